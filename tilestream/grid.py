@@ -1,0 +1,74 @@
+"""The tile grid: which squares of an image become tiles, and where they lie in level-0 pixels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.geometry import Size
+
+EDGE_TOLERANCE = 1e-6
+"""Level-0 pixels of float noise that a tile may reach over the image without hanging over it."""
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Squares of `tile` output pixels every `stride` output pixels, anchored at level-0 (0, 0).
+
+    Tile (row, col) has its top-left at level-0 `y = round(row * stride * scale)`, `x = round(col * stride * scale)`
+    and covers `tile * scale` level-0 pixels a side.
+    """
+
+    l0_size: Size
+    """The image, in level-0 pixels."""
+    tile: int
+    """Side of a tile, in output pixels."""
+    stride: int
+    """Step between tile origins, in output pixels."""
+    scale: float
+    """Level-0 pixels per output pixel."""
+    edge: Literal["pad", "drop"] = "pad"
+    """Whether tiles that hang over the image are kept (with white outside) or left out."""
+
+    def __post_init__(self) -> None:
+        if self.tile < 1 or self.stride < 1:
+            raise ValueError(f"TileGrid tile and stride must be >= 1 px, got {self.tile} and {self.stride}")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"TileGrid scale must be positive and finite, got {self.scale}")
+
+    @property
+    def rows(self) -> int:
+        """Number of tile rows that cover every pixel."""
+        return math.ceil(self.l0_size.height / (self.stride * self.scale))
+
+    @property
+    def cols(self) -> int:
+        """Number of tile columns that cover every pixel."""
+        return math.ceil(self.l0_size.width / (self.stride * self.scale))
+
+    @property
+    def l0_extent(self) -> float:
+        """Side of a tile in level-0 pixels."""
+        return self.tile * self.scale
+
+    def l0_origins(self, tile_index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Level-0 pixel of the tile edge for row (or column) indices; rounds half to even, as Python's `round`."""
+        return np.rint(tile_index * (self.stride * self.scale)).astype(np.int64)
+
+    def overhangs(self, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each tile reaches over the bottom or right border of the image."""
+        bottom = self.l0_origins(tile_row) + self.l0_extent > self.l0_size.height + EDGE_TOLERANCE
+        right = self.l0_origins(tile_col) + self.l0_extent > self.l0_size.width + EDGE_TOLERANCE
+        return bottom | right
+
+    def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(n,) rows and (n,) columns of all tiles that `edge` admits, row-major."""
+        tile_row, tile_col = (a.ravel() for a in np.indices((self.rows, self.cols), dtype=np.int64))
+        if self.edge == "drop":
+            inside = ~self.overhangs(tile_row, tile_col)
+            tile_row, tile_col = tile_row[inside], tile_col[inside]
+        return tile_row, tile_col

@@ -1,0 +1,1 @@
+"""Pixels and `SlideInfo` from an address."""

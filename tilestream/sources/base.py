@@ -1,0 +1,178 @@
+"""The contract of a source: what an image is (`SlideInfo`) and how its pixels are read (`Source`)."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.geometry import Level, Region, Size
+
+if TYPE_CHECKING:
+    import dask.array
+
+WHITE = 255
+"""Value of pixels outside an image or under alpha 0."""
+
+Pixels = NDArray[np.uint8]
+"""(height, width, 3) uint8 RGB, alpha already composited on white."""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """The choices that a file leaves open, from the `source` section of the config; None means "not chosen"."""
+
+    backend: str = "auto"
+    """auto | tiff | openslide | zarr."""
+    z: int | None = None
+    t: int | None = None
+    channels: tuple[int, ...] | None = None
+    """One (grey) or three (RGB) channel indices."""
+    window: tuple[float, float] | None = None
+    """Sample values that become 0 and 255, for samples of more than 8 bits."""
+    scene: int | None = None
+    mpp: float | None = None
+    """Resolution to take in place of the file's, µm/px."""
+
+
+@dataclass(frozen=True)
+class SegmentGrid:
+    """The regular grid of independently decodable pieces of a level: TIFF tiles or strips, Zarr chunks."""
+
+    height: int
+    """Rows of pixels in a piece."""
+    width: int
+    """Columns of pixels in a piece."""
+    rows: int
+    cols: int
+
+
+@dataclass(frozen=True)
+class SlideInfo:
+    """What a source says of an image without reading its pixels."""
+
+    address: str
+    """Path or URL as opened."""
+    backend: str
+    """Which backend reads it: tiff, openslide or zarr."""
+    reason: str
+    """Why this backend was chosen, in words for `inspect`."""
+    levels: tuple[Level, ...]
+    """Finest first; levels[0].downsample is 1."""
+    mpp: float | None
+    """µm per level-0 pixel; None when the file does not say."""
+    mpp_source: str
+    """Where mpp comes from: the file, the config, or "" when unknown."""
+    vendor: str = ""
+    """Format family, e.g. aperio, hamamatsu, generic-tiff, ome-zarr."""
+    compression: str = ""
+    """Codec of level 0, e.g. jpeg, deflate; "" when the backend does not tell."""
+    fingerprint: str = ""
+    """Digest that changes when the file's bytes do (sampled, not the whole file)."""
+    properties: dict[str, str] = field(default_factory=dict)
+    """Free facts for `inspect`: icc profile, bounds, axes, scenes."""
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise ValueError("SlideInfo needs at least one level")
+
+    @property
+    def size(self) -> Size:
+        """Size in level-0 pixels."""
+        return self.levels[0].size
+
+
+class Source(ABC):
+    """Pixels of one image. Safe to share between threads; opened anew in each process, never pickled.
+
+    A backend implements `_read`; a backend whose level is a regular grid of independent pieces also implements
+    `segment_grid` and `read_segment`, and is then read piece by piece, each decoded once.
+    """
+
+    info: SlideInfo
+
+    @abstractmethod
+    def _read(self, level: int, region: Region) -> Pixels:
+        """(height, width, 3) uint8 pixels of a region that lies inside the level. Raises ReadError."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release files and handles; reading afterwards is an error."""
+
+    def read_region(self, level: int, region: Region) -> Pixels:
+        """(height, width, 3) uint8 pixels of `region` in the pixels of `level`; white outside the image.
+
+        Raises
+        ------
+        ReadError
+            A part inside the image cannot be decoded.
+        """
+        out = np.full((region.height, region.width, 3), WHITE, np.uint8)
+        inside = region.clipped(self.info.levels[level].size)
+        if inside is not None:
+            y, x = inside.px_y - region.px_y, inside.px_x - region.px_x
+            out[y : y + inside.height, x : x + inside.width] = self._read(level, inside)
+        return out
+
+    def segment_grid(self, level: int) -> SegmentGrid | None:
+        """The grid of independently decodable pieces of `level`, or None where there is none."""
+        del level
+        return None
+
+    def read_segment(self, level: int, row: int, col: int) -> Pixels | None:
+        """(h, w, 3) uint8 pixels of one piece; edge pieces may be cropped or full; None where it is pure background.
+
+        The array may be a buffer of the calling thread that the next call on that thread overwrites. Raises ReadError.
+        """
+        raise AssertionError("read_segment needs a segment_grid")
+
+    def to_dask(self, level: int) -> dask.array.Array:
+        """(height, width, 3) uint8 `dask.array` of a level, in chunks that follow the file's own."""
+        import dask.array as da
+
+        size = self.info.levels[level].size
+        grid = self.segment_grid(level)
+        chunk = (_chunk_side(grid.height), _chunk_side(grid.width)) if grid else (2048, 2048)
+
+        def read_block(block_info: dict[object, dict[str, list[tuple[int, int]]]]) -> Pixels:
+            (y0, y1), (x0, x1), _ = block_info[None]["array-location"]
+            return self.read_region(level, Region(y0, x0, y1 - y0, x1 - x0))
+
+        chunks = da.core.normalize_chunks((*chunk, 3), (size.height, size.width, 3), dtype=np.uint8)
+        return da.map_blocks(read_block, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _chunk_side(segment: int) -> int:
+    """The multiple of a file tile's side that is nearest to 2048 px from below, at least one file tile."""
+    return segment * max(1, 2048 // segment)
+
+
+class ThreadBuffers(threading.local):
+    """One reusable uint8 buffer for each thread and shape, 8 bytes past a 32-byte boundary.
+
+    libjpeg-turbo's AVX2 path writes measurably faster to such an address than to a 32-byte-aligned one.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[int, ...], NDArray[np.uint8]] = {}
+
+    def get(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """The calling thread's buffer of `shape`; contents are whatever was left there."""
+        if shape not in self._buffers:
+            if len(self._buffers) >= 4:
+                self._buffers.clear()
+            raw = np.empty(int(np.prod(shape)) + 64, np.uint8)
+            offset = (8 - raw.ctypes.data) % 32
+            self._buffers[shape] = raw[offset : offset + int(np.prod(shape))].reshape(shape)
+        return self._buffers[shape]
