@@ -30,7 +30,7 @@ class ReadError(TilestreamError):
     exit_code = 3
 
 
-class Interrupted(TilestreamError):
+class InterruptedRunError(TilestreamError):
     """The run ended early with its work kept; the same command resumes it."""
 
     exit_code = 5

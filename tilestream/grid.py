@@ -57,7 +57,8 @@ class TileGrid:
 
     def l0_origins(self, tile_index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Level-0 pixel of the tile edge for row (or column) indices; rounds half to even, as Python's `round`."""
-        return np.rint(tile_index * (self.stride * self.scale)).astype(np.int64)
+        origins: NDArray[np.int64] = np.rint(tile_index * (self.stride * self.scale)).astype(np.int64)
+        return origins
 
     def overhangs(self, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each tile reaches over the bottom or right border of the image."""
@@ -67,7 +68,8 @@ class TileGrid:
 
     def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(n,) rows and (n,) columns of all tiles that `edge` admits, row-major."""
-        tile_row, tile_col = (a.ravel() for a in np.indices((self.rows, self.cols), dtype=np.int64))
+        tile_row = np.repeat(np.arange(self.rows, dtype=np.int64), self.cols)
+        tile_col = np.tile(np.arange(self.cols, dtype=np.int64), self.rows)
         if self.edge == "drop":
             inside = ~self.overhangs(tile_row, tile_col)
             tile_row, tile_col = tile_row[inside], tile_col[inside]

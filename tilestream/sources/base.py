@@ -144,7 +144,8 @@ class Source(ABC):
             return self.read_region(level, Region(y0, x0, y1 - y0, x1 - x0))
 
         chunks = da.core.normalize_chunks((*chunk, 3), (size.height, size.width, 3), dtype=np.uint8)
-        return da.map_blocks(read_block, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+        pixels: da.Array = da.map_blocks(read_block, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+        return pixels
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,83 @@
+"""A folder of objects, local or in an object store: whole objects in, whole objects out, nothing half-written visible."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
+
+from tilestream.errors import ConfigError
+
+
+class Folder:
+    """A local directory or an object-store prefix, addressed by `/`-separated keys.
+
+    Local objects are written beside their place, synced and renamed; object stores put whole objects by nature.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.local = None if "://" in address else Path(address)
+        self.store: Store = LocalStore(self.local) if self.local is not None else _remote_store(address)
+
+    def __truediv__(self, key: str) -> Folder:
+        """The folder below this one."""
+        return Folder(f"{self.address.rstrip('/')}/{key}")
+
+    def get(self, key: str) -> bytes | None:
+        """The bytes of an object, or None where there is none."""
+        buffer = sync(self.store.get(key, default_buffer_prototype()))
+        return None if buffer is None else bytes(buffer.to_bytes())
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whole; it survives a power cut once this returns."""
+        sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+        self.flush(key)
+
+    def flush(self, key: str) -> None:
+        """Make a local object and its name durable; object stores are durable when they answer."""
+        if self.local is not None:
+            for path in (self.local / key, (self.local / key).parent):
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object of this name."""
+        return bool(sync(self.store.exists(key)))
+
+    def delete(self, key: str) -> None:
+        """Remove an object; a missing one is no error."""
+        sync(self.store.delete(key))
+
+    def delete_all(self, prefix: str = "") -> None:
+        """Remove every object below `prefix`."""
+        sync(self.store.delete_dir(prefix))
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Names of the objects below `prefix`, sorted."""
+
+        async def collect() -> list[str]:
+            return [key async for key in self.store.list_prefix(prefix)]
+
+        return sorted(sync(collect()))
+
+
+def _remote_store(address: str) -> Store:
+    try:
+        from obstore.store import from_url
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"output: {address} needs the extra `s3`: pip install 'tilestream[s3]'.") from error
+    from zarr.storage import ObjectStore
+
+    options: dict[str, Any] = (
+        {"client_options": {"allow_http": True}} if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://") else {}
+    )
+    return ObjectStore(from_url(address, **options))

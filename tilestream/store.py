@@ -1,0 +1,252 @@
+"""The output of one slide: a Zarr v3 group that AnnData opens, written shard by shard, and its completion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from tilestream.errors import IncompleteError
+from tilestream.objects import Folder
+from tilestream.tables import ARRAY, CATEGORICAL, create_table, write_strings
+
+FORMAT = 1
+"""Version of this layout; a store of another version is refused."""
+
+STATUSES = ("ok", "padded", "decode_error", "timeout", "nonfinite")
+"""What became of a tile; its place here is the code in the store."""
+
+OK, PADDED, DECODE_ERROR, TIMEOUT, NONFINITE = range(5)
+
+TILES, SLIDE = "tables/tiles", "tables/slide"
+LEDGER, COMPLETE = ".tilestream/shards", ".tilestream/complete.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shapes of the arrays of one slide."""
+
+    tiles: int
+    """Rows of every per-tile array."""
+    dim: int
+    """Columns of X."""
+    shard_tiles: int
+    """Rows of one Zarr shard: the unit of work, of commit and of resume."""
+    dtype: str
+    """float16 or float32."""
+    context_dim: int = 0
+    """Columns of obsm/context; 0 where none is configured."""
+    tokens: int = 0
+    """Tokens of a tile that are stored; 0 where none are."""
+
+    @property
+    def shards(self) -> int:
+        """Number of shards, the last one possibly short."""
+        return -(-self.tiles // self.shard_tiles)
+
+    @property
+    def chunk_rows(self) -> int:
+        """The divisor of `shard_tiles` that is nearest to 256 rows."""
+        divisors = [k for k in range(1, self.shard_tiles + 1) if self.shard_tiles % k == 0]
+        return min(divisors, key=lambda k: (abs(k - 256), k))
+
+    def rows(self, shard: int) -> slice:
+        """The rows of a shard."""
+        return slice(shard * self.shard_tiles, min((shard + 1) * self.shard_tiles, self.tiles))
+
+    @property
+    def bytes(self) -> int:
+        """Uncompressed size of the embeddings and what is stored beside them, in bytes."""
+        item = np.dtype(self.dtype).itemsize
+        return self.tiles * ((self.dim + self.context_dim + self.tokens * self.dim) * item + 6 * 8 + 8)
+
+
+@dataclass(frozen=True)
+class TileColumns:
+    """What is known of the tiles before a pixel is read; (n,) each, n rows of the store."""
+
+    row: NDArray[np.int64]
+    col: NDArray[np.int64]
+    y: NDArray[np.int64]
+    """Level-0 px of the top-left."""
+    x: NDArray[np.int64]
+    tissue: NDArray[np.float32]
+    """Fraction of the tile that is tissue."""
+    l0_extent: float
+    """Side of a tile in level-0 px."""
+
+
+class SlideStore:
+    """One slide's group. Each object has one writer: the driver creates, a shard's task fills, the driver completes."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    # -- creation ---------------------------------------------------------------------------------------------------
+
+    def create(self, layout: Layout, columns: TileColumns, attributes: dict[str, Any], uns: dict[str, Any]) -> None:
+        """Write everything but the embeddings, and last the attributes that say so; an earlier attempt is replaced."""
+        self.folder.delete_all()
+        root = zarr.create_group(self.folder.store)
+        tables = root.create_group("tables")
+        tiles = create_table(tables, "tiles", layout.tiles, layout.dim, _obs(columns), uns)
+        _embedding_array(tiles, "X", layout, (layout.dim,))
+        status = tiles.require_group("obs").create_group("status", attributes=dict(CATEGORICAL))
+        status.create_array(
+            "codes", shape=(layout.tiles,), dtype="int8", fill_value=-1, attributes=ARRAY, config={"write_empty_chunks": True},
+            chunks=(layout.chunk_rows,), shards=(layout.shard_tiles,), dimension_names=["tile"],
+        )  # fmt: skip
+        write_strings(status, "categories", list(STATUSES))
+        if layout.context_dim:
+            _embedding_array(tiles.require_group("obsm"), "context", layout, (layout.context_dim,))
+        if layout.tokens:
+            _embedding_array(root, "tokens", layout, (layout.tokens, layout.dim))
+        root.attrs["tilestream"] = {"format": FORMAT, "layout": vars(layout), **attributes}
+
+    @property
+    def attributes(self) -> dict[str, Any] | None:
+        """What `create` wrote last, or None where it never finished."""
+        raw = self.folder.get("zarr.json")
+        found = json.loads(raw).get("attributes", {}).get("tilestream") if raw else None
+        return found if isinstance(found, dict) else None
+
+    @property
+    def layout(self) -> Layout:
+        """The shapes that the store was created with."""
+        attributes = self.attributes
+        if attributes is None:
+            raise IncompleteError(f"{self.folder.address} is not a tilestream store, or its creation was cut short. Run the command again.")
+        return Layout(**attributes["layout"])
+
+    # -- filling ----------------------------------------------------------------------------------------------------
+
+    def array(self, path: str) -> zarr.Array[Any]:
+        """One array of the group, for reading and for whole-shard writing."""
+        return zarr.open_array(self.folder.store, path=path, mode="r+").with_config({"write_empty_chunks": True})
+
+    def write_shard(self, shard: int, arrays: dict[str, NDArray[Any]], record: dict[str, Any], *, stage: str = "tiles") -> None:
+        """Write one shard of each array, then its entry in the ledger, which commits it.
+
+        Parameters
+        ----------
+        shard : int
+            Number of the shard.
+        arrays : dict
+            Rows of the shard by path in the group, e.g. `tables/tiles/X`.
+        record : dict
+            Counts and seconds, kept in the ledger.
+        stage : str
+            Which pass over the shards this is: tiles or context.
+        """
+        rows = self.layout.rows(shard)
+        objects = {}
+        for path, values in arrays.items():
+            array = self.array(path)
+            array[rows] = values
+            key = "/".join([path, "c", str(shard), *("0" for _ in array.shape[1:])])
+            self.folder.flush(key)
+            objects[key] = self._checksum(key)
+        entry = {"objects": objects, **record}
+        self.folder.put(f"{LEDGER}/{stage}-{shard:06d}.json", json.dumps(entry).encode())
+
+    def _checksum(self, key: str) -> str | None:
+        data = self.folder.get(key)
+        return None if data is None else hashlib.blake2b(data, digest_size=16).hexdigest()
+
+    def ledger(self, stage: str = "tiles") -> dict[int, dict[str, Any]]:
+        """Entries of the shards that are committed, by shard number."""
+        entries = {}
+        for key in self.folder.keys(LEDGER):
+            name = key.rsplit("/", 1)[-1]
+            if name.startswith(f"{stage}-") and (raw := self.folder.get(key)):
+                entries[int(name[len(stage) + 1 : -5])] = json.loads(raw)
+        return entries
+
+    def rows(self, path: str) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """The rows of an array, shard by shard."""
+        layout, array = self.layout, self.array(path)
+        for shard in range(layout.shards):
+            rows = layout.rows(shard)
+            yield rows, np.asarray(array[rows])
+
+    # -- completion -------------------------------------------------------------------------------------------------
+
+    def write_slide_vector(self, vector: NDArray[np.float32], slide_id: str) -> None:
+        """Write tables/slide: X (1, d) float32."""
+        tables = zarr.open_group(self.folder.store, path="tables", mode="r+")
+        if "slide" in tables:
+            del tables["slide"]
+        slide = create_table(tables, "slide", 1, len(vector), {}, {}, index=[slide_id])
+        slide.create_array("X", data=vector[None].astype(np.float32), chunks=(1, max(1, len(vector))), attributes=ARRAY)
+
+    def complete(self, summary: dict[str, Any]) -> None:
+        """Write the completion mark: the last object of a slide, with a digest over its shards' checksums."""
+        mark = {"digest": self._digest(), **summary}
+        self.folder.put(COMPLETE, json.dumps(mark, indent=1).encode())
+
+    @property
+    def completion(self) -> dict[str, Any] | None:
+        """The completion mark, or None for a slide that is not finished."""
+        raw = self.folder.get(COMPLETE)
+        return json.loads(raw) if raw else None
+
+    def reopen(self) -> None:
+        """Take the completion mark back, before anything below it changes."""
+        self.folder.delete(COMPLETE)
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for key in self.folder.keys(LEDGER):
+            raw = self.folder.get(key)
+            for name, checksum in sorted(json.loads(raw or b"{}").get("objects", {}).items()):
+                digest.update(f"{name}={checksum}\n".encode())
+        return digest.hexdigest()
+
+    def damage(self) -> list[str]:
+        """What is wrong with a finished slide, object by object; empty where all bytes are as they were written."""
+        mark = self.completion
+        if mark is None:
+            return ["not finished: the completion mark is missing"]
+        found = [] if mark["digest"] == self._digest() else ["the ledger does not match the completion mark"]
+        for stage in ("tiles", "context"):
+            for entry in self.ledger(stage).values():
+                for key, checksum in entry["objects"].items():
+                    seen = self._checksum(key)
+                    if seen != checksum:
+                        found.append(f"{key}: {'missing' if seen is None else 'bytes differ from what was written'}")
+        return found
+
+    def drop_damaged(self) -> int:
+        """Take back the ledger entries of shards whose objects are damaged; returns how many. The next run redoes them."""
+        dropped = 0
+        for stage in ("tiles", "context"):
+            for shard, entry in self.ledger(stage).items():
+                if any(self._checksum(key) != checksum for key, checksum in entry["objects"].items()):
+                    self.folder.delete(f"{LEDGER}/{stage}-{shard:06d}.json")
+                    dropped += 1
+        return dropped
+
+
+def _obs(columns: TileColumns) -> dict[str, NDArray[Any]]:
+    return {"row": columns.row, "col": columns.col, "y": columns.y, "x": columns.x, "tissue": columns.tissue, "spatial": _centres(columns)}
+
+
+def _centres(columns: TileColumns) -> NDArray[np.float64]:
+    """(n, 2) x, y of the tile centres in level-0 px: AnnData's order."""
+    half = columns.l0_extent / 2
+    return np.stack([columns.x + half, columns.y + half], axis=1).astype(np.float64)
+
+
+def _embedding_array(group: zarr.Group, name: str, layout: Layout, trailing: tuple[int, ...]) -> None:
+    """An array of one row a tile; unwritten rows read as NaN, never as zero."""
+    group.create_array(
+        name, shape=(layout.tiles, *trailing), dtype=layout.dtype, fill_value=np.nan, attributes=ARRAY, config={"write_empty_chunks": True},
+        chunks=(layout.chunk_rows, *trailing), shards=(layout.shard_tiles, *trailing),
+        dimension_names=["tile", *(["token"] if len(trailing) == 2 else []), "feature"],
+    )  # fmt: skip
