@@ -1,3 +1,8 @@
 """Stream tiles from images too large to hold, embed them, mix them with a windowed transformer, write Zarr."""
 
 __version__ = "0.1.0"
+
+from tilestream.opened import open_slide_store as open  # noqa: A004  # tilestream.open is the documented name
+from tilestream.run import run
+
+__all__ = ["__version__", "open", "run"]

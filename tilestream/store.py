@@ -90,7 +90,7 @@ class SlideStore:
 
     # -- creation ---------------------------------------------------------------------------------------------------
 
-    def create(self, layout: Layout, columns: TileColumns, attributes: dict[str, Any], uns: dict[str, Any]) -> None:
+    def create(self, layout: Layout, columns: TileColumns, attributes: dict[str, Any], *, uns: dict[str, Any], objects: dict[str, bytes]) -> None:
         """Write everything but the embeddings, and last the attributes that say so; an earlier attempt is replaced."""
         self.folder.delete_all()
         root = zarr.create_group(self.folder.store)
@@ -107,6 +107,8 @@ class SlideStore:
             _embedding_array(tiles.require_group("obsm"), "context", layout, (layout.context_dim,))
         if layout.tokens:
             _embedding_array(root, "tokens", layout, (layout.tokens, layout.dim))
+        for key, data in objects.items():
+            self.folder.put(key, data)
         root.attrs["tilestream"] = {"format": FORMAT, "layout": vars(layout), **attributes}
 
     @property

@@ -1,0 +1,292 @@
+"""A run from config to summary: slides are planned one after another while earlier ones are in work."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tilestream.config import Config
+from tilestream.engine import Engine, Outcome, open_engine, worker_count
+from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError
+from tilestream.finishing import THUMBNAIL, TISSUE, FinishReport, FinishTask, finish_slide, png_bytes, tokens_a_side
+from tilestream.lock import hold_lock
+from tilestream.objects import Folder
+from tilestream.plan import EncoderFacts, Projection, SlidePlan, check_encoder, check_memory, make_layout, make_slide_plan, project_memory, source_options
+from tilestream.recipe import check_recipe, check_source, make_recipe
+from tilestream.slides import SlideRef, list_slides
+from tilestream.sources import open_source
+from tilestream.stages import ShardReport, ShardTask, WorkerSettings, describe_encoder, embed_shard
+from tilestream.store import SlideStore
+from tilestream.summary import SlideResult, Summary
+
+TILE_ERRORS = 1000
+"""Tile errors kept for a slide in the summary."""
+
+
+class Reporter:
+    """Hears what a run does; the command line draws it. Every method may be left as it is."""
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        """Say something: level is info, warning or error."""
+
+    def started(self, slides: int, facts: EncoderFacts, workers: int) -> None:
+        """Hear that the encoder stands and slides follow."""
+
+    def planned(self, plan: SlidePlan, projection: Projection, remaining: int) -> None:
+        """Hear that a slide was planned, with `remaining` tiles still to embed."""
+
+    def shard_done(self, report: ShardReport) -> None:
+        """Hear that a shard is in the store."""
+
+    def slide_done(self, result: SlideResult) -> None:
+        """Hear that a slide ended, in whichever way."""
+
+
+@dataclass
+class _SlideRun:
+    """A slide in work."""
+
+    plan: SlidePlan
+    store: SlideStore
+    result: SlideResult
+    open_shards: set[int]
+    finish: FinishTask
+    given_up: bool = False
+    in_flight: int = 0
+
+
+@dataclass
+class _Job:
+    """A task and where its outcome belongs."""
+
+    slide: _SlideRun
+    function: Any
+    task: Any
+    key: str = field(default="")
+
+
+def worker_settings(config: Config) -> WorkerSettings:
+    """How workers are set up: with `auto`, cores are shared out between the workers of this machine."""
+    compute = config.compute
+    local = compute.scheduler.kind in ("inline", "local")
+    cores = max(1, len(os.sched_getaffinity(0)) // (worker_count(compute) if compute.scheduler.kind == "local" else 1))
+    return WorkerSettings(
+        encoder=config.encoder.name,
+        weights=config.encoder.weights,
+        args=json.dumps(dict(config.encoder.args), sort_keys=True),
+        precision=config.encoder.precision,
+        device=compute.device,
+        tile=config.tiles.size,
+        batch=32 if compute.batch_size == "auto" else compute.batch_size,
+        threads=cores if compute.threads == "auto" else compute.threads,
+        compute_threads=cores if local else None,
+    )
+
+
+class Run:
+    """One run over the slides of a config; `execute` does it."""
+
+    def __init__(self, config: Config, *, restart: bool, shard: tuple[int, int] | None, reporter: Reporter) -> None:
+        self.config, self.restart, self.shard, self.reporter = config, restart, shard, reporter
+        self.output = Folder(config.output.path)
+        refs = list_slides(config.slides)
+        self.refs = refs if shard is None else refs[shard[0] :: shard[1]]
+        self.name = "run" if shard is None else f"run-{shard[0]}-of-{shard[1]}"
+        self.results = {ref.id: SlideResult(ref.id, ref.address) for ref in self.refs}
+        self.summary = Summary(config.output.path, config.model_dump(mode="json"), list(self.results.values()))
+        self.settings = worker_settings(config)
+
+    def execute(self) -> Summary:
+        """Do it, and leave `run.json` however it ends."""
+        start = time.perf_counter()
+        with hold_lock(self.output, self.name):
+            try:
+                with open_engine(self.config.compute) as engine:
+                    self._prepare(engine)
+                    self._drive(engine)
+            finally:
+                self.summary.seconds = time.perf_counter() - start
+                for result in self.results.values():
+                    if result.status == "planned":
+                        result.status = "unfinished"
+                self.output.put(f"{self.name}.json", self.summary.to_json().encode())
+        return self.summary
+
+    def _prepare(self, engine: Engine) -> None:
+        """Learn the encoder, and refuse what no slide can mend."""
+        self.facts: EncoderFacts = engine.call(describe_encoder, self.settings)
+        check_encoder(self.facts, self.config)
+        self.recipe = make_recipe(self.config, self.facts)
+        self.summary.encoder = vars(self.facts) | {}
+        if not self.restart:
+            for ref in self.refs:
+                check_recipe(self._store(ref), self.recipe, ref.id)
+        for part in untrained_parts(self.config, self.facts):
+            self.reporter.message(f"{part} has random, untrained weights: its output shows that the line works and means nothing else.", level="warning")
+        self.reporter.started(len(self.refs), self.facts, engine.workers)
+
+    def _store(self, ref: SlideRef) -> SlideStore:
+        return SlideStore(self.output / f"{ref.id}.zarr")
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def _drive(self, engine: Engine) -> None:
+        """Keep `engine.capacity` tasks in flight until no slide is left; follow-up tasks go before new slides."""
+        planned = self._plan_slides()
+        follow_up: deque[_Job] = deque()
+        in_flight = 0
+        exhausted = False
+        first = time.perf_counter()
+        while True:
+            while in_flight < engine.capacity and not (exhausted and not follow_up):
+                job = follow_up.popleft() if follow_up else next(planned, None)
+                if job is None:
+                    exhausted = True
+                elif job.function is None:
+                    follow_up.append(self._finish_job(job.slide))
+                elif not job.slide.given_up:
+                    job.slide.in_flight += 1
+                    engine.submit(job.function, job.task, job)
+                    in_flight += 1
+            if in_flight == 0:
+                break
+            done, outcome = engine.wait_next()
+            in_flight -= 1
+            done.slide.in_flight -= 1
+            next_job = self._receive(done, outcome)
+            self.summary.embed_seconds = time.perf_counter() - first
+            if next_job is not None:
+                follow_up.append(next_job)
+
+    def _receive(self, job: _Job, outcome: Outcome) -> _Job | None:
+        """Book an outcome; the job that finishes the slide where this was its last shard."""
+        slide, result = job.slide, job.slide.result
+        if outcome.error is not None:
+            self._give_up(slide, outcome.error)
+            return None
+        report = outcome.value
+        self.summary.peak_bytes = max(self.summary.peak_bytes, report.peak_bytes)
+        for stage, seconds in report.seconds.items():
+            result.seconds[stage] = result.seconds.get(stage, 0.0) + seconds
+        if isinstance(report, FinishReport):
+            slide.store.complete({"tiles": result.tiles, "counts": result.counts})
+            result.status = "done"
+            self.reporter.slide_done(result)
+            return None
+        for status, count in report.counts.items():
+            result.counts[status] = result.counts.get(status, 0) + count
+        result.tile_errors |= dict(list(report.errors.items())[: TILE_ERRORS - len(result.tile_errors)])
+        self.summary.new_tiles += sum(report.counts.values())
+        slide.open_shards.discard(report.shard)
+        self.reporter.shard_done(report)
+        return self._finish_job(slide) if not slide.open_shards and not slide.given_up else None
+
+    def _finish_job(self, slide: _SlideRun) -> _Job:
+        return _Job(slide, finish_slide, slide.finish)
+
+    def _give_up(self, slide: _SlideRun, error: TilestreamError) -> None:
+        if isinstance(error, ConfigError | InterruptedRunError | OutputError):
+            raise error
+        slide.given_up = True
+        if slide.result.status != "refused":
+            self._refuse(slide.result, error)
+
+    def _refuse(self, result: SlideResult, error: TilestreamError) -> None:
+        """One slide cannot be done: the others go on, unless the config says otherwise."""
+        result.status, result.error = "refused", str(error)
+        self.reporter.slide_done(result)
+        if self.config.on_error.slide == "fail":
+            raise error
+
+    # -- planning ---------------------------------------------------------------------------------------------------
+
+    def _plan_slides(self) -> Iterator[_Job]:
+        """Jobs of all slides, each planned when its turn comes. A job without a function only finishes its slide."""
+        for ref in self.refs:
+            result = self.results[ref.id]
+            try:
+                slide = self._plan_slide(ref, result)
+            except InputError as error:
+                self._refuse(result, error)
+                continue
+            if slide is None:
+                continue
+            open_shards = sorted(slide.open_shards)
+            for shard in open_shards:
+                yield _Job(slide, embed_shard, self._shard_task(slide, shard))
+            if not open_shards:
+                yield _Job(slide, None, None)
+
+    def _plan_slide(self, ref: SlideRef, result: SlideResult) -> _SlideRun | None:
+        """Open, plan and check a slide, and make its store ready; None where it is finished already."""
+        store = self._store(ref)
+        with open_source(ref.address, source_options(self.config, ref)) as source:
+            if not self.restart:
+                check_source(store, source.info.fingerprint, source.info.mpp, ref.id)
+                if (mark := store.completion) is not None:
+                    result.status, result.tiles, result.counts = "already done", mark["tiles"], mark["counts"]
+                    self.reporter.slide_done(result)
+                    return None
+            plan = make_slide_plan(ref, source, self.config, self.facts)
+        layout = make_layout(plan.tiles, self.config, self.facts)
+        if self.config.context is not None:
+            tokens_a_side(layout.tokens, plan.grid)
+        projection = project_memory(plan, layout, self.config, self.facts)
+        check_memory(projection, self.config, plan)
+        self.summary.projected_bytes = max(self.summary.projected_bytes, projection.total)
+        if self.restart or store.attributes is None:
+            self._create(store, plan)
+        committed = store.ledger()
+        for entry in committed.values():
+            for status, count in entry["counts"].items():
+                result.counts[status] = result.counts.get(status, 0) + count
+        result.tiles, result.candidates = plan.tiles, plan.candidates
+        if plan.tiles == 0:
+            result.note = "no tissue found"
+        remaining = set(range(layout.shards)) - set(committed)
+        self.reporter.planned(plan, projection, sum(len(plan.tile_row[layout.rows(k)]) for k in remaining))
+        return _SlideRun(plan, store, result, remaining, self._finish_task(plan, store))
+
+    def _create(self, store: SlideStore, plan: SlidePlan) -> None:
+        info = plan.info
+        source = {"address": plan.ref.address, "backend": info.backend, "fingerprint": info.fingerprint, "mpp": info.mpp, "mpp_source": info.mpp_source,
+                  "height": info.size.height, "width": info.size.width, "level": plan.spec.level, "downsample": plan.spec.downsample,
+                  "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(info.warnings)}  # fmt: skip
+        uns: dict[str, Any] = {"spatial_unit": "px of level 0", "slide": plan.ref.id}
+        if info.mpp is not None:
+            uns["mpp"] = float(info.mpp)
+        pictures = {THUMBNAIL: png_bytes(plan.thumbnail.pixels), TISSUE: png_bytes(plan.mask)}
+        layout = make_layout(plan.tiles, self.config, self.facts)
+        store.create(layout, plan.columns, {"recipe": self.recipe, "source": source}, uns=uns, objects=pictures)
+
+    def _shard_task(self, slide: _SlideRun, shard: int) -> ShardTask:
+        plan, rows = slide.plan, make_layout(slide.plan.tiles, self.config, self.facts).rows(shard)
+        y, x = plan.grid.l0_origins(plan.tile_row[rows]), plan.grid.l0_origins(plan.tile_col[rows])
+        return ShardTask(
+            slide=plan.ref.id, address=plan.ref.address, options=source_options(self.config, plan.ref), fingerprint=plan.info.fingerprint,
+            spec=plan.spec, l0_y=y, l0_x=x, padded=plan.grid.overhangs(plan.tile_row[rows], plan.tile_col[rows]), shard=shard,
+            store=slide.store.folder.address, settings=self.settings, fail_tiles=self.config.on_error.tile == "fail",
+        )  # fmt: skip
+
+    def _finish_task(self, plan: SlidePlan, store: SlideStore) -> FinishTask:
+        mpp = "no scale" if plan.info.mpp is None else f"{plan.info.mpp * plan.grid.scale:.3g} µm/px"
+        return FinishTask(
+            slide=plan.ref.id, store=store.folder.address, grid=plan.grid, tile_row=plan.tile_row, tile_col=plan.tile_col, stride_um=plan.stride_um,
+            context=self.config.context, pool=self.config.pool, device=self.config.compute.device, save_slide="slide" in self.config.output.save,
+            title=f"{plan.ref.id}: {plan.info.size.width} x {plan.info.size.height} px, tiles of {plan.grid.tile} px at {mpp}, {self.facts.name}",
+        )  # fmt: skip
+
+
+def untrained_parts(config: Config, facts: EncoderFacts) -> list[str]:
+    """The parts of the line whose weights are random."""
+    parts = [f"encoder {facts.name}"] if facts.untrained else []
+    if config.context is not None and config.context.weights is None:
+        parts.append("context")
+    if config.pool.name == "gated_attention" and config.pool.weights is None:
+        parts.append("pool gated_attention")
+    return parts

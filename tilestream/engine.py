@@ -1,0 +1,188 @@
+"""Where tasks run: in this process, in worker processes of this machine, or on a cluster. One interface, bounded work in flight."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import queue
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+from tilestream.config import Compute, SchedulerSpec
+from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError
+from tilestream.plan import LANES
+from tilestream.stages import STOP
+
+RETRIES = 2
+"""Times that a task is tried again after an error that is not ours, such as a worker that died."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: with a value, or with an error meant for the user."""
+
+    value: Any = None
+    error: TilestreamError | None = None
+
+
+def run_task(function: Callable[[Any], Any], task: Any) -> Outcome:
+    """Run a task; our own errors become values, so that no scheduler retries what cannot succeed."""
+    try:
+        return Outcome(value=function(task))
+    except TilestreamError as error:
+        return Outcome(error=error)
+
+
+class Engine(ABC):
+    """Runs `function(task)` for picklable tasks. `capacity` tasks in flight keep every worker busy; more only cost memory."""
+
+    capacity: int
+    workers: int
+
+    @abstractmethod
+    def submit(self, function: Callable[[Any], Any], task: Any, key: Any) -> None:
+        """Start a task; `key` comes back with its outcome."""
+
+    @abstractmethod
+    def wait_next(self) -> tuple[Any, Outcome]:
+        """Key and outcome of the next task to end, in order of completion."""
+
+    @abstractmethod
+    def call(self, function: Callable[[Any], Any], task: Any) -> Any:
+        """Run one task on one worker and return its value, raising its error."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what was started here; tasks still running are abandoned."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class InlineEngine(Engine):
+    """Tasks in threads of this process, one lane computing while the next one reads."""
+
+    def __init__(self) -> None:
+        STOP.clear()
+        self.workers = 1
+        self.capacity = LANES
+        self._pool = ThreadPoolExecutor(LANES, thread_name_prefix="lane")
+        self._done: queue.SimpleQueue[tuple[Any, Future[Outcome]]] = queue.SimpleQueue()
+
+    def submit(self, function: Callable[[Any], Any], task: Any, key: Any) -> None:
+        future = self._pool.submit(run_task, function, task)
+        future.add_done_callback(lambda done: self._done.put((key, done)))
+
+    def wait_next(self) -> tuple[Any, Outcome]:
+        key, future = self._done.get()
+        return key, future.result()
+
+    def call(self, function: Callable[[Any], Any], task: Any) -> Any:
+        return function(task)
+
+    def close(self) -> None:
+        STOP.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        STOP.clear()
+
+
+class DaskEngine(Engine):
+    """Tasks on a `distributed` cluster, ours or one that was running already."""
+
+    def __init__(self, spec: SchedulerSpec, workers: int, lanes_memory: int = 0) -> None:
+        import distributed
+
+        del lanes_memory
+        self._cluster: Any = None
+        if spec.kind == "address":
+            self._client = distributed.Client(spec.address, set_as_default=False)
+        elif spec.kind == "file":
+            self._client = distributed.Client(scheduler_file=spec.path, set_as_default=False)
+        else:
+            self._cluster = _start_cluster(spec, workers)
+            self._client = distributed.Client(self._cluster, set_as_default=False)
+        self._client.wait_for_workers(1, timeout=300)
+        self.workers = max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
+        self.capacity = self.workers * (LANES + 1)
+        self._done = distributed.as_completed(loop=self._client.loop)
+        self._keys: dict[str, Any] = {}
+        self._run = os.urandom(4).hex()
+        self._count = 0
+
+    def submit(self, function: Callable[[Any], Any], task: Any, key: Any) -> None:
+        self._count += 1
+        name = f"{function.__name__}-{self._run}-{self._count}"
+        future = self._client.submit(run_task, function, task, key=name, retries=RETRIES, pure=False)
+        self._keys[name] = key
+        self._done.add(future)
+
+    def wait_next(self) -> tuple[Any, Outcome]:
+        future = next(self._done)
+        key = self._keys.pop(future.key)
+        if future.status == "error":
+            error = future.exception()
+            return key, Outcome(error=InterruptedRunError(f"a worker failed {RETRIES + 1} times: {type(error).__name__}: {error}"))
+        if future.status == "cancelled":
+            return key, Outcome(error=InterruptedRunError("the scheduler was lost"))
+        return key, future.result()
+
+    def call(self, function: Callable[[Any], Any], task: Any) -> Any:
+        outcome = self._client.submit(run_task, function, task, pure=False).result()
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.value
+
+    def close(self) -> None:
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+
+def open_engine(compute: Compute) -> Engine:
+    """The engine that `compute.scheduler` asks for.
+
+    Raises
+    ------
+    ConfigError
+        The cluster cannot be reached or its class cannot be imported.
+    """
+    spec = compute.scheduler
+    if spec.kind == "inline":
+        return InlineEngine()
+    workers = worker_count(compute)
+    try:
+        return DaskEngine(spec, workers)
+    except (OSError, TimeoutError) as error:
+        where = spec.address or spec.path or spec.cls
+        raise ConfigError(f"compute.scheduler: no cluster answers at {where}: {error}. Start one, or set it to local.") from error
+
+
+def worker_count(compute: Compute) -> int:
+    """Workers that we start: as said, else one a GPU, else one."""
+    if compute.workers != "auto":
+        return int(compute.workers)
+    import torch
+
+    return max(1, torch.cuda.device_count()) if compute.device in ("auto", "cuda") and torch.cuda.is_available() else 1
+
+
+def _start_cluster(spec: SchedulerSpec, workers: int) -> Any:
+    import distributed
+
+    if spec.kind == "local":
+        # The nanny's own memory limit is off: the plan refuses what does not fit, and a kill would only repeat the shard.
+        return distributed.LocalCluster(n_workers=workers, threads_per_worker=LANES, processes=True, memory_limit=None, dashboard_address=None)
+    module, _, name = (spec.cls or "").rpartition(".")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"compute.scheduler.class: {spec.cls} cannot be imported: {error}.") from error
+    cluster = factory(**spec.args)
+    cluster.scale(workers)
+    return cluster

@@ -1,0 +1,216 @@
+"""A transformer over the tokens of a whole image, in which tokens of one window attend to each other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import skip_init
+
+from tilestream.errors import ConfigError
+from tilestream.models.patch_embed import freeze, seeded_init
+from tilestream.models.positions import Learned2D, RoPE2D, position_unit, sincos_2d, token_positions
+from tilestream.models.vit import Mlp
+from tilestream.models.windows import pack_windows, window_partition, window_unpartition
+
+POSITIONS = ("sincos", "learned", "rope", "none")
+
+
+class WindowAttention(nn.Module):
+    """Self-attention among the tokens of one window; absent tokens are masked as keys."""
+
+    def __init__(self, dim: int, heads: int, rope: RoPE2D | None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.rope = rope
+        self.qkv: nn.Linear = skip_init(nn.Linear, dim, 3 * dim)
+        self.proj: nn.Linear = skip_init(nn.Linear, dim, dim)
+
+    def forward(self, windows: Tensor, mask: Tensor) -> Tensor:
+        """(w, window * window, dim) with mask (w, window * window) bool, True where there is a token, to (w, window * window, dim)."""
+        qkv = self.qkv(windows).unflatten(-1, (3, self.heads, -1))  # (w, window * window, 3, heads, dim / heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (w, heads, window * window, dim / heads)
+        if self.rope is not None:
+            q, k = self.rope(q), self.rope(k)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class WindowBlock(nn.Module):
+    """Norm, window attention, norm, MLP, each half added to what came in; norms and MLP see one token at a time."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, rope: RoPE2D | None) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = WindowAttention(dim, heads, rope)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, hidden)
+
+    def forward(self, windows: Tensor, mask: Tensor) -> Tensor:
+        """(w, window * window, dim) with mask (w, window * window) bool to (w, window * window, dim); absent cells hold anything."""
+        windows = windows + self.attn(self.norm1(windows), mask)
+        out: Tensor = windows + self.mlp(self.norm2(windows))
+        return out
+
+
+class ContextTransformer(nn.Module):
+    """Windowed transformer on the absolute token grid; odd layers shift windows by half (Swin, Liu et al. 2021, arXiv:2103.14030).
+
+    `forward` takes the whole grid and is what every streamed schedule must equal. It is `encode`, `mix` for each layer, `finish`;
+    a schedule calls these on the tokens that it holds. The state dict holds `blocks.N.{norm1, attn.qkv, attn.proj, norm2, mlp.fc1,
+    mlp.fc2}`, `norm`, and with learned positions `table.table`.
+
+    Order: tokens come back in the order given; no result depends on it.
+
+    Memory bound: activations of `chunk_windows` windows, beside the tokens in and out. Chunks have one shape always, so a token's
+    result does not depend on which other windows are computed with it (bit for bit in float32 on a CPU).
+
+    Parameters
+    ----------
+    dim : int
+        Channels of a token.
+    depth : int
+        Number of layers.
+    heads : int
+        Attention heads; must divide `dim`.
+    window : int
+        Side of a window, tokens.
+    shift : bool
+        Whether odd layers shift windows by `window // 2`; without, windows never exchange anything.
+    position : str
+        `sincos`: absolute, in µm where mpp is known, added at the input. `learned`: a table over the window, added at the input.
+        `rope`: inside windows, in each layer. `none`.
+    seed : int
+        Of the random weights.
+    mlp_ratio : float
+        Hidden channels of the MLP for each channel of a token.
+
+    Raises
+    ------
+    ConfigError
+        Naming `context.heads`, `context.window`, `context.depth` or `context.position`.
+    """
+
+    chunk_windows: int = 64
+    """Windows computed at once; 64 windows of 8 x 8 fill a CPU core's matrix product, and a band of 224 px tiles has about as many."""
+
+    def __init__(  # noqa: PLR0913
+        self,
+        dim: int,
+        depth: int = 4,
+        heads: int = 6,
+        window: int = 8,
+        shift: bool = True,  # noqa: FBT001, FBT002
+        position: str = "sincos",
+        seed: int = 0,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        _check_shape(dim, depth, heads, window)
+        _check_position(dim, heads, position)
+        self.dim = dim
+        self.window = window
+        self.shift = shift
+        self.position = position
+        rope = RoPE2D(window, dim // heads) if position == "rope" else None
+        self.table = Learned2D(window, dim) if position == "learned" else None
+        self.blocks = nn.ModuleList([WindowBlock(dim, heads, int(dim * mlp_ratio), rope) for _ in range(depth)])
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        seeded_init(self, seed)
+        freeze(self)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.blocks)
+
+    @property
+    def halo(self) -> int:
+        """Tokens on each side that the result in a rectangle of whole, unshifted windows depends on.
+
+        A pair of layers, one of them shifted, reaches one window further; the halo is tight where all tokens are there.
+        """
+        return self.window * (self.depth // 2) if self.shift and self.window > 1 else 0
+
+    def layer_shift(self, layer: int) -> int:
+        """Tokens by which the windows of a layer begin before multiples of the window."""
+        return self.window // 2 if self.shift and layer % 2 else 0
+
+    def forward(self, tokens: Tensor, tok_row: Tensor, tok_col: Tensor, stride_um: float | None = None) -> Tensor:
+        """Mix the tokens of a whole grid.
+
+        Parameters
+        ----------
+        tokens : (n, dim) floating point
+            Finite; tokens of failed tiles are left out, not given as NaN or 0.
+        tok_row, tok_col : (n,) int64
+            Absolute grid indices; no two tokens share a place.
+        stride_um : float or None
+            Step of the grid in µm; None where mpp is unknown.
+
+        Returns
+        -------
+        mixed : (n, dim)
+            In the weights' dtype, on the tokens' device.
+        """
+        tokens = self.encode(tokens, tok_row, tok_col, stride_um)
+        for layer in range(self.depth):
+            tokens = self.mix(layer, tokens, tok_row, tok_col)
+        return self.finish(tokens)
+
+    def encode(self, tokens: Tensor, tok_row: Tensor, tok_col: Tensor, stride_um: float | None) -> Tensor:
+        """Add positions to (n, dim) tokens where they are added at the input; each token depends on itself alone."""
+        tokens = tokens.to(self.norm.weight.dtype)
+        if self.table is not None:
+            return tokens + self.table(tok_row, tok_col)
+        if self.position != "sincos":
+            return tokens
+        y, x = token_positions(tok_row, tok_col, 1.0, stride_um)  # the stride is the pixel here
+        place = sincos_2d(y, x, self.dim, unit=position_unit(stride_um), dtype=tokens.dtype)
+        return tokens + place.to(tokens.device)
+
+    def mix(self, layer: int, tokens: Tensor, tok_row: Tensor, tok_col: Tensor) -> Tensor:
+        """Apply one layer to (n, dim) tokens; right for each token whose window in this layer is complete."""
+        packed = pack_windows(tok_row, tok_col, self.window, self.layer_shift(layer)).to(tokens.device)
+        mixed = torch.empty_like(tokens)
+        for cells in packed.split(self.chunk_windows):
+            windows, mask = self._chunk(tokens, cells)
+            window_unpartition(self.blocks[layer](windows, mask)[: len(cells)], cells, mixed)
+        return mixed
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """Apply the last norm to (n, dim) tokens, each alone."""
+        out: Tensor = self.norm(tokens)
+        return out
+
+    def _chunk(self, tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows (chunk_windows, window * window, dim) and mask (chunk_windows, window * window) of at most that many windows' cells.
+
+        Windows that fill up the chunk hold zeros and attend to themselves: with every key masked they would be NaN.
+        """
+        spare = self.chunk_windows - len(cells)
+        windows = F.pad(window_partition(tokens, cells), (0, 0, 0, 0, 0, spare))
+        mask = F.pad(cells >= 0, (0, 0, 0, spare), value=True)
+        return windows, mask
+
+
+def _check_shape(dim: int, depth: int, heads: int, window: int) -> None:
+    for key, value in (("depth", depth), ("heads", heads), ("window", window)):
+        if value < 1:
+            raise ConfigError(f"context.{key}: {value}, but it must be 1 or more.")
+    if dim % heads:
+        fits = [h for h in range(1, dim + 1) if dim % h == 0 and h <= 2 * heads]
+        raise ConfigError(f"context.heads: {heads} does not divide the encoder's {dim} features. Set it to one of {fits}.")
+
+
+def _check_position(dim: int, heads: int, position: str) -> None:
+    if position not in POSITIONS:
+        raise ConfigError(f"context.position: {position!r}, but it must be one of {', '.join(POSITIONS)}.")
+    if position == "sincos" and dim % 4:
+        raise ConfigError(f"context.position: sincos needs features in multiples of 4, the encoder has {dim}. Set it to learned or none.")
+    if position == "rope" and dim // heads % 4:
+        raise ConfigError(
+            f"context.heads: rope needs features per head in multiples of 4, {dim} features in {heads} heads are {dim // heads}. "
+            "Set other heads, or context.position to sincos, learned or none."
+        )

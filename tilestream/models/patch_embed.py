@@ -1,0 +1,148 @@
+"""Pixels to patch tokens: normalising, cutting into patches, and an encoder that is one linear layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import skip_init
+
+from tilestream.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of ImageNet's red, green and blue, of 1."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of ImageNet's red, green and blue, of 1."""
+
+_WHITE = 255
+
+
+def normalise_pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+    """Scale pixels to [0, 1] and normalise each channel by fixed numbers, never by the tile's own.
+
+    Parameters
+    ----------
+    images : (n, c, height, width) uint8
+    mean, std : c floats
+        Of pixels in [0, 1].
+    dtype : torch.dtype
+        Of the result; arithmetic is float32.
+
+    Returns
+    -------
+    normalised : (n, c, height, width) dtype
+        On the images' device.
+
+    Raises
+    ------
+    TypeError
+        Where the pixels are not uint8: floats of unknown range would be normalised wrongly without a word.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"Encoders take uint8 pixels, got {images.dtype}")
+    factors = [1 / (255 * s) for s in std]
+    offsets = [-m / s for m, s in zip(mean, std, strict=True)]
+    # Factors stay Python numbers: as buffers they would be rounded with the weights, as fresh tensors each batch would wait for a copy.
+    if len(set(factors)) == 1 and len(set(offsets)) == 1:
+        return images.float().mul_(factors[0]).add_(offsets[0]).to(dtype)
+    channels = [images[:, c].float().mul_(f).add_(o).to(dtype) for c, (f, o) in enumerate(zip(factors, offsets, strict=True))]
+    return torch.stack(channels, dim=1)
+
+
+def unfold_patches(images: Tensor, patch: int) -> Tensor:
+    """Cut (n, c, height, width) into (n, rows * cols, c * patch * patch), row-major; sides must be multiples of `patch`."""
+    n, c, height, width = images.shape
+    rows, cols = height // patch, width // patch
+    assert (rows * patch, cols * patch) == (height, width), "pad first: patches that do not fit would be dropped"
+    cells = images.reshape(n, c, rows, patch, cols, patch)
+    return cells.permute(0, 2, 4, 1, 3, 5).reshape(n, rows * cols, c * patch * patch)
+
+
+def pad_to_patches(images: Tensor, patch: int) -> Tensor:
+    """Grow (n, c, height, width) uint8 with white at the bottom and right until both sides are multiples of `patch`."""
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, -width % patch, 0, -height % patch), value=_WHITE)
+
+
+def seeded_init(module: nn.Module, seed: int, std: float | None = None) -> None:
+    """Fill every parameter from a generator of its own; the global random state is neither read nor changed.
+
+    Weights of linear layers and convolutions are truncated normal, their biases 0; norms are left as built (1 and 0), as is layer
+    scale; other parameters (tokens, tables) are truncated normal with 0.02.
+
+    Parameters
+    ----------
+    module : nn.Module
+        On the CPU. Parameters are filled in the order of `module.modules()`.
+    seed : int
+        Of the generator.
+    std : float, optional
+        Of linear weights; by default 1 / sqrt(inputs), which keeps the scale of activations.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            spread = std if std is not None else 1 / math.sqrt(part.weight[0].numel())
+            _fill_normal(part.weight, spread, generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif not isinstance(part, nn.LayerNorm) and not getattr(part, "keeps_init", False):
+            for parameter in part.parameters(recurse=False):
+                _fill_normal(parameter, 0.02, generator)
+
+
+def _fill_normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
+    nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
+
+
+def freeze(module: nn.Module) -> None:
+    """Put a module into inference: dropout off, no gradients."""
+    module.eval().requires_grad_(requires_grad=False)
+
+
+class PatchEmbed(nn.Module):
+    """Encoder `patch_embed`: each patch of a tile becomes one token by a single linear layer.
+
+    Pixels are normalised with ImageNet's mean and standard deviation. A tile whose side is not a multiple of the patch is padded
+    with white, and the patches at its edge are kept. The state dict holds `proj.weight`, (dim, 3 * patch * patch), and `proj.bias`.
+
+    Parameters
+    ----------
+    dim : int
+        Channels of a token.
+    patch : int
+        Side of a patch, px.
+    seed : int
+        Of the random projection.
+
+    Raises
+    ------
+    ConfigError
+        Where `dim` or `patch` is not a positive integer.
+    """
+
+    tile_size = None
+    mpp = None
+
+    def __init__(self, dim: int = 192, patch: int = 16, seed: int = 0) -> None:
+        super().__init__()
+        for key, value in (("dim", dim), ("patch", patch)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"encoder.args.{key}: {value!r}, but it must be an integer of 1 or more.")
+        self.dim = dim
+        self.patch = patch
+        self.proj: nn.Linear = skip_init(nn.Linear, 3 * patch * patch, dim)
+        seeded_init(self, seed)
+        freeze(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, height, width) uint8 to (n, rows * cols, dim), row-major, in the weights' dtype.
+
+        There are `ceil(height / patch)` rows and `ceil(width / patch)` columns.
+        """
+        padded = pad_to_patches(images, self.patch)
+        pixels = normalise_pixels(padded, IMAGENET_MEAN, IMAGENET_STD, self.proj.weight.dtype)
+        tokens: Tensor = self.proj(unfold_patches(pixels, self.patch))
+        return tokens

@@ -1,0 +1,241 @@
+"""Slide vectors as associative states: any split of the tiles, merged in any grouping, gives the vector of all of them.
+
+A pool turns tile vectors into a state, merges two states, and turns a state into a vector. Sums are float64. The state of no tiles is
+the identity of the merge, and its vector is NaN: nothing is not zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from tilestream.errors import ConfigError
+from tilestream.models.patch_embed import freeze, seeded_init
+
+POOLS = ("mean", "max", "gated_attention")
+
+_GATE_KEYS = frozenset(f"attention_{name}.{kind}" for name in "vuw" for kind in ("weight", "bias"))
+
+
+@dataclass(frozen=True)
+class PoolState:
+    """What a pool knows of some tiles; float64 on the device of the tiles. Which fields mean what is the pool's own affair."""
+
+    vector: Tensor
+    """(d,): the sum, the maximum, or the sum weighted by exp(logit - top)."""
+    weight: Tensor
+    """(): the number of tiles, or the sum of exp(logit - top)."""
+    top: Tensor
+    """(): the greatest logit, -inf where there are no tiles; 0 for pools without logits."""
+
+
+class Pool(Protocol):
+    """What every pool offers."""
+
+    def identity(self) -> PoolState:
+        """State of no tiles."""
+        ...
+
+    def state(self, x: Tensor, keep: Tensor | None = None) -> PoolState:
+        """State of tiles (n, d); `keep`, (n,) bool, is False for failed tiles, whose rows are NaN."""
+        ...
+
+    def merge(self, a: PoolState, b: PoolState) -> PoolState:
+        """State of the tiles of both; merge in shard order for the same bits each time."""
+        ...
+
+    def result(self, state: PoolState) -> Tensor:
+        """The vector (d,) float64 of a state; NaN for that of no tiles."""
+        ...
+
+
+class MeanPool:
+    """Mean of the tile vectors.
+
+    Parameters
+    ----------
+    dim : int
+        Channels of a tile vector.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def identity(self) -> PoolState:
+        """State of no tiles."""
+        return PoolState(_zeros(self.dim), _zeros(), _zeros())
+
+    def state(self, x: Tensor, keep: Tensor | None = None) -> PoolState:
+        """State of tiles (n, d); `keep`, (n,) bool, is False for failed tiles."""
+        x = _kept(x, keep, self.dim)
+        return PoolState(x.sum(dim=0), x.new_tensor(len(x)), x.new_zeros(()))
+
+    def merge(self, a: PoolState, b: PoolState) -> PoolState:
+        """State of the tiles of both."""
+        return PoolState(a.vector + b.vector, a.weight + b.weight, a.top)
+
+    def result(self, state: PoolState) -> Tensor:
+        """(d,) float64; 0 / 0 is the NaN of no tiles."""
+        return state.vector / state.weight
+
+
+class MaxPool:
+    """Maximum of each channel.
+
+    Parameters
+    ----------
+    dim : int
+        Channels of a tile vector.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def identity(self) -> PoolState:
+        """State of no tiles."""
+        return PoolState(torch.full((self.dim,), -torch.inf, dtype=torch.float64), _zeros(), _zeros())
+
+    def state(self, x: Tensor, keep: Tensor | None = None) -> PoolState:
+        """State of tiles (n, d); `keep`, (n,) bool, is False for failed tiles."""
+        x = _kept(x, keep, self.dim)
+        least = x.new_full((1, self.dim), -torch.inf)
+        return PoolState(torch.cat([least, x]).amax(dim=0), x.new_tensor(len(x)), x.new_zeros(()))
+
+    def merge(self, a: PoolState, b: PoolState) -> PoolState:
+        """State of the tiles of both."""
+        return PoolState(torch.maximum(a.vector, b.vector), a.weight + b.weight, a.top)
+
+    def result(self, state: PoolState) -> Tensor:
+        """(d,) float64."""
+        return torch.where(state.weight > 0, state.vector, torch.nan)
+
+
+class GatedAttentionPool(nn.Module):
+    """Mean of the tile vectors weighted by gated attention (Ilse et al. 2018, arXiv:1802.04712, equation 9).
+
+    The logit of tile x is `w · (tanh(V x) * sigmoid(U x))`, and the weights are the softmax of the logits over all tiles, streamed as
+    (greatest logit, sum of weights, weighted sum), so that no logit is too great. All of it is float64. The state dict holds
+    `attention_v`, `attention_u`, (hidden, dim), and `attention_w`, (1, hidden), each with `weight` and `bias`.
+
+    Parameters
+    ----------
+    dim : int
+        Channels of a tile vector.
+    hidden : int
+        Channels of the gate; taken from the weights where they are given.
+    seed : int
+        Of random weights.
+    weights : mapping of str to Tensor, optional
+        A state dict.
+
+    Raises
+    ------
+    ConfigError
+        Naming `pool.weights`, where they are not the weights of this pool at this `dim`.
+    """
+
+    def __init__(self, dim: int, hidden: int = 128, seed: int = 0, weights: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        if weights is not None:
+            hidden = _hidden_from_weights(weights, dim)
+        self.dim = dim
+        self.attention_v: nn.Linear = skip_init(nn.Linear, dim, hidden, dtype=torch.float64)
+        self.attention_u: nn.Linear = skip_init(nn.Linear, dim, hidden, dtype=torch.float64)
+        self.attention_w: nn.Linear = skip_init(nn.Linear, hidden, 1, dtype=torch.float64)
+        seeded_init(self, seed)
+        if weights is not None:
+            self.load_state_dict(dict(weights))
+        freeze(self)
+
+    def identity(self) -> PoolState:
+        """State of no tiles."""
+        return PoolState(_zeros(self.dim), _zeros(), _zeros() - torch.inf)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (n,) float64 of tiles (n, d) float64."""
+        gate = torch.tanh(self.attention_v(x)) * torch.sigmoid(self.attention_u(x))  # (n, hidden)
+        out: Tensor = self.attention_w(gate).squeeze(1)
+        return out
+
+    def state(self, x: Tensor, keep: Tensor | None = None) -> PoolState:
+        """State of tiles (n, d) on the weights' device; `keep`, (n,) bool, is False for failed tiles."""
+        x = _kept(x, keep, self.dim)
+        logits = self.logits(x)
+        top = torch.cat([logits.new_full((1,), -torch.inf), logits]).amax()
+        weights = torch.exp(logits - top)
+        return PoolState(weights @ x, weights.sum(), top)
+
+    def merge(self, a: PoolState, b: PoolState) -> PoolState:
+        """State of the tiles of both."""
+        top = torch.maximum(a.top, b.top)
+        # of no tiles, top is -inf and weight 0: the factor must not be exp(-inf + inf)
+        factor_a, factor_b = (torch.where(s.weight > 0, torch.exp(s.top - top), 0.0) for s in (a, b))
+        return PoolState(factor_a * a.vector + factor_b * b.vector, factor_a * a.weight + factor_b * b.weight, top)
+
+    def result(self, state: PoolState) -> Tensor:
+        """(d,) float64; 0 / 0 is the NaN of no tiles."""
+        return state.vector / state.weight
+
+
+def make_pool(name: str, dim: int, weights: Mapping[str, Tensor] | None = None, seed: int = 0) -> Pool:
+    """Build a pool by its name in the config.
+
+    Parameters
+    ----------
+    name : str
+        `mean`, `max` or `gated_attention`.
+    dim : int
+        Channels of a tile vector.
+    weights : mapping of str to Tensor, optional
+        State dict of a gated attention; by default it is random.
+    seed : int
+        Of random weights.
+
+    Returns
+    -------
+    pool : Pool
+
+    Raises
+    ------
+    ConfigError
+        Naming `pool.name` or `pool.weights`.
+    """
+    if name not in POOLS:
+        raise ConfigError(f"pool.name: {name!r}, but it must be one of {', '.join(POOLS)}.")
+    if name == "gated_attention":
+        return GatedAttentionPool(dim, seed=seed, weights=weights)
+    if weights is not None:
+        raise ConfigError(f"pool.weights: {name} has none. Leave it out, or set pool.name to gated_attention.")
+    return MeanPool(dim) if name == "mean" else MaxPool(dim)
+
+
+_Shape: TypeAlias = tuple[int, ...]
+
+
+def _hidden_from_weights(weights: Mapping[str, Tensor], dim: int) -> int:
+    if frozenset(weights) != _GATE_KEYS:
+        raise ConfigError(f"pool.weights: keys are {sorted(weights)[:8]}, but a gated attention has {sorted(_GATE_KEYS)}.")
+    shape: _Shape = tuple(weights["attention_v.weight"].shape)
+    hidden = shape[0] if shape else 0
+    expected: dict[str, _Shape] = {"attention_w.weight": (1, hidden), "attention_w.bias": (1,)}
+    for name in ("attention_v", "attention_u"):
+        expected |= {f"{name}.weight": (hidden, dim), f"{name}.bias": (hidden,)}
+    for key, wanted in expected.items():
+        if tuple(weights[key].shape) != wanted:
+            raise ConfigError(f"pool.weights: {key} is {tuple(weights[key].shape)}, but tiles of {dim} features need {wanted}.")
+    return hidden
+
+
+def _kept(x: Tensor, keep: Tensor | None, dim: int) -> Tensor:
+    """The tiles that count, (m, dim) float64."""
+    assert x.ndim == 2 and x.shape[1] == dim, f"tiles are (n, {dim}), got {tuple(x.shape)}"
+    return (x if keep is None else x[keep]).double()
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64)

@@ -1,0 +1,284 @@
+"""The vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), with the parameter names and shapes of timm's `VisionTransformer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import skip_init
+
+from tilestream.errors import ConfigError
+from tilestream.models.patch_embed import freeze, normalise_pixels, seeded_init, unfold_patches
+from tilestream.models.positions import sincos_2d
+
+POSITIONS = ("learned", "sincos")
+OUTPUTS = ("class", "mean", "class+mean", "tokens")
+
+_EPS = 1e-6
+_HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Shape and options of a `VisionTransformer`; every field but the first four is open to `encoder.args`.
+
+    Raises
+    ------
+    ConfigError
+        For values that no vision transformer has, each named as a key of `encoder.args`.
+    """
+
+    dim: int
+    """Channels of a token."""
+    depth: int
+    """Number of blocks."""
+    heads: int
+    """Attention heads of a block; divides `dim`."""
+    patch: int = 16
+    """Side of a patch, px."""
+    img_size: int = 224
+    """Side of a tile, px; a multiple of `patch`."""
+    class_token: bool = True
+    """Whether a class token goes before the patches."""
+    registers: int = 0
+    """Register tokens between class token and patches (Darcet et al. 2024, arXiv:2309.16588)."""
+    embed_prefix: bool = True
+    """Whether `pos_embed` has entries for class and register tokens; DINOv2 with registers has none (timm: `no_embed_class`)."""
+    pre_norm: bool = False
+    """Whether a norm goes before the blocks and the patch projection has no bias, as in CLIP."""
+    layer_scale: float | None = None
+    """First value of the layer scale, or None for a model without (Touvron et al. 2021, arXiv:2103.17239; timm: `init_values`)."""
+    position: str = "learned"
+    """`learned`, or `sincos` for a fixed encoding of the patch's place; loaded weights replace either."""
+    output: str = "class"
+    """What a tile becomes: the class token, the mean of the patch tokens, both side by side, or every patch token."""
+    mean: tuple[float, ...] = _HALF
+    """Subtracted from red, green and blue in [0, 1]."""
+    std: tuple[float, ...] = _HALF
+    """Divides red, green and blue after that."""
+    seed: int = 0
+    """Of the random weights."""
+
+    def __post_init__(self) -> None:
+        for key in ("patch", "img_size", "registers"):
+            value, least = getattr(self, key), int(key != "registers")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"encoder.args.{key}: {value!r}, but it must be an integer of {least} or more.")
+        if self.img_size % self.patch:
+            fits = max(self.img_size // self.patch, 1) * self.patch
+            raise ConfigError(f"encoder.args.img_size: {self.img_size} is not a multiple of the patch, {self.patch} px. Set it to {fits}.")
+        for key, known in (("position", POSITIONS), ("output", OUTPUTS)):
+            if getattr(self, key) not in known:
+                raise ConfigError(f"encoder.args.{key}: {getattr(self, key)!r}, but it must be one of {', '.join(known)}.")
+        if not self.class_token and "class" in self.output:
+            raise ConfigError(f"encoder.args.output: {self.output!r} needs a class token. Set it to mean, or class_token to true.")
+        self._check_normalisation()
+        assert self.dim % self.heads == 0, "heads divide dim"
+
+    def _check_normalisation(self) -> None:
+        for key in ("mean", "std"):
+            values = getattr(self, key)
+            if not isinstance(values, list | tuple) or len(values) != 3 or not all(isinstance(v, int | float) for v in values):
+                raise ConfigError(f"encoder.args.{key}: {values!r}, but it must be three numbers: red, green, blue.")
+            if key == "std" and min(values) <= 0:
+                raise ConfigError(f"encoder.args.std: {values!r}, but all three must be above 0.")
+            object.__setattr__(self, key, tuple(float(v) for v in values))
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of the tile."""
+        return self.img_size // self.patch
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches."""
+        return int(self.class_token) + self.registers
+
+
+class _PatchProjection(nn.Module):
+    """The patch projection: a convolution's parameters, applied as one matrix product, which obeys the float32 setting of products."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.proj: nn.Conv2d = skip_init(nn.Conv2d, 3, config.dim, kernel_size=config.patch, stride=config.patch, bias=not config.pre_norm)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, 3, size, size) to (n, side * side, dim)."""
+        weight = self.proj.weight
+        return F.linear(unfold_patches(pixels, weight.shape[-1]), weight.flatten(1), self.proj.bias)
+
+
+class Attention(nn.Module):
+    """Self-attention among all tokens of a tile."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv: nn.Linear = skip_init(nn.Linear, dim, 3 * dim)
+        self.proj: nn.Linear = skip_init(nn.Linear, dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(n, t, dim) to (n, t, dim)."""
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))  # (n, t, 3, heads, dim / heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (n, heads, t, dim / heads)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between, applied to each token alone."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1: nn.Linear = skip_init(nn.Linear, dim, hidden)
+        self.fc2: nn.Linear = skip_init(nn.Linear, hidden, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., dim) to (..., dim)."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
+        return out
+
+
+class _LayerScale(nn.Module):
+    """A factor for each channel."""
+
+    keeps_init = True
+
+    def __init__(self, dim: int, value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), value))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens * self.gamma
+
+
+class _Block(nn.Module):
+    """Norm, attention, norm, MLP, each half added to what came in."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        dim, scale = config.dim, config.layer_scale
+        self.norm1 = nn.LayerNorm(dim, eps=_EPS)
+        self.attn = Attention(dim, config.heads)
+        self.ls1 = nn.Identity() if scale is None else _LayerScale(dim, scale)
+        self.norm2 = nn.LayerNorm(dim, eps=_EPS)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.ls2 = nn.Identity() if scale is None else _LayerScale(dim, scale)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(n, t, dim) to (n, t, dim)."""
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
+        out: Tensor = tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        return out
+
+
+class VisionTransformer(nn.Module):
+    """A plain pre-norm vision transformer; frozen and in eval mode as built.
+
+    Names and shapes of the state dict are timm's, so that its checkpoints load strictly: `cls_token`, `reg_token`, `pos_embed`,
+    `patch_embed.proj`, `norm_pre`, `blocks.N.{norm1, attn.qkv, attn.proj, ls1.gamma, norm2, mlp.fc1, mlp.fc2, ls2.gamma}`, `norm`.
+    There is no classifier: `tilestream.models.weights.apply_weights` drops `head.*`. A checkpoint with `fc_norm.*` normalises after
+    averaging and has other features than any that this model gives; it is refused, as every unexpected key is.
+
+    Parameters
+    ----------
+    config : ViTConfig
+    """
+
+    ignored_weights = ("head.",)
+    """Prefixes of a checkpoint's keys that loading drops."""
+    mpp: float | None = None
+    """µm/px that the weights were trained at; None: any."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dim = config.dim * (2 if config.output == "class+mean" else 1)
+        self.patch = config.patch
+        self.tile_size = config.img_size
+        self.patch_embed = _PatchProjection(config)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim)) if config.class_token else None
+        self.reg_token = nn.Parameter(torch.empty(1, config.registers, config.dim)) if config.registers else None
+        self.norm_pre = nn.LayerNorm(config.dim, eps=_EPS) if config.pre_norm else nn.Identity()
+        self.blocks = nn.Sequential(*[_Block(config) for _ in range(config.depth)])
+        self.norm = nn.LayerNorm(config.dim, eps=_EPS)
+        length = config.side**2 + (config.prefix if config.embed_prefix else 0)
+        self.pos_embed = nn.Parameter(torch.empty(1, length, config.dim))
+        seeded_init(self, config.seed, std=0.02)
+        if config.position == "sincos":
+            self.pos_embed.data = _sincos_table(config, length)
+        freeze(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, size, size) uint8 to (n, dim) in the weights' dtype, or to (n, side * side, dim) where the output is `tokens`.
+
+        Raises
+        ------
+        ConfigError
+            Where tiles have another size than the model was built for.
+        """
+        size = self.tile_size
+        if tuple(images.shape[1:]) != (3, size, size):
+            shape = " x ".join(str(s) for s in images.shape[1:])
+            raise ConfigError(
+                f"tiles.size: the encoder takes 3 x {size} x {size} px, got {shape}. Set tiles.size or encoder.args.img_size."
+            )
+        dtype = self.patch_embed.proj.weight.dtype
+        tokens = self.forward_features(normalise_pixels(images, self.config.mean, self.config.std, dtype))
+        return self._pool(tokens)
+
+    def forward_features(self, pixels: Tensor) -> Tensor:
+        """(n, 3, size, size) normalised pixels to (n, prefix + side * side, dim) tokens after the last norm."""
+        tokens = self.patch_embed(pixels)
+        prefix = [p.expand(len(tokens), -1, -1) for p in (self.cls_token, self.reg_token) if p is not None]
+        if self.config.embed_prefix:
+            tokens = torch.cat([*prefix, tokens], dim=1) + self.pos_embed
+        else:
+            tokens = torch.cat([*prefix, tokens + self.pos_embed], dim=1)
+        out: Tensor = self.norm(self.blocks(self.norm_pre(tokens)))
+        return out
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        """(n, prefix + side * side, dim) to the output that was asked for."""
+        patches = tokens[:, self.config.prefix :]
+        match self.config.output:
+            case "class":
+                return tokens[:, 0]
+            case "mean":
+                return patches.mean(dim=1)
+            case "class+mean":
+                return torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=1)
+            case _:
+                return patches
+
+
+def _sincos_table(config: ViTConfig, length: int) -> Tensor:
+    """(1, length, dim) encoding of the patches' grid indices; zeros for the tokens before them."""
+    cell = torch.arange(config.side**2)
+    table = torch.zeros(1, length, config.dim)
+    table[0, length - len(cell) :] = sincos_2d(cell // config.side, cell % config.side, config.dim)
+    return table
+
+
+def vit_tiny_patch16_224(**options: Any) -> VisionTransformer:
+    """ViT-Ti/16: 5.5 million parameters, 192 features; `options` are fields of `ViTConfig`."""
+    return VisionTransformer(ViTConfig(dim=192, depth=12, heads=3, **options))
+
+
+def vit_small_patch16_224(**options: Any) -> VisionTransformer:
+    """ViT-S/16: 22 million parameters, 384 features; `options` are fields of `ViTConfig`."""
+    return VisionTransformer(ViTConfig(dim=384, depth=12, heads=6, **options))
+
+
+def vit_base_patch16_224(**options: Any) -> VisionTransformer:
+    """ViT-B/16: 86 million parameters, 768 features; `options` are fields of `ViTConfig`."""
+    return VisionTransformer(ViTConfig(dim=768, depth=12, heads=12, **options))
+
+
+def vit_large_patch16_224(**options: Any) -> VisionTransformer:
+    """ViT-L/16: 303 million parameters, 1024 features; `options` are fields of `ViTConfig`."""
+    return VisionTransformer(ViTConfig(dim=1024, depth=24, heads=16, **options))

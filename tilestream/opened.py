@@ -1,0 +1,115 @@
+"""`tilestream.open`: a finished slide's store, for reading."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import anndata
+    import dask.array
+    import numpy as np
+    import pandas as pd
+    import zarr
+    from numpy.typing import NDArray
+
+
+class Opened:
+    """One slide's embeddings. Nothing is read before it is asked for."""
+
+    def __init__(self, path: str | os.PathLike[str], *, allow_unfinished: bool = False) -> None:
+        from tilestream.errors import IncompleteError, InputError
+        from tilestream.objects import Folder
+        from tilestream.store import SlideStore
+
+        self.path = os.fspath(path)
+        self._store = SlideStore(Folder(self.path))
+        if self._store.attributes is None:
+            raise InputError(f"{self.path} is not a store of one slide: give <output>/<slide id>.zarr.")
+        if self._store.completion is None and not allow_unfinished:
+            raise IncompleteError(f"{self.path} is not finished. Run its command again, or pass allow_unfinished=True: missing rows are NaN.")
+
+    @property
+    def embeddings(self) -> zarr.Array[Any]:
+        """(n, d) one row a tile; a Zarr array, read where it is indexed."""
+        return self._store.array("tables/tiles/X")
+
+    @property
+    def context(self) -> zarr.Array[Any] | None:
+        """(n, d2) after the windowed transformer, or None where none was configured."""
+        return self._store.array("tables/tiles/obsm/context") if self._store.layout.context_dim else None
+
+    @property
+    def slide_vector(self) -> NDArray[np.float32] | None:
+        """(d,) the pooled vector, or None where none was stored."""
+        import numpy as np
+
+        try:
+            return np.asarray(self._store.array("tables/slide/X")[0])
+        except FileNotFoundError:
+            return None
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """(n, 2) y, x of each tile's top-left in level-0 px."""
+        import numpy as np
+
+        return np.stack([np.asarray(self._store.array(f"tables/tiles/obs/{name}")[:]) for name in ("y", "x")], axis=1)
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """One row a tile: row, col, y, x, tissue, status."""
+        import numpy as np
+        import pandas as pd
+
+        from tilestream.store import STATUSES
+
+        columns = {name: np.asarray(self._store.array(f"tables/tiles/obs/{name}")[:]) for name in ("row", "col", "y", "x", "tissue")}
+        codes = np.asarray(self._store.array("tables/tiles/obs/status/codes")[:])
+        return pd.DataFrame({**columns, "status": pd.Categorical.from_codes(codes, categories=list(STATUSES))})
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The settings that the numbers depend on."""
+        attributes = self._store.attributes
+        assert attributes is not None, "checked at birth"
+        recipe: dict[str, Any] = attributes["recipe"]
+        return recipe
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The image: address, size, resolution, level that was read."""
+        attributes = self._store.attributes
+        assert attributes is not None, "checked at birth"
+        source: dict[str, Any] = attributes["source"]
+        return source
+
+    def to_dask(self) -> dask.array.Array:
+        """(n, d) `dask.array`, one block a shard."""
+        import dask.array as da
+
+        array: da.Array = da.from_zarr(self.embeddings, chunks=(self._store.layout.shard_tiles, self._store.layout.dim))
+        return array
+
+    def to_anndata(self) -> anndata.AnnData:
+        """The table of tiles, in memory."""
+        import anndata
+
+        return anndata.read_zarr(f"{self.path}/tables/tiles")
+
+    def __repr__(self) -> str:
+        layout = self._store.layout
+        return f"<tilestream {self.path}: {layout.tiles} tiles x {layout.dim}, {self.recipe['encoder']['name']}>"
+
+
+def open_slide_store(path: str | os.PathLike[str], *, allow_unfinished: bool = False) -> Opened:
+    """Open the store of one slide, `<output>/<slide id>.zarr`, for reading.
+
+    Raises
+    ------
+    InputError
+        There is no store of ours.
+    IncompleteError
+        The slide is not finished, unless `allow_unfinished`.
+    """
+    return Opened(path, allow_unfinished=allow_unfinished)

@@ -1,0 +1,275 @@
+"""What a run will do to one image, from sizes and a thumbnail alone: level, tiles kept, shards, bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.config import Config, Tiles
+from tilestream.errors import ConfigError, InputError
+from tilestream.geometry import level_for_scale, scale_from_mpp
+from tilestream.grid import TileGrid
+from tilestream.reading import ReadSpec, pending_tiles
+from tilestream.slides import SlideRef
+from tilestream.sources.base import SegmentGrid, SlideInfo, Source, SourceOptions
+from tilestream.store import Layout, TileColumns
+from tilestream.tissue import Thumbnail, TissueOptions, find_tissue, read_thumbnail, tile_fractions
+
+LANES = 2
+"""Shards that a worker has open at once: one computes while the next one reads."""
+
+SLACK = 64 * 1024**2
+"""Bytes set aside for what the arithmetic does not name: thread stacks, codec scratch, fragmentation."""
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What a worker measured of the encoder and of itself before any pixel was read."""
+
+    name: str
+    dim: int
+    tokens: int
+    """Tokens a tile; 1 where the encoder gives one vector."""
+    tile_size: int | None
+    mpp: float | None
+    parameters: int
+    digest: str
+    """SHA-256 over the weights."""
+    untrained: bool
+    peak_bytes: int
+    """High-water mark of the worker's resident memory after one batch: interpreter, libraries, weights, activations."""
+    device: str
+    """Where it runs, e.g. `cpu` or `cuda:0 (NVIDIA H200)`."""
+    precision: str
+    """fp32, bf16 or fp16."""
+    batch: int
+    """Tiles a batch."""
+    threads: int
+    """Decode threads a worker."""
+
+
+@dataclass(frozen=True)
+class SlidePlan:
+    """The tiles of one image and how they are read. Small: no pixels but the thumbnail's."""
+
+    ref: SlideRef
+    info: SlideInfo
+    grid: TileGrid
+    spec: ReadSpec
+    pieces: SegmentGrid | None
+    """The file's own tiles or strips at the level that is read; None where it reads regions only."""
+    tile_row: NDArray[np.int64]
+    """(n,) kept tiles, row-major."""
+    tile_col: NDArray[np.int64]
+    tissue: NDArray[np.float32]
+    """(n,) fraction of each kept tile that is tissue."""
+    thumbnail: Thumbnail
+    mask: NDArray[np.bool_]
+    """(h, w) tissue, on the thumbnail's pixels."""
+
+    @property
+    def tiles(self) -> int:
+        """Number of kept tiles: rows of every output array."""
+        return len(self.tile_row)
+
+    @property
+    def candidates(self) -> int:
+        """Number of tiles before tissue was looked at."""
+        return self.grid.rows * self.grid.cols if self.grid.edge == "pad" else len(self.grid.candidates()[0])
+
+    @property
+    def padded(self) -> NDArray[np.bool_]:
+        """(n,) whether a tile hangs over the image."""
+        return self.grid.overhangs(self.tile_row, self.tile_col)
+
+    @property
+    def columns(self) -> TileColumns:
+        """What is known of the tiles before a pixel is read."""
+        y, x = self.grid.l0_origins(self.tile_row), self.grid.l0_origins(self.tile_col)
+        return TileColumns(self.tile_row, self.tile_col, y, x, self.tissue, self.grid.l0_extent)
+
+    @property
+    def stride_um(self) -> float | None:
+        """Step between tiles in µm; None where the image has no scale."""
+        return None if self.info.mpp is None else self.grid.stride * self.grid.scale * self.info.mpp
+
+
+def source_options(config: Config, ref: SlideRef) -> SourceOptions:
+    """What the config and the slide list say of a file; a resolution in the list goes before the config's."""
+    chosen = config.source
+    return SourceOptions(
+        backend=chosen.backend, z=chosen.z, t=chosen.t, channels=chosen.channels, window=chosen.window, scene=chosen.scene,
+        mpp=ref.mpp if ref.mpp is not None else chosen.mpp,
+    )  # fmt: skip
+
+
+def make_grid(info: SlideInfo, tiles: Tiles, name: str) -> tuple[TileGrid, ReadSpec]:
+    """The tile grid of an image and the level that it is read from (DESIGN: geometry).
+
+    Raises
+    ------
+    InputError
+        The image has no resolution but `tiles.mpp` asks for one, lacks the level, or is coarser than what is asked for.
+    """
+    if tiles.level is not None:
+        if tiles.level >= len(info.levels):
+            levels = f"levels 0 to {len(info.levels) - 1}" if len(info.levels) > 1 else "level 0 only"
+            raise InputError(f"tiles.level: {tiles.level}, but {name} has {levels}.")
+        scale = info.levels[tiles.level].downsample
+        level: int | None = tiles.level
+    else:
+        assert tiles.mpp is not None, "the config has exactly one of tiles.mpp and tiles.level"
+        if info.mpp is None:
+            raise InputError(
+                f"{name}: the file does not say its resolution, and tiles.mpp is {tiles.mpp}. Write `source: {{mpp: 0.25}}` with the µm per "
+                "pixel of level 0, give it in the column `mpp` of a slide list, or use `tiles: {level: 0}`."
+            )
+        scale = scale_from_mpp(tiles.mpp, info.mpp)
+        level = level_for_scale(info.levels, scale)
+    if level is None:
+        raise InputError(f"{name}: tiles.mpp is {tiles.mpp}, but the finest level has {info.mpp:.4g} µm/px. Set tiles.mpp to {info.mpp:.4g} or more.")
+    grid = TileGrid(info.size, tiles.size, tiles.stride or tiles.size, scale, tiles.edge)
+    return grid, ReadSpec(level, info.levels[level].downsample, tiles.size, scale)
+
+
+def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: EncoderFacts) -> SlidePlan:
+    """Decide what is done to one image; reads a thumbnail, no full-resolution pixels where a coarser level exists.
+
+    Raises
+    ------
+    InputError
+        The image cannot serve this config: see `make_grid`, or its resolution does not suit the encoder.
+    """
+    info = source.info
+    check_resolution(facts, config, info.mpp, ref.id)
+    grid, spec = make_grid(info, config.tiles, ref.id)
+    options = TissueOptions(**config.tiles.tissue.model_dump())
+    thumbnail = read_thumbnail(source)
+    mask = find_tissue(thumbnail, options, um_per_px=None if info.mpp is None else info.mpp * thumbnail.downsample)
+    tile_row, tile_col = grid.candidates()
+    fraction = tile_fractions(mask, thumbnail.downsample, grid, tile_row, tile_col)
+    if options.method != "none":
+        keep = (fraction >= options.min_fraction) & (fraction > 0)
+        tile_row, tile_col, fraction = tile_row[keep], tile_col[keep], fraction[keep]
+    return SlidePlan(ref, info, grid, spec, source.segment_grid(spec.level), tile_row, tile_col, fraction, thumbnail, mask)
+
+
+def check_encoder(facts: EncoderFacts, config: Config) -> None:
+    """Refuse a tile size or resolution that the encoder was not made for, unless `encoder.allow_mismatch`.
+
+    Raises
+    ------
+    ConfigError
+        With both values.
+    """
+    if config.encoder.allow_mismatch:
+        return
+    if facts.tile_size is not None and facts.tile_size != config.tiles.size:
+        raise ConfigError(
+            f"tiles.size: {config.tiles.size}, but encoder {facts.name} takes tiles of {facts.tile_size} px. "
+            f"Set tiles.size to {facts.tile_size}, or encoder.allow_mismatch to true."
+        )
+    if facts.mpp is not None and config.tiles.mpp is not None:
+        _refuse_mpp(facts, config.tiles.mpp, "tiles.mpp")
+    if config.context is not None and facts.dim % config.context.heads:
+        raise ConfigError(f"context.heads: {config.context.heads} does not divide the encoder's dimension, {facts.dim}.")
+
+
+def check_resolution(facts: EncoderFacts, config: Config, mpp: float | None, name: str) -> None:
+    """With `tiles.level`, the resolution is the slide's: refuse one that the encoder was not made for."""
+    if facts.mpp is not None and config.tiles.level == 0 and mpp is not None and not config.encoder.allow_mismatch:
+        _refuse_mpp(facts, mpp, f"{name}: level 0")
+
+
+def _refuse_mpp(facts: EncoderFacts, mpp: float, what: str) -> None:
+    assert facts.mpp is not None
+    if abs(mpp / facts.mpp - 1) > 0.05:
+        kind = ConfigError if what == "tiles.mpp" else InputError
+        raise kind(
+            f"{what}: {mpp:.4g} µm/px, but encoder {facts.name} was trained at {facts.mpp:.4g}. "
+            f"Set tiles.mpp to {facts.mpp:.4g}, or encoder.allow_mismatch to true."
+        )
+
+
+def make_layout(plan_tiles: int, config: Config, facts: EncoderFacts) -> Layout:
+    """Shapes of a slide's arrays. Patch tokens are kept where they are asked for, or where the context needs them."""
+    tokens = facts.tokens if facts.tokens > 1 and ("tokens" in config.output.save or config.context is not None) else 0
+    context_dim = facts.dim if config.context is not None else 0
+    return Layout(plan_tiles, facts.dim, config.compute.shard_tiles, config.output.dtype, context_dim, tokens)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """An upper bound of a worker's resident memory, part by part, in bytes."""
+
+    program: int
+    """Interpreter, libraries, weights and the activations of one batch, as measured before any pixel."""
+    reading: int
+    """Tiles open at once in both lanes."""
+    batches: int
+    """Batches on their way to the encoder."""
+    shard: int
+    """Embeddings of the shards in work, with their encoded copy."""
+    context: int
+    """The whole token grid of the largest slide, where a context is configured."""
+
+    @property
+    def total(self) -> int:
+        """Sum of the parts, with slack."""
+        return self.program + self.reading + self.batches + self.shard + self.context + SLACK
+
+
+def project_memory(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts) -> Projection:
+    """Memory of a worker that does this slide, from sizes alone."""
+    level = plan.info.levels[plan.spec.level]
+    piece_bytes = plan.pieces.height * plan.pieces.width * 3 if plan.pieces else plan.spec.cover**2 * 4
+    stride_px = plan.grid.stride * plan.grid.scale / level.downsample
+    rows = min(layout.shard_tiles, layout.tiles)
+    pending = pending_tiles(plan.spec, plan.pieces, level, max(1, rows), stride_px, facts.threads)
+    tile_bytes = plan.spec.tile**2 * 3
+    cover_bytes = plan.spec.cover**2 * 3 * 5 if plan.spec.resampled else 0  # uint8 and the float32 rows of one average
+    item = 4 + 2 * np.dtype(layout.dtype).itemsize  # float32 results, the stored array and its encoded copy
+    columns = layout.dim + layout.tokens * layout.dim
+    context = 0
+    if config.context is not None:
+        context = layout.tiles * max(1, layout.tokens) * layout.dim * 4 * 4 + 256 * config.context.window**2 * layout.dim * 4 * 12
+    return Projection(
+        program=facts.peak_bytes,
+        reading=LANES * (pending * (tile_bytes + cover_bytes) + (facts.threads + 1) * piece_bytes * 2),
+        batches=LANES * 4 * facts.batch * tile_bytes,
+        shard=LANES * rows * columns * item,
+        context=context,
+    )
+
+
+def check_memory(projection: Projection, config: Config, plan: SlidePlan) -> None:
+    """Refuse what does not fit.
+
+    Raises
+    ------
+    ConfigError
+        With the projection, the limit and the way out.
+    """
+    limit = config.compute.memory_limit
+    if projection.total <= limit:
+        return
+    fixed = projection.program + projection.batches + projection.context + SLACK
+    room, varying = limit - fixed, projection.reading + projection.shard
+    shard_tiles = int(config.compute.shard_tiles * room / varying) if room > 0 else 0
+    advice = (
+        f"Set compute.shard_tiles to {shard_tiles} or less, or raise compute.memory_limit."
+        if shard_tiles >= 1
+        else f"Raise compute.memory_limit to {gib(projection.total)} or more, or choose a smaller encoder or batch_size."
+    )
+    raise ConfigError(
+        f"compute.memory_limit: a worker on {plan.ref.id} needs {gib(projection.total)} (program and model {gib(projection.program)}, "
+        f"tiles {gib(projection.reading + projection.batches)}, a shard of {min(config.compute.shard_tiles, plan.tiles)} tiles "
+        f"{gib(projection.shard)}, context {gib(projection.context)}), the limit is {gib(limit)}. {advice}"
+    )
+
+
+def gib(count: int) -> str:
+    """Bytes in GiB or MiB, for people."""
+    return f"{count / 1024**3:.2f} GiB" if count >= 1024**3 else f"{count / 1024**2:.0f} MiB"
