@@ -16,7 +16,17 @@ from tilestream.errors import ConfigError, InputError, InterruptedRunError, Outp
 from tilestream.finishing import THUMBNAIL, TISSUE, FinishReport, FinishTask, finish_slide, png_bytes, tokens_a_side
 from tilestream.lock import hold_lock
 from tilestream.objects import Folder
-from tilestream.plan import EncoderFacts, Projection, SlidePlan, check_encoder, check_memory, make_layout, make_slide_plan, project_memory, source_options
+from tilestream.plan import (
+    EncoderFacts,
+    Projection,
+    SlidePlan,
+    check_encoder,
+    check_memory,
+    make_layout,
+    make_slide_plan,
+    project_memory,
+    source_options,
+)
 from tilestream.recipe import check_recipe, check_source, make_recipe
 from tilestream.slides import SlideRef, list_slides
 from tilestream.sources import open_source
@@ -127,7 +137,9 @@ class Run:
             for ref in self.refs:
                 check_recipe(self._store(ref), self.recipe, ref.id)
         for part in untrained_parts(self.config, self.facts):
-            self.reporter.message(f"{part} has random, untrained weights: its output shows that the line works and means nothing else.", level="warning")
+            self.reporter.message(
+                f"{part} has random, untrained weights: its output shows that the line works and means nothing else.", level="warning"
+            )
         self.reporter.started(len(self.refs), self.facts, engine.workers)
 
     def _store(self, ref: SlideRef) -> SlideStore:

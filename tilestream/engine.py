@@ -177,7 +177,9 @@ def _start_cluster(spec: SchedulerSpec, workers: int) -> Any:
 
     if spec.kind == "local":
         # The nanny's own memory limit is off: the plan refuses what does not fit, and a kill would only repeat the shard.
-        return distributed.LocalCluster(n_workers=workers, threads_per_worker=LANES, processes=True, memory_limit=None, dashboard_address=None)
+        return distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=LANES, processes=True, memory_limit=None, dashboard_address=None
+        )
     module, _, name = (spec.cls or "").rpartition(".")
     try:
         factory = getattr(importlib.import_module(module), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -94,11 +95,19 @@ def png_bytes(pixels: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _context_of_tiles(task: FinishTask, context: Context, store: SlideStore, layout: Layout, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def _context_of_tiles(
+    task: FinishTask, context: Context, store: SlideStore, layout: Layout, vectors: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """(n, d) float32: each tile's token after the windowed transformer, or the mean over its patch tokens; NaN where the tile failed."""
     device = pick_device(task.device)
     model = ContextTransformer(
-        dim=layout.dim, depth=context.depth, heads=context.heads, window=context.window, shift=context.shift, position=context.position, seed=context.seed
+        dim=layout.dim,
+        depth=context.depth,
+        heads=context.heads,
+        window=context.window,
+        shift=context.shift,
+        position=context.position,
+        seed=context.seed,
     ).to(device)
     if context.weights is not None:
         apply_weights(model, load_weights(context.weights), context.weights)
@@ -113,7 +122,9 @@ def _context_of_tiles(task: FinishTask, context: Context, store: SlideStore, lay
     tok_col = (task.tile_col[good, None] * side + within % side).ravel()
     inside = _inside(task.grid, tok_row, tok_col, side)
     stride_um = None if task.stride_um is None else task.stride_um / side
-    mixed = model(torch.from_numpy(tokens[inside]).to(device), torch.from_numpy(tok_row[inside]), torch.from_numpy(tok_col[inside]), stride_um)
+    mixed = model(
+        torch.from_numpy(tokens[inside]).to(device), torch.from_numpy(tok_row[inside]), torch.from_numpy(tok_col[inside]), stride_um
+    )
     owner = np.repeat(np.flatnonzero(good), per_tile)[inside]
     total = np.zeros(vectors.shape, np.float64)
     np.add.at(total, owner, mixed.float().cpu().numpy())
@@ -132,11 +143,15 @@ def tokens_a_side(tokens: int, grid: TileGrid) -> int:
     """
     if tokens == 0:
         return 1
-    side = round(tokens**0.5)
+    side = math.isqrt(tokens)
     if side * side != tokens:
-        raise ConfigError(f"context: the encoder gives {tokens} tokens a tile, which is no square grid. Use an encoder without extra tokens.")
+        raise ConfigError(
+            f"context: the encoder gives {tokens} tokens a tile, which is no square grid. Use an encoder without extra tokens."
+        )
     if grid.stride != grid.tile:
-        raise ConfigError(f"tiles.stride: {grid.stride}, but a context over patch tokens needs tiles that meet: leave it out or set it to {grid.tile}.")
+        raise ConfigError(
+            f"tiles.stride: {grid.stride}, but a context over patch tokens needs tiles that meet: leave it out or set it to {grid.tile}."
+        )
     return side
 
 
@@ -148,7 +163,7 @@ def _inside(grid: TileGrid, tok_row: NDArray[np.int64], tok_col: NDArray[np.int6
 
 def _pool(pool: Pool, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, d) -> (d,) float32 over the rows that are finite; NaN where there is none."""
-    model = make_pool(pool.name, rows.shape[1], weights=pool.weights)
+    model = make_pool(pool.name, rows.shape[1], load_weights(pool.weights) if pool.weights is not None else None)
     keep = np.isfinite(rows).all(axis=1)
     vector: NDArray[np.float32] = model.result(model.state(torch.from_numpy(rows[keep]))).float().numpy()
     return vector

@@ -61,7 +61,7 @@ class Folder:
         """Remove every object below `prefix`."""
         sync(self.store.delete_dir(prefix))
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def names(self, prefix: str = "") -> list[str]:
         """Names of the objects below `prefix`, sorted."""
 
         async def collect() -> list[str]:

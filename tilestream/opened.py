@@ -27,7 +27,9 @@ class Opened:
         if self._store.attributes is None:
             raise InputError(f"{self.path} is not a store of one slide: give <output>/<slide id>.zarr.")
         if self._store.completion is None and not allow_unfinished:
-            raise IncompleteError(f"{self.path} is not finished. Run its command again, or pass allow_unfinished=True: missing rows are NaN.")
+            raise IncompleteError(
+                f"{self.path} is not finished. Run its command again, or pass allow_unfinished=True: missing rows are NaN."
+            )
 
     @property
     def embeddings(self) -> zarr.Array[Any]:

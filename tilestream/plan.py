@@ -129,7 +129,9 @@ def make_grid(info: SlideInfo, tiles: Tiles, name: str) -> tuple[TileGrid, ReadS
         scale = scale_from_mpp(tiles.mpp, info.mpp)
         level = level_for_scale(info.levels, scale)
     if level is None:
-        raise InputError(f"{name}: tiles.mpp is {tiles.mpp}, but the finest level has {info.mpp:.4g} µm/px. Set tiles.mpp to {info.mpp:.4g} or more.")
+        raise InputError(
+            f"{name}: tiles.mpp is {tiles.mpp}, but the finest level has {info.mpp:.4g} µm/px. Set tiles.mpp to {info.mpp:.4g} or more."
+        )
     grid = TileGrid(info.size, tiles.size, tiles.stride or tiles.size, scale, tiles.edge)
     return grid, ReadSpec(level, info.levels[level].downsample, tiles.size, scale)
 

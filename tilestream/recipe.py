@@ -76,6 +76,8 @@ def check_source(store: SlideStore, fingerprint: str, mpp: float | None, slide: 
         return
     source = attributes.get("source", {})
     if source.get("fingerprint") != fingerprint:
-        raise OutputError(f"{slide}: the image's bytes are not those that {store.folder.address} was made from (source.fingerprint). Use --restart to start over.")
+        raise OutputError(
+            f"{slide}: the image's bytes are not those that {store.folder.address} was made from (source.fingerprint). Use --restart to start over."
+        )
     if source.get("mpp") != mpp:
         raise OutputError(f"{slide}: source.mpp was {source.get('mpp')} and is now {mpp}. Use --restart to start over.")

@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from tilestream.errors import ConfigError, InputError, InterruptedRunError
 from tilestream.models.encoders import EncoderSpec, build_encoder, random_weights
 from tilestream.models.weights import weights_digest
+from tilestream.objects import Folder
 from tilestream.plan import LANES, EncoderFacts
 from tilestream.reading import ReadSpec, TileBatch, TileReader
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.store import DECODE_ERROR, NONFINITE, OK, PADDED, SlideStore
-from tilestream.objects import Folder
 
 QUEUE_BATCHES = 2
 """Batches that wait between reading and computing."""
@@ -163,7 +163,7 @@ class Worker:
 
 @lru_cache(maxsize=1)
 def get_worker(settings: WorkerSettings) -> Worker:
-    """This process's worker; built once, and anew when the settings change."""
+    """The worker of this process; built once, and anew when the settings change."""
     return Worker(settings)
 
 
@@ -219,7 +219,7 @@ def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
         mpp=getattr(worker.encoder, "mpp", None),
         parameters=sum(p.numel() for p in worker.encoder.parameters()),
         digest=weights_digest(worker.encoder),
-        untrained=random_weights(settings.spec) or bool(getattr(worker.encoder, "untrained", False)),
+        untrained=random_weights(settings.spec, worker.encoder),
         peak_bytes=peak_memory(),
         device=device_name(worker.device),
         precision=kinds[worker.dtype],
@@ -243,7 +243,10 @@ def embed_shard(task: ShardTask) -> ShardReport:
         clock = Clock()
         arrays, errors = _embed_tiles(worker, source, task, clock)
         status = arrays["tables/tiles/obs/status/codes"]
-        counts = {name: int((status == code).sum()) for name, code in (("ok", OK), ("padded", PADDED), ("decode_error", DECODE_ERROR), ("nonfinite", NONFINITE))}
+        counts = {
+            name: int((status == code).sum())
+            for name, code in (("ok", OK), ("padded", PADDED), ("decode_error", DECODE_ERROR), ("nonfinite", NONFINITE))
+        }
         if errors and task.fail_tiles:
             row, message = next(iter(errors.items()))
             raise InputError(f"{task.slide}: tile {row} failed: {message} (on_error.tile is fail; nan would keep the slide)")
@@ -284,7 +287,13 @@ def _embed_tiles(worker: Worker, source: Source, task: ShardTask, clock: Clock) 
 
 
 def _place(
-    batch: TileBatch, out: NDArray[np.float32], vectors: NDArray[np.float32], tokens: NDArray[Any] | None, status: NDArray[np.int8], errors: dict[int, str], stored: np.dtype[Any],
+    batch: TileBatch,
+    out: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    tokens: NDArray[Any] | None,
+    status: NDArray[np.int8],
+    errors: dict[int, str],
+    stored: np.dtype[Any],
 ) -> None:
     """Put a batch's results at its tiles' rows; failed tiles stay NaN. A result that is not finite is a failure, never a row."""
     good = np.array([k not in batch.failed for k in batch.index.tolist()], np.bool_)
@@ -301,7 +310,7 @@ def _place(
         tokens[batch.index[good]] = out[good]
 
 
-def read_ahead(batches: Iterator[TileBatch], clock: Clock) -> Iterator[TileBatch]:
+def read_ahead(batches: Iterator[TileBatch], clock: Clock) -> Generator[TileBatch, None, None]:
     """The same batches, read by a thread that runs up to `QUEUE_BATCHES` ahead. Closing the iterator stops the thread."""
     ready: queue.Queue[TileBatch | BaseException | None] = queue.Queue(QUEUE_BATCHES)
     stopped = threading.Event()

@@ -90,7 +90,9 @@ class SlideStore:
 
     # -- creation ---------------------------------------------------------------------------------------------------
 
-    def create(self, layout: Layout, columns: TileColumns, attributes: dict[str, Any], *, uns: dict[str, Any], objects: dict[str, bytes]) -> None:
+    def create(
+        self, layout: Layout, columns: TileColumns, attributes: dict[str, Any], *, uns: dict[str, Any], objects: dict[str, bytes]
+    ) -> None:
         """Write everything but the embeddings, and last the attributes that say so; an earlier attempt is replaced."""
         self.folder.delete_all()
         root = zarr.create_group(self.folder.store)
@@ -164,7 +166,7 @@ class SlideStore:
     def ledger(self, stage: str = "tiles") -> dict[int, dict[str, Any]]:
         """Entries of the shards that are committed, by shard number."""
         entries = {}
-        for key in self.folder.keys(LEDGER):
+        for key in self.folder.names(LEDGER):
             name = key.rsplit("/", 1)[-1]
             if name.startswith(f"{stage}-") and (raw := self.folder.get(key)):
                 entries[int(name[len(stage) + 1 : -5])] = json.loads(raw)
@@ -204,7 +206,7 @@ class SlideStore:
 
     def _digest(self) -> str:
         digest = hashlib.sha256()
-        for key in self.folder.keys(LEDGER):
+        for key in self.folder.names(LEDGER):
             raw = self.folder.get(key)
             for name, checksum in sorted(json.loads(raw or b"{}").get("objects", {}).items()):
                 digest.update(f"{name}={checksum}\n".encode())

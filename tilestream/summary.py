@@ -124,7 +124,18 @@ class Summary:
 def versions() -> dict[str, str]:
     """Versions of Python, the system and the libraries that numbers can depend on."""
     found = {"python": sys.version.split()[0], "system": platform.platform()}
-    for package in ("torch", "numpy", "zarr", "dask", "distributed", "tifffile", "imagecodecs", "simplejpeg", "openslide-python", "anndata"):
+    for package in (
+        "torch",
+        "numpy",
+        "zarr",
+        "dask",
+        "distributed",
+        "tifffile",
+        "imagecodecs",
+        "simplejpeg",
+        "openslide-python",
+        "anndata",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -1,0 +1,34 @@
+"""Encoders that cost nothing, so that a benchmark measures the rest of the line."""
+
+import torch
+from torch import Tensor, nn
+
+
+class MeanRGB(nn.Module):
+    """(n, 3, size, size) uint8 -> (n, 3) float32: each tile's mean colour."""
+
+    dim = 3
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Mean over the pixels of each tile."""
+        return tiles.sum(dim=(2, 3), dtype=torch.int64).double().div(tiles.shape[2] * tiles.shape[3]).float()
+
+
+class OnePixel(nn.Module):
+    """(n, 3, size, size) uint8 -> (n, 3) float32: the first pixel, the least that an encoder can do."""
+
+    dim = 3
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Top-left pixel of each tile."""
+        return tiles[:, :, 0, 0].float()
+
+
+def mean_rgb() -> nn.Module:
+    """For `encoder: benchmarks.encoders:mean_rgb`."""
+    return MeanRGB()
+
+
+def one_pixel() -> nn.Module:
+    """For `encoder: benchmarks.encoders:one_pixel`."""
+    return OnePixel()

@@ -1,0 +1,190 @@
+"""The command line. Only here are errors turned into words and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError
+
+app = typer.Typer(
+    name="tilestream", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Stream tiles from images too large to hold, embed them, mix them with a windowed transformer, write Zarr.",
+)  # fmt: skip
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML file, e.g. pipelines/demo.yaml.", show_default=False)]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. tiles.mpp=0.25; may be repeated.")
+]
+
+
+@app.command("run")
+def run_command(
+    config: ConfigPath,
+    settings: SetOption = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Delete what the output holds of these slides and start over.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Do every N-th slide from the I-th (0-based): N jobs share one output. 'auto' takes SLURM_ARRAY_TASK_ID."
+        ),
+    ] = None,
+    log_format: Annotated[str, typer.Option(help="auto (live on a terminal, lines in a file), text or json.")] = "auto",
+) -> None:
+    """Embed the slides of a config. Run again, it does only what is missing."""
+    from rich.console import Console
+
+    from tilestream.progress import LiveReporter, make_reporter, print_summary
+    from tilestream.run import run
+
+    if log_format not in ("auto", "text", "json"):
+        raise ConfigError(f"--log-format: {log_format!r} is none of auto, text, json.")
+    reporter = make_reporter(log_format)
+    try:
+        summary = run(config, settings or (), restart=restart, shard=_shard(shard), reporter=reporter)
+    finally:
+        if isinstance(reporter, LiveReporter):
+            reporter.close()
+    if log_format == "json":
+        print(summary.to_json())
+    else:
+        print_summary(summary, Console())
+    raise typer.Exit(summary.exit_code)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    """`i/n`, or `auto` from the variables of a SLURM job array."""
+    if text is None:
+        return None
+    if text == "auto":
+        try:
+            first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+            return int(os.environ["SLURM_ARRAY_TASK_ID"]) - first, int(os.environ["SLURM_ARRAY_TASK_COUNT"])
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                "--shard auto needs SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT; outside a job array write --shard 0/8."
+            ) from error
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ConfigError(f"--shard: {text!r} is not I/N with 0 <= I < N, e.g. 0/8.")
+    return int(index), int(count)
+
+
+@app.command("plan")
+def plan_command(config: ConfigPath, settings: SetOption = None) -> None:
+    """Say what a run would do: levels, tiles, shards, bytes, memory. Reads thumbnails only and writes nothing."""
+    from rich.console import Console
+
+    from tilestream.configfile import load_config
+    from tilestream.planning import plan_slides, print_plan
+
+    planned = plan_slides(load_config(config, settings or ()))
+    print_plan(planned, Console())
+    raise typer.Exit(planned.exit_code)
+
+
+@app.command("inspect")
+def inspect_command(
+    image: Annotated[str, typer.Argument(help="Path or address of an image.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what an image is, which backend opens it and why, and what to write in a config."""
+    from rich.console import Console
+
+    from tilestream.inspecting import describe_image, print_description
+
+    description = describe_image(image)
+    if as_json:
+        print(json.dumps(description, indent=1))
+    else:
+        print_description(description, Console())
+
+
+@app.command("verify")
+def verify_command(
+    output: Annotated[str, typer.Argument(help="An output folder, or one <slide id>.zarr in it.", show_default=False)],
+) -> None:
+    """Compare every stored object with its checksum."""
+    from tilestream.verifying import verify_output
+
+    raise typer.Exit(verify_output(output, print))
+
+
+@app.command("encoders")
+def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the encoders that a config can name."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from tilestream.models.encoders import known_encoders
+
+    rows = [asdict(entry) for entry in known_encoders()]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None)
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "))
+    for row in rows:
+        table.add_row(*("-" if value is None else str(value) for value in row.values()))
+    Console().print(table)
+    print('Also "module:factory": a Python function that returns a torch.nn.Module with `dim`.')
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Check this machine: libraries, device, memory, disk."""
+    from rich.console import Console
+
+    from tilestream.doctor import run_checks
+
+    console = Console()
+    checks = run_checks()
+    for check in checks:
+        mark = "[green]ok  [/green]" if check.good else "[red]BAD [/red]"
+        console.print(f"{mark} {check.name:<14}", end="")
+        console.print(check.words if check.good else f"{check.words}: {check.advice}", highlight=False, markup=False)
+    raise typer.Exit(0 if all(check.good for check in checks) else 2)
+
+
+@app.command("schema")
+def schema_command() -> None:
+    """Print the JSON schema of the config, for editors."""
+    from tilestream.config import config_schema
+
+    print(json.dumps(config_schema(), indent=1))
+
+
+def _on_terminate(_signal: int, _frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    signal.signal(signal.SIGTERM, _on_terminate)
+    try:
+        code = app(arguments, standalone_mode=False)
+    except TilestreamError as error:
+        print(f"tilestream: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("tilestream: interrupted; the same command resumes where it stopped.", file=sys.stderr)
+        code = InterruptedRunError.exit_code
+    except typer.Exit as leave:
+        code = leave.exit_code
+    except Exception as error:
+        from click.exceptions import ClickException
+
+        if not isinstance(error, ClickException):
+            raise
+        error.show()
+        code = error.exit_code
+    sys.exit(code or 0)

@@ -1,0 +1,282 @@
+"""What the config is made of: kinds of values and their parsers, what is not available yet, and the parts that take several forms."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_serializer,
+    model_validator,
+)  # fmt: skip
+
+LARGEST = 2**31 - 1
+"""Largest whole number that any key takes."""
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+class ValueRefusedError(ValueError):
+    """A value that a key does not take; the words go behind the key's name."""
+
+
+def yaml_word(value: object) -> str:
+    """A value as one would write it in the config, shortened to one line."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    words = repr(value)
+    return words if len(words) <= 80 else f"{words[:77]}..."
+
+
+def bytes_from_text(value: object) -> int:
+    """Bytes from a whole number, or from a number with a unit: `4GiB` is 4 * 2**30, `500 MB` is 500 * 10**6."""
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?([kmgt]i?|)b?", value.strip().lower()) if isinstance(value, str) else None
+    count = int(float(match[1]) * _UNITS[match[2]]) if match else value
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count < 2**63:
+        raise ValueRefusedError(f"{yaml_word(value)} is not a size of memory; write 4GiB, 500 MB, or a whole number of bytes of 1 or more")
+    return count
+
+
+def _auto_or_count(value: object) -> object:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST):
+        raise ValueRefusedError(f"{yaml_word(value)} is neither auto nor a whole number of 1 or more")
+    return value
+
+
+def _auto_or_switch(value: object) -> object:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueRefusedError(f"{yaml_word(value)} is not one of auto, true, false")
+    return value
+
+
+def _check_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
+        raise ValueRefusedError(f"{yaml_word(value)} is not one of auto, cpu, cuda, cuda:N (e.g. cuda:1)")
+    return value
+
+
+def _tuple_from_list(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _tuple_from_one(value: object) -> object:
+    return (os.fspath(value),) if isinstance(value, str | os.PathLike) else _tuple_from_list(value)
+
+
+def _text_from_path(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value or not all(value):
+        raise ValueRefusedError("empty; write a path, a glob such as slides/*.svs, a list of them, or a CSV with a column path")
+    return value
+
+
+def _check_window(value: tuple[float, float]) -> tuple[float, float]:
+    if not value[0] < value[1]:
+        raise ValueRefusedError(f"[{value[0]:g}, {value[1]:g}] is empty; the first number must be below the second")
+    return value
+
+
+def _check_channels(value: tuple[int, ...]) -> tuple[int, ...]:
+    if len(value) not in (1, 3):
+        raise ValueRefusedError(f"{len(value)} channels, but it must be one (grey) or three (red, green, blue)")
+    return value
+
+
+def _check_plain(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ValueRefusedError(f"holds something that is not plain data: {error}") from error
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
+PathText = Annotated[str, BeforeValidator(_text_from_path), Field(min_length=1)]
+Paths = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_one), AfterValidator(_not_empty)]
+Switch = Annotated[bool, Strict()]
+Count = Annotated[int, Strict(), Field(ge=1, le=LARGEST)]
+Index = Annotated[int, Strict(), Field(ge=0, le=LARGEST)]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Window = Annotated[tuple[Number, Number], BeforeValidator(_tuple_from_list), AfterValidator(_check_window)]
+Channels = Annotated[tuple[Index, ...], BeforeValidator(_tuple_from_list), AfterValidator(_check_channels)]
+Device = Annotated[str, AfterValidator(_check_device)]
+Arguments = Annotated[dict[str, Any], AfterValidator(_check_plain)]
+AutoCount = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)]
+AutoSwitch = Annotated[bool | Literal["auto"], BeforeValidator(_auto_or_switch)]
+Bytes = Annotated[int, BeforeValidator(bytes_from_text), WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]})]
+Saved = Annotated[tuple[Literal["tiles", "slide", "windows", "tokens"], ...], BeforeValidator(_tuple_from_list), Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class NotYet:
+    """Values of a key whose feature is still to come."""
+
+    find: Callable[[Any], str | None]
+    """The part of a value that is refused, as words; None where all of it is available."""
+    way_out: str
+
+
+def _only_true(value: object) -> str | None:
+    return "true" if value is True else None
+
+
+NOT_YET: Mapping[str, NotYet] = {
+    "output.save": NotYet(lambda save: "windows" if "windows" in save else None, "leave it out"),
+    "source.decode": NotYet(lambda decode: decode if decode == "gpu" else None, "leave it out or set it to auto or cpu"),
+    "source.icc": NotYet(_only_true, "leave it out or set it to false"),
+    "tiles.fast_downsample": NotYet(_only_true, "leave it out or set it to false"),
+    "encoder.name": NotYet(
+        lambda name: yaml_word(name) if name.startswith(("timm:", "hf:")) else None,
+        "use one of our own (`tilestream encoders` lists them) or 'module:factory'",
+    ),
+    "context.exact": NotYet(_only_true, "leave it out or set it to false"),
+    "compute.compile": NotYet(_only_true, "leave it out or set it to auto or false"),
+    "compute.isolate": NotYet(_only_true, "leave it out or set it to false"),
+}
+"""Dotted key to the values that are refused until their feature is there. The whole list: nothing else is accepted and ignored."""
+
+
+class Section(BaseModel):
+    """Base of the config's parts: frozen, no unknown keys, null means absent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+
+    section: ClassVar[str] = ""
+    """Dotted key of this part, with a dot behind it; empty for the whole."""
+
+    @classmethod
+    def written_out(cls, data: Any) -> Any:
+        """The mapping that a shorthand stands for; anything else as it came."""
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prepare(cls, data: Any) -> Any:
+        data = cls.written_out(data)
+        if not isinstance(data, Mapping):
+            return data
+        known = {name for key, field in cls.model_fields.items() for name in (key, field.alias)}
+        return {key: value for key, value in data.items() if value is not None or key not in known}
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_not_yet(cls, value: Any, info: ValidationInfo) -> Any:
+        entry = NOT_YET.get(f"{cls.section}{info.field_name}")
+        refused = entry.find(value) if entry else None
+        if entry and refused is not None:
+            raise ValueRefusedError(f"{refused} is not available yet; {entry.way_out}")
+        return value
+
+
+class Tissue(Section):
+    """Which tiles are kept."""
+
+    section: ClassVar[str] = "tiles.tissue."
+
+    mask: PathText | None = None
+    """GeoJSON (level-0 px) or PNG (the whole image, any scale; not black is tissue). Relative to the working directory."""
+    function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    """`module:function` that gives a mask for a thumbnail."""
+    method: Literal["otsu", "none", "mask", "function"] = "otsu"
+    """How tissue is found; `none` keeps every tile."""
+    min_fraction: Fraction = 0.1
+    """Smallest part of a tile that must be tissue, 0 to 1."""
+    min_area_um2: NotNegative = 10_000.0
+    """Smallest piece of tissue that counts, in µm²; smaller ones are taken for dust."""
+    pens: Switch = False
+    """Whether colours of marker pens are kept out of the tissue."""
+
+    @classmethod
+    def written_out(cls, data: Any) -> Any:
+        """`otsu`, `none`, `module:function` and `{mask: path}` with their method."""
+        if isinstance(data, str):
+            if data not in ("otsu", "none") and not re.fullmatch(r"[\w.]+:\w+", data):
+                raise ValueRefusedError(
+                    f"{yaml_word(data)} is not one of otsu, none, 'module:function', {{method: otsu, min_fraction: 0.1, ...}}, {{mask: tissue.geojson}}"
+                )
+            return {"method": "function", "function": data} if ":" in data else {"method": data}
+        if isinstance(data, Mapping) and data.get("method") is None:
+            method = next((key for key in ("mask", "function") if data.get(key) is not None), "otsu")
+            return {**data, "method": method}
+        return data
+
+    @field_validator("method")
+    @classmethod
+    def _check_method(cls, method: str, info: ValidationInfo) -> str:
+        for key in ("mask", "function"):
+            given = info.data.get(key) is not None
+            if given and method != key:
+                raise ValueRefusedError(
+                    f"{method}, but tiles.tissue.{key} is given, which only the method {key} uses. Leave one of them out"
+                )
+            if method == key and key in info.data and not given:
+                raise ValueRefusedError(f"{method} needs tiles.tissue.{key}")
+        return method
+
+
+class SchedulerSpec(Section):
+    """Where tasks run."""
+
+    section: ClassVar[str] = "compute.scheduler."
+
+    address: str | None = None
+    """URL of a running scheduler."""
+    path: str | None = None
+    """The file that `dask scheduler --scheduler-file` wrote."""
+    cls: Annotated[str, Field(pattern=r"^\w+(\.\w+)+$")] | None = Field(default=None, alias="class")
+    """Dotted name of a cluster class, e.g. `dask_jobqueue.SLURMCluster`."""
+    args: Arguments = Field(default_factory=dict)
+    """Keyword arguments of the class."""
+    kind: Literal["inline", "local", "address", "file", "class"]
+    """In this process; worker processes here; a running scheduler by address or by file; a cluster class of dask."""
+
+    @classmethod
+    def written_out(cls, data: Any) -> Any:
+        """The kind from `inline`, `local`, `tcp://host:8786`, `file:scheduler.json` or `{class: ..., args: ...}`."""
+        if isinstance(data, str):
+            if data in ("inline", "local"):
+                return {"kind": data}
+            if re.fullmatch(r"(tcp|tls)://[^\s/]+:\d+", data):
+                return {"kind": "address", "address": data}
+            if data.startswith("file:") and data != "file:":
+                return {"kind": "file", "path": data.removeprefix("file:")}
+        elif isinstance(data, Mapping) and ("kind" in data or data.get("class") is not None):
+            return data if "kind" in data else {**data, "kind": "class"}
+        raise ValueRefusedError(
+            f"{yaml_word(data)} is not one of inline, local, tcp://host:8786, tls://host:8786, file:scheduler.json, "
+            "{class: dask_jobqueue.SLURMCluster, args: {...}}"
+        )
+
+    @field_validator("kind")
+    @classmethod
+    def _check_kind(cls, kind: str, info: ValidationInfo) -> str:
+        needed = {"address": "address", "file": "path", "class": "cls"}.get(kind)
+        given = {key for key in ("address", "path", "cls") if info.data.get(key) is not None}
+        if (needed is None or needed in info.data) and given != ({needed} if needed else set()):
+            raise ValueRefusedError(f"{kind} goes with {needed or 'nothing else'}, but given is {', '.join(sorted(given)) or 'nothing'}")
+        return kind
+
+    @model_serializer
+    def _short(self) -> Any:
+        if self.kind == "class":
+            return {"class": self.cls, "args": self.args}
+        return self.address or (f"file:{self.path}" if self.path else self.kind)

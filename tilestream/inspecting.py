@@ -1,0 +1,77 @@
+"""What the command `inspect` says of an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tilestream.sources import open_source
+from tilestream.sources.base import SourceOptions
+
+
+def describe_image(address: str) -> dict[str, Any]:
+    """Facts of an image as plain values, without reading its pixels.
+
+    Raises
+    ------
+    InputError
+        It cannot be opened.
+    """
+    with open_source(address, SourceOptions()) as source:
+        info = source.info
+        levels = []
+        for k, level in enumerate(info.levels):
+            pieces = source.segment_grid(k)
+            levels.append(
+                {
+                    "level": k,
+                    "height": level.size.height,
+                    "width": level.size.width,
+                    "downsample": level.downsample,
+                    "mpp": None if info.mpp is None else info.mpp * level.downsample,
+                    "pieces": None if pieces is None else f"{pieces.rows} x {pieces.cols} of {pieces.height} x {pieces.width} px",
+                }
+            )
+        return {
+            "address": info.address, "backend": info.backend, "reason": info.reason, "vendor": info.vendor, "compression": info.compression,
+            "mpp": info.mpp, "mpp_source": info.mpp_source, "fingerprint": info.fingerprint, "levels": levels,
+            "properties": dict(info.properties), "warnings": list(info.warnings),
+        }  # fmt: skip
+
+
+def print_description(facts: dict[str, Any], console: Console) -> None:
+    """The same for people, with the lines to write in a config."""
+    mpp = facts["mpp"]
+    console.print(facts["address"], style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"opened by {facts['backend']}: {facts['reason']}", highlight=False, markup=False)
+    console.print(f"format {facts['vendor'] or 'unknown'}, compression {facts['compression'] or 'unknown'}", highlight=False, markup=False)
+    console.print(
+        f"resolution {mpp:.4g} µm/px ({facts['mpp_source']})" if mpp is not None else "resolution unknown: the file does not say",
+        highlight=False,
+        markup=False,
+    )
+    table = Table(box=None, pad_edge=False)
+    for column in ("level", "size (h x w)", "downsample", "µm/px", "pieces (rows x columns)"):
+        table.add_column(column)
+    for level in facts["levels"]:
+        scale = "-" if level["mpp"] is None else f"{level['mpp']:.4g}"
+        table.add_row(
+            str(level["level"]),
+            f"{level['height']} x {level['width']}",
+            f"{level['downsample']:.6g}",
+            scale,
+            level["pieces"] or "read by region",
+        )
+    console.print(table)
+    for name, value in facts["properties"].items():
+        console.print(f"  {name}: {value if len(value) <= 160 else value[:157] + '...'}", highlight=False, markup=False)
+    for warning in facts["warnings"]:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+    advice = (
+        f"tiles: {{size: 224, mpp: {max(0.5, round(mpp, 3)):g}}}"
+        if mpp is not None
+        else "tiles: {size: 224, level: 0}   # or source: {mpp: ...} and tiles.mpp"
+    )
+    console.print(f"in a config: {advice}", highlight=False, markup=False)

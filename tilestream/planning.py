@@ -1,0 +1,98 @@
+"""What the command `plan` prints: every slide's plan, without writing anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+
+from tilestream.config import Config
+from tilestream.driver import untrained_parts, worker_settings
+from tilestream.errors import InputError
+from tilestream.plan import (
+    EncoderFacts,
+    Projection,
+    SlidePlan,
+    check_encoder,
+    check_memory,
+    gib,
+    make_layout,
+    make_slide_plan,
+    project_memory,
+    source_options,
+)
+from tilestream.slides import list_slides
+from tilestream.sources import open_source
+from tilestream.stages import describe_encoder
+from tilestream.store import Layout
+from tilestream.summary import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED
+
+
+@dataclass
+class Planned:
+    """The plans of a config's slides, and why some were refused."""
+
+    config: Config
+    facts: EncoderFacts
+    slides: list[tuple[SlidePlan, Layout, Projection]] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """As a run with these refusals would end."""
+        if not self.refused:
+            return EXIT_DONE
+        return EXIT_PARTIAL if self.slides and self.config.on_error.slide == "skip" else EXIT_REFUSED
+
+
+def plan_slides(config: Config) -> Planned:
+    """Plan every slide of a config.
+
+    Raises
+    ------
+    ConfigError
+        The config cannot work, or a worker's memory would exceed the limit.
+    """
+    facts = describe_encoder(worker_settings(config))
+    check_encoder(facts, config)
+    planned = Planned(config, facts)
+    for ref in list_slides(config.slides):
+        try:
+            with open_source(ref.address, source_options(config, ref)) as source:
+                plan = make_slide_plan(ref, source, config, facts)
+        except InputError as error:
+            planned.refused[ref.id] = str(error)
+            continue
+        layout = make_layout(plan.tiles, config, facts)
+        projection = project_memory(plan, layout, config, facts)
+        check_memory(projection, config, plan)
+        planned.slides.append((plan, layout, projection))
+    return planned
+
+
+def print_plan(planned: Planned, console: Console) -> None:
+    """The table of a plan, and its totals."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("slide", "size (h x w)", "µm/px", "read from", "tiles kept", "shards", "output", "memory a worker"):
+        table.add_column(column, overflow="fold")
+    for plan, layout, projection in planned.slides:
+        size, level = plan.info.size, plan.info.levels[plan.spec.level]
+        averaged = ", averaged" if plan.spec.resampled else ""
+        table.add_row(
+            plan.ref.id, f"{size.height} x {size.width}", "-" if plan.info.mpp is None else f"{plan.info.mpp:.4g}",
+            f"level {plan.spec.level} (1/{level.downsample:.4g}{averaged})", f"{plan.tiles} of {plan.candidates}", str(layout.shards), gib(layout.bytes), gib(projection.total),
+        )  # fmt: skip
+    console.print(table)
+    for slide, reason in planned.refused.items():
+        console.print(f"refused: {slide}: {reason}", style="yellow", highlight=False, markup=False)
+    tiles, size_bytes = sum(p.tiles for p, _, _ in planned.slides), sum(layout.bytes for _, layout, _ in planned.slides)
+    peak = max((projection.total for _, _, projection in planned.slides), default=0)
+    facts = planned.facts
+    console.print(
+        f"{len(planned.slides)} slides, {tiles} tiles, {gib(size_bytes)} of output before compression; {facts.name}, {facts.dim} dims, {facts.precision} on {facts.device}; "
+        f"at most {gib(peak)} of {gib(planned.config.compute.memory_limit)} a worker",
+        highlight=False, markup=False,
+    )  # fmt: skip
+    for part in untrained_parts(planned.config, facts):
+        console.print(f"{part} has random, untrained weights.", style="yellow", highlight=False, markup=False)

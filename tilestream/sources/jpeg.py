@@ -1,0 +1,148 @@
+"""JPEG segments of TIFF files to pixels, as libjpeg-turbo decodes them by default (ISLOW DCT, smooth chroma upsampling).
+
+The TIFF tag PhotometricInterpretation, not the segment, says whether the colours are RGB or YCbCr (TIFF Technical Note 2, and what
+libtiff and OpenSlide do). libjpeg guesses from JFIF and Adobe markers (libjpeg.txt, "Special color spaces"), so those are taken out
+and an Adobe marker with the right transform is put in front.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilestream.errors import ReadError
+from tilestream.sources.base import Pixels, ThreadBuffers
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+SOI = b"\xff\xd8"
+EOI = b"\xff\xd9"
+SOS, APP0, APP14 = 0xDA, 0xE0, 0xEE
+SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+"""Markers without a length: TEM, RST0 to RST7, SOI."""
+
+
+def adobe_marker(transform: int) -> bytes:
+    """An APP14 segment that states the colour transform: 0 for RGB, 1 for YCbCr (Adobe Technical Note 5116)."""
+    return b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
+
+
+TAILS = frozenset({EOI, *(bytes([0xFF, code]) for code in range(0xD0, 0xD8))})
+"""Markers that end a restart interval."""
+
+
+@dataclass(frozen=True)
+class JpegFrame:
+    """What a JPEG stream says before its first scan."""
+
+    height: int
+    width: int
+    components: int
+    precision: int
+    colour_markers: tuple[tuple[int, int], ...]
+    """Byte ranges of JFIF and Adobe segments."""
+
+
+def scan_markers(data: bytes) -> JpegFrame:
+    """The frame and the colour markers of a stream, up to its first scan or its end. Raises ReadError."""
+    if data[:2] != SOI:
+        raise ReadError(f"not a JPEG: starts with {data[:4].hex(' ')}, not with ff d8")
+    at, frame, marked = 2, (0, 0, 0, 0), []
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            raise ReadError(f"corrupt JPEG: byte {data[at]:02x} at {at} where a marker belongs")
+        code = data[at + 1]
+        if code == 0xFF:  # fill byte
+            at += 1
+            continue
+        if code in BARE:
+            at += 2
+            continue
+        if code in (SOS, 0xD9):
+            break
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if code in SOF and at + 10 <= len(data):
+            frame = (int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big"), data[at + 9], data[at + 4])
+        elif code in (APP0, APP14):
+            marked.append((at, at + 2 + length))
+        at += 2 + length
+    return JpegFrame(*frame, tuple(marked))
+
+
+def _without(data: bytes, ranges: tuple[tuple[int, int], ...]) -> bytes:
+    for start, end in reversed(ranges):
+        data = data[:start] + data[end:]
+    return data
+
+
+@dataclass(frozen=True)
+class JpegDecoder:
+    """Decodes the segments of one TIFF page."""
+
+    prefix: bytes
+    """What stands before each segment's own bytes: start of image, colour marker, tables; or the page's whole header."""
+    bare: bool
+    """Whether segments are scan data only (Hamamatsu restart intervals) and not streams of their own."""
+    height: int
+    """Rows of a full segment."""
+    width: int
+    """Columns of a full segment."""
+    buffers: ThreadBuffers
+
+    @classmethod
+    def from_tables(cls, tables: bytes | None, *, rgb: bool, height: int, width: int, buffers: ThreadBuffers) -> JpegDecoder:
+        """A decoder for segments that share `tables` (the JPEGTables tag) and whose colours are RGB, or else YCbCr or grey."""
+        body = b""
+        if tables:
+            try:
+                body = _without(tables, scan_markers(tables).colour_markers)[2:].removesuffix(EOI)
+            except ReadError as error:
+                raise ReadError(f"JPEGTables tag: {error}") from error
+        return cls(SOI + adobe_marker(0 if rgb else 1) + body, bare=False, height=height, width=width, buffers=buffers)
+
+    @classmethod
+    def from_header(cls, header: bytes, *, height: int, width: int, buffers: ThreadBuffers) -> JpegDecoder:
+        """A decoder for segments that are scan data behind one common header."""
+        return cls(header, bare=True, height=height, width=width, buffers=buffers)
+
+    def decode(self, segment: bytes, seen: tuple[int, int]) -> Pixels:
+        """(h, w, 3) uint8 of one segment, in the calling thread's buffer.
+
+        `seen` is the height and width of the part inside the image, which the segment must cover. Raises ReadError.
+        """
+        if self.bare:
+            height, width = self.height, self.width
+            data = self.prefix + (segment[:-2] if segment[-2:] in TAILS else segment) + EOI
+        else:
+            frame = scan_markers(segment)
+            height, width = frame.height, frame.width
+            if not (seen[0] <= height <= self.height and seen[1] <= width <= self.width):
+                raise ReadError(f"JPEG of {height} x {width} px in a file tile of {self.height} x {self.width}")
+            data = self.prefix + _without(segment, frame.colour_markers)[2:]
+        return decode_stream(data, self.buffers.get((height, width, 3)))
+
+
+def decode_stream(data: bytes, out: Pixels) -> Pixels:
+    """`out`, (h, w, 3) uint8, filled from a complete grey or colour stream of that size. Raises ReadError."""
+    try:
+        if simplejpeg is None:
+            return _decode_with_imagecodecs(data, out)
+        simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, buffer=out)
+    except (ValueError, RuntimeError) as error:
+        raise ReadError(f"JPEG decoder: {error}") from error
+    return out
+
+
+def _decode_with_imagecodecs(data: bytes, out: Pixels) -> Pixels:
+    import imagecodecs
+
+    pixels = imagecodecs.jpeg8_decode(data)
+    if pixels.shape[:2] != out.shape[:2]:
+        raise ReadError(f"JPEG of {pixels.shape[0]} x {pixels.shape[1]} px where {out.shape[0]} x {out.shape[1]} belong")
+    out[:] = pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
+    return out

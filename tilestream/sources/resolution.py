@@ -1,0 +1,95 @@
+"""Micrometres per pixel from what files state: one rule for all backends about what counts as a statement.
+
+A value that is not positive and finite is no statement. Where x and y differ by up to 1 % the mean is taken; beyond, pixels are
+not square and the image is refused. TIFF resolution tags of generic files beyond 100 µm/px are placeholders of image editors
+(72 dpi is 352.8 µm/px), not a scanner's statement.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tilestream.errors import InputError
+
+SQUARE_TOLERANCE = 0.01
+"""Relative difference of x and y up to which pixels count as square."""
+
+PLACEHOLDER_MPP = 100.0
+"""µm/px above which a generic TIFF's resolution tag is taken for a printing resolution."""
+
+MICROMETRES = {
+    "angstrom": 1e-4,
+    "å": 1e-4,
+    "nanometer": 1e-3,
+    "nm": 1e-3,
+    "micrometer": 1.0,
+    "micron": 1.0,
+    "µm": 1.0,  # U+00B5, as OME writes it
+    "μm": 1.0,  # U+03BC
+    "um": 1.0,
+    "millimeter": 1e3,
+    "mm": 1e3,
+    "centimeter": 1e4,
+    "cm": 1e4,
+    "inch": 25_400.0,
+    "in": 25_400.0,
+    "meter": 1e6,
+    "m": 1e6,
+}
+"""Micrometres per unit of length; names of OME-XML (UnitsLength) and of OME-Zarr (UDUNITS-2), lower case."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Resolution of level 0 and where it comes from."""
+
+    mpp: float | None
+    """µm per level-0 pixel; None when unknown."""
+    source: str
+    """Who says so, "" when nobody does."""
+    warnings: tuple[str, ...] = ()
+
+
+UNKNOWN = Resolution(None, "")
+
+
+def resolution_from_config(mpp: float) -> Resolution:
+    """The resolution that the config states in place of the file's. Raises InputError where it is not positive and finite."""
+    if not (math.isfinite(mpp) and mpp > 0):
+        raise InputError(f"mpp: {mpp} given for an image; it must be a positive number of µm/px.")
+    return Resolution(mpp, "config")
+
+
+def resolution_from_file(address: str, x: float, y: float, source: str, *, limit: float = math.inf) -> Resolution:
+    """The checked resolution of a file that states `x` and `y` µm/px; unknown, with a warning, where the numbers say nothing.
+
+    Raises
+    ------
+    InputError
+        x and y differ by more than 1 %.
+    """
+    if not all(math.isfinite(v) and v > 0 for v in (x, y)):
+        return Resolution(None, "", (f"{source} says {x:g} x {y:g} µm/px, which is no resolution; mpp is taken as unknown.",))
+    if min(x, y) > limit:
+        return Resolution(None, "", (f"{source} says {x:.4g} µm/px, a placeholder for printing; mpp is taken as unknown.",))
+    if abs(x - y) > SQUARE_TOLERANCE * max(x, y):
+        raise InputError(
+            f"{address}: pixels are not square: {source} says {x:g} µm/px in x and {y:g} in y, more than 1 % apart. "
+            "State the resolution in the mpp column of the slide list."
+        )
+    return Resolution((x + y) / 2, source)
+
+
+def micrometres_from_unit(unit: str) -> float | None:
+    """Micrometres per `unit`, or None where it is no length (pixel, reference frame, second)."""
+    return MICROMETRES.get(unit.strip().lower())
+
+
+def parse_number(text: str) -> tuple[float, tuple[str, ...]]:
+    """A decimal number that may have a decimal comma, with a warning then; NaN where it is none."""
+    warnings = (f"decimal comma in {text.strip()!r}, read as a point.",) if "," in text else ()
+    try:
+        return float(text.strip().replace(",", ".")), warnings
+    except ValueError:
+        return math.nan, warnings

@@ -1,0 +1,155 @@
+"""From what a file stores to (h, w, 3) uint8 RGB: which axes, channels and values are taken, and how alpha is composited.
+
+Alpha on white, in exact integers: a straight colour c under alpha a becomes (c * a + 127) // 255 + 255 - a, which is libtiff's
+premultiplication followed by OpenSlide's; a premultiplied colour p becomes p + 255 - a.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.errors import ConfigError, InputError
+from tilestream.sources.base import WHITE, Pixels, SourceOptions
+
+Alpha = Literal["none", "straight", "premultiplied"]
+
+
+@dataclass(frozen=True)
+class SampleRule:
+    """How samples of one pixel become RGB."""
+
+    channels: tuple[int, ...] | None = None
+    """One or three sample indices; None takes all."""
+    window: tuple[float, float] | None = None
+    """Sample values that become 0 and 255."""
+    alpha: Alpha = "none"
+    """Meaning of the last sample."""
+    invert: bool = False
+    """Whether 0 is white (TIFF photometric WhiteIsZero)."""
+
+    @property
+    def trivial(self) -> bool:
+        """Whether one or three uint8 samples are already the pixel."""
+        return self.channels is None and self.window is None and self.alpha == "none" and not self.invert
+
+    def rgb(self, samples: NDArray[Any]) -> Pixels:
+        """(h, w, 3) uint8 from (h, w, s) samples; possibly a read-only view."""
+        if self.channels is not None:
+            samples = samples[..., list(self.channels)]
+        if self.window is not None:
+            samples = map_window(samples, self.window)
+        assert samples.dtype == np.uint8, "a rule without a window is made for uint8 only"
+        colour, alpha = (samples[..., :-1], samples[..., -1:]) if self.alpha != "none" else (samples, None)
+        if self.invert:
+            colour = 255 - colour
+        if alpha is not None:
+            colour = composite_straight(colour, alpha) if self.alpha == "straight" else composite_premultiplied(colour, alpha)
+        assert colour.shape[-1] in (1, 3), "a rule leaves grey or RGB"
+        return colour if colour.shape[-1] == 3 else np.broadcast_to(colour, (*colour.shape[:2], 3))
+
+
+def composite_straight(colour: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(h, w, c) uint8: colours on white, (c * a + 127) // 255 + 255 - a."""
+    a = alpha.astype(np.uint16)
+    return ((colour * a + 127) // 255 + (255 - a)).astype(np.uint8)
+
+
+def composite_premultiplied(colour: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(h, w, c) uint8: premultiplied colours on white, p + 255 - a, held at 255 where a file breaks p <= a."""
+    out: NDArray[np.uint8] = np.minimum(colour, alpha) + (255 - alpha)
+    return out
+
+
+def map_window(samples: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:
+    """uint8 of the same shape: window[0] becomes 0, window[1] becomes 255, linear and rounded between, clipped; NaN is white."""
+    low, high = window
+    scaled = np.clip((samples.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
+    mapped: NDArray[np.uint8] = np.rint(np.nan_to_num(scaled, nan=WHITE)).astype(np.uint8)
+    return mapped
+
+
+class Choices:
+    """Collects everything that an image leaves open and the config does not choose, for one error that names it all."""
+
+    def __init__(self, address: str, options: SourceOptions) -> None:
+        self.address = address
+        self.options = options
+        self.problems: list[str] = []
+        self.hints: dict[str, str] = {}
+        channels = options.channels
+        if channels is not None and (len(channels) not in (1, 3) or min(channels) < 0):
+            raise ConfigError(f"source.channels: {list(channels)}; give one (grey) or three (RGB) indices from 0 on.")
+        if options.window is not None and not options.window[1] > options.window[0]:
+            raise ConfigError(f"source.window: {list(options.window)}; the second value must be above the first.")
+
+    def refuse(self, problem: str, key: str, value: str) -> None:
+        """Note a problem and what to write under `source` to settle it."""
+        self.problems.append(problem)
+        self.hints[key] = value
+
+    def index(self, axis: str, length: int, key: str) -> int:
+        """The chosen index on an axis, 0 where there is only one or where it is refused."""
+        chosen: int | None = getattr(self.options, key) if key in ("z", "t") else None
+        if chosen is None:
+            if length > 1:
+                self.refuse(f"axis {axis} is {length} long", key, "0")
+            return 0
+        if not 0 <= chosen < length:
+            raise InputError(f"{self.address}: source.{key}: {chosen}, but axis {axis} has indices 0 to {length - 1}.")
+        return chosen
+
+    def channels(self, length: int, what: str) -> tuple[int, ...]:
+        """The chosen channels of an axis `length` long; refused where none are chosen."""
+        chosen = self.options.channels
+        if chosen is None:
+            self.refuse(f"{what} is {length} long", "channels", "[0, 1, 2]" if length >= 3 else "[0]")
+            return (0,)
+        if max(chosen) >= length:
+            raise InputError(f"{self.address}: source.channels: {list(chosen)}, but {what} has indices 0 to {length - 1}.")
+        return chosen
+
+    def values(self, dtype: np.dtype[Any], bits: int) -> None:
+        """Refuse samples that are not 8-bit unsigned, unless a window says which values are black and white."""
+        if (dtype == np.uint8 and bits == 8) or self.options.window is not None:
+            return
+        kind = f"{bits}-bit" if bits < 8 else str(dtype)
+        self.refuse(f"samples are {kind}", "window", _window_hint(dtype, bits))
+
+    def settle(self) -> None:
+        """Raise one InputError with all that was refused, if anything was."""
+        if self.problems:
+            order = [key for key in ("scene", "z", "t", "channels", "window") if key in self.hints]
+            hint = ", ".join(f"{key}: {self.hints[key]}" for key in order)
+            way_out = f"Choose in the config, for example source: {{{hint}}}" if hint else "Save the wanted plane as a file of its own"
+            raise InputError(f"{self.address}: {'; '.join(self.problems)}. {way_out}")
+
+
+def _window_hint(dtype: np.dtype[Any], bits: int) -> str:
+    if dtype.kind not in "iu":
+        return "[0, 1]"
+    if dtype.kind == "u":
+        return "[0, 4095]" if bits == 16 else f"[0, {2**bits - 1}]"
+    return f"[{-(2 ** (bits - 1))}, {2 ** (bits - 1) - 1}]"
+
+
+def axis_keys(axes: Sequence[str]) -> dict[int, str]:
+    """Config key (z, t, channels or "" for height, width and samples) for each position of an axis list.
+
+    Axes that have no meaning of their own (pages that a file does not name: I, Q, and others) are chosen by `z` where there is no z axis.
+    """
+    names = [axis.lower() for axis in axes]
+    spare = "" if "z" in names else "z"
+    keys = {"z": "z", "t": "t", "c": "channels", "y": "", "x": "", "s": ""}
+    out: dict[int, str] = {}
+    for position, name in enumerate(names):
+        if name in keys:
+            out[position] = keys[name]
+        else:
+            out[position] = spare or name
+            spare = ""
+    return out

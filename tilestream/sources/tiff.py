@@ -1,0 +1,148 @@
+"""TIFF images read by file tile: each tile or strip is read with one `pread`, decoded once, and copied from there."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.errors import ReadError
+from tilestream.geometry import Region
+from tilestream.sources.base import WHITE, Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
+from tilestream.sources.files import checked_file, fingerprint_file
+from tilestream.sources.tiff_index import MAX_PIECE_BYTES, TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, index_tiff
+
+
+class TiffSource(Source):
+    """Pixels of a TIFF file whose image is a regular grid of tiles or strips.
+
+    Reading takes no lock and moves no file position, so any number of threads may read at once. A piece of which the file holds
+    no bytes is background, white, as in OpenSlide.
+
+    Raises
+    ------
+    NoGridError
+        The file is no TIFF, or its image is no regular grid.
+    InputError
+        The image is refused; the message says what to choose or to repair.
+    """
+
+    def __init__(self, address: str, options: SourceOptions) -> None:
+        path = checked_file(address)
+        index = index_tiff(address, options)
+        self._levels = index.levels
+        self._rule = index.rule
+        self.info = _info(address, index, fingerprint_file(path))
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._size = os.fstat(self._file).st_size
+        self._close = weakref.finalize(self, os.close, self._file)
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        self._close()
+
+    def segment_grid(self, level: int) -> SegmentGrid:
+        """The grid of file tiles or strips of a level."""
+        return self._levels[level].grid
+
+    def read_segment(self, level: int, row: int, col: int) -> Pixels | None:
+        """(h, w, 3) uint8 of one file tile, full-size or cropped to the image; None where the file holds no bytes for it.
+
+        May be a buffer of the calling thread that its next call overwrites. Raises ReadError.
+        """
+        found = self._levels[level]
+        grid = found.grid
+        if not (0 <= row < grid.rows and 0 <= col < grid.cols):
+            raise IndexError(f"file tile ({row}, {col}) of a grid of {grid.rows} x {grid.cols}")
+        try:
+            return self._segment(found, row, col)
+        except ReadError as error:
+            raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
+
+    def _segment(self, found: TiffLevel, row: int, col: int) -> Pixels | None:
+        grid, size = found.grid, found.level.size
+        seen = min(grid.height, size.height - row * grid.height), min(grid.width, size.width - col * grid.width)
+        cell = row * grid.cols + col
+        page = found.pages[0]
+        if len(found.pages) == 1 and page.jpeg is not None:
+            data = self._bytes(page, cell)
+            if data is None:
+                return None
+            pixels = page.jpeg.decode(data, seen)
+            return pixels if self._rule.trivial else self._rule.rgb(pixels)
+        cells = grid.rows * grid.cols
+        parts = [self._samples(page, cell + plane * cells, seen) for page in found.pages for plane in range(page.planes)]
+        if all(part is None for part in parts):
+            return None
+        # Of separately stored samples, those without bytes are 0 (GDAL leaves out blocks that are all 0).
+        first = next(part for part in parts if part is not None)
+        samples = [np.zeros_like(first) if part is None else part for part in parts]
+        return self._rule.rgb(samples[0] if len(samples) == 1 else np.concatenate(samples, axis=-1))
+
+    def _samples(self, page: TiffPlane, index: int, seen: tuple[int, int]) -> NDArray[Any] | None:
+        """(h, w, s) samples of the part of a piece that lies in the image, or None where the file holds no bytes for it."""
+        data = self._bytes(page, index)
+        if data is None:
+            return None
+        try:
+            decoded, _, _ = page.decode(data, index, jpegtables=page.tables)
+        except TIFFFILE_ERRORS as error:
+            raise ReadError(f"decoder: {str(error) or type(error).__name__}") from error
+        samples: NDArray[Any] = np.asarray(decoded)[0, : seen[0], : seen[1]]
+        if samples.shape[:2] != seen:
+            raise ReadError(f"decoded to {samples.shape[0]} x {samples.shape[1]} px where {seen[0]} x {seen[1]} belong")
+        return samples
+
+    def _bytes(self, page: TiffPlane, index: int) -> bytes | None:
+        """The encoded bytes of a piece, or None where there are none. Raises ReadError."""
+        offset, count = int(page.offsets[index]), int(page.counts[index])
+        if count == 0:
+            return None
+        if offset <= 0 or count < 0 or offset + count > self._size:
+            raise ReadError(f"{count} bytes at {offset} lie beyond the file's {self._size}. The file is cut off; copy it again")
+        if count > MAX_PIECE_BYTES:
+            raise ReadError(f"{count / 2**20:.0f} MiB for one piece, the limit is {MAX_PIECE_BYTES // 2**20} MiB")
+        try:
+            data = os.pread(self._file, count, offset)
+        except OSError as error:
+            raise ReadError(f"{count} bytes at {offset}: {error.strerror or error}") from error
+        if len(data) != count:
+            raise ReadError(f"the file gave {len(data)} of {count} bytes at {offset}")
+        return data
+
+    def _read(self, level: int, region: Region) -> Pixels:
+        grid = self._levels[level].grid
+        out = np.full((region.height, region.width, 3), WHITE, np.uint8)
+        y1, x1 = region.px_y + region.height, region.px_x + region.width
+        for row in range(region.px_y // grid.height, -(-y1 // grid.height)):
+            for col in range(region.px_x // grid.width, -(-x1 // grid.width)):
+                piece = self.read_segment(level, row, col)
+                if piece is None:
+                    continue
+                top, left = row * grid.height, col * grid.width
+                a, b = max(region.px_y, top), min(y1, top + grid.height)
+                c, d = max(region.px_x, left), min(x1, left + grid.width)
+                out[a - region.px_y : b - region.px_y, c - region.px_x : d - region.px_x] = piece[a - top : b - top, c - left : d - left]
+        return out
+
+
+def _info(address: str, index: TiffIndex, fingerprint: str) -> SlideInfo:
+    grid = index.levels[0].grid
+    size = index.levels[0].level.size
+    kind = "strips" if grid.width == size.width and grid.cols == 1 and grid.height < size.height else "tiles"
+    return SlideInfo(
+        address=address,
+        backend="tiff",
+        reason=f"tiff: regular grid of {grid.height} x {grid.width} {index.compression.upper()} {kind}",
+        levels=tuple(found.level for found in index.levels),
+        mpp=index.resolution.mpp,
+        mpp_source=index.resolution.source,
+        vendor=index.vendor,
+        compression=index.compression,
+        fingerprint=fingerprint,
+        properties={"tiff.tile_height": str(grid.height), "tiff.tile_width": str(grid.width), **index.properties},
+        warnings=index.warnings,
+    )
