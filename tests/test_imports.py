@@ -8,17 +8,16 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tilestream"
 
 HOUSE = [
-    "errors geometry grid resample config slides configfile",
+    "errors geometry grid resample configbase config slides configyaml configfile",
     "sources.base sources.* sources",
-    "tissue",
+    "tissue readspec layout plan",
     "reading",
     "models.positions models.patch_embed models.vit models.windows models.context models.pooling models.weights models.encoders models",
     "objects tables store",
-    "plan",
-    "stages",
+    "machine stages",
     "overview finishing",
     "engine",
-    "recipe lock summary driver",
+    "lock recipe summary driver",
     "run opened",
     "progress planning inspecting verifying doctor",
     "cli __main__",

@@ -8,7 +8,8 @@ import pytest
 from tilestream.errors import ReadError
 from tilestream.geometry import Level, Region, Size
 from tilestream.grid import TileGrid
-from tilestream.reading import ReadSpec, TileReader, pair_pieces, pending_tiles
+from tilestream.reading import TileReader, pair_pieces
+from tilestream.readspec import ReadSpec, pending_tiles
 from tilestream.resample import area_average
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source
 

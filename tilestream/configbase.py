@@ -72,6 +72,12 @@ def _tuple_from_list(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _pair_from_list(value: object) -> object:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueRefusedError(f"{yaml_word(value)} is not two numbers, e.g. [0, 4095]")
+    return tuple(value)
+
+
 def _tuple_from_one(value: object) -> object:
     return (os.fspath(value),) if isinstance(value, str | os.PathLike) else _tuple_from_list(value)
 
@@ -116,7 +122,7 @@ Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
-Window = Annotated[tuple[Number, Number], BeforeValidator(_tuple_from_list), AfterValidator(_check_window)]
+Window = Annotated[tuple[Number, Number], BeforeValidator(_pair_from_list), AfterValidator(_check_window)]
 Channels = Annotated[tuple[Index, ...], BeforeValidator(_tuple_from_list), AfterValidator(_check_channels)]
 Device = Annotated[str, AfterValidator(_check_device)]
 Arguments = Annotated[dict[str, Any], AfterValidator(_check_plain)]
@@ -140,7 +146,9 @@ def _only_true(value: object) -> str | None:
 
 
 NOT_YET: Mapping[str, NotYet] = {
-    "output.save": NotYet(lambda save: "windows" if "windows" in save else None, "leave it out"),
+    "output.save": NotYet(
+        lambda save: "windows" if "windows" in save else None if "tiles" in save else "an output without tiles", "save [tiles, slide]"
+    ),
     "source.decode": NotYet(lambda decode: decode if decode == "gpu" else None, "leave it out or set it to auto or cpu"),
     "source.icc": NotYet(_only_true, "leave it out or set it to false"),
     "tiles.fast_downsample": NotYet(_only_true, "leave it out or set it to false"),

@@ -13,7 +13,7 @@ from typing import Any
 from tilestream.config import Config
 from tilestream.engine import Engine, Outcome, open_engine, worker_count
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError
-from tilestream.finishing import THUMBNAIL, TISSUE, FinishReport, FinishTask, finish_slide, png_bytes, tokens_a_side
+from tilestream.finishing import THUMBNAIL, TISSUE, FinishReport, FinishTask, build_context, finish_slide, png_bytes, tokens_a_side
 from tilestream.lock import hold_lock
 from tilestream.objects import Folder
 from tilestream.plan import (
@@ -87,7 +87,7 @@ def worker_settings(config: Config) -> WorkerSettings:
     cores = max(1, len(os.sched_getaffinity(0)) // (worker_count(compute) if compute.scheduler.kind == "local" else 1))
     return WorkerSettings(
         encoder=config.encoder.name,
-        weights=config.encoder.weights,
+        weights=absolute(config.encoder.weights) if config.encoder.weights is not None else None,
         args=json.dumps(dict(config.encoder.args), sort_keys=True),
         precision=config.encoder.precision,
         device=compute.device,
@@ -103,7 +103,8 @@ class Run:
 
     def __init__(self, config: Config, *, restart: bool, shard: tuple[int, int] | None, reporter: Reporter) -> None:
         self.config, self.restart, self.shard, self.reporter = config, restart, shard, reporter
-        self.output = Folder(config.output.path)
+        # Workers may run in another folder: every address that reaches them is absolute.
+        self.output = Folder(absolute(config.output.path))
         refs = list_slides(config.slides)
         self.refs = refs if shard is None else refs[shard[0] :: shard[1]]
         self.name = "run" if shard is None else f"run-{shard[0]}-of-{shard[1]}"
@@ -131,6 +132,8 @@ class Run:
         """Learn the encoder, and refuse what no slide can mend."""
         self.facts: EncoderFacts = engine.call(describe_encoder, self.settings)
         check_encoder(self.facts, self.config)
+        if self.config.context is not None:
+            build_context(self.config.context, self.facts.dim)  # refuses what does not fit before anything is read
         self.recipe = make_recipe(self.config, self.facts)
         self.summary.encoder = vars(self.facts) | {}
         if not self.restart:
@@ -292,6 +295,11 @@ class Run:
             context=self.config.context, pool=self.config.pool, device=self.config.compute.device, save_slide="slide" in self.config.output.save,
             title=f"{plan.ref.id}: {plan.info.size.width} x {plan.info.size.height} px, tiles of {plan.grid.tile} px at {mpp}, {self.facts.name}",
         )  # fmt: skip
+
+
+def absolute(address: str) -> str:
+    """A local path made absolute; a URL as it is."""
+    return address if "://" in address else os.path.abspath(address)  # noqa: PTH100  # keeps the text of links
 
 
 def untrained_parts(config: Config, facts: EncoderFacts) -> list[str]:

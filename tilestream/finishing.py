@@ -16,13 +16,14 @@ from PIL import Image
 from tilestream.config import Context, Pool
 from tilestream.errors import ConfigError
 from tilestream.grid import TileGrid
+from tilestream.layout import Layout
+from tilestream.machine import peak_memory, pick_device
 from tilestream.models.context import ContextTransformer
 from tilestream.models.pooling import make_pool
 from tilestream.models.weights import apply_weights, load_weights
 from tilestream.objects import Folder
 from tilestream.overview import draw_overview
-from tilestream.stages import peak_memory, pick_device
-from tilestream.store import Layout, SlideStore
+from tilestream.store import SlideStore
 
 THUMBNAIL, TISSUE = "thumbnail.png", "tissue.png"
 CONTEXT_ROWS = "tables/tiles/obsm/context"
@@ -82,6 +83,30 @@ def finish_slide(task: FinishTask) -> FinishReport:
     return FinishReport(task.slide, seconds, peak_memory())
 
 
+def build_context(context: Context, dim: int) -> ContextTransformer:
+    """The windowed transformer of a config, with its weights.
+
+    Raises
+    ------
+    ConfigError
+        The numbers do not fit the encoder's dimension, or the weights do not fit the model.
+    InputError
+        The weights file cannot be read.
+    """
+    model = ContextTransformer(
+        dim=dim,
+        depth=context.depth,
+        heads=context.heads,
+        window=context.window,
+        shift=context.shift,
+        position=context.position,
+        seed=context.seed,
+    )
+    if context.weights is not None:
+        apply_weights(model, load_weights(context.weights), context.weights)
+    return model.eval()
+
+
 def _image(folder: Folder, key: str) -> NDArray[np.uint8]:
     raw = folder.get(key)
     assert raw is not None, f"{key} is written when a store is created"
@@ -100,18 +125,7 @@ def _context_of_tiles(
 ) -> NDArray[np.float32]:
     """(n, d) float32: each tile's token after the windowed transformer, or the mean over its patch tokens; NaN where the tile failed."""
     device = pick_device(task.device)
-    model = ContextTransformer(
-        dim=layout.dim,
-        depth=context.depth,
-        heads=context.heads,
-        window=context.window,
-        shift=context.shift,
-        position=context.position,
-        seed=context.seed,
-    ).to(device)
-    if context.weights is not None:
-        apply_weights(model, load_weights(context.weights), context.weights)
-    model.eval()
+    model = build_context(context, layout.dim).to(device)
     good = np.isfinite(vectors).all(axis=1)
     out = np.full(vectors.shape, np.nan, np.float32)
     side = tokens_a_side(layout.tokens, task.grid)

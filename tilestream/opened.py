@@ -64,7 +64,7 @@ class Opened:
         import numpy as np
         import pandas as pd
 
-        from tilestream.store import STATUSES
+        from tilestream.layout import STATUSES
 
         columns = {name: np.asarray(self._store.array(f"tables/tiles/obs/{name}")[:]) for name in ("row", "col", "y", "x", "tissue")}
         codes = np.asarray(self._store.array("tables/tiles/obs/status/codes")[:])

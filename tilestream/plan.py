@@ -11,10 +11,10 @@ from tilestream.config import Config, Tiles
 from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import level_for_scale, scale_from_mpp
 from tilestream.grid import TileGrid
-from tilestream.reading import ReadSpec, pending_tiles
+from tilestream.layout import Layout, TileColumns
+from tilestream.readspec import ReadSpec, pending_tiles
 from tilestream.slides import SlideRef
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source, SourceOptions
-from tilestream.store import Layout, TileColumns
 from tilestream.tissue import Thumbnail, TissueOptions, find_tissue, read_thumbnail, tile_fractions
 
 LANES = 2

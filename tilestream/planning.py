@@ -10,6 +10,8 @@ from rich.table import Table
 from tilestream.config import Config
 from tilestream.driver import untrained_parts, worker_settings
 from tilestream.errors import InputError
+from tilestream.finishing import build_context
+from tilestream.layout import Layout
 from tilestream.plan import (
     EncoderFacts,
     Projection,
@@ -25,7 +27,6 @@ from tilestream.plan import (
 from tilestream.slides import list_slides
 from tilestream.sources import open_source
 from tilestream.stages import describe_encoder
-from tilestream.store import Layout
 from tilestream.summary import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED
 
 
@@ -56,6 +57,8 @@ def plan_slides(config: Config) -> Planned:
     """
     facts = describe_encoder(worker_settings(config))
     check_encoder(facts, config)
+    if config.context is not None:
+        build_context(config.context, facts.dim)
     planned = Planned(config, facts)
     for ref in list_slides(config.slides):
         try:

@@ -22,14 +22,17 @@ import torch
 from numpy.typing import NDArray
 
 from tilestream.errors import ConfigError, InputError, InterruptedRunError
+from tilestream.layout import DECODE_ERROR, NONFINITE, OK, PADDED
+from tilestream.machine import device_name, peak_memory, pick_device, pick_precision
 from tilestream.models.encoders import EncoderSpec, build_encoder, random_weights
 from tilestream.models.weights import weights_digest
 from tilestream.objects import Folder
 from tilestream.plan import LANES, EncoderFacts
-from tilestream.reading import ReadSpec, TileBatch, TileReader
+from tilestream.reading import TileBatch, TileReader
+from tilestream.readspec import ReadSpec
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
-from tilestream.store import DECODE_ERROR, NONFINITE, OK, PADDED, SlideStore
+from tilestream.store import SlideStore
 
 QUEUE_BATCHES = 2
 """Batches that wait between reading and computing."""
@@ -176,32 +179,6 @@ def worker_for(settings: WorkerSettings) -> Worker:
         return get_worker(settings)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of a config value; auto is the first CUDA device where there is one.
-
-    Raises
-    ------
-    ConfigError
-        The device is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda"):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = int(name.partition(":")[2] or 0)
-        if index >= count:
-            raise ConfigError(f"compute.device: {name}, but this machine has {count} CUDA devices. Set it to cpu or auto.")
-    return torch.device(name)
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The number format of a config value; auto is bf16 where the device has matrix units for it."""
-    if name == "auto":
-        units = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()  # noqa: SLF001
-        return torch.bfloat16 if units else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
 def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
     """Build the encoder, run one batch of noise through it, and say what the plan must know."""
     worker = worker_for(settings)
@@ -226,11 +203,6 @@ def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
         batch=settings.batch,
         threads=settings.threads,
     )
-
-
-def device_name(device: torch.device) -> str:
-    """A device in words."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
 
 
 def embed_shard(task: ShardTask) -> ShardReport:
@@ -344,14 +316,3 @@ def read_ahead(batches: Iterator[TileBatch], clock: Clock) -> Generator[TileBatc
     finally:
         stopped.set()
         thread.join()
-
-
-def peak_memory() -> int:
-    """High-water mark of this process's resident memory in bytes (`VmHWM`; unlike ru_maxrss it starts anew at exec)."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123  # a pseudo-file of the kernel
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,73 +12,15 @@ import zarr
 from numpy.typing import NDArray
 
 from tilestream.errors import IncompleteError
+from tilestream.layout import STATUSES, Layout, TileColumns
 from tilestream.objects import Folder
 from tilestream.tables import ARRAY, CATEGORICAL, create_table, write_strings
 
 FORMAT = 1
 """Version of this layout; a store of another version is refused."""
 
-STATUSES = ("ok", "padded", "decode_error", "timeout", "nonfinite")
-"""What became of a tile; its place here is the code in the store."""
-
-OK, PADDED, DECODE_ERROR, TIMEOUT, NONFINITE = range(5)
-
 TILES, SLIDE = "tables/tiles", "tables/slide"
 LEDGER, COMPLETE = ".tilestream/shards", ".tilestream/complete.json"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Shapes of the arrays of one slide."""
-
-    tiles: int
-    """Rows of every per-tile array."""
-    dim: int
-    """Columns of X."""
-    shard_tiles: int
-    """Rows of one Zarr shard: the unit of work, of commit and of resume."""
-    dtype: str
-    """float16 or float32."""
-    context_dim: int = 0
-    """Columns of obsm/context; 0 where none is configured."""
-    tokens: int = 0
-    """Tokens of a tile that are stored; 0 where none are."""
-
-    @property
-    def shards(self) -> int:
-        """Number of shards, the last one possibly short."""
-        return -(-self.tiles // self.shard_tiles)
-
-    @property
-    def chunk_rows(self) -> int:
-        """The divisor of `shard_tiles` that is nearest to 256 rows."""
-        divisors = [k for k in range(1, self.shard_tiles + 1) if self.shard_tiles % k == 0]
-        return min(divisors, key=lambda k: (abs(k - 256), k))
-
-    def rows(self, shard: int) -> slice:
-        """The rows of a shard."""
-        return slice(shard * self.shard_tiles, min((shard + 1) * self.shard_tiles, self.tiles))
-
-    @property
-    def bytes(self) -> int:
-        """Uncompressed size of the embeddings and what is stored beside them, in bytes."""
-        item = np.dtype(self.dtype).itemsize
-        return self.tiles * ((self.dim + self.context_dim + self.tokens * self.dim) * item + 6 * 8 + 8)
-
-
-@dataclass(frozen=True)
-class TileColumns:
-    """What is known of the tiles before a pixel is read; (n,) each, n rows of the store."""
-
-    row: NDArray[np.int64]
-    col: NDArray[np.int64]
-    y: NDArray[np.int64]
-    """Level-0 px of the top-left."""
-    x: NDArray[np.int64]
-    tissue: NDArray[np.float32]
-    """Fraction of the tile that is tissue."""
-    l0_extent: float
-    """Side of a tile in level-0 px."""
 
 
 class SlideStore:
@@ -152,8 +93,9 @@ class SlideStore:
         objects = {}
         for path, values in arrays.items():
             array = self.array(path)
-            array[rows] = values
             key = "/".join([path, "c", str(shard), *("0" for _ in array.shape[1:])])
+            self.folder.delete(key)  # else zarr reads the old shard, torn as it may be, before it replaces it
+            array[rows] = values
             self.folder.flush(key)
             objects[key] = self._checksum(key)
         entry = {"objects": objects, **record}
@@ -200,10 +142,6 @@ class SlideStore:
         raw = self.folder.get(COMPLETE)
         return json.loads(raw) if raw else None
 
-    def reopen(self) -> None:
-        """Take the completion mark back, before anything below it changes."""
-        self.folder.delete(COMPLETE)
-
     def _digest(self) -> str:
         digest = hashlib.sha256()
         for key in self.folder.names(LEDGER):
@@ -225,16 +163,6 @@ class SlideStore:
                     if seen != checksum:
                         found.append(f"{key}: {'missing' if seen is None else 'bytes differ from what was written'}")
         return found
-
-    def drop_damaged(self) -> int:
-        """Take back the ledger entries of shards whose objects are damaged; returns how many. The next run redoes them."""
-        dropped = 0
-        for stage in ("tiles", "context"):
-            for shard, entry in self.ledger(stage).items():
-                if any(self._checksum(key) != checksum for key, checksum in entry["objects"].items()):
-                    self.folder.delete(f"{LEDGER}/{stage}-{shard:06d}.json")
-                    dropped += 1
-        return dropped
 
 
 def _obs(columns: TileColumns) -> dict[str, NDArray[Any]]:

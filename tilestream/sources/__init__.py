@@ -1,1 +1,141 @@
-"""Pixels and `SlideInfo` from an address."""
+"""Sources of pixels: `open_source` finds the backend that reads an address and says why it was chosen."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tilestream.errors import ConfigError, InputError
+from tilestream.sources.base import Source, SourceOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PLUGINS = "tilestream.sources"
+"""Entry-point group: a name is a file suffix (`czi`) or a URL scheme, a value is a callable (address, SourceOptions) -> Source."""
+
+STORE_SCHEMES = frozenset({"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https", "file", "memory"})
+"""URL schemes that are read as Zarr."""
+
+OWN_GEOMETRY = frozenset({"leica", "mirax", "philips", "sakura", "trestle", "ventana", "zeiss", "dicom"})
+"""OpenSlide's names of vendors whose files state the places of tiles in their own metadata, overlaps and gaps included."""
+
+ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+
+
+def open_source(address: str, options: SourceOptions) -> Source:
+    """The image at a path, a URL or a `sample://` address, opened by the backend that reads it best.
+
+    `options.backend` forces one. With `auto`, a folder or a URL is Zarr; a file is read by file tile where tifffile maps it to a
+    regular grid, and through OpenSlide otherwise; what neither reads goes to a plug-in for its suffix or scheme.
+    `info.reason` says in words what was chosen and why.
+
+    Raises
+    ------
+    InputError
+        Nothing there, no backend reads it, or the image is refused; the message names the cause from every backend tried.
+    ConfigError
+        The options are wrong in themselves.
+    """
+    openers: dict[str, Callable[[str, SourceOptions], Source]] = {
+        "auto": _open_auto,
+        "tiff": _open_tiff,
+        "openslide": _open_openslide,
+        "zarr": _open_zarr,
+    }
+    if options.backend not in openers:
+        raise ConfigError(f"source.backend: {options.backend!r} is none of {', '.join(openers)}.")
+    scheme = address.split("://", 1)[0].lower() if "://" in address else ""
+    if scheme == "sample":
+        from tilestream.sources.sample import ensure_sample
+
+        return _open_tiff(str(ensure_sample(address)), options)
+    if scheme and scheme not in STORE_SCHEMES:
+        plugin = _plugin(scheme)
+        if plugin is None:
+            known = ", ".join(sorted({"sample", *STORE_SCHEMES}))
+            raise InputError(f"{address}: no source for {scheme}:// addresses. Known are {known}, and plug-ins of the group {PLUGINS}.")
+        return plugin(address, options)
+    if scheme and options.backend not in ("auto", "zarr"):
+        raise InputError(f"{address}: URLs are read as Zarr only, not by source.backend {options.backend}. Copy the file to a local disk.")
+    if not scheme and not Path(address).exists():
+        raise InputError(f"{address}: no such file. Check the path; relative paths start at {Path.cwd()}.")
+    return openers["zarr" if scheme else options.backend](address, options)
+
+
+def _open_auto(address: str, options: SourceOptions) -> Source:
+    """A local path, by the backend that fits."""
+    path = Path(address)
+    if path.is_dir():
+        return _open_folder(path, options)
+    from tilestream.sources.files import NoGridError, checked_file
+
+    checked_file(address)
+    vendor = _vendor(address)
+    if vendor in OWN_GEOMETRY:
+        why = f"{vendor} files state the places of their tiles in their own metadata"
+    else:
+        try:
+            return _open_tiff(address, options)
+        except NoGridError as error:
+            why = f"tifffile found no regular tile grid: {str(error).removeprefix(f'{address}: ')}"
+    from tilestream.sources.openslide import OpenSlideSource
+
+    try:
+        return OpenSlideSource(address, options, reason=f"openslide: {why}")
+    except InputError as error:
+        plugin = _plugin(path.suffix.removeprefix(".").lower())
+        if plugin is not None:
+            return plugin(address, options)
+        words = str(error).removeprefix(f"{address}: ")
+        raise InputError(f"{address}: no backend reads it. tiff: {why}. openslide: {words}.") from error
+
+
+def _open_folder(path: Path, options: SourceOptions) -> Source:
+    if path.suffix == ".zarr" or any((path / mark).exists() for mark in ZARR_MARKS):
+        return _open_zarr(str(path), options)
+    plugin = _plugin(path.suffix.removeprefix(".").lower())
+    if plugin is not None:
+        return plugin(str(path), options)
+    raise InputError(
+        f"{path}: is a folder without Zarr metadata ({', '.join(ZARR_MARKS)}). Name the images in it, for example {path}/*.svs."
+    )
+
+
+def _open_tiff(address: str, options: SourceOptions) -> Source:
+    from tilestream.sources.tiff import TiffSource
+
+    return TiffSource(address, options)
+
+
+def _open_openslide(address: str, options: SourceOptions) -> Source:
+    from tilestream.sources.openslide import OpenSlideSource
+
+    return OpenSlideSource(address, options)
+
+
+def _open_zarr(address: str, options: SourceOptions) -> Source:
+    from tilestream.sources.zarr import ZarrSource
+
+    return ZarrSource(address, options)
+
+
+def _vendor(address: str) -> str | None:
+    """OpenSlide's name for the format family, or None where it knows none."""
+    from openslide import OpenSlide, OpenSlideError
+
+    try:
+        vendor: str | None = OpenSlide.detect_format(address)
+    except OpenSlideError:  # recognised, but damaged
+        return None
+    return vendor
+
+
+def _plugin(name: str) -> Callable[[str, SourceOptions], Source] | None:
+    """The callable that a plug-in offers for a suffix or scheme; loaded only when asked for."""
+    for entry in entry_points(group=PLUGINS):
+        if entry.name.lower().removeprefix(".") == name and name:
+            factory: Callable[[str, SourceOptions], Source] = entry.load()
+            return factory
+    return None

@@ -82,7 +82,12 @@ def _waves(rng: np.random.Generator, count: int, fastest: float) -> NDArray[np.f
     angle = rng.uniform(0, 2 * np.pi, count)
     frequency = rng.uniform(0.15, 1, count) * fastest
     amplitude = 1 / (1 + frequency)
-    columns = (np.sin(angle) * frequency, np.cos(angle) * frequency, rng.uniform(0, 2 * np.pi, count), amplitude / np.linalg.norm(amplitude))
+    columns = (
+        np.sin(angle) * frequency,
+        np.cos(angle) * frequency,
+        rng.uniform(0, 2 * np.pi, count),
+        amplitude / np.linalg.norm(amplitude),
+    )
     return np.stack(columns, -1).astype(np.float32)
 
 
@@ -196,7 +201,11 @@ def _epithelium(rng: np.random.Generator, um: float) -> NDArray[np.float32]:
         for ring in (0.86, 0.66):
             steps = max(6, round(2 * np.pi * radius * ring / (9 * um)))
             turn = (np.arange(steps) + rng.uniform(-0.25, 0.25, steps)) * 2 * np.pi / steps
-            reach = radius * (1 + 0.14 * np.cos(2 * turn + phase[0]) + 0.07 * np.cos(3 * turn + phase[1])) * (ring + rng.uniform(-0.05, 0.05, steps))
+            reach = (
+                radius
+                * (1 + 0.14 * np.cos(2 * turn + phase[0]) + 0.07 * np.cos(3 * turn + phase[1]))
+                * (ring + rng.uniform(-0.05, 0.05, steps))
+            )
             nuclei.append(centre + np.stack([np.sin(turn), np.cos(turn)], -1) * reach[:, None])
     cells = _mix(_rgb(186, 128, 186), (206, 150, 198), _ramp(_noise(rng, 2 * um, 2 * um), -2, 2))
     lumen = _mix(cells, (240, 232, 240), _ramp(-radial, -0.42, -0.36))

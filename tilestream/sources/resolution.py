@@ -70,12 +70,12 @@ def resolution_from_file(address: str, x: float, y: float, source: str, *, limit
         x and y differ by more than 1 %.
     """
     if not all(math.isfinite(v) and v > 0 for v in (x, y)):
-        return Resolution(None, "", (f"{source} says {x:g} x {y:g} µm/px, which is no resolution; mpp is taken as unknown.",))
+        return Resolution(None, "", (f"{source}: {x:g} x {y:g} µm/px is no resolution; mpp is taken as unknown.",))
     if min(x, y) > limit:
-        return Resolution(None, "", (f"{source} says {x:.4g} µm/px, a placeholder for printing; mpp is taken as unknown.",))
+        return Resolution(None, "", (f"{source}: {x:.4g} µm/px is a placeholder for printing; mpp is taken as unknown.",))
     if abs(x - y) > SQUARE_TOLERANCE * max(x, y):
         raise InputError(
-            f"{address}: pixels are not square: {source} says {x:g} µm/px in x and {y:g} in y, more than 1 % apart. "
+            f"{address}: pixels are not square: {source} state {x:g} µm/px in x and {y:g} in y, more than 1 % apart. "
             "State the resolution in the mpp column of the slide list."
         )
     return Resolution((x + y) / 2, source)

@@ -66,9 +66,9 @@ def composite_premultiplied(colour: NDArray[np.uint8], alpha: NDArray[np.uint8])
 
 
 def map_window(samples: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:
-    """uint8 of the same shape: window[0] becomes 0, window[1] becomes 255, linear and rounded between, clipped; NaN is white."""
+    """uint8 of the same shape: window[0] becomes 0, window[1] becomes 255, linear between, rounded (half to even), clipped; NaN is white."""
     low, high = window
-    scaled = np.clip((samples.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
+    scaled = np.clip((samples.astype(np.float64) - low) * 255 / (high - low), 0, 255)
     mapped: NDArray[np.uint8] = np.rint(np.nan_to_num(scaled, nan=WHITE)).astype(np.uint8)
     return mapped
 

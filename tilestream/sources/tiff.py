@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import weakref
 from typing import Any
 
@@ -13,7 +14,11 @@ from tilestream.errors import ReadError
 from tilestream.geometry import Region
 from tilestream.sources.base import WHITE, Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
-from tilestream.sources.tiff_index import MAX_PIECE_BYTES, TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, index_tiff
+from tilestream.sources.jpeg import scan_markers
+from tilestream.sources.tiff_index import JPEG, JPEG_2000, MAX_PIECE_BYTES, TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, index_tiff
+
+SIZ = b"\xff\x4f\xff\x51"
+"""Start of a JPEG 2000 codestream and its size marker; length, capabilities, then Xsiz, Ysiz, XOsiz, YOsiz follow (ISO 15444-1, A.5.1)."""
 
 
 class TiffSource(Source):
@@ -74,7 +79,7 @@ class TiffSource(Source):
             pixels = page.jpeg.decode(data, seen)
             return pixels if self._rule.trivial else self._rule.rgb(pixels)
         cells = grid.rows * grid.cols
-        parts = [self._samples(page, cell + plane * cells, seen) for page in found.pages for plane in range(page.planes)]
+        parts = [self._samples(page, cell + plane * cells, grid, seen) for page in found.pages for plane in range(page.planes)]
         if all(part is None for part in parts):
             return None
         # Of separately stored samples, those without bytes are 0 (GDAL leaves out blocks that are all 0).
@@ -82,12 +87,13 @@ class TiffSource(Source):
         samples = [np.zeros_like(first) if part is None else part for part in parts]
         return self._rule.rgb(samples[0] if len(samples) == 1 else np.concatenate(samples, axis=-1))
 
-    def _samples(self, page: TiffPlane, index: int, seen: tuple[int, int]) -> NDArray[Any] | None:
+    def _samples(self, page: TiffPlane, index: int, grid: SegmentGrid, seen: tuple[int, int]) -> NDArray[Any] | None:
         """(h, w, s) samples of the part of a piece that lies in the image, or None where the file holds no bytes for it."""
         data = self._bytes(page, index)
         if data is None:
             return None
         try:
+            _check_claim(data, page.codec, grid)
             decoded, _, _ = page.decode(data, index, jpegtables=page.tables)
         except TIFFFILE_ERRORS as error:
             raise ReadError(f"decoder: {str(error) or type(error).__name__}") from error
@@ -127,6 +133,20 @@ class TiffSource(Source):
                 c, d = max(region.px_x, left), min(x1, left + grid.width)
                 out[a - region.px_y : b - region.px_y, c - region.px_x : d - region.px_x] = piece[a - top : b - top, c - left : d - left]
         return out
+
+
+def _check_claim(data: bytes, codec: int, grid: SegmentGrid) -> None:
+    """Refuse an image stream that claims more pixels than its place in the grid has, before memory is taken for it. Raises ReadError."""
+    if codec == JPEG:
+        frame = scan_markers(data)
+        height, width = frame.height, frame.width
+    elif codec in JPEG_2000 and (at := data.find(SIZ, 0, 4096)) >= 0:
+        right, bottom, left, top = struct.unpack_from(">4I", data, at + len(SIZ) + 4)
+        height, width = bottom - top, right - left
+    else:
+        return
+    if height > grid.height or width > grid.width:
+        raise ReadError(f"image of {height} x {width} px in a file tile of {grid.height} x {grid.width}")
 
 
 def _info(address: str, index: TiffIndex, fingerprint: str) -> SlideInfo:

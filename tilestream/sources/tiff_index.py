@@ -14,13 +14,13 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from tilestream.errors import InputError
+from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Level, Size
 from tilestream.sources.base import SegmentGrid, SourceOptions, ThreadBuffers
 from tilestream.sources.files import NoGridError
 from tilestream.sources.jpeg import JpegDecoder
 from tilestream.sources.resolution import Resolution
-from tilestream.sources.samples import Choices, SampleRule, axis_keys
+from tilestream.sources.samples import Alpha, Choices, SampleRule, axis_keys
 from tilestream.sources.tiff_series import pick_levels, pick_series, read_resolution, vendor_of
 
 MAX_PIECE_BYTES = 256 * 1024**2
@@ -33,8 +33,10 @@ TIFFFILE_ERRORS = (
 """What tifffile raises on damaged files: its parsers trust what they read and fail in whatever way the numbers lead to."""
 
 JPEG, JPEG_2000_YCBCR = 7, 33003
+JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6
-ASSOCIATED_ALPHA, STRAIGHT_ALPHA = 1, 2
+ALPHA: dict[tuple[int, ...], Alpha] = {(1,): "premultiplied", (2,): "straight"}
+"""Meaning of the ExtraSamples tag where there is one extra sample (TIFF 6.0 section 18)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class TiffPlane:
     """The JPEGTables tag."""
     jpeg: JpegDecoder | None
     """Our own decoder, for 8-bit grey and colour JPEG with interleaved samples."""
+    codec: int
+    """The Compression tag."""
 
 
 @dataclass(frozen=True)
@@ -160,17 +164,14 @@ def _sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices) 
     if choices.options.channels is not None:
         return SampleRule(choices.channels(samples, "axis S"), window, invert=invert), ()
     colours = 3 if int(page.photometric) in (RGB, YCBCR) else 1
-    extra = [int(code) for code in page.extrasamples]
-    if samples == colours:
-        return SampleRule(None, window, invert=invert), ()
-    if samples == colours + 1 and extra == [ASSOCIATED_ALPHA]:
-        return SampleRule(None, window, "premultiplied", invert), ()
-    if samples == colours + 1 and extra == [STRAIGHT_ALPHA]:
-        return SampleRule(None, window, "straight", invert), ()
+    extra = tuple(int(code) for code in page.extrasamples)
+    if samples == colours + 1 and extra in ALPHA:
+        return SampleRule(None, window, ALPHA[extra], invert), ()
     if samples == 2:
         return SampleRule(None, window, "straight", invert), ("the file does not say what its second sample is; it is taken as alpha.",)
-    choices.channels(samples, "axis S (samples of a pixel, the fourth not said to be alpha)" if samples == 4 else "axis S")
-    return SampleRule(), ()
+    if samples != colours:
+        choices.channels(samples, "axis S (samples of a pixel, the fourth not said to be alpha)" if samples == 4 else "axis S")
+    return SampleRule(None, window, invert=invert), ()
 
 
 def _bits(page: Any) -> int:
@@ -190,7 +191,9 @@ def _grid(page: Any, address: str) -> SegmentGrid:
     decoded = height * width * samples * max(1, _bits(page) // 8)
     if decoded > MAX_PIECE_BYTES:
         problem = f"{address}: a file {'tile' if tiled else 'strip'} of {height} x {width} px decodes to {decoded / 2**20:.0f} MiB"
-        raise (InputError if tiled else NoGridError)(f"{problem}, the limit is {MAX_PIECE_BYTES // 2**20} MiB. Convert the file to smaller tiles")
+        raise (InputError if tiled else NoGridError)(
+            f"{problem}, the limit is {MAX_PIECE_BYTES // 2**20} MiB. Convert the file to smaller tiles"
+        )
     return SegmentGrid(height, width, -(-size.height // height), -(-size.width // width))
 
 
@@ -204,13 +207,24 @@ def _plane(tif: tifffile.TiffFile, series: Any, number: int, grid: SegmentGrid, 
     wanted = planes * grid.rows * grid.cols
     if len(offsets) != wanted or len(counts) != wanted:
         raise NoGridError(f"{address}: the file lists {len(offsets)} pieces where {grid.rows} x {grid.cols} x {planes} belong")
-    jpeg = None
-    if int(page.compression) == JPEG and planes == 1 and _bits(page) == 8 and int(page.samplesperpixel) in (1, 3):
-        size = {"height": grid.height, "width": grid.width, "buffers": buffers}
-        header = getattr(page, "jpegheader", None)
-        rgb = int(page.photometric) == RGB
-        jpeg = JpegDecoder.from_header(header, **size) if header else JpegDecoder.from_tables(page.jpegtables, rgb=rgb, **size)
-    return TiffPlane(offsets, counts, planes, page.decode, page.jpegtables, jpeg)
+    return TiffPlane(
+        offsets, counts, planes, page.decode, page.jpegtables, _jpeg_decoder(page, grid, buffers, address), int(page.compression)
+    )
+
+
+def _jpeg_decoder(page: Any, grid: SegmentGrid, buffers: ThreadBuffers, address: str) -> JpegDecoder | None:
+    """Our own decoder where it applies: 8-bit grey or colour with interleaved samples."""
+    samples = int(page.samplesperpixel)
+    if int(page.compression) != JPEG or _bits(page) != 8 or samples not in (1, 3) or (samples == 3 and int(page.planarconfig) == 2):
+        return None
+    header = getattr(page, "jpegheader", None)
+    if header:
+        return JpegDecoder.from_header(header, height=grid.height, width=grid.width, buffers=buffers)
+    rgb = int(page.photometric) == RGB
+    try:
+        return JpegDecoder.from_tables(page.jpegtables, rgb=rgb, height=grid.height, width=grid.width, buffers=buffers)
+    except ReadError as error:
+        raise InputError(f"{address}: {error}. The file is damaged; export it again.") from error
 
 
 def _facts(page: Any, series: Any) -> dict[str, str]:

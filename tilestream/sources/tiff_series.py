@@ -13,10 +13,17 @@ import tifffile
 
 from tilestream.errors import InputError
 from tilestream.geometry import Level, Size, downsample_from_sizes
-from tilestream.sources import resolution
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.files import NoGridError
-from tilestream.sources.resolution import Resolution
+from tilestream.sources.resolution import (
+    PLACEHOLDER_MPP,
+    UNKNOWN,
+    Resolution,
+    micrometres_from_unit,
+    parse_number,
+    resolution_from_config,
+    resolution_from_file,
+)
 from tilestream.sources.samples import Choices
 
 OTHER_KINDS = {"scn": "Leica SCN", "bif": "Ventana BIF with overlapping tiles", "philips": "Philips TIFF with padded levels"}
@@ -28,7 +35,8 @@ ASSOCIATED = re.compile(r"\b(label|macro|map|overview|thumbnail)\b", re.IGNORECA
 COMPARABLE_AREA = 0.1
 """Share of the largest image's area from which another image counts as a scene of its own."""
 
-MASK_BIT = 4
+REDUCED_BIT, MASK_BIT = 1, 4
+"""Of NewSubfileType: a smaller copy of another page, a transparency mask."""
 ASPECT_TOLERANCE = 0.01
 
 
@@ -43,9 +51,12 @@ def pick_series(tif: tifffile.TiffFile, choices: Choices) -> tuple[int, Any]:
             raise NoGridError(f"{address}: {OTHER_KINDS[series.kind]} is no regular grid of tiles")
     if any(_area(s) == 0 for _, s in images):
         page = next(s for _, s in images if _area(s) == 0).keyframe
-        raise InputError(f"{address}: an image of {page.imagelength} x {page.imagewidth} px has no pixels. The file is damaged; export it again.")
+        raise InputError(
+            f"{address}: an image of {page.imagelength} x {page.imagewidth} px has no pixels. The file is damaged; export it again."
+        )
     largest = max(_area(s) for _, s in images)
-    scenes = [(k, s) for k, s in images if _area(s) >= COMPARABLE_AREA * largest]
+    scenes = [(k, s) for k, s in images if _area(s) >= COMPARABLE_AREA * largest and not int(s.keyframe.subfiletype) & REDUCED_BIT]
+    scenes = scenes or images[:1]
     wanted = choices.options.scene
     if wanted is not None:
         if not 0 <= wanted < len(scenes):
@@ -101,24 +112,24 @@ def vendor_of(tif: tifffile.TiffFile, series: Any) -> str:
 def read_resolution(tif: tifffile.TiffFile, number: int, series: Any, address: str, options: SourceOptions) -> Resolution:
     """The resolution of level 0, from the config or else from the file. Raises InputError where pixels are not square."""
     if options.mpp is not None:
-        return resolution.resolution_from_config(options.mpp)
+        return resolution_from_config(options.mpp)
     vendor = vendor_of(tif, series)
     if vendor == "aperio":
         return _from_aperio(series.keyframe.description, address)
     if vendor == "ome-tiff":
         return _from_ome(tif.ome_metadata or "", number, address)
     if vendor == "geotiff":
-        return resolution.UNKNOWN  # its pixel scale is in units of the map
-    limit = float("inf") if vendor == "hamamatsu" else resolution.PLACEHOLDER_MPP
+        return UNKNOWN  # its pixel scale is in units of the map
+    limit = float("inf") if vendor == "hamamatsu" else PLACEHOLDER_MPP
     return _from_tags(series.keyframe, address, limit)
 
 
 def _from_aperio(description: str, address: str) -> Resolution:
     found = re.search(r"\|\s*MPP\s*=\s*([^|\s]+)", description)
     if found is None:
-        return resolution.UNKNOWN
-    mpp, warnings = resolution.parse_number(found[1])
-    stated = resolution.resolution_from_file(address, mpp, mpp, "the Aperio description")
+        return UNKNOWN
+    mpp, warnings = parse_number(found[1])
+    stated = resolution_from_file(address, mpp, mpp, "the Aperio description")
     return Resolution(stated.mpp, stated.source, warnings + stated.warnings)
 
 
@@ -131,14 +142,14 @@ def _from_ome(xml: str, number: int, address: str) -> Resolution:
     for axis in "XY":
         size, unit = pixels.get(f"PhysicalSize{axis}"), micrometres(pixels.get(f"PhysicalSize{axis}Unit"))
         if size is None or unit is None:
-            return resolution.UNKNOWN
+            return UNKNOWN
         sides.append(float(size) * unit)
-    return resolution.resolution_from_file(address, sides[0], sides[1], "the OME metadata")
+    return resolution_from_file(address, sides[0], sides[1], "the OME metadata")
 
 
 def micrometres(unit: str | None) -> float | None:
     """Micrometres per OME unit; the schema's default is µm."""
-    return 1.0 if unit is None else resolution.micrometres_from_unit(unit)
+    return 1.0 if unit is None else micrometres_from_unit(unit)
 
 
 def _from_tags(page: Any, address: str, limit: float) -> Resolution:
@@ -146,6 +157,6 @@ def _from_tags(page: Any, address: str, limit: float) -> Resolution:
     per_unit = {2: 25_400.0, 3: 10_000.0}.get(int(page.tags.valueof(296, default=2)))
     stated = [page.tags.valueof(code) for code in (282, 283)]
     if per_unit is None or any(value is None for value in stated):
-        return resolution.UNKNOWN
+        return UNKNOWN
     sides = [per_unit * denominator / numerator if numerator else float("nan") for numerator, denominator in stated]
-    return resolution.resolution_from_file(address, sides[0], sides[1], "the TIFF resolution tags", limit=limit)
+    return resolution_from_file(address, sides[0], sides[1], "the TIFF resolution tags", limit=limit)

@@ -1,0 +1,39 @@
+"""Runs of the whole program in tests."""
+
+import numpy as np
+
+import tilestream
+
+MEAN_RGB = "tests.support.encoders:mean_rgb"
+
+
+def config(slides, output, /, **sections):
+    """A config that keeps every tile, in this process, unless `sections` say otherwise."""
+    base = {
+        "slides": str(slides) if not isinstance(slides, list) else [str(s) for s in slides],
+        "output": {"path": str(output), "dtype": "float32"},
+        "tiles": {"size": 224, "level": 0, "tissue": "none"},
+        "encoder": MEAN_RGB,
+        "pool": "none",
+        "compute": {"scheduler": "inline", "threads": 2},
+    }
+    for key, value in sections.items():
+        base[key] = {**base[key], **value} if isinstance(base.get(key), dict) and isinstance(value, dict) else value
+    return base
+
+
+def embed(slides, output, /, **sections):
+    """Run and return the summary."""
+    return tilestream.run(config(slides, output, **sections))
+
+
+def opened(output, slide):
+    return tilestream.open(f"{output}/{slide}.zarr")
+
+
+def same_store(a, b):
+    """Whether two stores hold the same rows, NaN included."""
+    arrays = [(x.embeddings[:], y.embeddings[:]) for x, y in [(a, b)]]
+    if a.context is not None:
+        arrays.append((a.context[:], b.context[:]))
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in arrays) and a.obs.equals(b.obs)

@@ -1,0 +1,150 @@
+"""Config files: lines in every problem, all problems at once, YAML without surprises, and `--set`."""
+
+import pytest
+
+from tilestream.configfile import apply_overrides, load_config
+from tilestream.errors import ConfigError
+
+LEAST = "slides: a.svs\noutput: out\ntiles: {mpp: 0.5}\nencoder: patch_embed\n"
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write_config(text):
+        (tmp_path / "config.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+        return "config.yaml"
+
+    return write_config
+
+
+def problems(path, overrides=()):
+    with pytest.raises(ConfigError, match=r"\w") as caught:
+        load_config(path, overrides)
+    return str(caught.value).splitlines()
+
+
+def test_all_problems_come_at_once_each_with_line_key_value_and_way_out(write):
+    text = "slides: a.svs\noutput: out\ntiles:\n  sise: 3\n  size: abc\n  mpp: 0\nencodr: x\npool: maen\npool: max\n"
+    assert problems(write(text)) == [
+        "config.yaml:9: pool: written twice, first at config.yaml:8. Remove one.",
+        "config.yaml:5: tiles.size: 'abc' is not a whole number.",
+        "config.yaml:6: tiles.mpp: 0 is not more than 0.",
+        "config.yaml:4: tiles.sise: unknown key; did you mean tiles.size?",
+        "config.yaml: encoder: missing. Write a model, e.g. encoder: vit_small_patch16_224.",
+        "config.yaml:8: pool.name: 'maen' is not one of mean, max, gated_attention, none; did you mean mean?",
+        "config.yaml:7: encodr: unknown key; did you mean encoder?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("mpp: 0.5", "mpp: unknown key; did you mean source.mpp or tiles.mpp?"),
+        ("shard_tile: 3", "shard_tile: unknown key; did you mean compute.shard_tiles?"),
+        ("compute: {shard_tile: 3}", "compute.shard_tile: unknown key; did you mean compute.shard_tiles?"),
+        ("context: {depht: null}", "context.depht: unknown key; did you mean context.depth?"),
+        ("pool: {nothing_like_it: 1}", "pool.nothing_like_it: unknown key; known here are name, weights."),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(write, key, words):
+    assert problems(write(f"{LEAST}{key}\n")) == [f"config.yaml:5: {words}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "config.yaml: is empty, but a config is a mapping of keys: slides, output"),
+        ("- a\n", r"config.yaml: holds \['a'\], but a config is a mapping"),
+        ("slides: *.svs\n", r"config.yaml:1: not valid YAML: .* Put quotes round a text that begins with \*\."),
+        ("slides: &a x\noutput: *a\n", "config.yaml:2: not valid YAML: aliases are not taken; write the value out"),
+        ("tiles:\n\tmpp: 1\n", "config.yaml:2: not valid YAML: .* Indent with spaces"),
+        ("a: b: c\n", "config.yaml:1: not valid YAML: mapping values are not allowed here"),
+        ("a: 1\n---\nb: 2\n", "config.yaml:2: not valid YAML"),
+        ("[" * 5000, "config.yaml:1: not valid YAML: more than 50 levels"),
+        ("slides: [" + "1," * 30_000 + "]", "config.yaml:1: not valid YAML: more than 50 levels or 20000 values"),
+        ("a: \0\n", "config.yaml: not valid YAML: a character that is not text, number 3"),
+        (b"a: \xff\n", r"config.yaml: is not UTF-8 text \(byte 3\)"),
+        (b"# " + b"x" * 2**20, "config.yaml: more than 1 MiB, which is no config"),
+        (f"{LEAST}pool: !!python/object:os.system x\n", "config.yaml:5: pool: the tag !!python/object:os.system is not taken"),
+        (f"{LEAST}pool: !secret x\n", "config.yaml:5: pool: the tag !secret is not taken"),
+        (f"{LEAST}1: x\n", "config.yaml:5: 1: unknown key"),
+        (f"{LEAST}? [a]\n: x\n", "config.yaml:5: a list, mapping or tag is not a key"),
+        (f"{LEAST}source: {{z: {'9' * 5000}}}\n", "config.yaml:5: source.z: '9+.* cannot be read as int"),
+        (f"{LEAST}<<: {{pool: max}}\n", "config.yaml:5: <<: unknown key"),
+    ],
+)
+def test_yaml_that_is_no_plain_config_is_refused(write, text, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(write(text))
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: there is no such file\. Give the path of a config"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
+
+
+def test_plain_words_mean_what_they_look_like(write):
+    text = (
+        LEAST.replace("0.5", "5e-1") + "encoder: {name: a, args: {date: 2024-01-01, time: 12:30, on: yes, big: 1_000, x: .5, code: 007}}\n"
+    )
+    config = load_config(write(text.replace("encoder: patch_embed\n", "")))
+    assert config.tiles.mpp == 0.5
+    assert config.encoder.args == {"date": "2024-01-01", "time": "12:30", "on": True, "big": 1000, "x": 0.5, "code": "007"}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(write):
+    assert load_config(write(b"\xef\xbb\xbf" + LEAST.encode())).slides == ("a.svs",)
+
+
+def test_an_empty_section_means_its_defaults(write):
+    config = load_config(write(f"{LEAST}source:\ncontext:\n"))
+    assert (config.source.backend, config.context) == ("auto", None)
+
+
+def test_set_goes_before_the_file(write):
+    path = write(f"{LEAST}context: {{depth: 2}}\n")
+    config = load_config(
+        path,
+        ["tiles.mpp=null", "tiles.level=0", "slides=*.svs", "encoder.args.patch=8", "context=null", "pool.name=max", "compute.device=cpu"],
+    )
+    assert (config.tiles.mpp, config.tiles.level, config.slides, config.context) == (None, 0, ("*.svs",), None)
+    assert (config.encoder.name, config.encoder.args, config.pool.name, config.compute.device) == (
+        "patch_embed",
+        {"patch": 8},
+        "max",
+        "cpu",
+    )
+    assert load_config(config, ["tiles.size=96", "tiles.stride=null"]).tiles.stride == 96
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("tiles", "--set tiles: not of the form key=value, e.g. --set tiles.mpp=0.5."),
+        (".mpp=1", "--set .mpp=1: not of the form key=value, e.g. --set tiles.mpp=0.5."),
+        ("tiles.sise=1", "--set tiles.sise=1: tiles.sise: unknown key; did you mean tiles.size?"),
+        ("tiles.size=1.5", "--set tiles.size=1.5: tiles.size: 1.5 is not a whole number."),
+        ("x.y=1", "--set x.y=1: x: unknown key; known here are slides, output, source, tiles, encoder, context, pool, compute, on_error."),
+        ("slides.x=1", "--set slides.x=1: slides is 'a.svs', which has no keys below it."),
+        ("pool=[", "--set pool=[: not valid YAML: expected the node content, but found '<stream end>'."),
+        ("pool=!x y", "--set pool=!x y: the tag !x is not taken; write a plain value."),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_text(write, setting, words):
+    assert problems(write(LEAST), [setting]) == [words]
+
+
+def test_setting_level_beside_mpp_says_how_to_remove_mpp(write):
+    assert "--set tiles.mpp=null" in problems(write(LEAST), ["tiles.level=0"])[0]
+
+
+def test_overrides_leave_the_given_mapping_alone():
+    raw = {"tiles": {"mpp": 0.5}, "encoder": "a"}
+    assert apply_overrides(raw, ["tiles.mpp=1", "encoder.weights=w"]) == {"tiles": {"mpp": 1}, "encoder": {"name": "a", "weights": "w"}}
+    assert raw == {"tiles": {"mpp": 0.5}, "encoder": "a"}
+    with pytest.raises(ConfigError, match="--set foo: not of the form key=value"):
+        apply_overrides(raw, ["foo"])

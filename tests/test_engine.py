@@ -1,0 +1,141 @@
+"""One process, worker processes and an external cluster give equal outputs, and no pixel crosses the scheduler."""
+
+import subprocess
+import sys
+import time
+
+import distributed
+import pytest
+
+import tilestream
+from tests.support.images import make_image, write_pyramid
+from tests.support.runs import config, opened, same_store
+from tilestream.config import Config
+from tilestream.configfile import load_config
+from tilestream.engine import DaskEngine, InlineEngine, open_engine
+from tilestream.errors import ConfigError, InputError
+
+LINE = {
+    "encoder": {"name": "vit_tiny_patch16_224", "precision": "fp32"},
+    "context": {"window": 4, "depth": 2, "heads": 3},
+    "pool": "mean",
+    "tiles": {"stride": 112},
+}
+
+
+@pytest.fixture(scope="module")
+def image_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("image") / "a.tif"
+    write_pyramid(path, make_image(1200, 1300, seed=4), compression="jpeg", levels=1, mpp=0.5)
+    return path
+
+
+@pytest.fixture(scope="module")
+def inline_store(image_path, tmp_path_factory):
+    out = tmp_path_factory.mktemp("inline")
+    tilestream.run(config(image_path, out, **LINE, compute={"shard_tiles": 32}))
+    return opened(out, "a")
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """`dask scheduler` and two `dask worker` processes, joined by a scheduler file."""
+    file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"], [sys.executable, "-m", "distributed.cli.dask_worker"]
+    processes = [subprocess.Popen([*dask[0], "--scheduler-file", str(file), "--port", "0", "--no-dashboard"], stderr=subprocess.DEVNULL)]
+    for _ in range(2):
+        processes.append(
+            subprocess.Popen(
+                [*dask[1], "--scheduler-file", str(file), "--nthreads", "2", "--no-dashboard", "--death-timeout", "60"],
+                stderr=subprocess.DEVNULL,
+            )
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        with distributed.Client(scheduler_file=str(file), set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+        yield file
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            process.wait(20)
+
+
+def test_two_local_workers_give_the_same_output(image_path, inline_store, tmp_path):
+    summary = tilestream.run(config(image_path, tmp_path, **LINE, compute={"scheduler": "local", "workers": 2, "shard_tiles": 32}))
+    assert summary.exit_code == 0
+    assert same_store(inline_store, opened(tmp_path, "a"))
+
+
+def test_an_external_cluster_gives_the_same_output_and_moves_no_pixels(image_path, inline_store, cluster, tmp_path):
+    summary = tilestream.run(config(image_path, tmp_path / "out", **LINE, compute={"scheduler": f"file:{cluster}", "shard_tiles": 32}))
+    assert summary.exit_code == 0
+    assert same_store(inline_store, opened(tmp_path / "out", "a"))
+    with distributed.Client(scheduler_file=str(cluster), set_as_default=False) as client:
+        moved = client.run(lambda dask_worker: dask_worker.transfer_incoming_bytes_total + dask_worker.transfer_outgoing_bytes_total)
+        kept = client.run(lambda dask_worker: sum(dask_worker.state.tasks[k].nbytes or 0 for k in dask_worker.data))
+    assert len(moved) == 2
+    assert sum(moved.values()) == 0
+    assert sum(kept.values()) < 100_000  # one tile is 150,528 bytes
+
+
+def boom(task):
+    raise InputError(f"task {task} was refused")
+
+
+def die_once(path):
+    from pathlib import Path
+
+    if not Path(path).exists():
+        Path(path).touch()
+        import os
+
+        os._exit(1)
+    return "done"
+
+
+def double(task):
+    return 2 * task
+
+
+def compute_section(**settings):
+    checked: Config = load_config({"slides": "x.svs", "output": "o", "tiles": {"level": 0}, "encoder": "patch_embed", "compute": settings})
+    return checked.compute
+
+
+@pytest.mark.parametrize("settings", [{"scheduler": "inline"}, {"scheduler": "local", "workers": 1}])
+def test_every_engine_keeps_one_contract(settings, tmp_path):
+    with open_engine(compute_section(**settings)) as engine:
+        assert isinstance(engine, InlineEngine if settings["scheduler"] == "inline" else DaskEngine)
+        assert engine.call(double, 21) == 42
+        for k in range(engine.capacity):
+            engine.submit(double, k, f"key {k}")
+        seen = dict(engine.wait_next() for _ in range(engine.capacity))
+        assert {key: outcome.value for key, outcome in seen.items()} == {f"key {k}": 2 * k for k in range(engine.capacity)}
+        engine.submit(boom, 7, "refused")
+        key, outcome = engine.wait_next()
+        assert (key, outcome.value) == ("refused", None)
+        assert isinstance(outcome.error, InputError)
+        with pytest.raises(InputError, match="task 8 was refused"):
+            engine.call(boom, 8)
+        if settings["scheduler"] == "local":
+            engine.submit(die_once, str(tmp_path / "died"), "retried")
+            assert engine.wait_next()[1].value == "done"
+
+
+def test_a_cluster_class_that_cannot_be_imported_is_named():
+    with pytest.raises(ConfigError, match=r"compute.scheduler.class: no_such_package.Cluster cannot be imported"):
+        open_engine(compute_section(scheduler={"class": "no_such_package.Cluster", "args": {}}))
+
+
+def test_a_cluster_class_is_started_with_its_arguments(image_path, inline_store, tmp_path):
+    scheduler = {
+        "class": "distributed.LocalCluster",
+        "args": {"n_workers": 0, "threads_per_worker": 2, "processes": True, "dashboard_address": None},
+    }
+    summary = tilestream.run(config(image_path, tmp_path, **LINE, compute={"scheduler": scheduler, "workers": 1, "shard_tiles": 32}))
+    assert summary.exit_code == 0
+    assert same_store(inline_store, opened(tmp_path, "a"))

@@ -1,0 +1,38 @@
+"""The ready-made configs under pipelines/ are valid, and say what they do."""
+
+from pathlib import Path
+
+import pytest
+
+from tilestream.configfile import load_config
+from tilestream.slides import list_slides
+
+PIPELINES = Path(__file__).parent.parent / "pipelines"
+NAMES = ["cluster", "context", "demo", "geotiff", "patch_tokens", "wsi"]
+
+
+def test_the_promised_pipelines_are_there():
+    assert sorted(path.stem for path in PIPELINES.glob("*.yaml")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pipeline_is_valid_and_explained(name):
+    path = PIPELINES / f"{name}.yaml"
+    assert load_config(path).output.path == f"embeddings/{name}"
+    assert path.read_text().startswith("# ")
+
+
+def test_the_demo_needs_no_files_and_is_small():
+    config = load_config(PIPELINES / "demo.yaml")
+    assert [ref.id for ref in list_slides(config.slides)] == ["sample_he_12288x8192_seed0"]
+    assert (12288 / 2 / config.tiles.stride) * (8192 / 2 / config.tiles.stride) < 2500
+    assert config.context is not None
+    assert config.pool.name == "mean"
+
+
+def test_each_pipeline_shows_its_subject():
+    assert "tokens" in load_config(PIPELINES / "patch_tokens.yaml").output.save
+    assert load_config(PIPELINES / "geotiff.yaml").tiles.level == 0
+    assert load_config(PIPELINES / "geotiff.yaml").tiles.tissue.method == "none"
+    assert load_config(PIPELINES / "cluster.yaml").compute.scheduler.kind == "class"
+    assert load_config(PIPELINES / "context.yaml").context is not None

@@ -1,0 +1,145 @@
+"""Slides: what paths, globs, CSV files and samples become, and which ids are refused."""
+
+from pathlib import Path
+
+import pytest
+
+from tilestream.errors import ConfigError
+from tilestream.slides import SlideRef, id_from_address, list_slides
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.svs", "a.svs", "c.tif"):
+        (tmp_path / name).touch()
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain.svs").mkdir()
+    (tmp_path / "z.ome.zarr").mkdir()
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "zarr.json").touch()
+    return tmp_path
+
+
+def csv_of(folder: Path, text: str | bytes) -> list[SlideRef]:
+    (folder / "list").mkdir(exist_ok=True)
+    path = folder / "list" / "slides.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return list_slides([str(path)])
+
+
+def test_globs_are_sorted_and_leave_plain_folders_out(folder):
+    assert list_slides(["*.svs"]) == [SlideRef("a", str(folder / "a.svs")), SlideRef("b", str(folder / "b.svs"))]
+
+
+def test_a_list_keeps_its_order(folder):
+    assert [ref.id for ref in list_slides(["c.tif", "*.svs", "z.ome.zarr", "store", "sample://he?width=64&height=32"])] == [
+        "c", "a", "b", "z", "store", "sample_he_64x32_seed0",
+    ]  # fmt: skip
+
+
+def test_a_path_without_a_file_is_kept_for_later(folder):
+    assert list_slides(["none.svs"]) == [SlideRef("none", str(folder / "none.svs"))]
+    long = f"{'x' * 300}/a.svs"
+    assert list_slides([long])[0].id == "a"
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(folder):
+    (folder / "a[1].svs").touch()
+    assert [ref.id for ref in list_slides(["a[1].svs"])] == ["a[1]"]
+
+
+def test_a_glob_without_match_names_pattern_and_folder(folder):
+    with pytest.raises(ConfigError, match=rf"slides: nothing matches '\*\.ndpi' in {folder}"):
+        list_slides(["*.ndpi"])
+
+
+def test_a_plain_folder_is_refused_with_a_glob(folder):
+    with pytest.raises(ConfigError, match=r"slides: 'plain/' is a folder, not a slide\. Give a glob, e\.g\. plain/\*\.svs"):
+        list_slides(["plain/"])
+
+
+@pytest.mark.parametrize(
+    ("address", "slide_id"),
+    [
+        ("dir/case 1.svs", "case 1"),
+        ("x.ome.zarr", "x"),
+        ("x.OME.TIFF", "x"),
+        ("x.ome.zarr/", "x"),
+        ("a.b.svs", "a.b"),
+        ("s3://bucket/dir/x.zarr", "x"),
+        ("https://host/x.ome.zarr?v=1", "x"),
+        ("sample://he?width=16384&height=12288", "sample_he_16384x12288_seed0"),
+        ("sample://he?seed=3&mpp=0.5", "sample_he_seed3_mpp0.5"),
+        ("sample://he?width=../..&height=1", "sample_he_..-..x1_seed0"),
+    ],
+)
+def test_ids_are_readable_names(address, slide_id):
+    assert id_from_address(address) == slide_id
+
+
+@pytest.mark.parametrize(
+    ("slide_id", "words"),
+    [
+        ("", "is empty"),
+        (" ", "is empty"),
+        (".", "means a folder"),
+        ("..", "means a folder"),
+        ("../x", "has a path separator"),
+        ("/x", "has a path separator"),
+        ("a\\b", "has a path separator"),
+        ("a\0b", "has control characters"),
+        ("a\nb", "has control characters"),
+        ("a\udcffb", "has control characters"),
+        ("x" * 201, "is 201 bytes long, more than 200"),
+        ("é" * 101, "is 202 bytes long, more than 200"),
+    ],
+)
+def test_an_id_that_is_no_safe_file_name_is_refused(slide_id, words):
+    with pytest.raises(ConfigError, match=rf"slides: 'a\.svs' has the id .*, which {words}\. Give it an id in a CSV"):
+        SlideRef(slide_id, "a.svs")
+
+
+@pytest.mark.parametrize(("first", "second"), [("x/a.svs", "y/a.svs"), ("x/a.svs", "y/A.tif"), ("x/caf\u00e9.svs", "y/cafe\u0301.svs")])
+def test_two_slides_of_one_id_are_both_named(folder, first, second):
+    with pytest.raises(ConfigError, match=rf"two slides have the id .*{first} and .*{second}\. Give ids of their own in a CSV"):
+        list_slides([first, second])
+
+
+def test_a_csv_gives_ids_and_resolutions_and_paths_beside_it(folder):
+    refs = csv_of(folder, "\ufeffPath, id ,mpp,patient\na.svs,one,0.25,p\n\n/b/c.svs,,,\ns3://b/d.zarr,two\n")
+    assert refs == [
+        SlideRef("one", str(folder / "list" / "a.svs"), 0.25),
+        SlideRef("c", "/b/c.svs"),
+        SlideRef("two", "s3://b/d.zarr"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", r"slides\.csv has the columns \[\], but it needs one named path"),
+        ("slide,id\na,b\n", r"has the columns \['slide', 'id'\], but it needs one named path"),
+        ("path;mpp\na;1\n", r"has the columns \['path;mpp'\].*with commas between"),
+        ("path,mpp,mpp\na,1,2\n", r"at most one each named id and mpp"),
+        ("path\n", "has a header but no slides"),
+        ("path,mpp\na.svs,1\nb.svs,abc\n", "row 3: mpp is 'abc', but it must be a number above 0"),
+        ("path,mpp\na.svs,0\n", "row 2: mpp is '0', but it must be a number above 0"),
+        ("path,mpp\na.svs,inf\n", "row 2: mpp is 'inf', but it must be a number above 0"),
+        ("path,id\n,x\n", "row 2: path is empty"),
+        ("id,path\nx\n", "row 2: path is empty"),
+        ("path,mpp\na.svs,0,25\n", "row 2: 3 cells, but there are 2 columns"),
+        ("path,id\na.svs,../x\n", "has the id '../x', which has a path separator"),
+        ("path\n../plain\n", "row 2: .*plain' is a folder, not a slide"),
+        ('path\n"a\n', "is not a CSV"),
+        (b"path\n\xff\n", r"is not UTF-8 text \(byte 5\)"),
+    ],
+)
+def test_a_csv_that_cannot_be_used_is_refused(folder, text, words):
+    with pytest.raises(ConfigError, match=words):
+        csv_of(folder, text)
+
+
+def test_a_missing_csv_is_refused(folder):
+    with pytest.raises(ConfigError, match=r"slides: there is no file none\.csv"):
+        list_slides(["none.csv"])

@@ -1,0 +1,67 @@
+"""Shapes of a slide's output, and what is known of its tiles before a pixel is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+STATUSES = ("ok", "padded", "decode_error", "timeout", "nonfinite")
+"""What became of a tile; its place here is the code in the store."""
+
+OK, PADDED, DECODE_ERROR, TIMEOUT, NONFINITE = range(5)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shapes of the arrays of one slide."""
+
+    tiles: int
+    """Rows of every per-tile array."""
+    dim: int
+    """Columns of X."""
+    shard_tiles: int
+    """Rows of one Zarr shard: the unit of work, of commit and of resume."""
+    dtype: str
+    """float16 or float32."""
+    context_dim: int = 0
+    """Columns of obsm/context; 0 where none is configured."""
+    tokens: int = 0
+    """Tokens of a tile that are stored; 0 where none are."""
+
+    @property
+    def shards(self) -> int:
+        """Number of shards, the last one possibly short."""
+        return -(-self.tiles // self.shard_tiles)
+
+    @property
+    def chunk_rows(self) -> int:
+        """The divisor of `shard_tiles` that is nearest to 256 rows."""
+        divisors = [k for k in range(1, self.shard_tiles + 1) if self.shard_tiles % k == 0]
+        return min(divisors, key=lambda k: (abs(k - 256), k))
+
+    def rows(self, shard: int) -> slice:
+        """The rows of a shard."""
+        return slice(shard * self.shard_tiles, min((shard + 1) * self.shard_tiles, self.tiles))
+
+    @property
+    def bytes(self) -> int:
+        """Uncompressed size of the embeddings and what is stored beside them, in bytes."""
+        item = np.dtype(self.dtype).itemsize
+        return self.tiles * ((self.dim + self.context_dim + self.tokens * self.dim) * item + 6 * 8 + 8)
+
+
+@dataclass(frozen=True)
+class TileColumns:
+    """What is known of the tiles before a pixel is read; (n,) each, n rows of the store."""
+
+    row: NDArray[np.int64]
+    col: NDArray[np.int64]
+    y: NDArray[np.int64]
+    """Level-0 px of the top-left."""
+    x: NDArray[np.int64]
+    tissue: NDArray[np.float32]
+    """Fraction of the tile that is tissue."""
+    l0_extent: float
+    """Side of a tile in level-0 px."""

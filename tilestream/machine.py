@@ -1,0 +1,49 @@
+"""The machine that a process runs on: devices, number formats, memory."""
+
+from __future__ import annotations
+
+import torch
+
+from tilestream.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a config value; auto is the first CUDA device where there is one.
+
+    Raises
+    ------
+    ConfigError
+        The device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(name.partition(":")[2] or 0)
+        if index >= count:
+            raise ConfigError(f"compute.device: {name}, but this machine has {count} CUDA devices. Set it to cpu or auto.")
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The number format of a config value; auto is bf16 where the device has matrix units for it."""
+    if name == "auto":
+        units = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+        return torch.bfloat16 if units else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def device_name(device: torch.device) -> str:
+    """A device in words."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
+
+
+def peak_memory() -> int:
+    """High-water mark of this process's resident memory in bytes (`VmHWM`; unlike ru_maxrss it starts anew at exec)."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123  # a pseudo-file of the kernel
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

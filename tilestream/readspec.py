@@ -1,0 +1,66 @@
+"""How tiles become pixels, in numbers: which level is read, how far it is averaged, how many tiles are open at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.geometry import Level
+from tilestream.sources.base import SegmentGrid
+
+JOB_PIXELS = 1 << 19
+"""Pixels decoded by one job of the pool: large enough to hide the cost of a job, small enough to share out evenly."""
+
+
+@dataclass(frozen=True)
+class ReadSpec:
+    """How tiles become pixels: from which level, and how far that level is from the wanted scale."""
+
+    level: int
+    """Index of the level that is read."""
+    downsample: float
+    """Level-0 pixels per pixel of that level."""
+    tile: int
+    """Side of a tile in output pixels."""
+    scale: float
+    """Level-0 pixels per output pixel."""
+
+    @property
+    def extent(self) -> float:
+        """Side of a tile in pixels of the level."""
+        return self.tile * self.scale / self.downsample
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the level's pixels must be averaged to reach the tile's size."""
+        return round(self.extent) != self.tile
+
+    @property
+    def cover(self) -> int:
+        """Side in level pixels of the square that holds a tile wherever it starts between two pixels."""
+        return math.ceil(self.extent) + 1 if self.resampled else self.tile
+
+    def px_origins(self, l0: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Level pixel where tiles start: whole where pixels are taken as they are, fractional where they are averaged."""
+        px = l0 / self.downsample
+        return px if self.resampled else np.rint(px)
+
+
+def pending_tiles(spec: ReadSpec, grid: SegmentGrid | None, level: Level, shard_tiles: int, stride_px: float, threads: int) -> int:
+    """Upper bound of the tiles that are open at once while one shard is read.
+
+    The shorter side of a shard of n tiles in row-major order is at most `min(columns of the grid, ceil(n / columns) + 1)`
+    tiles; open are the tiles that overlap the line of pieces in work, its neighbour, and the jobs ahead.
+    """
+    if grid is None:
+        return min(shard_tiles, (2 * threads + 1) * max(1, JOB_PIXELS // spec.cover**2))
+    columns = max(1, math.ceil(level.size.width / stride_px))
+    lines = math.ceil(shard_tiles / columns) + 1
+    short = min(columns, lines) if grid.width < level.size.width else columns
+    across = math.ceil((max(grid.width, grid.height) + spec.cover) / stride_px) + 1  # tiles that one line of pieces overlaps
+    ahead_pieces = (2 * threads + 2) * max(1, JOB_PIXELS // (grid.height * grid.width))
+    ahead_lines = math.ceil(ahead_pieces * min(grid.height, grid.width) / (short * stride_px)) + 1
+    return min(shard_tiles, short * across * (1 + ahead_lines))

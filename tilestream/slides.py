@@ -1,0 +1,189 @@
+"""Which slides a config means: addresses from paths, globs, CSV files and samples, each with a name of its own."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qsl, urlsplit
+
+from tilestream.errors import ConfigError
+
+LONGEST_ID = 200
+"""Bytes of a slide's id in UTF-8: file systems take names of 255, and suffixes are added."""
+
+_ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+_DOUBLE_SUFFIX = re.compile(r"\.ome\.(zarr|tiff?|btf|tf[28])$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SlideRef:
+    """One slide of a run, before it is opened; it need not exist."""
+
+    id: str
+    """Name of the slide in the output; safe as a file name, and no other slide's."""
+    address: str
+    """Absolute path, URL, or `sample://` address."""
+    mpp: float | None = None
+    """Resolution of level 0 as a CSV gives it, µm/px; None where it does not."""
+
+    def __post_init__(self) -> None:
+        problem = id_problem(self.id)
+        if problem:
+            raise ConfigError(
+                f"slides: {self.address!r} has the id {self.id!r}, which {problem}. Give it an id in a CSV with the columns path,id."
+            )
+
+
+def list_slides(slides: Sequence[str]) -> list[SlideRef]:
+    """The slides of a config's `slides`, in the order given; those of a glob are sorted.
+
+    Local paths are relative to the working directory, in a CSV to the CSV's folder. A path without a file is kept: it is refused
+    when it is opened, without stopping the others.
+
+    Raises
+    ------
+    ConfigError
+        A glob matches nothing, a CSV cannot be used, a folder is no slide, or an id is unsafe or not unique.
+    """
+    refs = [ref for entry in slides for ref in _expand(entry)]
+    seen: dict[str, SlideRef] = {}
+    for ref in refs:
+        # File systems differ in what they take for one name: ignore case and the spelling of accents.
+        first = seen.setdefault(unicodedata.normalize("NFC", ref.id).casefold(), ref)
+        if first is not ref:
+            raise ConfigError(
+                f"slides: two slides have the id {ref.id!r}: {first.address} and {ref.address}. Give ids of their own in a CSV with the columns path,id."
+            )
+    return refs
+
+
+def id_from_address(address: str) -> str:
+    """A readable id: the file name without suffix, or kind, size and seed of a sample."""
+    if address.startswith("sample://"):
+        return _sample_id(address)
+    path = urlsplit(address).path if "://" in address else address
+    name = PurePosixPath(path.replace(os.sep, "/")).name
+    return _DOUBLE_SUFFIX.sub("", name) if _DOUBLE_SUFFIX.search(name) else PurePosixPath(name).stem if name else name
+
+
+def id_problem(slide_id: str) -> str:
+    """Why an id is no safe file name, as words behind "which"; empty where it is one."""
+    if not slide_id.strip():
+        return "is empty"
+    if set(slide_id) == {"."}:
+        return "means a folder"
+    if "/" in slide_id or "\\" in slide_id:
+        return "has a path separator"
+    if any(unicodedata.category(letter).startswith("C") for letter in slide_id):
+        return "has control characters"
+    if len(slide_id.encode()) > LONGEST_ID:
+        return f"is {len(slide_id.encode())} bytes long, more than {LONGEST_ID}"
+    return ""
+
+
+def _sample_id(address: str) -> str:
+    parts = urlsplit(address)
+    query = dict(parse_qsl(parts.query))
+    size = [f"{query.pop('width')}x{query.pop('height')}"] if {"width", "height"} <= query.keys() else []
+    words = ["sample", parts.netloc, *size, f"seed{query.pop('seed', '0')}", *(f"{key}{value}" for key, value in sorted(query.items()))]
+    return re.sub(r"[^\w.-]+", "-", "_".join(words))
+
+
+def _expand(entry: str) -> Iterator[SlideRef]:
+    if "://" in entry:
+        yield SlideRef(id_from_address(entry), entry)
+    elif entry.lower().endswith(".csv"):
+        yield from _read_csv(Path(entry))
+    elif glob.has_magic(entry) and not _answers(Path(entry).exists):
+        yield from _expand_glob(entry)
+    else:
+        if _is_plain_folder(Path(entry)):
+            raise ConfigError(f"slides: {entry!r} is a folder, not a slide. Give a glob, e.g. {entry.rstrip('/')}/*.svs.")
+        yield _local_slide(entry)
+
+
+def _expand_glob(pattern: str) -> Iterator[SlideRef]:
+    """Files and Zarr folders that match, sorted; other folders are not slides."""
+    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute patterns)
+    found = [path for path in matches if not _is_plain_folder(Path(path))]
+    if not found:
+        raise ConfigError(f"slides: nothing matches {pattern!r} in {Path.cwd()}. Check the pattern, and the folder that you are in.")
+    yield from (_local_slide(path) for path in found)
+
+
+def _local_slide(path: str) -> SlideRef:
+    # Absolute, because workers may run in another folder.
+    return SlideRef(id_from_address(path), str(Path(path).absolute()))
+
+
+def _is_plain_folder(path: Path) -> bool:
+    """Whether this is a folder that is no Zarr store."""
+    if path.suffix.lower() == ".zarr" or not _answers(path.is_dir):
+        return False
+    return not any(_answers((path / name).exists) for name in _ZARR_METADATA)
+
+
+def _answers(check: Callable[[], bool]) -> bool:
+    """A question to the file system; no where it cannot tell: such a slide is refused when it is opened."""
+    try:
+        return check()
+    except OSError:
+        return False
+
+
+def _read_csv(path: Path) -> Iterator[SlideRef]:
+    """Slides from a CSV with columns path[,id][,mpp]; other columns and empty rows are left alone."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.reader(file, strict=True))
+    except FileNotFoundError as error:
+        raise ConfigError(f"slides: there is no file {path}.") from error
+    except OSError as error:
+        raise ConfigError(f"slides: {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"slides: {path} is not UTF-8 text (byte {error.start}).") from error
+    except csv.Error as error:
+        raise ConfigError(f"slides: {path} is not a CSV: {error}.") from error
+    header = [name.strip().lower() for name in rows[0]] if rows else []
+    if header.count("path") != 1 or any(header.count(name) > 1 for name in ("id", "mpp")):
+        raise ConfigError(
+            f"slides: {path} has the columns {header}, but it needs one named path, and at most one each named id and mpp, with commas between."
+        )
+    refs = [_slide_from_row(path, number, header, row) for number, row in enumerate(rows[1:], start=2) if any(row)]
+    if not refs:
+        raise ConfigError(f"slides: {path} has a header but no slides.")
+    yield from refs
+
+
+def _slide_from_row(path: Path, number: int, header: list[str], row: list[str]) -> SlideRef:
+    where = f"slides: {path}, row {number}"
+    if len(row) > len(header):
+        raise ConfigError(f"{where}: {len(row)} cells, but there are {len(header)} columns. Put quotes round a cell that holds a comma.")
+    cells = {name: cell.strip() for name, cell in zip(header, row, strict=False)}
+    address = cells.get("path", "")
+    if not address:
+        raise ConfigError(f"{where}: path is empty.")
+    if "://" not in address:
+        address = str((path.parent / address).absolute())
+    if _is_plain_folder(Path(address)):
+        raise ConfigError(f"{where}: {address!r} is a folder, not a slide.")
+    return SlideRef(cells.get("id") or id_from_address(address), address, _mpp_from_cell(cells.get("mpp", ""), where))
+
+
+def _mpp_from_cell(cell: str, where: str) -> float | None:
+    if not cell:
+        return None
+    try:
+        mpp = float(cell)
+    except ValueError:
+        mpp = math.nan
+    if not (math.isfinite(mpp) and mpp > 0):
+        raise ConfigError(f"{where}: mpp is {cell!r}, but it must be a number above 0, in µm/px, such as 0.25.")
+    return mpp

@@ -1,0 +1,175 @@
+"""OME-Zarr images and plain Zarr arrays, local or in an object store, read by chunk."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from tilestream.errors import InputError, ReadError
+from tilestream.geometry import Region
+from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
+from tilestream.sources.samples import Choices, SampleRule, axis_keys
+from tilestream.sources.zarr_meta import ZarrImage, find_image, fingerprint_of, resolution_of
+
+MAX_CHUNK_BYTES = 256 * 1024**2
+"""Largest decoded chunk that is accepted: it is what one thread holds."""
+
+STORE_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError)
+"""What zarr, numcodecs and the object stores raise on damaged or missing metadata and chunks; zarr's own errors are ValueErrors."""
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """`STORE_ERRORS`, and obstore's own where a store of its kind has been opened."""
+    exceptions = sys.modules.get("obstore.exceptions")
+    return STORE_ERRORS if exceptions is None else (*STORE_ERRORS, exceptions.BaseError)
+
+
+class ZarrSource(Source):
+    """Pixels of one image in a Zarr store. Three uint8 channels are RGB, one is grey; anything else the options must choose.
+
+    A piece is one chunk in y and x (for sharded arrays the inner chunk, which decodes alone), with all channels that are read.
+    Chunks that were never written hold the array's fill value.
+
+    Raises
+    ------
+    InputError
+        No image there, or the options must choose axes, channels or values.
+    """
+
+    def __init__(self, address: str, options: SourceOptions, reason: str = "") -> None:
+        choices = Choices(address, options)
+        node = open_node(address)
+        try:
+            image = find_image(node, choices)
+            self._selection = _select(image, choices)
+            self._rule = _sample_rule(image, choices)
+            choices.settle()
+            self._image = image
+            self._grids = tuple(_grid(image, array, address) for array in image.arrays)
+            self.info = _info(address, reason, node, image, choices)
+        except store_errors() as error:
+            raise InputError(f"{address}: the Zarr metadata cannot be read: {str(error) or type(error).__name__}") from error
+
+    def close(self) -> None:
+        """Nothing is held open between reads."""
+
+    def segment_grid(self, level: int) -> SegmentGrid:
+        """The grid of chunks in y and x."""
+        return self._grids[level]
+
+    def read_segment(self, level: int, row: int, col: int) -> Pixels:
+        """(h, w, 3) uint8 of one chunk, cropped to the image. Raises ReadError."""
+        grid = self._grids[level]
+        whole = Region(row * grid.height, col * grid.width, grid.height, grid.width)
+        region = whole.clipped(self.info.levels[level].size)
+        if region is None:
+            raise IndexError(f"chunk ({row}, {col}) of a grid of {grid.rows} x {grid.cols}")
+        return self._read(level, region)
+
+    def _read(self, level: int, region: Region) -> Pixels:
+        axes = self._image.axes
+        selection = list(self._selection)
+        selection[axes.index("y")] = slice(region.px_y, region.px_y + region.height)
+        selection[axes.index("x")] = slice(region.px_x, region.px_x + region.width)
+        try:
+            samples = np.asarray(self._image.arrays[level][tuple(selection)])
+        except store_errors() as error:
+            words = str(error) or type(error).__name__
+            place = f"{region.height} x {region.width} px at ({region.px_y}, {region.px_x})"
+            raise ReadError(f"{self.info.address}: level {level}, {place}: {words}") from error
+        return np.ascontiguousarray(self._rule.rgb(self._to_yxs(samples)))
+
+    def _to_yxs(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """(h, w, s) from the selected axes in stored order; integer selections are gone already."""
+        left = [axis for axis, chosen in zip(self._image.axes, self._selection, strict=True) if isinstance(chosen, slice)]
+        if "c" not in left:
+            return samples.transpose(left.index("y"), left.index("x"))[..., np.newaxis]
+        return samples.transpose(left.index("y"), left.index("x"), left.index("c"))
+
+
+def open_node(address: str) -> Any:
+    """The zarr.Array or zarr.Group at a path or URL, read-only. Raises InputError."""
+    try:
+        if "://" not in address:
+            return zarr.open(store=address, mode="r")
+        try:
+            import obstore.exceptions
+            import obstore.store
+        except ImportError:
+            return zarr.open(store=address, mode="r")  # fsspec, where it knows the scheme
+        store = zarr.storage.ObjectStore(obstore.store.from_url(address), read_only=True)
+        return zarr.open(store=store, mode="r")
+    except ImportError as error:
+        raise InputError(f"{address}: reading a URL needs the extra `s3`: pip install 'tilestream[s3]' ({error})") from error
+    except store_errors() as error:
+        raise InputError(f"{address}: cannot be opened as Zarr: {str(error) or type(error).__name__}") from error
+
+
+def _select(image: ZarrImage, choices: Choices) -> tuple[int | slice, ...]:
+    """For each axis the index to take or the slice to read."""
+    keys = axis_keys(image.axes)
+    shape = image.arrays[0].shape
+    selection: list[int | slice] = []
+    for position, axis in enumerate(image.axes):
+        if axis in ("y", "x"):
+            selection.append(slice(None))
+        elif keys[position] == "channels":
+            chosen = choices.options.channels
+            selection.append(slice(min(chosen), max(chosen) + 1) if chosen is not None else slice(None))
+        else:
+            selection.append(choices.index(axis, shape[position], keys[position]))
+    return tuple(selection)
+
+
+def _sample_rule(image: ZarrImage, choices: Choices) -> SampleRule:
+    """How the selected samples become RGB; channels are counted from the first one that is read."""
+    array, window = image.arrays[0], choices.options.window
+    choices.values(np.dtype(array.dtype), array.dtype.itemsize * 8 if array.dtype != np.bool_ else 1)
+    length = array.shape[image.axes.index("c")] if "c" in image.axes else 1
+    if choices.options.channels is not None:
+        chosen = choices.channels(length, "axis c")
+        return SampleRule(tuple(channel - min(chosen) for channel in chosen), window) if "c" in image.axes else SampleRule(None, window)
+    if length not in (1, 3) or (length == 3 and array.dtype != np.uint8):
+        choices.channels(length, "axis c")
+    return SampleRule(None, window)
+
+
+def _grid(image: ZarrImage, array: Any, address: str) -> SegmentGrid:
+    """The chunk grid in y and x. Raises InputError where one chunk is too large to hold."""
+    y, x = image.axes.index("y"), image.axes.index("x")
+    decoded = int(np.prod(array.chunks, dtype=np.int64)) * array.dtype.itemsize
+    if decoded > MAX_CHUNK_BYTES:
+        limit = MAX_CHUNK_BYTES // 2**20
+        raise InputError(
+            f"{address}: a chunk of {array.chunks} {array.dtype} is {decoded / 2**20:.0f} MiB, the limit is {limit} MiB. Rechunk the array."
+        )
+    height, width = min(array.chunks[y], array.shape[y]), min(array.chunks[x], array.shape[x])
+    return SegmentGrid(height, width, -(-array.shape[y] // height), -(-array.shape[x] // width))
+
+
+def _info(address: str, reason: str, node: Any, image: ZarrImage, choices: Choices) -> SlideInfo:
+    array = image.arrays[0]
+    stated = resolution_of(image, choices)
+    kind = f"OME-Zarr {image.version}" if image.version else f"Zarr v{array.metadata.zarr_format} array"
+    codecs = ", ".join(type(codec).__name__ for codec in array.compressors)
+    return SlideInfo(
+        address=address,
+        backend="zarr",
+        reason=reason or f"zarr: {kind} in chunks of {' x '.join(map(str, array.chunks))}",
+        levels=image.levels,
+        mpp=stated.mpp,
+        mpp_source=stated.source,
+        vendor="ome-zarr" if image.version else "zarr",
+        compression=codecs.lower().removesuffix("codec"),
+        fingerprint=fingerprint_of(node, image, address),
+        properties={
+            "zarr.axes": "".join(a if len(a) == 1 else f"({a})" for a in image.axes),
+            "zarr.shape": str(array.shape),
+            **image.facts,
+        },
+        warnings=stated.warnings,
+    )
