@@ -202,7 +202,7 @@ def test_exactly_one_of_mpp_and_level():
         ({"context": {"heads": 0}}, "context.heads: 0 is less than the smallest allowed, 1"),
         ({"pool": "maen"}, "pool.name: 'maen' is not one of mean, max, gated_attention, none; did you mean mean?"),
         ({"pool": {"name": "mean", "weights": "w.pth"}}, "pool.weights: 'w.pth', but pool.name is mean, which has no weights"),
-        ({"pool": "none", "output": {"path": "o", "save": ["slide"]}}, "pool: none, but output.save asks for slide"),
+        ({"pool": "none", "output": {"path": "o", "save": ["tiles", "slide"]}}, "pool: none, but output.save asks for slide"),
         ({"compute": {"device": "gpu"}}, "compute.device: 'gpu' is not one of auto, cpu, cuda, cuda:N"),
         ({"compute": {"workers": 0}}, "compute.workers: 0 is neither auto nor a whole number of 1 or more"),
         ({"compute": {"threads": True}}, "compute.threads: true is neither auto nor a whole number"),
@@ -216,7 +216,10 @@ def test_a_wrong_value_is_refused_by_key_value_and_what_is_allowed(sections, wor
 
 
 NOT_AVAILABLE = {
-    "output.save": ({"output": {"path": "o", "save": ["tiles", "windows"]}}, "windows is not available yet; leave it out."),
+    "output.save": (
+        {"output": {"path": "o", "save": ["tiles", "windows"]}},
+        "windows is not available yet; save tiles, and slide or tokens as you like.",
+    ),
     "source.decode": ({"source": {"decode": "gpu"}}, "gpu is not available yet; leave it out or set it to auto or cpu."),
     "source.icc": ({"source": {"icc": True}}, "true is not available yet; leave it out or set it to false."),
     "tiles.fast_downsample": (

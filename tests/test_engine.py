@@ -43,13 +43,8 @@ def cluster(tmp_path):
     file = tmp_path / "scheduler.json"
     dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"], [sys.executable, "-m", "distributed.cli.dask_worker"]
     processes = [subprocess.Popen([*dask[0], "--scheduler-file", str(file), "--port", "0", "--no-dashboard"], stderr=subprocess.DEVNULL)]
-    for _ in range(2):
-        processes.append(
-            subprocess.Popen(
-                [*dask[1], "--scheduler-file", str(file), "--nthreads", "2", "--no-dashboard", "--death-timeout", "60"],
-                stderr=subprocess.DEVNULL,
-            )
-        )
+    joined = [*dask[1], "--scheduler-file", str(file), "--nthreads", "2", "--no-dashboard", "--death-timeout", "60"]
+    processes += [subprocess.Popen(joined, stderr=subprocess.DEVNULL) for _ in range(2)]
     try:
         deadline = time.monotonic() + 60
         while not file.exists() and time.monotonic() < deadline:
@@ -75,10 +70,14 @@ def test_an_external_cluster_gives_the_same_output_and_moves_no_pixels(image_pat
     assert summary.exit_code == 0
     assert same_store(inline_store, opened(tmp_path / "out", "a"))
     with distributed.Client(scheduler_file=str(cluster), set_as_default=False) as client:
-        moved = client.run(lambda dask_worker: dask_worker.transfer_incoming_bytes_total + dask_worker.transfer_outgoing_bytes_total)
+        moved = client.run(
+            lambda dask_worker: [e["total"] for e in [*dask_worker.transfer_incoming_log, *dask_worker.transfer_outgoing_log]]
+        )
+        counts = client.run(lambda dask_worker: dask_worker.transfer_incoming_count_total + dask_worker.transfer_outgoing_count_total)
         kept = client.run(lambda dask_worker: sum(dask_worker.state.tasks[k].nbytes or 0 for k in dask_worker.data))
     assert len(moved) == 2
-    assert sum(moved.values()) == 0
+    assert sum(counts.values()) == 0
+    assert sum(sum(sizes) for sizes in moved.values()) == 0
     assert sum(kept.values()) < 100_000  # one tile is 150,528 bytes
 
 

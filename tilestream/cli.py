@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.console import Console
 
 from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError
 
@@ -38,8 +39,6 @@ def run_command(
     log_format: Annotated[str, typer.Option(help="auto (live on a terminal, lines in a file), text or json.")] = "auto",
 ) -> None:
     """Embed the slides of a config. Run again, it does only what is missing."""
-    from rich.console import Console
-
     from tilestream.progress import LiveReporter, make_reporter, print_summary
     from tilestream.run import run
 
@@ -48,14 +47,21 @@ def run_command(
     reporter = make_reporter(log_format)
     try:
         summary = run(config, settings or (), restart=restart, shard=_shard(shard), reporter=reporter)
+    except KeyboardInterrupt as interrupt:
+        raise InterruptedRunError("interrupted; what is finished is kept, and the same command resumes.") from interrupt
     finally:
         if isinstance(reporter, LiveReporter):
             reporter.close()
     if log_format == "json":
         print(summary.to_json())
     else:
-        print_summary(summary, Console())
+        print_summary(summary, _console())
     raise typer.Exit(summary.exit_code)
+
+
+def _console() -> Console:
+    """Standard output; wide where no terminal sets the width, so that a file or a pipe gets whole lines."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:
@@ -79,13 +85,11 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 @app.command("plan")
 def plan_command(config: ConfigPath, settings: SetOption = None) -> None:
     """Say what a run would do: levels, tiles, shards, bytes, memory. Reads thumbnails only and writes nothing."""
-    from rich.console import Console
-
     from tilestream.configfile import load_config
     from tilestream.planning import plan_slides, print_plan
 
     planned = plan_slides(load_config(config, settings or ()))
-    print_plan(planned, Console())
+    print_plan(planned, _console())
     raise typer.Exit(planned.exit_code)
 
 
@@ -95,15 +99,13 @@ def inspect_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what an image is, which backend opens it and why, and what to write in a config."""
-    from rich.console import Console
-
     from tilestream.inspecting import describe_image, print_description
 
     description = describe_image(image)
     if as_json:
         print(json.dumps(description, indent=1))
     else:
-        print_description(description, Console())
+        print_description(description, _console())
 
 
 @app.command("verify")
@@ -121,7 +123,6 @@ def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print
     """List the encoders that a config can name."""
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
 
     from tilestream.models.encoders import known_encoders
@@ -135,18 +136,16 @@ def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print
         table.add_column(column.replace("_", " "))
     for row in rows:
         table.add_row(*("-" if value is None else str(value) for value in row.values()))
-    Console().print(table)
+    _console().print(table)
     print('Also "module:factory": a Python function that returns a torch.nn.Module with `dim`.')
 
 
 @app.command("doctor")
 def doctor_command() -> None:
     """Check this machine: libraries, device, memory, disk."""
-    from rich.console import Console
-
     from tilestream.doctor import run_checks
 
-    console = Console()
+    console = _console()
     checks = run_checks()
     for check in checks:
         mark = "[green]ok  [/green]" if check.good else "[red]BAD [/red]"
@@ -171,20 +170,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
     signal.signal(signal.SIGTERM, _on_terminate)
     try:
-        code = app(arguments, standalone_mode=False)
+        app(arguments)
     except TilestreamError as error:
         print(f"tilestream: {error}", file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print("tilestream: interrupted; the same command resumes where it stopped.", file=sys.stderr)
-        code = InterruptedRunError.exit_code
-    except typer.Exit as leave:
-        code = leave.exit_code
-    except Exception as error:
-        from click.exceptions import ClickException
-
-        if not isinstance(error, ClickException):
-            raise
-        error.show()
-        code = error.exit_code
-    sys.exit(code or 0)
+        sys.exit(error.exit_code)
+    sys.exit(0)

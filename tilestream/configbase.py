@@ -147,7 +147,8 @@ def _only_true(value: object) -> str | None:
 
 NOT_YET: Mapping[str, NotYet] = {
     "output.save": NotYet(
-        lambda save: "windows" if "windows" in save else None if "tiles" in save else "an output without tiles", "save [tiles, slide]"
+        lambda save: "windows" if "windows" in save else None if "tiles" in save else "an output without tiles",
+        "save tiles, and slide or tokens as you like",
     ),
     "source.decode": NotYet(lambda decode: decode if decode == "gpu" else None, "leave it out or set it to auto or cpu"),
     "source.icc": NotYet(_only_true, "leave it out or set it to false"),

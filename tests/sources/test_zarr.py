@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -212,3 +215,23 @@ def test_urls_without_an_image_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("obstore")
     with pytest.raises(InputError, match=r"absent\.zarr: cannot be opened as Zarr: .+"):
         ZarrSource((tmp_path / "absent.zarr").as_uri(), SourceOptions())
+
+
+def test_http_is_read_through_an_object_store(tmp_path: Path) -> None:
+    pytest.importorskip("obstore")
+    write_ome_zarr(tmp_path / "a.zarr", make_image(90, 80, 3), levels=1)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with ZarrSource(f"http://127.0.0.1:{server.server_port}/a.zarr", SourceOptions()) as source:
+            np.testing.assert_array_equal(source.read_region(0, Region(0, 0, 90, 80)), make_image(90, 80, 3))
+        with pytest.raises(InputError, match=r"absent\.zarr: cannot be opened as Zarr: .+"):
+            ZarrSource(f"http://127.0.0.1:{server.server_port}/absent.zarr", SourceOptions())
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import threading
 import weakref
 from ctypes import POINTER, c_uint32
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,7 +91,7 @@ class OpenSlideSource(Source):
             mpp=stated.mpp,
             mpp_source=stated.source,
             vendor=properties.get("openslide.vendor", ""),
-            fingerprint=fingerprint_file(path),
+            fingerprint=_fingerprint(path, properties),
             properties=kept,
             warnings=stated.warnings,
         )
@@ -124,6 +126,12 @@ class OpenSlideSource(Source):
                     self._handle = _Handle(self._address)
                 except OPENSLIDE_ERRORS as error:
                     raise ReadError(f"{self._address}: cannot be opened again after a read error: {error}") from error
+
+
+def _fingerprint(path: Path, properties: dict[str, str]) -> str:
+    """Digest of the file's samples and of OpenSlide's quick hash, which covers the companion files of MIRAX and VMS slides."""
+    parts = fingerprint_file(path) + properties.get(openslide.PROPERTY_NAME_QUICKHASH1, "")
+    return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
 
 def _check_options(address: str, options: SourceOptions) -> None:

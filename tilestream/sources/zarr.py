@@ -78,7 +78,7 @@ class ZarrSource(Source):
         try:
             samples = np.asarray(self._image.arrays[level][tuple(selection)])
         except store_errors() as error:
-            words = str(error) or type(error).__name__
+            words = str(error).partition("\n")[0] or type(error).__name__
             place = f"{region.height} x {region.width} px at ({region.px_y}, {region.px_x})"
             raise ReadError(f"{self.info.address}: level {level}, {place}: {words}") from error
         return np.ascontiguousarray(self._rule.rgb(self._to_yxs(samples)))
@@ -101,12 +101,14 @@ def open_node(address: str) -> Any:
             import obstore.store
         except ImportError:
             return zarr.open(store=address, mode="r")  # fsspec, where it knows the scheme
-        store = zarr.storage.ObjectStore(obstore.store.from_url(address), read_only=True)
+        options: dict[str, Any] = {"client_options": {"allow_http": True}} if address.startswith("http:") else {}
+        store = zarr.storage.ObjectStore(obstore.store.from_url(address, **options), read_only=True)
         return zarr.open(store=store, mode="r")
     except ImportError as error:
         raise InputError(f"{address}: reading a URL needs the extra `s3`: pip install 'tilestream[s3]' ({error})") from error
     except store_errors() as error:
-        raise InputError(f"{address}: cannot be opened as Zarr: {str(error) or type(error).__name__}") from error
+        words = str(error).partition("\n")[0] or type(error).__name__  # obstore adds pages of debug output
+        raise InputError(f"{address}: cannot be opened as Zarr: {words}") from error
 
 
 def _select(image: ZarrImage, choices: Choices) -> tuple[int | slice, ...]:
