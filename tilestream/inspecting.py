@@ -45,7 +45,7 @@ def print_description(facts: dict[str, Any], console: Console) -> None:
     """The same for people, with the lines to write in a config."""
     mpp = facts["mpp"]
     console.print(facts["address"], style="bold", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"opened by {facts['backend']}: {facts['reason']}", highlight=False, markup=False)
+    console.print(f"opened by {facts['reason']}", highlight=False, markup=False)
     console.print(f"format {facts['vendor'] or 'unknown'}, compression {facts['compression'] or 'unknown'}", highlight=False, markup=False)
     console.print(
         f"resolution {mpp:.4g} µm/px ({facts['mpp_source']})" if mpp is not None else "resolution unknown: the file does not say",

@@ -109,7 +109,7 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     buffers = ThreadBuffers()
     levels = tuple(
         TiffLevel(level, grid := _grid(found.keyframe, address), tuple(_plane(tif, found, k, grid, buffers, address) for k in leading))
-        for level, found in pick_levels(series)
+        for level, found in pick_levels(tif, series)
     )
     stated = read_resolution(tif, number, series, address, choices.options)
     if int(page.tags.valueof(274, default=1)) != 1:

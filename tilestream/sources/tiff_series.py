@@ -76,12 +76,18 @@ def _is_mask(page: Any) -> bool:
     return bool(int(page.subfiletype) & MASK_BIT)
 
 
-def pick_levels(series: Any) -> list[tuple[Level, Any]]:
-    """Geometry and tifffile series of each level, finest first, each coarser than the one before."""
+def pick_levels(tif: tifffile.TiffFile, series: Any) -> list[tuple[Level, Any]]:
+    """Geometry and tifffile series of each level, finest first, each coarser than the one before.
+
+    tifffile joins pages of a plain TIFF to a pyramid only where their sizes are whole fractions; pages with the reduced-resolution
+    bit whose size is another fraction (downsample 2.001) are levels, too, as they are for OpenSlide.
+    """
+    apart = [s for s in tif.series if s is not series and int(s.keyframe.subfiletype) & REDUCED_BIT and not ASSOCIATED.search(s.name or "")]
+    plain = series.kind not in ("svs", "ndpi", "ome")
     base = series.keyframe
     l0_size = Size(int(base.imagelength), int(base.imagewidth))
     found = [(Level(l0_size, 1.0), series.levels[0])]
-    for candidate in series.levels[1:]:
+    for candidate in [*series.levels[1:], *(apart if plain else [])]:
         page = candidate.keyframe
         if _is_mask(page) or _area(candidate) == 0 or (page.dtype, page.samplesperpixel) != (base.dtype, base.samplesperpixel):
             continue

@@ -1,0 +1,274 @@
+"""Which parts of an image are tissue, decided once from a thumbnail, and how much of each tile that is."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, UnidentifiedImageError
+from skimage.filters import threshold_otsu
+from skimage.measure import label
+from skimage.morphology import closing, disk, opening
+
+from tilestream.errors import ConfigError, ReadError
+from tilestream.geometry import Region, level_for_scale
+from tilestream.grid import TileGrid
+from tilestream.sources.base import WHITE, Pixels, Source
+
+THUMBNAIL_UM = 8.0
+"""Resolution at which tissue is looked for, µm/px: a cell is about one pixel."""
+
+LARGEST_SIDE = 2048
+"""Longest side of a thumbnail where the image has no resolution."""
+
+BAND_BYTES = 32 * 1024**2
+"""Source pixels held at once while a thumbnail is made."""
+
+LEAST_SATURATION = 0.05
+"""Saturation below which nothing is tissue: clean glass has up to 0.04 from the lamp's tint and JPEG noise, pale eosin 0.07 and more."""
+
+LEAST_CONTRAST = 12.0
+"""Grey levels between dark and bright below which an image without colour is taken for empty."""
+
+PEN_HUES = ((75 / 360, 255 / 360),)
+"""Hues of green and blue markers, as fractions of the circle; haematoxylin lies at 255 to 290 degrees, eosin at 300 to 350."""
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TissueOptions:
+    """How tissue is found: the section `tiles.tissue` of the config."""
+
+    method: str = "otsu"
+    """otsu | none | mask | function."""
+    mask: str | None = None
+    """GeoJSON in level-0 px, or a PNG of the whole image."""
+    function: str | None = None
+    """`module:function`."""
+    min_fraction: float = 0.1
+    """Smallest part of a tile that must be tissue."""
+    min_area_um2: float = 10_000.0
+    """Smallest piece of tissue that counts, µm²."""
+    pens: bool = False
+    """Whether colours of marker pens are kept out."""
+
+    def __post_init__(self) -> None:
+        if self.method not in ("otsu", "none", "mask", "function"):
+            raise ValueError(f"TissueOptions.method must be otsu, none, mask or function, got {self.method!r}")
+        if not 0 <= self.min_fraction <= 1 or not self.min_area_um2 >= 0:
+            raise ValueError(
+                f"TissueOptions needs 0 <= min_fraction <= 1 and min_area_um2 >= 0, got {self.min_fraction} and {self.min_area_um2}"
+            )
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """The whole image, small."""
+
+    pixels: Pixels
+    """(h, w, 3) uint8."""
+    downsample: float
+    """Level-0 px per thumbnail px; pixel (0, 0) begins at level-0 (0, 0)."""
+    unreadable: int = 0
+    """Bands that could not be decoded and are white."""
+
+
+def read_thumbnail(source: Source, um_per_px: float = THUMBNAIL_UM) -> Thumbnail:
+    """The image at about `um_per_px`, or of at most 2048 px a side where it has no resolution.
+
+    Memory bound: the thumbnail, and bands of the level that is read of at most `BAND_BYTES` each.
+    """
+    info = source.info
+    wanted = um_per_px / info.mpp if info.mpp is not None else max(info.size.height, info.size.width) / LARGEST_SIDE
+    scale = max(1.0, wanted)
+    level = level_for_scale(info.levels, scale) or 0
+    found = info.levels[level]
+    step = max(1, round(scale / found.downsample))  # whole level pixels a thumbnail pixel
+    height, width = math.ceil(found.size.height / step), math.ceil(found.size.width / step)
+    out = np.full((height, width, 3), WHITE, np.uint8)
+    unreadable = 0
+    for region in _bands(found.size.height, width * step, step):
+        try:
+            pixels = source.read_region(level, region)
+        except ReadError:
+            unreadable += 1
+            continue
+        rows = region.height // step
+        means = pixels.reshape(rows, step, width, step, 3).mean(axis=(1, 3), dtype=np.float32)
+        out[region.px_y // step : region.px_y // step + rows] = (means + 0.5).astype(np.uint8)
+    return Thumbnail(out, found.downsample * step, unreadable)
+
+
+def _bands(height: int, width: int, step: int) -> Iterator[Region]:
+    """Regions over the full width, each a multiple of `step` rows high, that cover `height` rows."""
+    rows = max(1, BAND_BYTES // (width * 3 * 5) // step) * step  # the mean works on a float copy
+    for top in range(0, height, rows):
+        yield Region(top, 0, min(rows, math.ceil((height - top) / step) * step), width)
+
+
+def find_tissue(thumbnail: Thumbnail, options: TissueOptions, um_per_px: float | None = None) -> Mask:
+    """(h, w) bool: which pixels of the thumbnail are tissue.
+
+    Otsu's threshold (Otsu 1979) on HSV saturation, not below `LEAST_SATURATION`, closed and opened by 2 and 1 px, less pieces under
+    `min_area_um2`. An image without colour is judged by grey level: darker than the threshold is tissue on a bright ground,
+    brighter on a dark one (fluorescence).
+
+    Raises
+    ------
+    ConfigError
+        A mask file or function cannot be used; names `tiles.tissue`.
+    """
+    if options.method == "none":
+        return np.ones(thumbnail.pixels.shape[:2], np.bool_)
+    if options.method == "mask":
+        return _mask_from_file(Path(options.mask or ""), thumbnail)
+    if options.method == "function":
+        return _mask_from_function(options.function or "", thumbnail, um_per_px)
+    mask = _otsu(thumbnail.pixels, pens=options.pens)
+    mask = opening(closing(mask, disk(2)), disk(1))
+    return _without_specks(mask, options.min_area_um2 / (um_per_px or THUMBNAIL_UM) ** 2)
+
+
+def _otsu(pixels: Pixels, *, pens: bool) -> Mask:
+    high, low = pixels.max(axis=2).astype(np.float32), pixels.min(axis=2).astype(np.float32)
+    saturation = np.where(high > 0, (high - low) / np.maximum(high, 1), 0)
+    if float(np.quantile(saturation, 0.999)) < LEAST_SATURATION:
+        return _otsu_grey(high)
+    # Dark pixels have a saturation that is mostly noise: a black border or marker is not tissue.
+    candidates = saturation[high >= 30]
+    if candidates.size == 0 or float(np.ptp(candidates)) == 0:
+        return np.zeros(high.shape, np.bool_)
+    mask = (saturation > max(LEAST_SATURATION, _capped_otsu(candidates))) & (high >= 30)
+    mask &= ~(_pen(pixels, high, low) & pens)
+    return mask
+
+
+def _capped_otsu(saturation: NDArray[np.float32]) -> float:
+    """Otsu's threshold; where tissue fills the image it would split the tissue itself, so it is at most 0.15."""
+    return min(float(threshold_otsu(saturation)), 0.15)
+
+
+def _otsu_grey(grey: NDArray[np.float32]) -> Mask:
+    low, high = np.quantile(grey, [0.001, 0.999])
+    if high - low < LEAST_CONTRAST:
+        return np.zeros(grey.shape, np.bool_)
+    threshold = float(threshold_otsu(grey))
+    bright_ground = float(np.median(grey)) > threshold if high > 128 else False
+    mask: Mask = grey < threshold if bright_ground else grey > threshold
+    return mask
+
+
+def _pen(pixels: Pixels, high: NDArray[np.float32], low: NDArray[np.float32]) -> Mask:
+    """Strongly coloured pixels of hues that stains do not have."""
+    red, green, blue = (pixels[..., k].astype(np.float32) for k in range(3))
+    span = np.maximum(high - low, 1)
+    hue = np.where(high == red, (green - blue) / span % 6, np.where(high == green, (blue - red) / span + 2, (red - green) / span + 4)) / 6
+    strong = (high - low) > 0.35 * high
+    marked: Mask = strong & np.logical_or.reduce([(hue >= a) & (hue <= b) for a, b in PEN_HUES])
+    return marked
+
+
+def _without_specks(mask: Mask, least_px: float) -> Mask:
+    """The mask without 8-connected pieces of fewer than `least_px` pixels."""
+    pieces = label(mask, connectivity=2)
+    large = np.bincount(pieces.ravel()) >= max(least_px, 1)
+    large[0] = False
+    kept: Mask = large[pieces]
+    return kept
+
+
+def _mask_from_file(path: Path, thumbnail: Thumbnail) -> Mask:
+    try:
+        if path.suffix.lower() in (".geojson", ".json"):
+            return _rasterise(json.loads(path.read_text()), thumbnail, path)
+        picture = Image.open(path).convert("L")
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise ConfigError(
+            f"tiles.tissue.mask: {path} cannot be read: {error}. Give a GeoJSON in level-0 px or a PNG of the whole image."
+        ) from error
+    height, width = thumbnail.pixels.shape[:2]
+    return np.asarray(picture.resize((width, height), Image.Resampling.NEAREST)) > 0
+
+
+def _rasterise(document: Any, thumbnail: Thumbnail, path: Path) -> Mask:
+    """Polygons in level-0 px on the thumbnail's pixels; holes are left out, overlaps count once."""
+    height, width = thumbnail.pixels.shape[:2]
+    mask = np.zeros((height, width), np.bool_)
+    try:
+        for polygon in _polygons(document):
+            canvas = Image.new("1", (width, height))
+            draw = ImageDraw.Draw(canvas)
+            for k, ring in enumerate(polygon):
+                corners = [(x / thumbnail.downsample - 0.5, y / thumbnail.downsample - 0.5) for x, y, *_ in ring]
+                draw.polygon(corners, fill=k == 0)
+            mask |= np.asarray(canvas)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"tiles.tissue.mask: {path} is not GeoJSON with polygons in level-0 px: {error!r}.") from error
+    return mask
+
+
+def _polygons(document: Any) -> Iterator[list[list[list[float]]]]:
+    """Polygons of a GeoJSON document (RFC 7946), each a list of rings, the first its border."""
+    kind = document["type"]
+    if kind == "FeatureCollection":
+        for feature in document["features"]:
+            yield from _polygons(feature)
+    elif kind == "Feature":
+        yield from _polygons(document["geometry"])
+    elif kind == "GeometryCollection":
+        for geometry in document["geometries"]:
+            yield from _polygons(geometry)
+    elif kind == "Polygon":
+        yield document["coordinates"]
+    elif kind == "MultiPolygon":
+        yield from document["coordinates"]
+
+
+def _mask_from_function(name: str, thumbnail: Thumbnail, um_per_px: float | None) -> Mask:
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"tiles.tissue.function: {name} cannot be imported: {error}. Write module:function.") from error
+    mask = np.asarray(function(thumbnail.pixels, um_per_px))
+    if mask.shape != thumbnail.pixels.shape[:2] or mask.dtype != np.bool_:
+        raise ConfigError(
+            f"tiles.tissue.function: {name} gave {mask.shape} {mask.dtype}, but it must give {thumbnail.pixels.shape[:2]} bool, a pixel for each of the thumbnail's."
+        )
+    return mask
+
+
+def tile_fractions(
+    mask: Mask, downsample: float, grid: TileGrid, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """(n,) part of each tile's level-0 square that is tissue; what lies outside the image is not.
+
+    The integral of the mask is taken at fractional places (bilinear in the summed-area table, Crow 1984), so it is exact.
+    """
+    table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
+    table[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    rows, cols = np.unique(tile_row), np.unique(tile_col)
+    top, left = (grid.l0_origins(index) / downsample for index in (rows, cols))
+    side = grid.l0_extent / downsample
+    sums = _at(_at(table, top + side, 0) - _at(table, top, 0), left + side, 1) - _at(
+        _at(table, top + side, 0) - _at(table, top, 0), left, 1
+    )
+    fractions = sums[np.searchsorted(rows, tile_row), np.searchsorted(cols, tile_col)] / side**2
+    return np.clip(fractions, 0, 1).astype(np.float32)
+
+
+def _at(table: NDArray[np.float64], place: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Values of a summed-area table at fractional places along an axis, held at its ends."""
+    place = np.clip(place, 0, table.shape[axis] - 1)
+    low = np.minimum(np.floor(place).astype(np.int64), table.shape[axis] - 2) if table.shape[axis] > 1 else np.zeros(len(place), np.int64)
+    part = np.expand_dims(place - low, 1 - axis)
+    values: NDArray[np.float64] = np.take(table, low, axis) * (1 - part) + np.take(table, low + 1, axis) * part
+    return values
