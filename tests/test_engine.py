@@ -70,13 +70,13 @@ def test_an_external_cluster_gives_the_same_output_and_moves_no_pixels(image_pat
     assert summary.exit_code == 0
     assert same_store(inline_store, opened(tmp_path / "out", "a"))
     with distributed.Client(scheduler_file=str(cluster), set_as_default=False) as client:
-        moved = client.run(
-            lambda dask_worker: sum(e["total"] for e in dask_worker.transfer_incoming_log) + dask_worker.transfer_outgoing_bytes_total
-        )
+        between = client.run(lambda dask_worker: sum(entry["total"] for entry in dask_worker.transfer_incoming_log))
+        sent = client.run(lambda dask_worker: dask_worker.transfer_outgoing_bytes_total)
         kept = client.run(lambda dask_worker: sum(dask_worker.state.tasks[k].nbytes or 0 for k in dask_worker.data))
-    assert len(moved) == 2
-    assert sum(moved.values()) == 0
-    assert sum(kept.values()) < 100_000  # one tile is 150,528 bytes
+    assert len(between) == 2
+    assert sum(between.values()) == 0
+    assert sum(sent.values()) < 10_000  # counts and seconds; one tile is 150,528 bytes
+    assert sum(kept.values()) < 10_000
 
 
 def boom(task):
