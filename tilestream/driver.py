@@ -7,7 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tilestream.config import Config
@@ -67,7 +67,6 @@ class _SlideRun:
     open_shards: set[int]
     finish: FinishTask
     given_up: bool = False
-    in_flight: int = 0
 
 
 @dataclass
@@ -77,7 +76,6 @@ class _Job:
     slide: _SlideRun
     function: Any
     task: Any
-    key: str = field(default="")
 
 
 def worker_settings(config: Config) -> WorkerSettings:
@@ -156,7 +154,7 @@ class Run:
         follow_up: deque[_Job] = deque()
         in_flight = 0
         exhausted = False
-        first = time.perf_counter()
+        first: float | None = None
         while True:
             while in_flight < engine.capacity and not (exhausted and not follow_up):
                 job = follow_up.popleft() if follow_up else next(planned, None)
@@ -165,16 +163,15 @@ class Run:
                 elif job.function is None:
                     follow_up.append(self._finish_job(job.slide))
                 elif not job.slide.given_up:
-                    job.slide.in_flight += 1
+                    first = first or time.perf_counter()
                     engine.submit(job.function, job.task, job)
                     in_flight += 1
             if in_flight == 0:
                 break
             done, outcome = engine.wait_next()
             in_flight -= 1
-            done.slide.in_flight -= 1
             next_job = self._receive(done, outcome)
-            self.summary.embed_seconds = time.perf_counter() - first
+            self.summary.embed_seconds = time.perf_counter() - (first or 0.0)
             if next_job is not None:
                 follow_up.append(next_job)
 
@@ -289,7 +286,7 @@ class Run:
         )  # fmt: skip
 
     def _finish_task(self, plan: SlidePlan, store: SlideStore) -> FinishTask:
-        mpp = "no scale" if plan.info.mpp is None else f"{plan.info.mpp * plan.grid.scale:.3g} µm/px"
+        mpp = "no scale" if plan.info.mpp is None else f"{plan.info.mpp * plan.grid.scale:.3g} um/px"
         return FinishTask(
             slide=plan.ref.id, store=store.folder.address, grid=plan.grid, tile_row=plan.tile_row, tile_col=plan.tile_col, stride_um=plan.stride_um,
             context=self.config.context, pool=self.config.pool, device=self.config.compute.device, save_slide="slide" in self.config.output.save,

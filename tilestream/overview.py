@@ -72,7 +72,7 @@ def draw_overview(
     place = _tile_of_pixel(grid, tile_row, tile_col, panel)
     slide = np.array(Image.fromarray(thumbnail).resize(panel, Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST))
     tissue = np.array(Image.fromarray(mask).resize(panel, Image.Resampling.NEAREST))
-    slide[_borders(place) & (place >= 0)] = KEPT
+    slide[_borders(place)] = KEPT
     slide[_edges(tissue)] = OUTLINE
     colours = np.concatenate([principal_colours(vectors), np.array([EMPTY], np.uint8)])
     embedding_map = colours[place]  # -1 picks the last row: no tile

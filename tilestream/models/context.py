@@ -95,7 +95,7 @@ class ContextTransformer(nn.Module):
     chunk_windows: int = 64
     """Windows computed at once; 64 windows of 8 x 8 fill a CPU core's matrix product, and a band of 224 px tiles has about as many."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         dim: int,
         depth: int = 4,

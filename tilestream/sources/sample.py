@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
@@ -161,7 +162,7 @@ def _write_pyramid(
 ) -> None:
     size = f"{spec.width}x{spec.height}"
     text = f"Aperio Image Library v12.0.0\r\n{size} [0,0 {size}] ({TILE}x{TILE}) JPEG/RGB Q={QUALITY}|AppMag = {round(10 / spec.mpp)}|MPP = {spec.mpp:g}"
-    coding = {"photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2), "metadata": None, "software": False}
+    coding: dict[str, Any] = {"photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2), "metadata": None, "software": False}
     levels = [_LevelPainter(spec, labels, textures, factor) for factor in spec.factors]
     big = spec.width * spec.height * BYTES_A_PIXEL > 2**31
     with tifffile.TiffWriter(path, bigtiff=big) as tif:
@@ -188,7 +189,7 @@ class _LevelPainter:
     def encoded(self, pool: ThreadPoolExecutor) -> Iterator[bytes]:
         """JPEG streams of all tiles, row-major; one row of them is in memory."""
         for row in range(self.rows):
-            yield from list(pool.map(lambda col, row=row: self.encode(row, col), range(self.cols)))  # type: ignore[misc]
+            yield from list(pool.map(lambda col, row=row: self.encode(row, col), range(self.cols)))
 
     def encode(self, row: int, col: int) -> bytes:
         """One tile; tiles of a single kind are encoded once for each place in the texture."""
@@ -218,7 +219,8 @@ class _LevelPainter:
         span = TILE * self.factor // LABEL_CELL
         y = np.arange(row * span - 1, (row + 1) * span + 1).clip(0, self.labels.shape[0] - 1)
         x = np.arange(col * span - 1, (col + 1) * span + 1).clip(0, self.labels.shape[1] - 1)
-        return self.labels[np.ix_(y, x)]
+        kinds: NDArray[np.uint8] = self.labels[np.ix_(y, x)]
+        return kinds
 
     def _paint(self, row: int, col: int, kinds: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(TILE, TILE, 3): textures of the kinds, each with a soft share of the pixels around its cells."""

@@ -1,0 +1,184 @@
+"""Tissue is found where it is, nowhere else, and how much of a tile it fills is exact."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.images import make_image
+from tilestream.errors import ConfigError, ReadError
+from tilestream.geometry import Level, Region, Size
+from tilestream.grid import TileGrid
+from tilestream.sources.base import SlideInfo, Source
+from tilestream.tissue import Thumbnail, TissueOptions, find_tissue, read_thumbnail, tile_fractions
+
+PINK, GLASS = (200, 120, 170), (243, 242, 243)
+
+
+class Pyramid(Source):
+    """Levels in memory; reading a row of `broken` fails."""
+
+    def __init__(self, *levels, mpp=0.5, broken=()):
+        self.levels, self.broken, self.read_from = levels, broken, []
+        height, width = levels[0].shape[:2]
+        described = tuple(Level(Size(*p.shape[:2]), (height / p.shape[0] + width / p.shape[1]) / 2) for p in levels)
+        self.info = SlideInfo("memory", "test", "", described, mpp, "test")
+
+    def _read(self, level, region):
+        self.read_from.append(level)
+        if any(region.px_y <= row < region.px_y + region.height for row in self.broken):
+            raise ReadError("broken")
+        return self.levels[level][region.px_y : region.px_y + region.height, region.px_x : region.px_x + region.width]
+
+    def close(self):
+        pass
+
+
+def slide_with_square():
+    """Glass with noise, and a pink square from (40, 60) to (120, 160)."""
+    noise = np.random.default_rng(0).integers(-2, 3, (200, 300, 3))
+    pixels = np.full((200, 300, 3), GLASS) + noise
+    pixels[40:120, 60:160] = np.array(PINK) + noise[40:120, 60:160] * 10
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def test_a_stained_square_is_found_and_the_glass_is_not():
+    mask = find_tissue(Thumbnail(slide_with_square(), 16.0), TissueOptions(), 8.0)
+    truth = np.zeros((200, 300), bool)
+    truth[40:120, 60:160] = True
+    assert (mask ^ truth).sum() < 30
+
+
+@pytest.mark.parametrize("value", [GLASS, (255, 255, 255), (0, 0, 0), (128, 128, 128)])
+def test_an_empty_image_has_no_tissue(value):
+    noise = np.random.default_rng(0).integers(-2, 3, (100, 100, 3))
+    assert not find_tissue(Thumbnail((np.array(value) + noise).clip(0, 255).astype(np.uint8), 16.0), TissueOptions(), 8.0).any()
+
+
+def test_an_image_full_of_tissue_is_all_tissue():
+    assert find_tissue(Thumbnail(make_image(300, 300, seed=1)[::3, ::3], 16.0), TissueOptions(min_area_um2=0), 8.0).mean() > 0.5
+    pink = np.full((100, 100, 3), PINK) + np.random.default_rng(0).integers(-20, 21, (100, 100, 3))
+    assert find_tissue(Thumbnail(pink.clip(0, 255).astype(np.uint8), 16.0), TissueOptions(), 8.0).all()
+
+
+@pytest.mark.parametrize(("ground", "object_"), [(240, 90), (5, 160)], ids=["bright ground", "dark ground"])
+def test_without_colour_grey_levels_decide(ground, object_):
+    grey = np.full((120, 120, 3), ground, np.uint8)
+    grey[30:70, 30:90] = object_
+    mask = find_tissue(Thumbnail(grey, 16.0), TissueOptions(), 8.0)
+    assert mask[35:65, 35:85].all()
+    assert mask.sum() < 40 * 60 + 50
+
+
+def test_small_pieces_are_dust():
+    pixels = slide_with_square()
+    pixels[180:184, 280:284] = PINK  # 32 µm a side at 8 µm/px
+    assert not find_tissue(Thumbnail(pixels, 16.0), TissueOptions(min_area_um2=2000), 8.0)[170:].any()
+    assert find_tissue(Thumbnail(pixels, 16.0), TissueOptions(min_area_um2=500), 8.0)[170:].any()
+
+
+def test_pens_are_left_out_where_asked():
+    pixels = slide_with_square()
+    pixels[150:190, 200:290] = (30, 80, 200)
+    pixels[10:30, 200:290] = (20, 150, 60)
+    assert find_tissue(Thumbnail(pixels, 16.0), TissueOptions(), 8.0)[155:185, 205:285].all()
+    mask = find_tissue(Thumbnail(pixels, 16.0), TissueOptions(pens=True), 8.0)
+    assert not mask[150:].any()
+    assert not mask[:30].any()
+    assert mask[50:110, 70:150].all()
+
+
+def test_the_thumbnail_comes_from_the_level_that_suffices():
+    full = slide_with_square().repeat(8, 0).repeat(8, 1)
+    source = Pyramid(full, full[::4, ::4], full[::32, ::32], mpp=1.0)
+    thumbnail = read_thumbnail(source)
+    assert set(source.read_from) == {1}
+    assert thumbnail.downsample == 8
+    assert np.array_equal(thumbnail.pixels, slide_with_square())
+
+
+def test_a_band_that_cannot_be_read_is_white_and_counted(monkeypatch):
+    monkeypatch.setattr("tilestream.tissue.BAND_BYTES", 300 * 3 * 5 * 40)
+    thumbnail = read_thumbnail(Pyramid(slide_with_square(), mpp=8.0, broken=[50]))
+    assert thumbnail.unreadable == 1
+    assert (thumbnail.pixels[40:80] == 255).all()
+    assert np.array_equal(thumbnail.pixels[80:], slide_with_square()[80:])
+
+
+def test_without_a_resolution_the_longest_side_is_bounded():
+    thumbnail = read_thumbnail(Pyramid(np.zeros((100, 5000, 3), np.uint8), mpp=None))
+    assert max(thumbnail.pixels.shape) <= 2500
+    assert thumbnail.downsample == 2
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.37, 3.0])
+def test_fractions_equal_counting(scale):
+    rng = np.random.default_rng(3)
+    mask = rng.random((30, 41)) < 0.4
+    grid = TileGrid(Size(30 * 7 - 3, 41 * 7 - 5), 20, 13, scale)
+    row, col = grid.candidates()
+    got = tile_fractions(mask, 7.0, grid, row, col)
+    fine = mask.repeat(70, 0).repeat(70, 1)[: 10 * grid.l0_size.height, : 10 * grid.l0_size.width]  # 10 samples a level-0 px
+    for k in rng.integers(0, len(row), 25):
+        y, x = (int(grid.l0_origins(index[k : k + 1])[0]) * 10 for index in (row, col))
+        side = round(grid.l0_extent * 10)
+        assert got[k] == pytest.approx(fine[y : y + side, x : x + side].sum() / side**2, abs=2e-3)
+
+
+def test_a_geojson_mask_with_a_hole(tmp_path):
+    ring = [[100, 100], [500, 100], [500, 400], [100, 400], [100, 100]]
+    hole = [[200, 200], [300, 200], [300, 300], [200, 300], [200, 200]]
+    features = [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring, hole]}}]
+    (tmp_path / "m.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    mask = find_tissue(Thumbnail(np.zeros((60, 80, 3), np.uint8), 10.0), TissueOptions(method="mask", mask=str(tmp_path / "m.geojson")))
+    truth = np.zeros((60, 80), bool)
+    truth[10:40, 10:50] = True
+    truth[20:30, 20:30] = False
+    assert (mask ^ truth).sum() <= 2 * (30 + 40 + 10 + 10)  # border pixels
+    assert mask[15, 15]
+    assert not mask[25, 25]
+
+
+def test_a_png_mask_covers_the_whole_image(tmp_path):
+    Image.fromarray(np.array([[0, 255], [0, 0]], np.uint8)).save(tmp_path / "m.png")
+    mask = find_tissue(Thumbnail(np.zeros((40, 60, 3), np.uint8), 10.0), TissueOptions(method="mask", mask=str(tmp_path / "m.png")))
+    assert mask[:20, 30:].all()
+    assert mask.sum() == 600
+
+
+def left_half(pixels, um_per_px):
+    mask = np.zeros(pixels.shape[:2], bool)
+    mask[:, : pixels.shape[1] // 2] = True
+    return mask
+
+
+def wrong_shape(pixels, um_per_px):
+    return np.zeros((2, 2))
+
+
+def test_a_function_decides():
+    thumbnail = Thumbnail(np.zeros((10, 20, 3), np.uint8), 10.0)
+    assert find_tissue(thumbnail, TissueOptions(method="function", function="tests.test_tissue:left_half")).sum() == 100
+    with pytest.raises(ConfigError, match=r"tiles.tissue.function: .* gave \(2, 2\) float64, but it must give \(10, 20\) bool"):
+        find_tissue(thumbnail, TissueOptions(method="function", function="tests.test_tissue:wrong_shape"))
+    with pytest.raises(ConfigError, match=r"tiles.tissue.function: no.such:thing cannot be imported"):
+        find_tissue(thumbnail, TissueOptions(method="function", function="no.such:thing"))
+
+
+@pytest.mark.parametrize("content", ["{", '{"type": "FeatureCollection"}', '{"type": "Polygon", "coordinates": [[["a", "b"]]]}'])
+def test_a_broken_mask_file_is_named(tmp_path, content):
+    (tmp_path / "m.geojson").write_text(content)
+    with pytest.raises(ConfigError, match=r"tiles.tissue.mask: .*m.geojson"):
+        find_tissue(Thumbnail(np.zeros((10, 20, 3), np.uint8), 10.0), TissueOptions(method="mask", mask=str(tmp_path / "m.geojson")))
+
+
+def test_impossible_options_are_refused_at_birth():
+    with pytest.raises(ValueError, match="got 'magic'"):
+        TissueOptions(method="magic")
+    with pytest.raises(ValueError, match=r"got 1.5 and 10000.0"):
+        TissueOptions(min_fraction=1.5)
+
+
+def test_reading_regions_reaches_over_the_image_in_white():
+    assert (Pyramid(np.zeros((10, 10, 3), np.uint8)).read_region(0, Region(-5, -5, 5, 5)) == 255).all()
