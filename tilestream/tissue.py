@@ -154,8 +154,8 @@ def _otsu(pixels: Pixels, *, pens: bool) -> Mask:
 
 
 def _capped_otsu(saturation: NDArray[np.float32]) -> float:
-    """Otsu's threshold; where tissue fills the image it would split the tissue itself, so it is at most 0.15."""
-    return min(float(threshold_otsu(saturation)), 0.15)
+    """Otsu's threshold; where tissue fills the image it would split the tissue itself, and a wide spread of stain would lose pale fat, so it is at most 0.08."""
+    return min(float(threshold_otsu(saturation)), 0.08)
 
 
 def _otsu_grey(grey: NDArray[np.float32]) -> Mask:
