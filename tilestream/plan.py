@@ -216,11 +216,13 @@ class Projection:
     """Embeddings of the shards in work, with their encoded copy."""
     context: int
     """The whole token grid of the largest slide, where a context is configured."""
+    thumbnail: int
+    """The thumbnail, its mask and what finding tissue takes: 24 bytes a thumbnail pixel; and the tiles' numbers, 200 bytes a tile."""
 
     @property
     def total(self) -> int:
         """Sum of the parts, with slack."""
-        return self.program + self.reading + self.batches + self.shard + self.context + SLACK
+        return self.program + self.reading + self.batches + self.shard + self.context + self.thumbnail + SLACK
 
 
 def project_memory(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts) -> Projection:
@@ -243,6 +245,7 @@ def project_memory(plan: SlidePlan, layout: Layout, config: Config, facts: Encod
         batches=LANES * 4 * facts.batch * tile_bytes,
         shard=LANES * rows * columns * item,
         context=context,
+        thumbnail=plan.mask.size * 24 + plan.candidates * 200,
     )
 
 
@@ -257,7 +260,7 @@ def check_memory(projection: Projection, config: Config, plan: SlidePlan) -> Non
     limit = config.compute.memory_limit
     if projection.total <= limit:
         return
-    fixed = projection.program + projection.batches + projection.context + SLACK
+    fixed = projection.program + projection.batches + projection.context + projection.thumbnail + SLACK
     room, varying = limit - fixed, projection.reading + projection.shard
     shard_tiles = int(config.compute.shard_tiles * room / varying) if room > 0 else 0
     advice = (

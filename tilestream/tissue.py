@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, UnidentifiedImageError
+from scipy import ndimage
 from skimage.filters import threshold_otsu
-from skimage.measure import label
 from skimage.morphology import closing, disk, opening
 
 from tilestream.errors import ConfigError, ReadError
@@ -34,7 +34,13 @@ BAND_BYTES = 32 * 1024**2
 LEAST_SATURATION = 0.05
 """Saturation below which nothing is tissue: clean glass has up to 0.04 from the lamp's tint and JPEG noise, pale eosin 0.07 and more."""
 
-LEAST_CONTRAST = 12.0
+MOST_SATURATION = 0.08
+"""Saturation above which everything is tissue: pale fat at 8 µm/px has about 0.1."""
+
+DARK = 30
+"""Grey level below which saturation is mostly noise."""
+
+LEAST_CONTRAST = 12
 """Grey levels between dark and bright below which an image without colour is taken for empty."""
 
 PEN_HUES = ((75 / 360, 255 / 360),)
@@ -140,37 +146,65 @@ def find_tissue(thumbnail: Thumbnail, options: TissueOptions, um_per_px: float |
 
 
 def _otsu(pixels: Pixels, *, pens: bool) -> Mask:
-    high, low = pixels.max(axis=2).astype(np.float32), pixels.min(axis=2).astype(np.float32)
-    saturation = np.where(high > 0, (high - low) / np.maximum(high, 1), 0)
-    if float(np.quantile(saturation, 0.999)) < LEAST_SATURATION:
+    high, low = pixels.max(axis=2), pixels.min(axis=2)
+    saturation = _saturation(high, low)
+    if _quantile(saturation, 0.999) < 255 * LEAST_SATURATION:
         return _otsu_grey(high)
     # Dark pixels have a saturation that is mostly noise: a black border or marker is not tissue.
-    candidates = saturation[high >= 30]
-    if candidates.size == 0 or float(np.ptp(candidates)) == 0:
-        return np.zeros(high.shape, np.bool_)
-    mask = (saturation > max(LEAST_SATURATION, _capped_otsu(candidates))) & (high >= 30)
-    kept: Mask = mask & ~(_pen(pixels, high, low) & pens)
-    return kept
-
-
-def _capped_otsu(saturation: NDArray[np.float32]) -> float:
-    """Otsu's threshold; where tissue fills the image it would split the tissue itself, and a wide spread of stain would lose pale fat, so it is at most 0.08."""
-    return min(float(threshold_otsu(saturation)), 0.08)
-
-
-def _otsu_grey(grey: NDArray[np.float32]) -> Mask:
-    low, high = np.quantile(grey, [0.001, 0.999])
-    if high - low < LEAST_CONTRAST:
-        return np.zeros(grey.shape, np.bool_)
-    threshold = float(threshold_otsu(grey))
-    bright_ground = float(np.median(grey)) > threshold if high > 128 else False
-    mask: Mask = grey < threshold if bright_ground else grey > threshold
+    mask: Mask = (saturation > max(255 * LEAST_SATURATION, _capped_otsu(saturation[high >= DARK]))) & (high >= DARK)
+    if pens:
+        for row, line in enumerate(pixels):
+            mask[row] &= ~_pen(line)
     return mask
 
 
-def _pen(pixels: Pixels, high: NDArray[np.float32], low: NDArray[np.float32]) -> Mask:
-    """Strongly coloured pixels of hues that stains do not have."""
-    red, green, blue = (pixels[..., k].astype(np.float32) for k in range(3))
+def _saturation(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(h, w) uint8: HSV saturation, 255 for a pure colour; a row at a time, as 8 bits are all that is kept."""
+    out = np.empty(high.shape, np.uint8)
+    for row in range(len(high)):
+        out[row] = (high[row].astype(np.int32) - low[row]) * 255 // np.maximum(high[row], 1)
+    return out
+
+
+def _quantile(values: NDArray[np.uint8], part: float) -> int:
+    """The grey level that a part of the values does not exceed."""
+    return int(np.searchsorted(_counts(values).cumsum(), part * values.size))
+
+
+def _counts(values: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(256,) how often each grey level occurs, counted in pieces: numpy widens what it counts to 8 bytes."""
+    flat = values.ravel()
+    pieces = (np.bincount(flat[k : k + (1 << 16)], minlength=256) for k in range(0, flat.size, 1 << 16))
+    total = np.zeros(256, np.int64)
+    for piece in pieces:
+        total += piece
+    return total
+
+
+def _otsu_level(values: NDArray[np.uint8]) -> float:
+    counts = _counts(values)
+    return float(threshold_otsu(hist=(counts, np.arange(256)))) if np.count_nonzero(counts) > 1 else 255.0
+
+
+def _capped_otsu(saturation: NDArray[np.uint8]) -> float:
+    """Otsu's threshold, at most `MOST_SATURATION`: above, it splits the tissue where that fills the image, and loses pale fat."""
+    return min(_otsu_level(saturation), 255 * MOST_SATURATION) if saturation.size else 255.0
+
+
+def _otsu_grey(grey: NDArray[np.uint8]) -> Mask:
+    dark, bright = _quantile(grey, 0.001), _quantile(grey, 0.999)
+    if bright - dark < LEAST_CONTRAST:
+        return np.zeros(grey.shape, np.bool_)
+    threshold = _otsu_level(grey)
+    bright_ground = bright > 128 and _quantile(grey, 0.5) > threshold
+    mask: Mask = grey <= threshold if bright_ground else grey > threshold
+    return mask
+
+
+def _pen(line: Pixels) -> Mask:
+    """(w, 3) -> (w,) bool: strongly coloured pixels of hues that stains do not have."""
+    red, green, blue = (line[:, k].astype(np.float32) for k in range(3))
+    high, low = line.max(axis=1).astype(np.float32), line.min(axis=1).astype(np.float32)
     span = np.maximum(high - low, 1)
     hue = np.where(high == red, (green - blue) / span % 6, np.where(high == green, (blue - red) / span + 2, (red - green) / span + 4)) / 6
     strong = (high - low) > 0.35 * high
@@ -180,8 +214,11 @@ def _pen(pixels: Pixels, high: NDArray[np.float32], low: NDArray[np.float32]) ->
 
 def _without_specks(mask: Mask, least_px: float) -> Mask:
     """The mask without 8-connected pieces of fewer than `least_px` pixels."""
-    pieces = label(mask, connectivity=2)
-    large = np.bincount(pieces.ravel()) >= max(least_px, 1)
+    pieces, count = ndimage.label(mask, structure=np.ones((3, 3), np.bool_))
+    area = np.zeros(count + 1, np.int64)
+    for line in pieces:  # numpy widens what it counts to 8 bytes: a row at a time
+        np.add.at(area, line, 1)
+    large = area >= max(least_px, 1)
     large[0] = False
     kept: Mask = large[pieces]
     return kept
@@ -255,8 +292,9 @@ def tile_fractions(
 
     The integral of the mask is taken at fractional places (bilinear in the summed-area table, Crow 1984), so it is exact.
     """
-    table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-    table[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
+    np.cumsum(mask, axis=0, dtype=np.int32, out=table[1:, 1:])
+    np.cumsum(table, axis=1, out=table)
     rows, cols = np.unique(tile_row), np.unique(tile_col)
     top, left = (grid.l0_origins(index) / downsample for index in (rows, cols))
     side = grid.l0_extent / downsample
@@ -267,7 +305,7 @@ def tile_fractions(
     return np.clip(fractions, 0, 1).astype(np.float32)
 
 
-def _at(table: NDArray[np.float64], place: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+def _at(table: NDArray[Any], place: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     """Values of a summed-area table at fractional places along an axis, held at its ends."""
     place = np.clip(place, 0, table.shape[axis] - 1)
     low = np.minimum(np.floor(place).astype(np.int64), table.shape[axis] - 2) if table.shape[axis] > 1 else np.zeros(len(place), np.int64)

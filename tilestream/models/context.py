@@ -163,7 +163,8 @@ class ContextTransformer(nn.Module):
         """Add positions to (n, dim) tokens where they are added at the input; each token depends on itself alone."""
         tokens = tokens.to(self.norm.weight.dtype)
         if self.table is not None:
-            return tokens + self.table(tok_row, tok_col)
+            placed: Tensor = tokens + self.table(tok_row, tok_col)
+            return placed
         if self.position != "sincos":
             return tokens
         y, x = token_positions(tok_row, tok_col, 1.0, stride_um)  # the stride is the pixel here

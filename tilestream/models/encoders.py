@@ -95,6 +95,7 @@ def build_encoder(spec: EncoderSpec) -> nn.Module:
     Parameters
     ----------
     spec : EncoderSpec
+        Name, weights and arguments.
 
     Returns
     -------

@@ -233,7 +233,7 @@ def _hidden_from_weights(weights: Mapping[str, Tensor], dim: int) -> int:
 
 def _kept(x: Tensor, keep: Tensor | None, dim: int) -> Tensor:
     """The tiles that count, (m, dim) float64."""
-    assert x.ndim == 2 and x.shape[1] == dim, f"tiles are (n, {dim}), got {tuple(x.shape)}"
+    assert x.shape == (len(x), dim), f"tiles are (n, {dim}), got {tuple(x.shape)}"
     return (x if keep is None else x[keep]).double()
 
 

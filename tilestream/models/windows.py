@@ -49,7 +49,8 @@ def pack_windows(tok_row: Tensor, tok_col: Tensor, window: int, shift: int = 0) 
     cells[slot] = torch.arange(len(slot), device=slot.device)
     if int((cells >= 0).sum()) != len(slot):
         raise ValueError("Two tokens have the same row and column")
-    return cells.view(-1, area)
+    packed: Tensor = cells.view(-1, area)
+    return packed
 
 
 def window_partition(tokens: Tensor, cells: Tensor) -> Tensor:
@@ -58,6 +59,7 @@ def window_partition(tokens: Tensor, cells: Tensor) -> Tensor:
     Parameters
     ----------
     tokens : (n, d)
+        In the order that `pack_windows` saw.
     cells : (w, window * window) int64
         From `pack_windows`, or some of its rows.
 

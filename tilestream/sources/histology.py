@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,9 @@ TISSUE_FRACTION = 0.5
 SITES = 5
 """Rows and columns of jittered sites whose nearest-neighbour cells are patches of one kind."""
 
+Axis = NDArray[np.floating[Any]]
+"""(n,) coordinates as fractions of the image."""
+
 Plane = NDArray[np.float32]
 """(PERIOD, PERIOD) float32, periodic."""
 
@@ -44,7 +48,8 @@ def make_texture(kind: int, seed: int, mpp: float) -> NDArray[np.uint8]:
     if kind:
         grain = 4 * _noise(rng, 0.6 * um, 0.6 * um) + 3 * _noise(rng, 12 * um, 12 * um)
         colour += grain[..., None]
-    return np.clip(colour + 0.5, 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(colour + 0.5, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def make_labels(height: int, width: int, seed: int) -> NDArray[np.uint8]:
@@ -57,7 +62,7 @@ def make_labels(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     field, warp_y, warp_x = _waves(rng, 14, 3.2), _waves(rng, 20, 9), _waves(rng, 20, 9)
     lattice = (np.arange(256, dtype=np.float32) + 0.5) / 256
     level = np.quantile(_tissue_field(field, lattice, lattice), 1 - TISSUE_FRACTION)
-    site = (np.stack(np.mgrid[:SITES, :SITES], -1).reshape(-1, 2) + rng.uniform(0.2, 0.8, (SITES**2, 2))) / SITES
+    site = (np.stack(list(np.mgrid[:SITES, :SITES]), -1).reshape(-1, 2) + rng.uniform(0.2, 0.8, (SITES**2, 2))) / SITES
     at_site = np.array([_tissue_field(field, y[None], x[None])[0, 0] for y, x in site.astype(np.float32)])
     kind = np.empty(SITES**2, np.uint8)
     kind[np.argsort(-at_site)] = np.resize(1 + rng.permutation(len(KINDS) - 1), SITES**2)  # each kind lies at a site that is tissue
@@ -91,7 +96,7 @@ def _waves(rng: np.random.Generator, count: int, fastest: float) -> NDArray[np.f
     return np.stack(columns, -1).astype(np.float32)
 
 
-def _sum_waves(waves: NDArray[np.float32], y: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]:
+def _sum_waves(waves: NDArray[np.float32], y: Axis, x: Axis) -> NDArray[np.float32]:
     """(len(y), len(x)) float32 with a standard deviation of about 0.7; y and x as fractions of the image."""
     total = np.zeros((len(y), len(x)), np.float32)
     for wave_y, wave_x, phase, amplitude in waves:
@@ -99,10 +104,11 @@ def _sum_waves(waves: NDArray[np.float32], y: NDArray[np.float32], x: NDArray[np
     return total
 
 
-def _tissue_field(waves: NDArray[np.float32], y: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]:
+def _tissue_field(waves: NDArray[np.float32], y: Axis, x: Axis) -> NDArray[np.float32]:
     """(len(y), len(x)) float32, higher where tissue is likelier: waves, and glass along the border."""
     border = np.maximum(np.abs(2 * y - 1)[:, None], np.abs(2 * x - 1)[None]) ** 8
-    return _sum_waves(waves, y, x) - 4 * border
+    field: Plane = _sum_waves(waves, y, x) - 4 * border.astype(np.float32)
+    return field
 
 
 def _noise(rng: np.random.Generator, sigma_y: float, sigma_x: float) -> Plane:
@@ -112,12 +118,14 @@ def _noise(rng: np.random.Generator, sigma_y: float, sigma_x: float) -> Plane:
     spectrum *= np.exp(-2 * np.pi**2 * ((sigma_y * y) ** 2 + (sigma_x * x) ** 2)).astype(np.float32)
     spectrum[0, 0] = 0
     plane = np.fft.irfft2(spectrum, (PERIOD, PERIOD)).astype(np.float32)
-    return plane / plane.std()
+    scaled: Plane = plane / plane.std()
+    return scaled
 
 
 def _mix(first: NDArray[np.float32], second: tuple[int, int, int], share: NDArray[np.float32]) -> NDArray[np.float32]:
     """(h, w, 3) float32: `first` ((h, w, 3) or (3,)) with `share` (h, w) in 0..1 of the colour `second`."""
-    return first + share[..., None] * (np.array(second, np.float32) - first)
+    mixed: NDArray[np.float32] = first + share[..., None] * (np.array(second, np.float32) - first)
+    return mixed
 
 
 def _rgb(*value: int) -> NDArray[np.float32]:
@@ -126,14 +134,15 @@ def _rgb(*value: int) -> NDArray[np.float32]:
 
 def _ramp(plane: Plane, low: float, high: float) -> Plane:
     """0 below `low`, 1 above `high`, linear between."""
-    return np.clip((plane - np.float32(low)) / np.float32(high - low), 0, 1)
+    ramp: Plane = np.clip((plane - np.float32(low)) / np.float32(high - low), 0, 1)
+    return ramp
 
 
 def _points(rng: np.random.Generator, spacing: float, jitter: float) -> NDArray[np.float64]:
     """(n, 2) jittered hexagonal lattice on the torus, px; `jitter` as a fraction of the spacing."""
     cols = max(2, round(PERIOD / spacing))
     rows = max(2, 2 * round(PERIOD / spacing / 2 / 0.87))  # an even number: every second row is shifted by half a step
-    grid = np.stack(np.mgrid[:rows, :cols], -1).astype(np.float64)
+    grid = np.stack(list(np.mgrid[:rows, :cols]), -1).astype(np.float64)
     grid[1::2, :, 1] += 0.5
     grid += rng.uniform(-jitter, jitter, grid.shape)
     points: NDArray[np.float64] = (grid * (PERIOD / rows, PERIOD / cols)).reshape(-1, 2)

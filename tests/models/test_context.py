@@ -1,0 +1,89 @@
+"""Windows on the absolute grid: who sees whom, and nothing else matters."""
+
+import pytest
+import torch
+
+from tilestream.errors import ConfigError
+from tilestream.models.context import ContextTransformer
+from tilestream.models.windows import pack_windows, window_partition, window_unpartition
+
+
+def grid(rows, cols, missing=0.0, seed=0):
+    row, col = (a.ravel() for a in torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij"))
+    keep = torch.rand(rows * cols, generator=torch.Generator().manual_seed(seed)) >= missing
+    return row[keep], col[keep]
+
+
+def tokens_for(row, dim=16, seed=1):
+    return torch.randn(len(row), dim, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.3, 0.95])
+@pytest.mark.parametrize("shift", [0, 2])
+def test_packing_and_unpacking_undo_each_other(missing, shift):
+    row, col = grid(13, 9, missing)
+    tokens = tokens_for(row)
+    cells = pack_windows(row, col, 4, shift)
+    back = torch.full_like(tokens, torch.nan)
+    window_unpartition(window_partition(tokens, cells), cells, back)
+    assert torch.equal(back, tokens)
+    assert (cells >= 0).any(dim=1).all()
+
+
+def reached(row, col, start, depth, window, shift):
+    """Tokens that a change at `start` can reach, by following windows layer by layer."""
+    seen = torch.zeros(len(row), dtype=torch.bool)
+    seen[start] = True
+    for layer in range(depth):
+        s = window // 2 if shift and layer % 2 else 0
+        key = (row + s) // window * 10_000 + (col + s) // window
+        seen = torch.isin(key, key[seen])
+    return seen
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("missing", [0.0, 0.4])
+def test_changing_one_token_changes_exactly_the_tokens_that_windows_connect(depth, shift, missing):
+    row, col = grid(19, 14, missing)
+    model = ContextTransformer(16, depth=depth, heads=2, window=4, shift=shift)
+    tokens = tokens_for(row)
+    start = len(row) // 2
+    other = tokens.clone()
+    other[start] = 3 * other[start].flip(0)
+    changed = (model(tokens, row, col, 112.0) != model(other, row, col, 112.0)).any(dim=1)
+    assert torch.equal(changed, reached(row, col, start, depth, 4, shift))
+
+
+@pytest.mark.parametrize("position", ["sincos", "learned", "rope", "none"])
+def test_neither_order_nor_company_matters(position):
+    row, col = grid(17, 23, 0.3)
+    model = ContextTransformer(16, depth=4, heads=2, window=4, position=position)
+    tokens = tokens_for(row)
+    dense = model(tokens, row, col, 112.0)
+    order = torch.randperm(len(row), generator=torch.Generator().manual_seed(2))
+    assert torch.equal(model(tokens[order], row[order], col[order], 112.0), dense[order])
+    near = (row < 12 + model.halo) & (col < 12 + model.halo)
+    inner = (row[near] < 12) & (col[near] < 12)
+    assert torch.equal(model(tokens[near], row[near], col[near], 112.0)[inner], dense[near][inner])
+
+
+def test_rows_and_columns_are_not_mixed_up():
+    row, col = grid(6, 14)
+    model = ContextTransformer(16, depth=2, heads=2, window=4)
+    tokens = tokens_for(row)
+    assert not torch.allclose(model(tokens, row, col, None), model(tokens, col, row, None), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"heads": 3}, "context.heads"),
+        ({"window": 0}, "context.window"),
+        ({"depth": 0}, "context.depth"),
+        ({"position": "gps"}, "context.position"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(numbers, words):
+    with pytest.raises(ConfigError, match=words):
+        ContextTransformer(**{"dim": 16, "depth": 2, "heads": 2, "window": 4} | numbers)

@@ -1,0 +1,57 @@
+"""Pools are associative states: however the tiles are split, the vector is that of one pass."""
+
+import pytest
+import torch
+
+from tilestream.models.pooling import GatedAttentionPool, make_pool
+
+
+def tiles(n=50, dim=12, seed=0):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", ["mean", "max", "gated_attention"])
+@pytest.mark.parametrize("cuts", [(25,), (1, 2, 3), (49,), (10, 10, 30)])
+def test_any_split_equals_one_shot(name, cuts):
+    pool, x = make_pool(name, 12), tiles()
+    parts = [pool.state(part) for part in torch.tensor_split(x, cuts)]
+    left = pool.identity()
+    for part in parts:
+        left = pool.merge(left, part)
+    right = pool.identity()
+    for part in reversed(parts):
+        right = pool.merge(part, right)
+    whole = pool.result(pool.state(x))
+    assert torch.allclose(pool.result(left), whole, atol=1e-12)
+    assert torch.allclose(pool.result(right), whole, atol=1e-12)
+
+
+def test_mean_and_max_are_what_they_say():
+    x = tiles()
+    assert torch.allclose(make_pool("mean", 12).result(make_pool("mean", 12).state(x)), x.double().mean(dim=0))
+    assert torch.equal(make_pool("max", 12).result(make_pool("max", 12).state(x)), x.double().max(dim=0).values)
+
+
+def test_gated_attention_is_a_softmax_in_float64_even_for_huge_logits():
+    pool, x = GatedAttentionPool(12), tiles()
+    for factor in (1.0, 1e4 / pool.logits(x.double()).abs().max().item()):
+        with torch.no_grad():
+            for name, parameter in pool.named_parameters():
+                if "w." in name:
+                    parameter.mul_(factor)
+        logits = pool.logits(x.double()).double()
+        expected = torch.softmax(logits, 0) @ x.double()
+        state = pool.identity()
+        for part in x.split(7):
+            state = pool.merge(state, pool.state(part))
+        assert torch.allclose(pool.result(state), expected, atol=1e-9)
+        assert torch.isfinite(pool.result(state)).all()
+
+
+@pytest.mark.parametrize("name", ["mean", "max", "gated_attention"])
+def test_no_tiles_give_nan_and_failed_tiles_do_not_count(name):
+    pool, x = make_pool(name, 12), tiles()
+    assert torch.isnan(pool.result(pool.identity())).all()
+    keep = torch.arange(50) % 3 > 0
+    x[~keep] = torch.nan
+    assert torch.equal(pool.result(pool.state(x, keep)), pool.result(pool.state(x[keep])))

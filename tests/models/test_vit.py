@@ -1,0 +1,77 @@
+"""Our ViT gives timm's features from timm's checkpoints."""
+
+import pytest
+import torch
+
+from tests.support.torchvision_ops import declare_missing_operators
+from tilestream.errors import ConfigError
+from tilestream.models.encoders import EncoderSpec, build_encoder
+from tilestream.models.vit import VisionTransformer, ViTConfig, vit_tiny_patch16_224
+from tilestream.models.weights import apply_weights
+
+
+@pytest.fixture(scope="module")
+def timm():
+    declare_missing_operators()  # before the first import of timm, which imports torchvision
+    return pytest.importorskip("timm", reason="timm is not installed")
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    return torch.randint(0, 256, (3, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def normalised(tiles, value=0.5):
+    return (tiles.float() / 255 - value) / value
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("classes", [0, 1000])
+def test_timms_vit_tiny_gives_timms_features(timm, tiles, tmp_path, suffix, classes):
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=classes).eval()
+    path = tmp_path / f"vit{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": theirs.state_dict()}, path)
+    else:
+        pytest.importorskip("safetensors.torch", reason="safetensors is not installed").save_file(theirs.state_dict(), path)
+    ours = build_encoder(EncoderSpec("vit_tiny_patch16_224", weights=str(path)))
+    with torch.no_grad():
+        expected = theirs.forward_head(theirs.forward_features(normalised(tiles)), pre_logits=True)
+        assert (ours(tiles) - expected).abs().max() < 1e-5
+
+
+def test_registers_layer_scale_and_free_prefix_match_timm(timm, tiles):
+    from timm.models.vision_transformer import VisionTransformer as Timm
+
+    torch.manual_seed(1)
+    sizes = {"embed_dim": 96, "depth": 3, "num_heads": 3, "img_size": 224, "patch_size": 14}
+    theirs = Timm(**sizes, reg_tokens=4, init_values=1e-1, no_embed_class=True, num_classes=0, dynamic_img_size=False).eval()
+    ours = VisionTransformer(ViTConfig(dim=96, depth=3, heads=3, patch=14, registers=4, layer_scale=1e-1, embed_prefix=False))
+    apply_weights(ours, theirs.state_dict(), "memory")
+    with torch.no_grad():
+        assert (ours(tiles) - theirs(normalised(tiles))).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("output", "shape"), [("class", (3, 192)), ("mean", (3, 192)), ("class+mean", (3, 384)), ("tokens", (3, 196, 192))]
+)
+def test_a_tile_becomes_what_was_asked_for(tiles, output, shape):
+    ours = vit_tiny_patch16_224(output=output)
+    assert ours(tiles).shape == shape
+    assert ours.dim == shape[-1]
+
+
+def test_seeded_weights_are_the_same_everywhere_and_leave_the_global_generator_alone():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one, two, other = vit_tiny_patch16_224(seed=1), vit_tiny_patch16_224(seed=1), vit_tiny_patch16_224(seed=2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    same = [torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True)]
+    assert all(same)
+    assert not torch.equal(one.cls_token, other.cls_token)
+
+
+def test_another_tile_size_is_refused(tiles):
+    with pytest.raises(ConfigError, match=r"tiles.size: the encoder takes 3 x 224 x 224 px, got 3 x 200 x 200"):
+        vit_tiny_patch16_224()(tiles[:, :, :200, :200])
