@@ -10,7 +10,7 @@ from tests.support.images import make_image
 from tilestream.errors import ConfigError, ReadError
 from tilestream.geometry import Level, Region, Size
 from tilestream.grid import TileGrid
-from tilestream.sources.base import SlideInfo, Source
+from tilestream.sources.base import SegmentGrid, SlideInfo, Source
 from tilestream.tissue import Thumbnail, TissueOptions, find_tissue, read_thumbnail, tile_fractions
 
 PINK, GLASS = (200, 120, 170), (243, 242, 243)
@@ -33,6 +33,26 @@ class Pyramid(Source):
 
     def close(self):
         pass
+
+
+class BrokenPiece(Pyramid):
+    """File tiles of 256 px, of which (1, 3) cannot be decoded."""
+
+    def __init__(self, *levels, mpp, piece_broken=True):
+        super().__init__(*levels, mpp=mpp)
+        self.piece_broken, self.pieces_read = piece_broken, 0
+
+    def segment_grid(self, level):
+        size = self.info.levels[level].size
+        return SegmentGrid(256, 256, -(-size.height // 256), -(-size.width // 256))
+
+    def _read(self, level, region):
+        for row in range(region.px_y // 256, -(-(region.px_y + region.height) // 256)):
+            for col in range(region.px_x // 256, -(-(region.px_x + region.width) // 256)):
+                self.pieces_read += 1
+                if self.piece_broken and (row, col) == (1, 3):
+                    raise ReadError("broken")
+        return super()._read(level, region)
 
 
 def slide_with_square():
@@ -98,12 +118,46 @@ def test_the_thumbnail_comes_from_the_level_that_suffices():
     assert np.array_equal(thumbnail.pixels, slide_with_square())
 
 
-def test_a_band_that_cannot_be_read_is_white_and_counted(monkeypatch):
-    monkeypatch.setattr("tilestream.tissue.BAND_BYTES", 300 * 3 * 5 * 40)
-    thumbnail = read_thumbnail(Pyramid(slide_with_square(), mpp=8.0, broken=[50]))
-    assert thumbnail.unreadable == 1
-    assert (thumbnail.pixels[40:80] == 255).all()
-    assert np.array_equal(thumbnail.pixels[80:], slide_with_square()[80:])
+def test_a_piece_that_cannot_be_read_is_white_and_counted_and_the_rest_is_kept():
+    full = slide_with_square().repeat(8, 0).repeat(8, 1)
+    thumbnail = read_thumbnail(BrokenPiece(full, mpp=1.0))
+    expected = slide_with_square()
+    expected[32:64, 96:128] = 255
+    assert thumbnail.unreadable == 32 * 32
+    assert np.array_equal(thumbnail.pixels, expected)
+    kept, whole = (find_tissue(Thumbnail(pixels, 8.0), TissueOptions(), 8.0) for pixels in (expected, slide_with_square()))
+    assert not (kept ^ whole)[:31].any()
+    assert not (kept ^ whole)[65:].any()
+
+
+def test_an_image_that_cannot_be_read_at_all_is_white_and_counted():
+    thumbnail = read_thumbnail(Pyramid(np.zeros((300, 500, 3), np.uint8), mpp=8.0, broken=range(300)))
+    assert thumbnail.unreadable == 300 * 500
+    assert (thumbnail.pixels == 255).all()
+
+
+@pytest.mark.parametrize(("size", "mpp"), [((700, 1100), 1.1), ((513, 257), 2.7), ((90, 2000), 0.3)])
+def test_blocks_of_any_size_give_the_same_thumbnail(monkeypatch, size, mpp):
+    pixels = make_image(*size, seed=2)
+    whole = read_thumbnail(Pyramid(pixels, mpp=mpp))
+    monkeypatch.setattr("tilestream.tissue.BLOCK_BYTES", 15 * 100 * 100)
+    monkeypatch.setattr("tilestream.tissue.PIECE", 48)
+    blocks = Pyramid(pixels, mpp=mpp)
+    assert np.array_equal(read_thumbnail(blocks).pixels, whole.pixels)
+    assert len(blocks.read_from) > 4
+
+
+def test_each_file_piece_is_read_once_where_the_level_is_all_there_is():
+    source = BrokenPiece(np.zeros((1600, 2400, 3), np.uint8), mpp=1.0, piece_broken=False)
+    read_thumbnail(source)
+    assert source.pieces_read == 7 * 10
+
+
+def test_a_thumbnail_is_bounded_however_coarse_the_image(monkeypatch):
+    monkeypatch.setattr("tilestream.tissue.MOST_SIDE", 100)
+    thumbnail = read_thumbnail(Pyramid(np.zeros((150, 330, 3), np.uint8), mpp=500_000.0))
+    assert thumbnail.downsample == 4
+    assert thumbnail.pixels.shape == (38, 83, 3)
 
 
 def test_without_a_resolution_the_longest_side_is_bounded():

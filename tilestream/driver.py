@@ -90,7 +90,7 @@ def worker_settings(config: Config) -> WorkerSettings:
         precision=config.encoder.precision,
         device=compute.device,
         tile=config.tiles.size,
-        batch=32 if compute.batch_size == "auto" else compute.batch_size,
+        batch=None if compute.batch_size == "auto" else compute.batch_size,
         threads=cores if compute.threads == "auto" else compute.threads,
         compute_threads=cores if local else None,
     )

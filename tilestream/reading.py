@@ -32,6 +32,26 @@ class TileBatch:
     """Why reading failed, by place in the list that was asked for."""
 
 
+class PixelBuffers:
+    """Buffers that are used again: an allocator that keeps what threads free would hold several times the pixels in use."""
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[int, ...], list[NDArray[np.uint8]]] = {}
+
+    def take(self, *shape: int) -> NDArray[np.uint8]:
+        """A buffer of `shape`; contents are whatever was left there."""
+        try:
+            return self._free[shape].pop()  # one bytecode of a list: safe between threads
+        except (KeyError, IndexError):
+            return np.empty(shape, np.uint8)
+
+    def give(self, pixels: NDArray[np.uint8]) -> None:
+        """Take a buffer (or the leading part of one) back; the caller must not touch it again."""
+        whole = pixels if pixels.base is None else pixels.base
+        assert isinstance(whole, np.ndarray), "buffers come from take"
+        self._free.setdefault(whole.shape, []).append(whole)
+
+
 @dataclass(frozen=True)
 class _Jobs:
     """The order of work: runs of pieces, and for each tile the run that completes it."""
@@ -60,9 +80,12 @@ class TileReader:
     ahead (2 a thread): `pending_tiles` gives the count. Each costs `tile² * 3` bytes, and `cover² * 3` more where it is averaged.
     """
 
-    def __init__(self, source: Source, spec: ReadSpec, *, pool: Executor, threads: int, batch: int) -> None:
+    def __init__(
+        self, source: Source, spec: ReadSpec, *, pool: Executor, threads: int, batch: int, buffers: PixelBuffers | None = None
+    ) -> None:
         self.source = source
         self.spec = spec
+        self.buffers = buffers or PixelBuffers()
         self.pool = pool
         self.ahead = 2 * threads + 1
         self.batch = batch
@@ -71,7 +94,7 @@ class TileReader:
         """Batches of the tiles whose level-0 top-left corners are (n,) `l0_y`, `l0_x`. A tile that fails is in `failed`."""
         if len(l0_y) == 0:
             return
-        job = _Shard(self.source, self.spec, self.spec.px_origins(l0_y), self.spec.px_origins(l0_x), self.batch)
+        job = _Shard(self.source, self.spec, (self.spec.px_origins(l0_y), self.spec.px_origins(l0_x)), self.batch, self.buffers)
         pending: deque[Future[None]] = deque()
         submitted = done = 0
         try:
@@ -96,9 +119,11 @@ class TileReader:
 class _Shard:
     """One list of tiles on its way from pieces to batches."""
 
-    def __init__(self, source: Source, spec: ReadSpec, px_y: NDArray[np.float64], px_x: NDArray[np.float64], batch: int) -> None:
-        self.source, self.spec, self.batch = source, spec, batch
-        self.px_y, self.px_x = px_y, px_x
+    def __init__(
+        self, source: Source, spec: ReadSpec, origins: tuple[NDArray[np.float64], NDArray[np.float64]], batch: int, free: PixelBuffers
+    ) -> None:
+        self.source, self.spec, self.batch, self.free = source, spec, batch, free
+        self.px_y, self.px_x = px_y, px_x = origins
         self.y0, self.x0 = np.floor(px_y).astype(np.int64), np.floor(px_x).astype(np.int64)
         level = source.info.levels[spec.level]
         self.size = level.size
@@ -132,7 +157,7 @@ class _Shard:
     def _open_batch(self, number: int) -> None:
         start = number * self.batch
         count = min(self.batch, len(self.px_y) - start)
-        self.buffers[number] = np.empty((count, self.spec.tile, self.spec.tile, 3), np.uint8)
+        self.buffers[number] = self.free.take(self.batch, self.spec.tile, self.spec.tile, 3)[:count]
         self.first_job_of_batch[number] = len(self.jobs.piece) + 1
         if not self.spec.resampled:
             for tile in self.jobs.slots[start : start + count].tolist():
@@ -197,7 +222,8 @@ class _Shard:
         """The level's pixels under a tile that will be averaged, (cover, cover, 3), white where nothing was copied yet."""
         with self.lock:
             if tile not in self.covers:
-                self.covers[tile] = np.full((self.spec.cover, self.spec.cover, 3), WHITE, np.uint8)
+                self.covers[tile] = self.free.take(self.spec.cover, self.spec.cover, 3)
+                self.covers[tile][:] = WHITE
             return self.covers[tile]
 
     def _finish(self, tiles: list[int]) -> None:
@@ -207,9 +233,12 @@ class _Shard:
                 self.waiting[tile] -= 1
             ready = [(tile, self.covers.pop(tile, None)) for tile in tiles if self.waiting[tile] == 0]
         for tile, pixels in ready:
-            if tile not in self.failed and pixels is not None:
+            if pixels is None:
+                continue
+            if tile not in self.failed:
                 y, x = self.px_y[tile] - self.y0[tile], self.px_x[tile] - self.x0[tile]
                 self._tile(tile)[:] = area_average(pixels, float(y), float(x), self.spec.extent, self.spec.tile)
+            self.free.give(pixels)
 
 
 def _piece_area(grid: SegmentGrid | None, spec: ReadSpec) -> int:

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 
 from tilestream.errors import ConfigError, InputError, InterruptedRunError
 from tilestream.layout import DECODE_ERROR, NONFINITE, OK, PADDED
-from tilestream.machine import device_name, peak_memory, pick_device, pick_precision
+from tilestream.machine import device_name, peak_memory, pick_device, pick_precision, settle_allocator
 from tilestream.models.encoders import EncoderSpec, build_encoder, random_weights
 from tilestream.models.weights import weights_digest
 from tilestream.objects import Folder
 from tilestream.plan import LANES, EncoderFacts
-from tilestream.reading import TileBatch, TileReader
+from tilestream.reading import PixelBuffers, TileBatch, TileReader
 from tilestream.readspec import ReadSpec
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
@@ -36,6 +36,9 @@ from tilestream.store import SlideStore
 
 QUEUE_BATCHES = 2
 """Batches that wait between reading and computing."""
+
+CPU_BATCH, GPU_BATCH = 16, 256
+"""Tiles a batch where the config leaves it open: a CPU gains nothing from more, a GPU needs them to be busy."""
 
 STOP = threading.Event()
 """Set in the process that was asked to stop: shards in work end at their next batch."""
@@ -52,7 +55,8 @@ class WorkerSettings:
     precision: str
     device: str
     tile: int
-    batch: int
+    batch: int | None
+    """Tiles a batch; None takes what suits the device."""
     threads: int
     compute_threads: int | None
     """Threads of torch within one operation; None leaves torch's own choice."""
@@ -122,15 +126,20 @@ class Worker:
     """One process's encoder, decode pool and lanes. The encoder serves one shard at a time; reading runs ahead in the other lane."""
 
     def __init__(self, settings: WorkerSettings) -> None:
+        settle_allocator()
         self.settings = settings
         if settings.compute_threads is not None:
             torch.set_num_threads(settings.compute_threads)
         self.device = pick_device(settings.device)
         self.dtype = pick_precision(settings.precision, self.device)
+        self.batch = settings.batch or (CPU_BATCH if self.device.type == "cpu" else GPU_BATCH)
         self.encoder = build_encoder(settings.spec).to(self.device)
         if self.dtype is not torch.float32:
             self.encoder = self.encoder.to(self.dtype)
         self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
+        # One thread does all computing: each thread has an allocator arena of its own, and activations would leave holes in all of them.
+        self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self.buffers = PixelBuffers()
         self.lanes = threading.BoundedSemaphore(LANES)
         self.device_lock = threading.Lock()
         self._sources: dict[tuple[str, SourceOptions], Source] = {}
@@ -150,8 +159,8 @@ class Worker:
     def embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(n, tile, tile, 3) uint8 -> (n, dim) or (n, tokens, dim) float32; short batches are filled up, so shapes never change."""
         count = len(pixels)
-        if count < self.settings.batch:
-            pixels = np.concatenate([pixels, np.zeros((self.settings.batch - count, *pixels.shape[1:]), np.uint8)])
+        if count < self.batch:
+            pixels = np.concatenate([pixels, np.zeros((self.batch - count, *pixels.shape[1:]), np.uint8)])
         tiles = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
         out = self.encoder(tiles)
         if not (isinstance(out, torch.Tensor) and out.is_floating_point() and out.ndim in (2, 3) and len(out) == len(pixels)):
@@ -182,8 +191,8 @@ def worker_for(settings: WorkerSettings) -> Worker:
 def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
     """Build the encoder, run one batch of noise through it, and say what the plan must know."""
     worker = worker_for(settings)
-    noise = np.random.default_rng(0).integers(0, 256, (settings.batch, settings.tile, settings.tile, 3), np.uint8)
-    out = worker.embed(noise)
+    noise = np.random.default_rng(0).integers(0, 256, (worker.batch, settings.tile, settings.tile, 3), np.uint8)
+    out = worker.compute.submit(worker.embed, noise).result()
     dim = int(worker.encoder.dim)  # type: ignore[arg-type]
     if out.shape[-1] != dim:
         raise ConfigError(f"encoder.name: {settings.encoder} says dim {dim}, but its output is {out.shape[1:]}.")
@@ -200,7 +209,7 @@ def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
         peak_bytes=peak_memory(),
         device=device_name(worker.device),
         precision=kinds[worker.dtype],
-        batch=settings.batch,
+        batch=worker.batch,
         threads=settings.threads,
     )
 
@@ -238,7 +247,7 @@ def _embed_tiles(worker: Worker, source: Source, task: ShardTask, clock: Clock) 
     status = np.where(task.padded, PADDED, OK).astype(np.int8)
     errors: dict[int, str] = {}
     first_row = layout.rows(task.shard).start
-    reader = TileReader(source, task.spec, pool=worker.pool, threads=task.settings.threads, batch=task.settings.batch)
+    reader = TileReader(source, task.spec, pool=worker.pool, threads=task.settings.threads, batch=worker.batch, buffers=worker.buffers)
     batches = read_ahead(reader.read(task.l0_y, task.l0_x), clock)
     first = next(batches, None)
     with worker.device_lock:
@@ -248,8 +257,9 @@ def _embed_tiles(worker: Worker, source: Source, task: ShardTask, clock: Clock) 
                 raise InterruptedRunError("stopped")
             batch = first
             with clock.timed("compute"):
-                out = worker.embed(batch.pixels)
+                out = worker.compute.submit(worker.embed, batch.pixels).result()
             _place(batch, out, vectors, tokens, status, errors, np.dtype(layout.dtype))
+            worker.buffers.give(batch.pixels)
             with clock.timed("wait"):
                 first = next(batches, None)
     arrays: dict[str, NDArray[Any]] = {"tables/tiles/X": vectors.astype(layout.dtype), "tables/tiles/obs/status/codes": status}

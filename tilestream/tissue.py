@@ -28,8 +28,14 @@ THUMBNAIL_UM = 8.0
 LARGEST_SIDE = 2048
 """Longest side of a thumbnail where the image has no resolution."""
 
-BAND_BYTES = 32 * 1024**2
-"""Source pixels held at once while a thumbnail is made."""
+MOST_SIDE = 8192
+"""Longest side of any thumbnail: a satellite image of 0.5 m/px must not be its own thumbnail."""
+
+BLOCK_BYTES = 32 * 1024**2
+"""Source pixels, with their float copy, held at once while a thumbnail is made."""
+
+PIECE = 256
+"""Side, px, of the smallest block that is read again after a failure, where the file has no tiles of its own."""
 
 LEAST_SATURATION = 0.05
 """Saturation below which nothing is tissue: clean glass has up to 0.04 from the lamp's tint and JPEG noise, pale eosin 0.07 and more."""
@@ -84,40 +90,69 @@ class Thumbnail:
     downsample: float
     """Level-0 px per thumbnail px; pixel (0, 0) begins at level-0 (0, 0)."""
     unreadable: int = 0
-    """Bands that could not be decoded and are white."""
+    """Pixels of the thumbnail that could not be decoded and are white."""
 
 
 def read_thumbnail(source: Source, um_per_px: float = THUMBNAIL_UM) -> Thumbnail:
-    """The image at about `um_per_px`, or of at most 2048 px a side where it has no resolution.
+    """The image at about `um_per_px`, at most `MOST_SIDE` px a side; at most 2048 where it has no resolution.
 
-    Memory bound: the thumbnail, and bands of the level that is read of at most `BAND_BYTES` each.
+    A block that cannot be read is halved until only the broken file tiles are white: the rest of the slide keeps its tissue.
+
+    Memory bound: the thumbnail, and one block of the level that is read, of about `BLOCK_BYTES`.
     """
     info = source.info
-    wanted = um_per_px / info.mpp if info.mpp is not None else max(info.size.height, info.size.width) / LARGEST_SIDE
-    scale = max(1.0, wanted)
+    longest = max(info.size.height, info.size.width)
+    wanted = um_per_px / info.mpp if info.mpp is not None else longest / LARGEST_SIDE
+    scale = max(1.0, wanted, longest / MOST_SIDE)
     level = level_for_scale(info.levels, scale) or 0
     found = info.levels[level]
     step = max(1, round(scale / found.downsample))  # whole level pixels a thumbnail pixel
-    height, width = math.ceil(found.size.height / step), math.ceil(found.size.width / step)
-    out = np.full((height, width, 3), WHITE, np.uint8)
-    unreadable = 0
-    for region in _bands(found.size.height, width * step, step):
-        try:
-            pixels = source.read_region(level, region)
-        except ReadError:
-            unreadable += 1
-            continue
-        rows = region.height // step
-        means = pixels.reshape(rows, step, width, step, 3).mean(axis=(1, 3), dtype=np.float32)
-        out[region.px_y // step : region.px_y // step + rows] = (means + 0.5).astype(np.uint8)
+    while math.ceil(max(found.size.height, found.size.width) / step) > MOST_SIDE:
+        step += 1
+    out = np.full((math.ceil(found.size.height / step), math.ceil(found.size.width / step), 3), WHITE, np.uint8)
+    pieces = source.segment_grid(level)
+    unit = (_unit(step, pieces.height if pieces else PIECE), _unit(step, pieces.width if pieces else PIECE))
+    unreadable = sum(_fill(out, source, level, region, step, unit) for region in _blocks(out.shape[:2], step, unit))
     return Thumbnail(out, found.downsample * step, unreadable)
 
 
-def _bands(height: int, width: int, step: int) -> Iterator[Region]:
-    """Regions over the full width, each a multiple of `step` rows high, that cover `height` rows."""
-    rows = max(1, BAND_BYTES // (width * 3 * 5) // step) * step  # the mean works on a float copy
-    for top in range(0, height, rows):
-        yield Region(top, 0, min(rows, math.ceil((height - top) / step) * step), width)
+def _unit(step: int, piece: int) -> int:
+    """The smallest block side, px of the level: whole thumbnail pixels, and whole file tiles unless that is much larger."""
+    both = math.lcm(step, piece)
+    return both if both <= max(2048, piece) else math.ceil(piece / step) * step
+
+
+def _blocks(shape: tuple[int, ...], step: int, unit: tuple[int, int]) -> Iterator[Region]:
+    """Regions that cover a thumbnail of `shape`, of whole thumbnail pixels, each of about `BLOCK_BYTES`; row-major."""
+    height, width = shape[0] * step, shape[1] * step
+    area = BLOCK_BYTES // 15  # px; three bytes, and a float copy
+    wide = min(width, max(1, math.isqrt(area) // unit[1]) * unit[1])
+    high = max(1, area // wide // unit[0]) * unit[0] if unit[0] * wide <= area else max(1, area // wide // step) * step
+    for y in range(0, height, high):
+        for x in range(0, width, wide):
+            yield Region(y, x, min(high, height - y), min(wide, width - x))
+
+
+def _fill(out: Pixels, source: Source, level: int, region: Region, step: int, unit: tuple[int, int]) -> int:
+    """Write the block means of a region into the thumbnail; the number of thumbnail pixels that stay white as they cannot be read."""
+    rows, cols = region.height // step, region.width // step
+    try:
+        pixels = source.read_region(level, region)
+    except ReadError:
+        y, x = region.px_y, region.px_x
+        if region.width > unit[1]:
+            cut = math.ceil(region.width / unit[1] / 2) * unit[1]
+            halves = Region(y, x, region.height, cut), Region(y, x + cut, region.height, region.width - cut)
+        elif region.height > unit[0]:
+            cut = math.ceil(region.height / unit[0] / 2) * unit[0]
+            halves = Region(y, x, cut, region.width), Region(y + cut, x, region.height - cut, region.width)
+        else:
+            return rows * cols
+        return sum(_fill(out, source, level, half, step, unit) for half in halves)
+    means = pixels.reshape(rows, step, cols, step, 3).mean(axis=(1, 3), dtype=np.float32)
+    top, left = region.px_y // step, region.px_x // step
+    out[top : top + rows, left : left + cols] = (means + 0.5).astype(np.uint8)
+    return 0
 
 
 def find_tissue(thumbnail: Thumbnail, options: TissueOptions, um_per_px: float | None = None) -> Mask:
@@ -229,7 +264,7 @@ def _mask_from_file(path: Path, thumbnail: Thumbnail) -> Mask:
         if path.suffix.lower() in (".geojson", ".json"):
             return _rasterise(json.loads(path.read_text()), thumbnail, path)
         picture = Image.open(path).convert("L")
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
         raise ConfigError(
             f"tiles.tissue.mask: {path} cannot be read: {error}. Give a GeoJSON in level-0 px or a PNG of the whole image."
         ) from error

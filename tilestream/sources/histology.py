@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -16,9 +17,6 @@ from numpy.typing import NDArray
 
 KINDS = ("background", "stroma", "epithelium", "lymphoid", "fat", "blood")
 """Name of each label: 0 is the glass, 1 fibrous stroma, 2 glands with lumens, 3 packed lymphocytes, 4 fat, 5 red cells."""
-
-PERIOD = 2048
-"""Pixels after which a texture repeats, on both axes and without a seam: 8 x 8 file tiles of 256 px."""
 
 LABEL_CELL = 64
 """Level-0 pixels a side of one cell of the label map."""
@@ -33,21 +31,39 @@ Axis = NDArray[np.floating[Any]]
 """(n,) coordinates as fractions of the image."""
 
 Plane = NDArray[np.float32]
-"""(PERIOD, PERIOD) float32, periodic."""
+"""(period, period) float32, periodic."""
 
 
-def make_texture(kind: int, seed: int, mpp: float) -> NDArray[np.uint8]:
-    """(PERIOD, PERIOD, 3) uint8 pixels of one kind (an index into `KINDS`), seamless when repeated.
+Patch = tuple[tuple[NDArray[np.intp], ...], NDArray[np.float32], NDArray[np.float32]]
+"""Wrapped index of a square around a point, and dy (h, 1) and dx (1, w) from the point, px."""
 
-    Memory: about 20 planes of float32 (320 MB) at the height of the work, 12 MB afterwards.
+
+@dataclass(frozen=True)
+class Canvas:
+    """A square that is painted on; what leaves it on one side comes back on the other."""
+
+    rng: np.random.Generator
+    um: float
+    """Pixels a micrometre."""
+    period: int
+    """Side, px."""
+
+
+def choose_period(height: int, width: int, mpp: float) -> int:
+    """Pixels after which a texture repeats: 2048 (8 x 8 file tiles of 256 px), or 1024 for a small image."""
+    return 1024 if max(height, width) <= 4096 and mpp >= 0.2 else 2048
+
+
+def make_texture(kind: int, seed: int, mpp: float, period: int) -> NDArray[np.uint8]:
+    """(period, period, 3) uint8 pixels of one kind (an index into `KINDS`), seamless when repeated.
+
+    Memory: about 20 planes of float32 (330 MB for a period of 2048) at the height of the work.
     """
-    rng = np.random.default_rng([seed, kind])
-    um = 1 / mpp
+    canvas = Canvas(np.random.default_rng([seed, kind]), 1 / mpp, period)
     painters = (_background, _stroma, _epithelium, _lymphoid, _fat, _blood)
-    colour = painters[kind](rng, um)
+    colour = painters[kind](canvas)
     if kind:
-        grain = 4 * _noise(rng, 0.6 * um, 0.6 * um) + 3 * _noise(rng, 12 * um, 12 * um)
-        colour += grain[..., None]
+        colour += (4 * _noise(canvas, 0.6, 0.6) + 3 * _noise(canvas, 12, 12))[..., None]
     pixels: NDArray[np.uint8] = np.clip(colour + 0.5, 0, 255).astype(np.uint8)
     return pixels
 
@@ -111,15 +127,17 @@ def _tissue_field(waves: NDArray[np.float32], y: Axis, x: Axis) -> NDArray[np.fl
     return field
 
 
-def _noise(rng: np.random.Generator, sigma_y: float, sigma_x: float) -> Plane:
-    """Periodic Gaussian-filtered white noise, mean 0 and standard deviation 1; sigmas in px."""
-    spectrum = np.fft.rfft2(rng.standard_normal((PERIOD, PERIOD), np.float32))
-    y, x = np.fft.fftfreq(PERIOD)[:, None], np.fft.rfftfreq(PERIOD)[None]
-    spectrum *= np.exp(-2 * np.pi**2 * ((sigma_y * y) ** 2 + (sigma_x * x) ** 2)).astype(np.float32)
+def _noise(canvas: Canvas, um_y: float, um_x: float) -> Plane:
+    """Periodic Gaussian-filtered white noise, mean 0 and standard deviation 1; sigmas in µm."""
+    side = (canvas.period, canvas.period)
+    spectrum = np.fft.rfft2(canvas.rng.standard_normal(side, np.float32))
+    y, x = np.fft.fftfreq(canvas.period), np.fft.rfftfreq(canvas.period)
+    spectrum *= np.exp(-2 * (np.pi * um_y * canvas.um * y) ** 2).astype(np.float32)[:, None]
+    spectrum *= np.exp(-2 * (np.pi * um_x * canvas.um * x) ** 2).astype(np.float32)[None]
     spectrum[0, 0] = 0
-    plane = np.fft.irfft2(spectrum, (PERIOD, PERIOD)).astype(np.float32)
-    scaled: Plane = plane / plane.std()
-    return scaled
+    plane = np.fft.irfft2(spectrum, side).astype(np.float32)
+    plane /= plane.std()
+    return plane
 
 
 def _mix(first: NDArray[np.float32], second: tuple[int, int, int], share: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -138,115 +156,115 @@ def _ramp(plane: Plane, low: float, high: float) -> Plane:
     return ramp
 
 
-def _points(rng: np.random.Generator, spacing: float, jitter: float) -> NDArray[np.float64]:
+def _points(canvas: Canvas, spacing: float, jitter: float) -> NDArray[np.float64]:
     """(n, 2) jittered hexagonal lattice on the torus, px; `jitter` as a fraction of the spacing."""
-    cols = max(2, round(PERIOD / spacing))
-    rows = max(2, 2 * round(PERIOD / spacing / 2 / 0.87))  # an even number: every second row is shifted by half a step
+    cols = max(2, round(canvas.period / spacing))
+    rows = max(2, 2 * round(canvas.period / spacing / 2 / 0.87))  # an even number: every second row is shifted by half a step
     grid = np.stack(list(np.mgrid[:rows, :cols]), -1).astype(np.float64)
     grid[1::2, :, 1] += 0.5
-    grid += rng.uniform(-jitter, jitter, grid.shape)
-    points: NDArray[np.float64] = (grid * (PERIOD / rows, PERIOD / cols)).reshape(-1, 2)
+    grid += canvas.rng.uniform(-jitter, jitter, grid.shape)
+    points: NDArray[np.float64] = (grid * (canvas.period / rows, canvas.period / cols)).reshape(-1, 2)
     return points
 
 
-def _around(points: NDArray[np.float64], reach: NDArray[np.float64]) -> Iterator[tuple[tuple[NDArray[np.intp], ...], Plane, Plane]]:
+def _around(canvas: Canvas, points: NDArray[np.float64], reach: NDArray[np.float64]) -> Iterator[Patch]:
     """For each point, the wrapped index of the square within `reach` px of it, and dy (a column), dx (a row) to the point."""
     for (y, x), radius in zip(points, reach, strict=True):
         ys = np.arange(math.floor(y - radius), math.ceil(y + radius) + 1)
         xs = np.arange(math.floor(x - radius), math.ceil(x + radius) + 1)
-        yield np.ix_(ys % PERIOD, xs % PERIOD), (ys - y).astype(np.float32)[:, None], (xs - x).astype(np.float32)[None]
+        yield np.ix_(ys % canvas.period, xs % canvas.period), (ys - y).astype(np.float32)[:, None], (xs - x).astype(np.float32)[None]
 
 
-def _ellipses(rng: np.random.Generator, points: NDArray[np.float64], radius: float, stretch: float, tilt: float = np.pi) -> Plane:
+def _ellipses(canvas: Canvas, points: NDArray[np.float64], radius: float, stretch: float, tilt: float = np.pi) -> Plane:
     """Cover of soft-edged ellipses in 0..1: semi-axes `radius` * `stretch` and `radius` px, tilted within +-`tilt`, darkness varied."""
-    cover = np.zeros((PERIOD, PERIOD), np.float32)
+    cover = np.zeros((canvas.period, canvas.period), np.float32)
     count = len(points)
-    size = radius * rng.uniform(0.8, 1.15, count)
-    angle, tone = rng.uniform(-tilt, tilt, count), rng.uniform(0.75, 1, count)
-    for k, (index, dy, dx) in enumerate(_around(points, size * stretch + 2)):
+    size = radius * canvas.rng.uniform(0.8, 1.15, count)
+    angle, tone = canvas.rng.uniform(-tilt, tilt, count), canvas.rng.uniform(0.75, 1, count)
+    for k, (index, dy, dx) in enumerate(_around(canvas, points, size * stretch + 2)):
         along, across = dx * math.cos(angle[k]) + dy * math.sin(angle[k]), dy * math.cos(angle[k]) - dx * math.sin(angle[k])
         distance = np.sqrt((along / stretch) ** 2 + across**2)
         cover[index] = np.maximum(cover[index], tone[k] * np.clip((size[k] - distance) / 2 + 0.5, 0, 1))
     return cover
 
 
-def _paint_nuclei(rng: np.random.Generator, colour: NDArray[np.float32], cover: Plane, um: float) -> NDArray[np.float32]:
+def _paint_nuclei(canvas: Canvas, colour: NDArray[np.float32], cover: Plane) -> NDArray[np.float32]:
     """(h, w, 3): haematoxylin over a colour, with clumps of chromatin."""
-    clumps = np.clip(0.9 + 0.13 * _noise(rng, 0.5 * um, 0.5 * um), 0.5, 1)
+    clumps = np.clip(0.9 + 0.13 * _noise(canvas, 0.5, 0.5), 0.5, 1)
     return _mix(colour, (74, 44, 128), cover * clumps)
 
 
-def _background(rng: np.random.Generator, um: float) -> NDArray[np.float32]:
-    glass = 243 + 0.7 * _noise(rng, 4 * um, 4 * um)
+def _background(canvas: Canvas) -> NDArray[np.float32]:
+    glass = 243 + 0.7 * _noise(canvas, 4, 4)
     return np.repeat(glass[..., None], 3, axis=-1)
 
 
-def _fibres(rng: np.random.Generator, um: float) -> NDArray[np.float32]:
+def _fibres(canvas: Canvas) -> NDArray[np.float32]:
     """(h, w, 3): wavy bundles of collagen with pale clefts, no nuclei."""
-    bend = (14 * um * _noise(rng, 30 * um, 30 * um)).astype(np.intp)
-    y, x = np.ogrid[:PERIOD, :PERIOD]
-    strand = _noise(rng, 1.2 * um, 22 * um)[(y + bend) % PERIOD, x]
-    bundle = _noise(rng, 5 * um, 40 * um)[(y + bend) % PERIOD, x]
+    bend = (14 * canvas.um * _noise(canvas, 30, 30)).astype(np.intp)
+    y, x = np.ogrid[: canvas.period, : canvas.period]
+    strand = _noise(canvas, 1.2, 22)[(y + bend) % canvas.period, x]
+    bundle = _noise(canvas, 5, 40)[(y + bend) % canvas.period, x]
     colour = _mix(_rgb(236, 186, 206), (206, 122, 164), _ramp(strand + bundle, -1.6, 2.4))
     return _mix(colour, (243, 232, 238), _ramp(-bundle, 1.5, 2.1))
 
 
-def _stroma(rng: np.random.Generator, um: float) -> NDArray[np.float32]:
-    colour = _fibres(rng, um)
-    return _paint_nuclei(rng, colour, _ellipses(rng, _points(rng, 34 * um, 0.45), 1.9 * um, 3.2, tilt=0.5), um)
+def _stroma(canvas: Canvas) -> NDArray[np.float32]:
+    colour = _fibres(canvas)
+    return _paint_nuclei(canvas, colour, _ellipses(canvas, _points(canvas, 34 * canvas.um, 0.45), 1.9 * canvas.um, 3.2, tilt=0.5))
 
 
-def _epithelium(rng: np.random.Generator, um: float) -> NDArray[np.float32]:
+def _epithelium(canvas: Canvas) -> NDArray[np.float32]:
     """Glands of about 110 µm: a pale lumen, a ring of tall cells with nuclei at its foot, stroma between."""
-    centres = _points(rng, 122 * um, 0.12)
-    radial = np.full((PERIOD, PERIOD), 9, np.float32)  # 0 at the centre of the nearest gland, 1 at its outline
+    centres = _points(canvas, 122 * canvas.um, 0.12)
+    radial = np.full((canvas.period, canvas.period), 9, np.float32)  # 0 at the centre of the nearest gland, 1 at its outline
     nuclei = []
-    radii = 54 * um * rng.uniform(0.85, 1.15, len(centres))
-    for centre, radius, (index, dy, dx) in zip(centres, radii, _around(centres, radii * 1.4), strict=True):
-        phase = rng.uniform(0, 2 * np.pi, 2)
+    radii = 54 * canvas.um * canvas.rng.uniform(0.85, 1.15, len(centres))
+    for centre, radius, (index, dy, dx) in zip(centres, radii, _around(canvas, centres, radii * 1.4), strict=True):
+        phase = canvas.rng.uniform(0, 2 * np.pi, 2)
         angle = np.arctan2(dy, dx)
         outline = radius * (1 + 0.14 * np.cos(2 * angle + phase[0]) + 0.07 * np.cos(3 * angle + phase[1]))
         radial[index] = np.minimum(radial[index], np.sqrt(dy**2 + dx**2) / outline)
         for ring in (0.86, 0.66):
-            steps = max(6, round(2 * np.pi * radius * ring / (9 * um)))
-            turn = (np.arange(steps) + rng.uniform(-0.25, 0.25, steps)) * 2 * np.pi / steps
+            steps = max(6, round(2 * np.pi * radius * ring / (9 * canvas.um)))
+            turn = (np.arange(steps) + canvas.rng.uniform(-0.25, 0.25, steps)) * 2 * np.pi / steps
             reach = (
                 radius
                 * (1 + 0.14 * np.cos(2 * turn + phase[0]) + 0.07 * np.cos(3 * turn + phase[1]))
-                * (ring + rng.uniform(-0.05, 0.05, steps))
+                * (ring + canvas.rng.uniform(-0.05, 0.05, steps))
             )
             nuclei.append(centre + np.stack([np.sin(turn), np.cos(turn)], -1) * reach[:, None])
-    cells = _mix(_rgb(186, 128, 186), (206, 150, 198), _ramp(_noise(rng, 2 * um, 2 * um), -2, 2))
+    cells = _mix(_rgb(186, 128, 186), (206, 150, 198), _ramp(_noise(canvas, 2, 2), -2, 2))
     lumen = _mix(cells, (240, 232, 240), _ramp(-radial, -0.42, -0.36))
-    colour = lumen + _ramp(radial, 0.99, 1.04)[..., None] * (_fibres(rng, um) - lumen)
-    return _paint_nuclei(rng, colour, _ellipses(rng, np.concatenate(nuclei), 3.5 * um, 1.25), um)
+    colour = lumen + _ramp(radial, 0.99, 1.04)[..., None] * (_fibres(canvas) - lumen)
+    return _paint_nuclei(canvas, colour, _ellipses(canvas, np.concatenate(nuclei), 3.5 * canvas.um, 1.25))
 
 
-def _lymphoid(rng: np.random.Generator, um: float) -> NDArray[np.float32]:
-    colour = _mix(_rgb(196, 160, 204), (178, 134, 190), _ramp(_noise(rng, 3 * um, 3 * um), -2, 2))
-    return _paint_nuclei(rng, colour, _ellipses(rng, _points(rng, 9.2 * um, 0.22), 3.9 * um, 1.1), um)
+def _lymphoid(canvas: Canvas) -> NDArray[np.float32]:
+    colour = _mix(_rgb(196, 160, 204), (178, 134, 190), _ramp(_noise(canvas, 3, 3), -2, 2))
+    return _paint_nuclei(canvas, colour, _ellipses(canvas, _points(canvas, 9.2 * canvas.um, 0.22), 3.9 * canvas.um, 1.1))
 
 
-def _fat(rng: np.random.Generator, um: float) -> NDArray[np.float32]:
+def _fat(canvas: Canvas) -> NDArray[np.float32]:
     """Round vacuoles of about 55 µm in thin pink walls: the two nearest points' distances decide."""
-    points = _points(rng, 62 * um, 0.2)
-    first, second = (np.full((PERIOD, PERIOD), 1e4, np.float32) for _ in range(2))
-    for index, dy, dx in _around(points, np.full(len(points), 90 * um)):
+    points = _points(canvas, 62 * canvas.um, 0.2)
+    first, second = (np.full((canvas.period, canvas.period), 1e4, np.float32) for _ in range(2))
+    for index, dy, dx in _around(canvas, points, np.full(len(points), 90 * canvas.um)):
         distance = np.sqrt(dy**2 + dx**2)
         second[index] = np.minimum(second[index], np.maximum(first[index], distance))
         first[index] = np.minimum(first[index], distance)
-    inside = np.minimum(second - first, 1.6 * (37 * um - first))  # px to the wall, less at the corners of a cell
-    colour = _mix(_rgb(218, 142, 178), (244, 238, 242), _ramp(inside, 3.5 * um, 6 * um))
-    spots = points[rng.random(len(points)) < 0.6] + rng.normal(0, 1, (1, 2)) + (0, 30 * um)
-    return _paint_nuclei(rng, colour, _ellipses(rng, spots, 2 * um, 2.2) * (inside < 5 * um), um)
+    inside = np.minimum(second - first, 1.6 * (37 * canvas.um - first))  # px to the wall, less at the corners of a cell
+    colour = _mix(_rgb(218, 142, 178), (244, 238, 242), _ramp(inside, 3.5 * canvas.um, 6 * canvas.um))
+    spots = points[canvas.rng.random(len(points)) < 0.6] + canvas.rng.normal(0, 1, (1, 2)) + (0, 30 * canvas.um)
+    return _paint_nuclei(canvas, colour, _ellipses(canvas, spots, 2 * canvas.um, 2.2) * (inside < 5 * canvas.um))
 
 
-def _blood(rng: np.random.Generator, um: float) -> NDArray[np.float32]:
+def _blood(canvas: Canvas) -> NDArray[np.float32]:
     """Red cells of 7 µm, packed, with a few leukocytes."""
-    cells = _ellipses(rng, _points(rng, 7.4 * um, 0.25), 3.4 * um, 1.05)
+    cells = _ellipses(canvas, _points(canvas, 7.4 * canvas.um, 0.25), 3.4 * canvas.um, 1.05)
     colour = _mix(_rgb(236, 170, 170), (198, 48, 66), cells)
-    white = _points(rng, 60 * um, 0.45)
-    return _paint_nuclei(rng, colour, _ellipses(rng, white, 4 * um, 1.1), um)
+    white = _points(canvas, 60 * canvas.um, 0.45)
+    return _paint_nuclei(canvas, colour, _ellipses(canvas, white, 4 * canvas.um, 1.1))
 
 
 def shrink_texture(texture: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
