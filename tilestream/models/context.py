@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.utils import skip_init
 
 from tilestream.errors import ConfigError
-from tilestream.models.patch_embed import freeze, seeded_init
+from tilestream.models.patch_embed import blank_linear, freeze, seeded_init
 from tilestream.models.positions import Learned2D, RoPE2D, position_unit, sincos_2d, token_positions
 from tilestream.models.vit import Mlp
 from tilestream.models.windows import pack_windows, window_partition, window_unpartition
@@ -23,8 +22,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.rope = rope
-        self.qkv: nn.Linear = skip_init(nn.Linear, dim, 3 * dim)
-        self.proj: nn.Linear = skip_init(nn.Linear, dim, dim)
+        self.qkv = blank_linear(dim, 3 * dim)
+        self.proj = blank_linear(dim, dim)
 
     def forward(self, windows: Tensor, mask: Tensor) -> Tensor:
         """(w, window * window, dim) with mask (w, window * window) bool, True where there is a token, to (w, window * window, dim)."""
@@ -175,7 +174,7 @@ class ContextTransformer(nn.Module):
         """Apply one layer to (n, dim) tokens; right for each token whose window in this layer is complete."""
         packed = pack_windows(tok_row, tok_col, self.window, self.layer_shift(layer)).to(tokens.device)
         mixed = torch.empty_like(tokens)
-        for cells in packed.split(self.chunk_windows):
+        for cells in torch.split(packed, self.chunk_windows):
             windows, mask = self._chunk(tokens, cells)
             window_unpartition(self.blocks[layer](windows, mask)[: len(cells)], cells, mixed)
         return mixed

@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.utils import skip_init
 
 from tilestream.errors import ConfigError
 
@@ -25,6 +24,7 @@ def normalise_pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, 
     Parameters
     ----------
     images : (n, c, height, width) uint8
+        On any device.
         RGB.
     mean, std : c floats
         Of pixels in [0, 1].
@@ -65,6 +65,11 @@ def pad_to_patches(images: Tensor, patch: int) -> Tensor:
     """Grow (n, c, height, width) uint8 with white at the bottom and right until both sides are multiples of `patch`."""
     height, width = images.shape[-2:]
     return F.pad(images, (0, -width % patch, 0, -height % patch), value=_WHITE)
+
+
+def blank_linear(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    """Build a linear layer on the CPU without drawing from the global random state; `seeded_init` fills it."""
+    return nn.Linear(inputs, outputs, device="meta", dtype=dtype).to_empty(device="cpu")
 
 
 def seeded_init(module: nn.Module, seed: int, std: float | None = None) -> None:
@@ -134,7 +139,7 @@ class PatchEmbed(nn.Module):
                 raise ConfigError(f"encoder.args.{key}: {value!r}, but it must be an integer of 1 or more.")
         self.dim = dim
         self.patch = patch
-        self.proj: nn.Linear = skip_init(nn.Linear, 3 * patch * patch, dim)
+        self.proj = blank_linear(3 * patch * patch, dim)
         seeded_init(self, seed)
         freeze(self)
 

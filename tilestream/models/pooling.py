@@ -12,10 +12,9 @@ from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from tilestream.errors import ConfigError
-from tilestream.models.patch_embed import freeze, seeded_init
+from tilestream.models.patch_embed import blank_linear, freeze, seeded_init
 
 POOLS = ("mean", "max", "gated_attention")
 
@@ -144,9 +143,9 @@ class GatedAttentionPool(nn.Module):
         if weights is not None:
             hidden = _hidden_from_weights(weights, dim)
         self.dim = dim
-        self.attention_v: nn.Linear = skip_init(nn.Linear, dim, hidden, dtype=torch.float64)
-        self.attention_u: nn.Linear = skip_init(nn.Linear, dim, hidden, dtype=torch.float64)
-        self.attention_w: nn.Linear = skip_init(nn.Linear, hidden, 1, dtype=torch.float64)
+        self.attention_v = blank_linear(dim, hidden, torch.float64)
+        self.attention_u = blank_linear(dim, hidden, torch.float64)
+        self.attention_w = blank_linear(hidden, 1, torch.float64)
         seeded_init(self, seed)
         if weights is not None:
             self.load_state_dict(dict(weights))

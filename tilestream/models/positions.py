@@ -151,7 +151,7 @@ class RoPE2D(nn.Module):
     def forward(self, heads: Tensor) -> Tensor:
         """Turn (w, heads, window * window, head_dim) queries or keys; shape and dtype stay."""
         with torch.autocast(heads.device.type, enabled=False):
-            first, second = heads.float().unflatten(-1, (-1, 2)).unbind(-1)  # each (w, heads, window * window, head_dim / 2)
+            first, second = heads.float().reshape(*heads.shape[:-1], -1, 2).unbind(-1)  # each (w, heads, window * window, head_dim / 2)
             cos, sin = self.cos.float(), self.sin.float()
             turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
         return turned.flatten(-2).to(heads.dtype)

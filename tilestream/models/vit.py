@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.utils import skip_init
 
 from tilestream.errors import ConfigError
-from tilestream.models.patch_embed import freeze, normalise_pixels, seeded_init, unfold_patches
+from tilestream.models.patch_embed import blank_linear, freeze, normalise_pixels, seeded_init, unfold_patches
 from tilestream.models.positions import sincos_2d
 
 POSITIONS = ("learned", "sincos")
@@ -103,7 +102,7 @@ class _PatchProjection(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.proj: nn.Conv2d = skip_init(nn.Conv2d, 3, config.dim, kernel_size=config.patch, stride=config.patch, bias=not config.pre_norm)
+        self.proj = nn.Conv2d(3, config.dim, config.patch, config.patch, bias=not config.pre_norm, device="meta").to_empty(device="cpu")
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, 3, size, size) to (n, side * side, dim)."""
@@ -117,8 +116,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv: nn.Linear = skip_init(nn.Linear, dim, 3 * dim)
-        self.proj: nn.Linear = skip_init(nn.Linear, dim, dim)
+        self.qkv = blank_linear(dim, 3 * dim)
+        self.proj = blank_linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, t, dim) to (n, t, dim)."""
@@ -134,8 +133,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1: nn.Linear = skip_init(nn.Linear, dim, hidden)
-        self.fc2: nn.Linear = skip_init(nn.Linear, hidden, dim)
+        self.fc1 = blank_linear(dim, hidden)
+        self.fc2 = blank_linear(hidden, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
