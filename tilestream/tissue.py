@@ -32,7 +32,7 @@ MOST_SIDE = 8192
 """Longest side of any thumbnail: a satellite image of 0.5 m/px must not be its own thumbnail."""
 
 BLOCK_BYTES = 32 * 1024**2
-"""Source pixels, with their float copy, held at once while a thumbnail is made."""
+"""Source pixels, with sums of them, held at once while a thumbnail is made."""
 
 PIECE = 256
 """Side, px, of the smallest block that is read again after a failure, where the file has no tiles of its own."""
@@ -125,7 +125,7 @@ def _unit(step: int, piece: int) -> int:
 def _blocks(shape: tuple[int, ...], step: int, unit: tuple[int, int]) -> Iterator[Region]:
     """Regions that cover a thumbnail of `shape`, of whole thumbnail pixels, each of about `BLOCK_BYTES`; row-major."""
     height, width = shape[0] * step, shape[1] * step
-    area = BLOCK_BYTES // 15  # px; three bytes, and a float copy
+    area = BLOCK_BYTES // 15  # px; three bytes, and sums of four for each
     wide = min(width, max(1, math.isqrt(area) // unit[1]) * unit[1])
     high = max(1, area // wide // unit[0]) * unit[0] if unit[0] * wide <= area else max(1, area // wide // step) * step
     for y in range(0, height, high):
@@ -149,9 +149,10 @@ def _fill(out: Pixels, source: Source, level: int, region: Region, step: int, un
         else:
             return rows * cols
         return sum(_fill(out, source, level, half, step, unit) for half in halves)
-    means = pixels.reshape(rows, step, cols, step, 3).mean(axis=(1, 3), dtype=np.float32)
+    # Two sums of integers: a mean over both axes at once is 12 times slower, and slower than decoding.
+    sums = pixels.reshape(rows, step, -1).sum(axis=1, dtype=np.uint32).reshape(rows, cols, step, 3).sum(axis=2, dtype=np.uint64)
     top, left = region.px_y // step, region.px_x // step
-    out[top : top + rows, left : left + cols] = (means + 0.5).astype(np.uint8)
+    out[top : top + rows, left : left + cols] = (sums + step**2 // 2) // step**2
     return 0
 
 

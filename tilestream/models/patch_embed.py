@@ -24,8 +24,7 @@ def normalise_pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, 
     Parameters
     ----------
     images : (n, c, height, width) uint8
-        On any device.
-        RGB.
+        RGB, on any device.
     mean, std : c floats
         Of pixels in [0, 1].
     dtype : torch.dtype
