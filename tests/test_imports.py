@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "tilestream"
 HOUSE = [
     "errors geometry grid resample configbase config slides configyaml configfile",
     "sources.base sources.* sources",
-    "tissue readspec layout plan",
+    "thumbnail tissue readspec layout plan",
     "reading",
     "models.positions models.patch_embed models.vit models.windows models.context models.pooling models.weights models.encoders models",
     "objects tables store",

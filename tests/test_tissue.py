@@ -11,7 +11,8 @@ from tilestream.errors import ConfigError, ReadError
 from tilestream.geometry import Level, Region, Size
 from tilestream.grid import TileGrid
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source
-from tilestream.tissue import Thumbnail, TissueOptions, find_tissue, read_thumbnail, tile_fractions
+from tilestream.thumbnail import Thumbnail, read_thumbnail
+from tilestream.tissue import TissueOptions, find_tissue, tile_fractions
 
 PINK, GLASS = (200, 120, 170), (243, 242, 243)
 
@@ -140,8 +141,8 @@ def test_an_image_that_cannot_be_read_at_all_is_white_and_counted():
 def test_blocks_of_any_size_give_the_same_thumbnail(monkeypatch, size, mpp):
     pixels = make_image(*size, seed=2)
     whole = read_thumbnail(Pyramid(pixels, mpp=mpp))
-    monkeypatch.setattr("tilestream.tissue.BLOCK_BYTES", 15 * 100 * 100)
-    monkeypatch.setattr("tilestream.tissue.PIECE", 48)
+    monkeypatch.setattr("tilestream.thumbnail.BLOCK_BYTES", 15 * 100 * 100)
+    monkeypatch.setattr("tilestream.thumbnail.PIECE", 48)
     blocks = Pyramid(pixels, mpp=mpp)
     assert np.array_equal(read_thumbnail(blocks).pixels, whole.pixels)
     assert len(blocks.read_from) > 4
@@ -154,7 +155,7 @@ def test_each_file_piece_is_read_once_where_the_level_is_all_there_is():
 
 
 def test_a_thumbnail_is_bounded_however_coarse_the_image(monkeypatch):
-    monkeypatch.setattr("tilestream.tissue.MOST_SIDE", 100)
+    monkeypatch.setattr("tilestream.thumbnail.MOST_SIDE", 100)
     thumbnail = read_thumbnail(Pyramid(np.zeros((150, 330, 3), np.uint8), mpp=500_000.0))
     assert thumbnail.downsample == 4
     assert thumbnail.pixels.shape == (38, 83, 3)
@@ -236,3 +237,11 @@ def test_impossible_options_are_refused_at_birth():
 
 def test_reading_regions_reaches_over_the_image_in_white():
     assert (Pyramid(np.zeros((10, 10, 3), np.uint8)).read_region(0, Region(-5, -5, 5, 5)) == 255).all()
+
+
+def test_what_cannot_be_read_counts_as_tissue():
+    missing = np.zeros((200, 300), bool)
+    missing[150:190, 200:290] = True
+    mask = find_tissue(Thumbnail(slide_with_square(), 16.0, missing), TissueOptions(), 8.0)
+    assert mask[missing].all()
+    assert not mask[:30].any()

@@ -258,6 +258,9 @@ class Run:
             for status, count in entry["counts"].items():
                 result.counts[status] = result.counts.get(status, 0) + count
         result.tiles, result.candidates = plan.tiles, plan.candidates
+        if plan.thumbnail.unreadable:
+            share = plan.thumbnail.unreadable / plan.mask.size
+            self.reporter.message(f"{ref.id}: {share:.1%} of the thumbnail cannot be read; tiles there are kept.", level="warning")
         if plan.tiles == 0:
             result.note = "no tissue found"
         remaining = set(range(layout.shards)) - set(committed)

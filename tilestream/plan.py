@@ -15,7 +15,8 @@ from tilestream.layout import Layout, TileColumns
 from tilestream.readspec import ReadSpec, pending_tiles
 from tilestream.slides import SlideRef
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source, SourceOptions
-from tilestream.tissue import Thumbnail, TissueOptions, find_tissue, read_thumbnail, tile_fractions
+from tilestream.thumbnail import Thumbnail, read_thumbnail
+from tilestream.tissue import TissueOptions, find_tissue, tile_fractions
 
 LANES = 2
 """Shards that a worker has open at once: one computes while the next one reads."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +16,10 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import closing, disk, opening
 
-from tilestream.errors import ConfigError, ReadError
-from tilestream.geometry import Region, level_for_scale
+from tilestream.errors import ConfigError
 from tilestream.grid import TileGrid
-from tilestream.sources.base import WHITE, Pixels, Source
-
-THUMBNAIL_UM = 8.0
-"""Resolution at which tissue is looked for, µm/px: a cell is about one pixel."""
-
-LARGEST_SIDE = 2048
-"""Longest side of a thumbnail where the image has no resolution."""
-
-MOST_SIDE = 8192
-"""Longest side of any thumbnail: a satellite image of 0.5 m/px must not be its own thumbnail."""
-
-BLOCK_BYTES = 32 * 1024**2
-"""Source pixels, with sums of them, held at once while a thumbnail is made."""
-
-PIECE = 256
-"""Side, px, of the smallest block that is read again after a failure, where the file has no tiles of its own."""
+from tilestream.sources.base import Pixels
+from tilestream.thumbnail import THUMBNAIL_UM, Thumbnail
 
 LEAST_SATURATION = 0.05
 """Saturation below which nothing is tissue: clean glass has up to 0.04 from the lamp's tint and JPEG noise, pale eosin 0.07 and more."""
@@ -81,87 +65,12 @@ class TissueOptions:
             )
 
 
-@dataclass(frozen=True)
-class Thumbnail:
-    """The whole image, small."""
-
-    pixels: Pixels
-    """(h, w, 3) uint8."""
-    downsample: float
-    """Level-0 px per thumbnail px; pixel (0, 0) begins at level-0 (0, 0)."""
-    unreadable: int = 0
-    """Pixels of the thumbnail that could not be decoded and are white."""
-
-
-def read_thumbnail(source: Source, um_per_px: float = THUMBNAIL_UM) -> Thumbnail:
-    """The image at about `um_per_px`, at most `MOST_SIDE` px a side; at most 2048 where it has no resolution.
-
-    A block that cannot be read is halved until only the broken file tiles are white: the rest of the slide keeps its tissue.
-
-    Memory bound: the thumbnail, and one block of the level that is read, of about `BLOCK_BYTES`.
-    """
-    info = source.info
-    longest = max(info.size.height, info.size.width)
-    wanted = um_per_px / info.mpp if info.mpp is not None else longest / LARGEST_SIDE
-    scale = max(1.0, wanted, longest / MOST_SIDE)
-    level = level_for_scale(info.levels, scale) or 0
-    found = info.levels[level]
-    step = max(1, round(scale / found.downsample))  # whole level pixels a thumbnail pixel
-    while math.ceil(max(found.size.height, found.size.width) / step) > MOST_SIDE:
-        step += 1
-    out = np.full((math.ceil(found.size.height / step), math.ceil(found.size.width / step), 3), WHITE, np.uint8)
-    pieces = source.segment_grid(level)
-    unit = (_unit(step, pieces.height if pieces else PIECE), _unit(step, pieces.width if pieces else PIECE))
-    unreadable = sum(_fill(out, source, level, region, step, unit) for region in _blocks(out.shape[:2], step, unit))
-    return Thumbnail(out, found.downsample * step, unreadable)
-
-
-def _unit(step: int, piece: int) -> int:
-    """The smallest block side, px of the level: whole thumbnail pixels, and whole file tiles unless that is much larger."""
-    both = math.lcm(step, piece)
-    return both if both <= max(2048, piece) else math.ceil(piece / step) * step
-
-
-def _blocks(shape: tuple[int, ...], step: int, unit: tuple[int, int]) -> Iterator[Region]:
-    """Regions that cover a thumbnail of `shape`, of whole thumbnail pixels, each of about `BLOCK_BYTES`; row-major."""
-    height, width = shape[0] * step, shape[1] * step
-    area = BLOCK_BYTES // 15  # px; three bytes, and sums of four for each
-    wide = min(width, max(1, math.isqrt(area) // unit[1]) * unit[1])
-    high = max(1, area // wide // unit[0]) * unit[0] if unit[0] * wide <= area else max(1, area // wide // step) * step
-    for y in range(0, height, high):
-        for x in range(0, width, wide):
-            yield Region(y, x, min(high, height - y), min(wide, width - x))
-
-
-def _fill(out: Pixels, source: Source, level: int, region: Region, step: int, unit: tuple[int, int]) -> int:
-    """Write the block means of a region into the thumbnail; the number of thumbnail pixels that stay white as they cannot be read."""
-    rows, cols = region.height // step, region.width // step
-    try:
-        pixels = source.read_region(level, region)
-    except ReadError:
-        y, x = region.px_y, region.px_x
-        if region.width > unit[1]:
-            cut = math.ceil(region.width / unit[1] / 2) * unit[1]
-            halves = Region(y, x, region.height, cut), Region(y, x + cut, region.height, region.width - cut)
-        elif region.height > unit[0]:
-            cut = math.ceil(region.height / unit[0] / 2) * unit[0]
-            halves = Region(y, x, cut, region.width), Region(y + cut, x, region.height - cut, region.width)
-        else:
-            return rows * cols
-        return sum(_fill(out, source, level, half, step, unit) for half in halves)
-    # Two sums of integers: a mean over both axes at once is 12 times slower, and slower than decoding.
-    sums = pixels.reshape(rows, step, -1).sum(axis=1, dtype=np.uint32).reshape(rows, cols, step, 3).sum(axis=2, dtype=np.uint64)
-    top, left = region.px_y // step, region.px_x // step
-    out[top : top + rows, left : left + cols] = (sums + step**2 // 2) // step**2
-    return 0
-
-
 def find_tissue(thumbnail: Thumbnail, options: TissueOptions, um_per_px: float | None = None) -> Mask:
     """(h, w) bool: which pixels of the thumbnail are tissue.
 
     Otsu's threshold (Otsu 1979) on HSV saturation, not below `LEAST_SATURATION`, closed by 2 px, holes under `min_area_um2` filled,
-    opened by 1 px, less pieces under `min_area_um2`. An image without colour is judged by grey level: darker than the threshold is tissue on a bright ground,
-    brighter on a dark one (fluorescence).
+    opened by 1 px, less pieces under `min_area_um2`. An image without colour is judged by grey level: darker than the threshold is
+    tissue on a bright ground, brighter on a dark one (fluorescence). Pixels that could not be read count as tissue.
 
     Raises
     ------
@@ -173,12 +82,17 @@ def find_tissue(thumbnail: Thumbnail, options: TissueOptions, um_per_px: float |
     if options.method == "mask":
         return _mask_from_file(Path(options.mask or ""), thumbnail)
     if options.method == "function":
-        return _mask_from_function(options.function or "", thumbnail, um_per_px)
+        return _with_missing(_mask_from_function(options.function or "", thumbnail, um_per_px), thumbnail)
     mask = _otsu(thumbnail.pixels, pens=options.pens)
     least_px = options.min_area_um2 / (um_per_px or THUMBNAIL_UM) ** 2
     closed = closing(mask, disk(2))
     filled = ~_without_specks(~closed, least_px)  # vacuoles of fat, lumens of glands
-    return _without_specks(opening(filled, disk(1)), least_px)
+    return _with_missing(_without_specks(opening(filled, disk(1)), least_px), thumbnail)
+
+
+def _with_missing(mask: Mask, thumbnail: Thumbnail) -> Mask:
+    """What cannot be read counts as tissue: its tiles become rows with a status, not a gap that nobody sees."""
+    return mask if thumbnail.missing is None else mask | thumbnail.missing
 
 
 def _otsu(pixels: Pixels, *, pens: bool) -> Mask:

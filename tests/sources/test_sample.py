@@ -12,7 +12,8 @@ from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.histology import KINDS
 from tilestream.sources.sample import ensure_sample, parse_sample, sample_labels
-from tilestream.tissue import TissueOptions, find_tissue, read_thumbnail
+from tilestream.thumbnail import read_thumbnail
+from tilestream.tissue import TissueOptions, find_tissue
 
 ADDRESS = "sample://he?width=3000&height=2200&seed=1"
 

@@ -1,0 +1,113 @@
+"""A whole image, small: what tissue is looked for on, and what pictures show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.errors import ReadError
+from tilestream.geometry import Region, level_for_scale
+from tilestream.sources.base import WHITE, Pixels, Source
+
+THUMBNAIL_UM = 8.0
+"""Resolution at which tissue is looked for, µm/px: a cell is about one pixel."""
+
+LARGEST_SIDE = 2048
+"""Longest side of a thumbnail where the image has no resolution."""
+
+MOST_SIDE = 8192
+"""Longest side of any thumbnail: a satellite image of 0.5 m/px must not be its own thumbnail."""
+
+BLOCK_BYTES = 32 * 1024**2
+"""Source pixels, with sums of them, held at once while a thumbnail is made."""
+
+PIECE = 256
+"""Side, px, of the smallest block that is read again after a failure, where the file has no tiles of its own."""
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """The whole image, small."""
+
+    pixels: Pixels
+    """(h, w, 3) uint8."""
+    downsample: float
+    """Level-0 px per thumbnail px; pixel (0, 0) begins at level-0 (0, 0)."""
+    missing: NDArray[np.bool_] | None = None
+    """(h, w) bool: which pixels could not be decoded and are white; None where all could."""
+
+    @property
+    def unreadable(self) -> int:
+        """Number of pixels that could not be decoded."""
+        return 0 if self.missing is None else int(self.missing.sum())
+
+
+def read_thumbnail(source: Source, um_per_px: float = THUMBNAIL_UM) -> Thumbnail:
+    """The image at about `um_per_px`, at most `MOST_SIDE` px a side; at most 2048 where it has no resolution.
+
+    A block that cannot be read is halved until only the broken file tiles are white: the rest of the slide keeps its tissue.
+
+    Memory bound: the thumbnail, and one block of the level that is read, of about `BLOCK_BYTES`.
+    """
+    info = source.info
+    longest = max(info.size.height, info.size.width)
+    wanted = um_per_px / info.mpp if info.mpp is not None else longest / LARGEST_SIDE
+    scale = max(1.0, wanted, longest / MOST_SIDE)
+    level = level_for_scale(info.levels, scale) or 0
+    found = info.levels[level]
+    step = max(1, round(scale / found.downsample))  # whole level pixels a thumbnail pixel
+    while math.ceil(max(found.size.height, found.size.width) / step) > MOST_SIDE:
+        step += 1
+    out = np.full((math.ceil(found.size.height / step), math.ceil(found.size.width / step), 3), WHITE, np.uint8)
+    pieces = source.segment_grid(level)
+    unit = (_unit(step, pieces.height if pieces else PIECE), _unit(step, pieces.width if pieces else PIECE))
+    missing = np.zeros(out.shape[:2], np.bool_)
+    for region in _blocks(out.shape[:2], step, unit):
+        _fill((out, missing), source, level, region, step, unit)
+    return Thumbnail(out, found.downsample * step, missing if missing.any() else None)
+
+
+def _unit(step: int, piece: int) -> int:
+    """The smallest block side, px of the level: whole thumbnail pixels, and whole file tiles unless that is much larger."""
+    both = math.lcm(step, piece)
+    return both if both <= max(2048, piece) else math.ceil(piece / step) * step
+
+
+def _blocks(shape: tuple[int, ...], step: int, unit: tuple[int, int]) -> Iterator[Region]:
+    """Regions that cover a thumbnail of `shape`, of whole thumbnail pixels, each of about `BLOCK_BYTES`; row-major."""
+    height, width = shape[0] * step, shape[1] * step
+    area = BLOCK_BYTES // 15  # px; three bytes, and sums of four for each
+    wide = min(width, max(1, math.isqrt(area) // unit[1]) * unit[1])
+    high = max(1, area // wide // unit[0]) * unit[0] if unit[0] * wide <= area else max(1, area // wide // step) * step
+    for y in range(0, height, high):
+        for x in range(0, width, wide):
+            yield Region(y, x, min(high, height - y), min(wide, width - x))
+
+
+def _fill(out: tuple[Pixels, NDArray[np.bool_]], source: Source, level: int, region: Region, step: int, unit: tuple[int, int]) -> None:
+    """Write the block means of a region into the thumbnail, or mark the pixels that cannot be read."""
+    top, left = region.px_y // step, region.px_x // step
+    rows, cols = region.height // step, region.width // step
+    try:
+        pixels = source.read_region(level, region)
+    except ReadError:
+        y, x = region.px_y, region.px_x
+        if region.width > unit[1]:
+            cut = math.ceil(region.width / unit[1] / 2) * unit[1]
+            halves = Region(y, x, region.height, cut), Region(y, x + cut, region.height, region.width - cut)
+        elif region.height > unit[0]:
+            cut = math.ceil(region.height / unit[0] / 2) * unit[0]
+            halves = Region(y, x, cut, region.width), Region(y + cut, x, region.height - cut, region.width)
+        else:
+            out[1][top : top + rows, left : left + cols] = True
+            return
+        for half in halves:
+            _fill(out, source, level, half, step, unit)
+        return
+    # Two sums of integers: a mean over both axes at once is 12 times slower, and slower than decoding.
+    sums = pixels.reshape(rows, step, -1).sum(axis=1, dtype=np.uint32).reshape(rows, cols, step, 3).sum(axis=2, dtype=np.uint64)
+    out[0][top : top + rows, left : left + cols] = (sums + step**2 // 2) // step**2
