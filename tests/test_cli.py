@@ -250,8 +250,13 @@ def test_an_interrupted_run_ends_with_5_and_resumes(tmp_path, number):
     )
     given = config(tmp_path / "big.tif", tmp_path / "out", encoder="vit_tiny_patch16_224", compute={"shard_tiles": 16, "batch_size": 8})
     (tmp_path / "c.yaml").write_text(json.dumps(given))
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: this one must hear it.
     process = subprocess.Popen(
-        [sys.executable, "-m", "tilestream", "run", str(tmp_path / "c.yaml"), "--log-format", "json"], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tilestream", "run", str(tmp_path / "c.yaml"), "--log-format", "json"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # nothing but this runs before exec
     )
     for line in process.stderr:
         if json.loads(line)["event"] == "shard":

@@ -68,6 +68,47 @@ def test_neither_order_nor_company_matters(position):
     assert torch.equal(model(tokens[near], row[near], col[near], 112.0)[inner], dense[near][inner])
 
 
+@pytest.mark.parametrize(("dim", "heads", "position"), [(36, 3, "sincos"), (192, 3, "rope")])
+def test_the_chunk_that_a_window_falls_in_does_not_matter(dim, heads, position):
+    row, col = grid(42, 46, 0.2)
+    model = ContextTransformer(dim, depth=1, heads=heads, window=4, position=position)
+    tokens = tokens_for(row, dim)
+    dense = model(tokens, row, col, 112.0)
+    for first, last in ((8, 24), (20, 21), (36, 42)):  # of 12 windows a row, 64 a chunk
+        band = (row >= first // 4 * 4) & (row < -(-last // 4) * 4)
+        assert torch.equal(model(tokens[band], row[band], col[band], 112.0), dense[band])
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+@pytest.mark.parametrize("window", [4, 5])
+def test_the_halo_is_enough_and_not_too_much(depth, window):
+    row, col = grid(11 * window, 2 * window)
+    model = ContextTransformer(16, depth=depth, heads=2, window=window)
+    tokens, first, last = tokens_for(row), 4 * window, 7 * window
+    inner = (row >= first) & (row < last)
+    dense = model(tokens, row, col)
+
+    def with_border(border):
+        held = (row >= first - border) & (row < last + border)
+        return model(tokens[held], row[held], col[held])[inner[held]]
+
+    assert torch.equal(with_border(model.halo), dense[inner])
+    assert not torch.equal(with_border(model.halo - 1), dense[inner])
+
+
+def test_far_tokens_cost_nothing_and_half_precision_stays_finite():
+    row, col = torch.tensor([0, 1_000_000, -7]), torch.tensor([3, 1_000_000, 2_000_000])
+    model = ContextTransformer(16, depth=2, heads=2, window=4).bfloat16()
+    out = model(tokens_for(row), row, col, 8.0)
+    assert out.dtype == torch.bfloat16
+    assert torch.isfinite(out).all()
+
+
+def test_no_tokens_give_no_tokens():
+    none = torch.empty(0, dtype=torch.int64)
+    assert ContextTransformer(16, depth=2, heads=2)(torch.empty(0, 16), none, none).shape == (0, 16)
+
+
 def test_rows_and_columns_are_not_mixed_up():
     row, col = grid(6, 14)
     model = ContextTransformer(16, depth=2, heads=2, window=4)

@@ -74,8 +74,8 @@ def blank_linear(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) 
 def seeded_init(module: nn.Module, seed: int, std: float | None = None) -> None:
     """Fill every parameter from a generator of its own; the global random state is neither read nor changed.
 
-    Weights of linear layers and convolutions are truncated normal, their biases 0; norms are left as built (1 and 0), as is layer
-    scale; other parameters (tokens, tables) are truncated normal with 0.02.
+    Weights of linear layers and convolutions are normal, clipped at two standard deviations, and their biases 0; norms are left as
+    built (1 and 0), as is layer scale; other parameters (tokens, tables) are such normals with 0.02.
 
     Parameters
     ----------
@@ -99,7 +99,8 @@ def seeded_init(module: nn.Module, seed: int, std: float | None = None) -> None:
 
 
 def _fill_normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
-    nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
+    with torch.no_grad():
+        parameter.normal_(0, std, generator=generator).clamp_(-2 * std, 2 * std)
 
 
 def freeze(module: nn.Module) -> None:

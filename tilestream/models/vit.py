@@ -62,10 +62,7 @@ class ViTConfig:
     """Of the random weights."""
 
     def __post_init__(self) -> None:
-        for key in ("patch", "img_size", "registers"):
-            value, least = getattr(self, key), int(key != "registers")
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"encoder.args.{key}: {value!r}, but it must be an integer of {least} or more.")
+        self._check_kinds()
         if self.img_size % self.patch:
             fits = max(self.img_size // self.patch, 1) * self.patch
             raise ConfigError(f"encoder.args.img_size: {self.img_size} is not a multiple of the patch, {self.patch} px. Set it to {fits}.")
@@ -76,6 +73,18 @@ class ViTConfig:
             raise ConfigError(f"encoder.args.output: {self.output!r} needs a class token. Set it to mean, or class_token to true.")
         self._check_normalisation()
         assert self.dim % self.heads == 0, "heads divide dim"
+
+    def _check_kinds(self) -> None:
+        for key in ("patch", "img_size", "registers"):
+            value, least = getattr(self, key), int(key != "registers")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"encoder.args.{key}: {value!r}, but it must be an integer of {least} or more.")
+        for key in ("class_token", "embed_prefix", "pre_norm"):
+            if not isinstance(getattr(self, key), bool):
+                raise ConfigError(f"encoder.args.{key}: {getattr(self, key)!r}, but it must be true or false.")
+        scale = self.layer_scale
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+            raise ConfigError(f"encoder.args.layer_scale: {scale!r}, but it must be a number, or null for a model without.")
 
     def _check_normalisation(self) -> None:
         for key in ("mean", "std"):

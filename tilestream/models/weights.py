@@ -57,7 +57,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     raise InputError(f"{path}: weights files end in .safetensors, {', '.join(_PICKLED)}, not {path.suffix!r}. Convert it with safetensors.")
 
 
-def apply_weights(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+def apply_weights(module: nn.Module, state: Mapping[str, Tensor], path: str | Path, section: str = "encoder") -> None:
     """Load a state dict strictly: every parameter is given, and nothing is left over.
 
     Keys that begin with one of the module's `ignored_weights` (a tuple of prefixes, such as a classifier's) are dropped first.
@@ -70,6 +70,8 @@ def apply_weights(module: nn.Module, state: Mapping[str, Tensor], path: str | Pa
         From `load_weights`.
     path : str or Path
         Named in the error.
+    section : str
+        Section of the config whose `weights` the path is; named in the error.
 
     Raises
     ------
@@ -93,7 +95,7 @@ def apply_weights(module: nn.Module, state: Mapping[str, Tensor], path: str | Pa
     ]
     if problems:
         raise ConfigError(
-            f"encoder.weights: {path} does not fit the model. {'. '.join(problems)}. Set encoder.name or encoder.args to match."
+            f"{section}.weights: {path} does not fit the model. {'. '.join(problems)}. Set the other keys of {section} to match it."
         )
     module.load_state_dict(state)
 
