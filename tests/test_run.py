@@ -11,7 +11,7 @@ import tifffile
 import zarr
 
 import tilestream
-from tests.support.images import make_image, write_ome_zarr, write_pyramid
+from tests.support.images import make_image, write_ome_zarr, write_pyramid, write_svs
 from tests.support.runs import config, embed, opened, same_store
 
 
@@ -49,11 +49,12 @@ def test_one_image_in_four_containers_gives_the_same_embeddings(tmp_path):
     write_pyramid(tmp_path / "tiled.tif", image, compression="deflate", levels=1, mpp=0.5)
     tifffile.imwrite(tmp_path / "strips.tif", image, photometric="rgb", rowsperstrip=33, compression="lzw")
     write_ome_zarr(tmp_path / "zarred.ome.zarr", image, version="0.5")
-    write_pyramid(tmp_path / "copy.svs", image, compression="lzw", levels=1, mpp=0.5)
+    write_svs(tmp_path / "copy.svs", image, mpp=0.5, levels=1, compression="lzw", photometric="rgb", subsampling=None)
     names = ["tiled.tif", "strips.tif", "zarred.ome.zarr", "copy.svs"]
     summary = embed([tmp_path / n for n in names], tmp_path / "out", encoder={"name": "vit_tiny_patch16_224", "precision": "fp32"})
     stores = [opened(tmp_path / "out", result.id) for result in summary.slides]
     assert stores[0].embeddings.shape == (5 * 7, 192)
+    assert stores[3].source["vendor"] == "aperio"
     assert all(same_store(stores[0], other) for other in stores[1:])
 
 
