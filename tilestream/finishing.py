@@ -103,7 +103,7 @@ def build_context(context: Context, dim: int) -> ContextTransformer:
         seed=context.seed,
     )
     if context.weights is not None:
-        apply_weights(model, load_weights(context.weights), context.weights)
+        apply_weights(model, load_weights(context.weights), context.weights, section="context")
     return model.eval()
 
 
