@@ -73,18 +73,18 @@ class Opened:
     @property
     def recipe(self) -> dict[str, Any]:
         """The settings that the numbers depend on."""
-        attributes = self._store.attributes
-        assert attributes is not None, "checked at birth"
-        recipe: dict[str, Any] = attributes["recipe"]
-        return recipe
+        return self._attribute("recipe")
 
     @property
     def source(self) -> dict[str, Any]:
         """The image: address, size, resolution, level that was read."""
+        return self._attribute("source")
+
+    def _attribute(self, name: str) -> dict[str, Any]:
         attributes = self._store.attributes
         assert attributes is not None, "checked at birth"
-        source: dict[str, Any] = attributes["source"]
-        return source
+        found: dict[str, Any] = attributes[name]
+        return found
 
     def to_dask(self) -> dask.array.Array:
         """(n, d) `dask.array`, one block a shard."""
