@@ -222,10 +222,6 @@ NOT_AVAILABLE = {
     ),
     "source.decode": ({"source": {"decode": "gpu"}}, "gpu is not available yet; leave it out or set it to auto or cpu."),
     "source.icc": ({"source": {"icc": True}}, "true is not available yet; leave it out or set it to false."),
-    "tiles.fast_downsample": (
-        {"tiles": {"mpp": 1, "fast_downsample": True}},
-        "true is not available yet; leave it out or set it to false.",
-    ),
     "encoder.name": ({"encoder": "timm:resnet50"}, "'timm:resnet50' is not available yet; use one of our own"),
     "context.exact": ({"context": {"exact": True}}, "true is not available yet; leave it out or set it to false."),
     "compute.compile": ({"compute": {"compile": True}}, "true is not available yet; leave it out or set it to auto or false."),
@@ -242,7 +238,6 @@ def test_what_is_not_available_yet_is_refused_and_never_ignored(key):
 def test_keys_of_features_to_come_are_taken_where_they_mean_the_default():
     made = config(
         source={"decode": "cpu", "icc": False},
-        tiles={"mpp": 1, "fast_downsample": False},
         context={"exact": False},
         compute={"compile": "auto", "isolate": False},
     )

@@ -36,7 +36,7 @@ class Pieces(Source):
         (h, w), (height, width) = self.piece, self.image.shape[:2]
         return SegmentGrid(h, w, -(-height // h), -(-width // w))
 
-    def read_segment(self, level, row, col):
+    def read_segment(self, level, row, col, out=None):
         self.decoded.append((row, col))
         if (row, col) in self.broken:
             raise ReadError(f"piece {row}, {col} is broken")
@@ -135,7 +135,7 @@ def test_stopping_early_leaves_no_job_behind(image):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_no_more_tiles_are_open_than_stated(image, piece, shard_tiles, threads):
     class Watched(Pieces):
-        def read_segment(self, level, row, col):
+        def read_segment(self, level, row, col, out=None):
             self.open = max(getattr(self, "open", 0), sum(len(b) for b in shard_buffers[-1].values()))
             return super().read_segment(level, row, col)
 

@@ -98,7 +98,11 @@ class Tiles(Section):
     edge: Literal["pad", "drop"] = "pad"
     """Whether tiles that hang over the image are filled with white or left out."""
     fast_downsample: Switch = False
-    """Whether JPEG may be decoded at 1/2 or 1/4 scale where that is the factor wanted."""
+    """Whether JPEG may be decoded at 1/2 or 1/4 scale where that is the factor wanted and the file has no such level.
+
+    Two to four times faster than decoding all pixels and averaging them. Against the average, pixels of CMU-1-Small-Region.svs differ by
+    0.1 grey levels in the mean and by 2 at most in 99 %, those of a sample slide with noise in every pixel by 0.9 and 13; the cosine
+    of the embeddings of both (ViT-Ti/16, centred, worst tile) is 0.9999 and 0.9994."""
     tissue: Tissue = Tissue()
     """Which tiles are kept."""
 

@@ -152,7 +152,6 @@ NOT_YET: Mapping[str, NotYet] = {
     ),
     "source.decode": NotYet(lambda decode: decode if decode == "gpu" else None, "leave it out or set it to auto or cpu"),
     "source.icc": NotYet(_only_true, "leave it out or set it to false"),
-    "tiles.fast_downsample": NotYet(_only_true, "leave it out or set it to false"),
     "encoder.name": NotYet(
         lambda name: yaml_word(name) if name.startswith(("timm:", "hf:")) else None,
         "use one of our own (`tilestream encoders` lists them) or 'module:factory'",

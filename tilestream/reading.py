@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from tilestream.errors import ReadError
 from tilestream.geometry import Region, Size
-from tilestream.readspec import JOB_PIXELS, ReadSpec
+from tilestream.readspec import ReadSpec, job_pieces, jobs_ahead
 from tilestream.resample import area_average
-from tilestream.sources.base import WHITE, Pixels, SegmentGrid, Source
+from tilestream.sources.base import WHITE, Pixels, SegmentGrid, Source, empty_pixels
 
 Index = NDArray[np.int64]
 
@@ -37,27 +37,46 @@ class PixelBuffers:
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, ...], list[NDArray[np.uint8]]] = {}
+        self._whole: dict[int, NDArray[np.uint8]] = {}
 
     def take(self, *shape: int) -> NDArray[np.uint8]:
         """A buffer of `shape`; contents are whatever was left there."""
         try:
             return self._free[shape].pop()  # one bytecode of a list: safe between threads
         except (KeyError, IndexError):
-            return np.empty(shape, np.uint8)
+            pixels = empty_pixels(*shape)
+            self._whole[id(pixels.base)] = pixels
+            return pixels
 
     def give(self, pixels: NDArray[np.uint8]) -> None:
         """Take a buffer (or the leading part of one) back; the caller must not touch it again."""
-        whole = pixels if pixels.base is None else pixels.base
-        assert isinstance(whole, np.ndarray), "buffers come from take"
+        whole = self._whole[id(pixels.base)]
         self._free.setdefault(whole.shape, []).append(whole)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of the file and what becomes of it."""
+
+    row: int
+    col: int
+    direct: int
+    """A tile that is this piece exactly, so that it may be decoded in place; -1 where there is none."""
+    copies: list[tuple[int, slice, slice, slice, slice]]
+    """For each tile: its place in the list, rows and columns of the tile, rows and columns of the piece."""
+
+    @property
+    def tiles(self) -> list[int]:
+        """Tiles that overlap the piece."""
+        return [copy[0] for copy in self.copies]
 
 
 @dataclass(frozen=True)
 class _Jobs:
     """The order of work: runs of pieces, and for each tile the run that completes it."""
 
-    piece: list[list[tuple[int, int, list[int]]]]
-    """For each job: (row, column, tiles that overlap it) of each piece."""
+    pieces: list[list[Piece]]
+    """For each job its pieces."""
     slots: Index
     """(n,) tiles in order of completion."""
     last_job: Index
@@ -68,6 +87,8 @@ class _Jobs:
 
 class TileReader:
     """Reads lists of tiles of one image.
+
+    A piece that is exactly one tile is decoded into the batch; any other into a buffer of its thread, from where it is copied.
 
     Order
     -----
@@ -87,7 +108,7 @@ class TileReader:
         self.spec = spec
         self.buffers = buffers or PixelBuffers()
         self.pool = pool
-        self.ahead = 2 * threads + 1
+        self.ahead = jobs_ahead(spec, source.segment_grid(spec.level), threads)
         self.batch = batch
 
     def read(self, l0_y: Index, l0_x: Index) -> Iterator[TileBatch]:
@@ -100,7 +121,7 @@ class TileReader:
         try:
             for number, last in enumerate(job.last_job_of_batch):
                 while done <= last:
-                    while submitted < len(job.jobs.piece) and len(pending) < self.ahead:
+                    while submitted < len(job.jobs.pieces) and len(pending) < self.ahead:
                         job.open_batches(submitted)
                         pending.append(self.pool.submit(job.run, submitted))
                         submitted += 1
@@ -128,17 +149,11 @@ class _Shard:
         level = source.info.levels[spec.level]
         self.size = level.size
         self.grid = source.segment_grid(spec.level)
-        if self.grid is None:
-            pairs = _pair_tiles(len(px_y))
-        else:
-            ends = [
-                np.ceil(px + spec.extent - 1e-9).astype(np.int64) if spec.resampled else px.astype(np.int64) + spec.tile
-                for px in (px_y, px_x)
-            ]
-            pairs = pair_pieces((self.y0, self.x0), (ends[0], ends[1]), self.grid, level.size)
-        self.jobs = _order_jobs(*pairs, len(px_y), JOB_PIXELS // _piece_area(self.grid, spec))
-        self.slot_of = np.empty(len(px_y), np.int64)
-        self.slot_of[self.jobs.slots] = np.arange(len(px_y))
+        pairs = self._pairs()
+        self.jobs = _order_jobs(self._pieces(*pairs), len(px_y), job_pieces(spec, self.grid))
+        slot_of = np.empty(len(px_y), np.int64)
+        slot_of[self.jobs.slots] = np.arange(len(px_y))
+        self.slot_of = slot_of.tolist()
         starts = np.arange(0, len(px_y), batch)
         self.last_job_of_batch = np.maximum.reduceat(self.jobs.last_job, starts).tolist()
         self.first_job_of_batch = np.minimum.reduceat(self.jobs.first_job, starts).tolist()
@@ -147,6 +162,43 @@ class _Shard:
         self.covers: dict[int, Pixels] = {}
         self.failed: dict[int, str] = {}
         self.lock = threading.Lock()
+
+    def _pairs(self) -> tuple[Index, Index, Index]:
+        """(p,) row, column and tile of every overlap of a piece and a tile."""
+        if self.grid is None:
+            return _pair_tiles(len(self.px_y))
+        spec = self.spec
+        ends = [
+            np.ceil(px + spec.extent - 1e-9).astype(np.int64) if spec.resampled else px.astype(np.int64) + spec.tile
+            for px in (self.px_y, self.px_x)
+        ]
+        return pair_pieces((self.y0, self.x0), (ends[0], ends[1]), self.grid, self.size)
+
+    def _pieces(self, row: Index, col: Index, tile: Index) -> list[Piece]:
+        """The pieces in order of reading, from their overlaps in that order."""
+        if self.grid is None:
+            every = slice(None)
+            return [Piece(k, 0, -1, [(k, every, every, every, every)]) for k in tile.tolist()]
+        grid, cover = self.grid, self.spec.cover
+        bounds = []
+        for at, first, side, length in ((row, self.y0, grid.height, self.size.height), (col, self.x0, grid.width, self.size.width)):
+            start, begin = at * side, first[tile]
+            low = np.maximum(begin, start)
+            high = np.minimum(np.minimum(begin + cover, start + side), length)
+            bounds += [low - begin, high - begin, low - start, high - start]
+        new = np.flatnonzero((np.diff(row, prepend=-1) != 0) | (np.diff(col, prepend=-1) != 0))
+        exact = (bounds[0] == 0) & (bounds[2] == 0) & (bounds[4] == 0) & (bounds[6] == 0)
+        exact &= (bounds[1] == grid.height) & (bounds[5] == grid.width)
+        if self.spec.resampled or (cover, cover) != (grid.height, grid.width):
+            exact[:] = False
+        copies = [
+            (k, slice(a, b), slice(e, f), slice(c, d), slice(g, h))
+            for k, a, b, c, d, e, f, g, h in zip(tile.tolist(), *(each.tolist() for each in bounds), strict=True)
+        ]
+        direct = np.maximum.reduceat(np.where(exact, tile, -1), new) if len(new) else new
+        starts = new.tolist()
+        spans = zip(row[new].tolist(), col[new].tolist(), direct.tolist(), starts, [*starts[1:], len(tile)], strict=True)
+        return [Piece(r, c, whole, copies[first:end]) for r, c, whole, first, end in spans]
 
     def open_batches(self, job: int) -> None:
         """Allocate the batches that `job` is the first to touch."""
@@ -158,7 +210,7 @@ class _Shard:
         start = number * self.batch
         count = min(self.batch, len(self.px_y) - start)
         self.buffers[number] = self.free.take(self.batch, self.spec.tile, self.spec.tile, 3)[:count]
-        self.first_job_of_batch[number] = len(self.jobs.piece) + 1
+        self.first_job_of_batch[number] = len(self.jobs.pieces) + 1
         if not self.spec.resampled:
             for tile in self.jobs.slots[start : start + count].tolist():
                 if self._hangs_over(tile):
@@ -170,7 +222,7 @@ class _Shard:
 
     def _tile(self, tile: int) -> Pixels:
         """The output pixels of a tile, (tile, tile, 3), a view into its batch."""
-        number, place = divmod(int(self.slot_of[tile]), self.batch)
+        number, place = divmod(self.slot_of[tile], self.batch)
         view: Pixels = self.buffers[number][place]
         return view
 
@@ -182,29 +234,28 @@ class _Shard:
 
     def run(self, job: int) -> None:
         """Decode the pieces of one job and copy them into the tiles that they overlap."""
-        for row, col, tiles in self.jobs.piece[job]:
+        for piece in self.jobs.pieces[job]:
             if self.grid is None:
-                self._read_tile(row)
-            else:
-                self._scatter(self.grid, row, col, tiles)
+                self._read_tile(piece.row)
+                continue
+            self._scatter(piece)
             if self.spec.resampled:
-                self._finish(tiles)
+                self._finish(piece.tiles)
 
-    def _scatter(self, grid: SegmentGrid, row: int, col: int, tiles: list[int]) -> None:
+    def _scatter(self, piece: Piece) -> None:
+        place = None if piece.direct < 0 else self._tile(piece.direct)
         try:
-            piece = self.source.read_segment(self.spec.level, row, col)
+            pixels = self.source.read_segment(self.spec.level, piece.row, piece.col, place)
         except ReadError as error:
-            self.failed.update(dict.fromkeys(tiles, str(error)))
+            self.failed.update(dict.fromkeys(piece.tiles, str(error)))
             return
-        top, left = row * grid.height, col * grid.width
-        bottom, right = min(top + grid.height, self.size.height), min(left + grid.width, self.size.width)
-        cover = self.spec.cover
-        for tile in tiles:
-            y, x = int(self.y0[tile]), int(self.x0[tile])
-            y0, y1 = max(y, top), min(y + cover, bottom)
-            x0, x1 = max(x, left), min(x + cover, right)
-            out = self._cover(tile) if self.spec.resampled else self._tile(tile)
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = WHITE if piece is None else piece[y0 - top : y1 - top, x0 - left : x1 - left]
+        resampled = self.spec.resampled
+        for tile, rows, cols, from_rows, from_cols in piece.copies:
+            out = self._cover(tile) if resampled else self._tile(tile)
+            if pixels is None:
+                out[rows, cols] = WHITE
+            elif pixels is not place or tile != piece.direct:
+                out[rows, cols] = pixels[from_rows, from_cols]
 
     def _read_tile(self, tile: int) -> None:
         region = Region(int(self.y0[tile]), int(self.x0[tile]), self.spec.cover, self.spec.cover)
@@ -213,10 +264,12 @@ class _Shard:
         except ReadError as error:
             self.failed[tile] = str(error)
             return
-        if self.spec.resampled:
-            self.covers[tile] = pixels
-        else:
-            self._tile(tile)[:] = pixels
+        self._tile(tile)[:] = self._average(tile, pixels) if self.spec.resampled else pixels
+
+    def _average(self, tile: int, cover: Pixels) -> Pixels:
+        """The (tile, tile, 3) average of the level's pixels under a tile, (cover, cover, 3)."""
+        y, x = self.px_y[tile] - self.y0[tile], self.px_x[tile] - self.x0[tile]
+        return area_average(cover, float(y), float(x), self.spec.extent, self.spec.tile)
 
     def _cover(self, tile: int) -> Pixels:
         """The level's pixels under a tile that will be averaged, (cover, cover, 3), white where nothing was copied yet."""
@@ -236,13 +289,8 @@ class _Shard:
             if pixels is None:
                 continue
             if tile not in self.failed:
-                y, x = self.px_y[tile] - self.y0[tile], self.px_x[tile] - self.x0[tile]
-                self._tile(tile)[:] = area_average(pixels, float(y), float(x), self.spec.extent, self.spec.tile)
+                self._tile(tile)[:] = self._average(tile, pixels)
             self.free.give(pixels)
-
-
-def _piece_area(grid: SegmentGrid | None, spec: ReadSpec) -> int:
-    return grid.height * grid.width if grid else spec.cover**2
 
 
 def _pair_tiles(n: int) -> tuple[Index, Index, Index]:
@@ -273,18 +321,14 @@ def pair_pieces(first: tuple[Index, Index], end: tuple[Index, Index], grid: Segm
     return row[order], col[order], tile[order]
 
 
-def _order_jobs(row: Index, col: Index, tile: Index, n: int, pieces_a_job: int) -> _Jobs:
-    """Group the pieces into jobs and find the job that touches each tile first and last."""
-    new = np.ones(len(row), np.bool_)
-    new[1:] = (row[1:] != row[:-1]) | (col[1:] != col[:-1])
-    piece = np.cumsum(new) - 1  # (p,) number of the piece that each pair belongs to
-    job = piece // max(1, pieces_a_job)
-    first, last = np.zeros(n, np.int64), np.full(n, -1, np.int64)
+def _order_jobs(pieces: list[Piece], n: int, pieces_a_job: int) -> _Jobs:
+    """Group the pieces into jobs and find the job that touches each of n tiles first and last."""
+    step = pieces_a_job
+    tile = np.array([k for piece in pieces for k in piece.tiles], np.int64)
+    job = np.repeat(np.arange(len(pieces)) // step, [len(piece.copies) for piece in pieces])
+    last = np.full(n, -1, np.int64)
     np.maximum.at(last, tile, job)
-    first[:] = last
+    first = last.copy()
     np.minimum.at(first, tile, job)
     slots = np.argsort(last, kind="stable").astype(np.int64)
-    starts = np.flatnonzero(new)
-    pieces = [(int(row[s]), int(col[s]), t.tolist()) for s, t in zip(starts, np.split(tile, starts[1:]), strict=True)] if len(row) else []
-    step = max(1, pieces_a_job)
     return _Jobs([pieces[k : k + step] for k in range(0, len(pieces), step)], slots, last[slots], first[slots])

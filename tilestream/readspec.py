@@ -14,6 +14,9 @@ from tilestream.sources.base import SegmentGrid
 JOB_PIXELS = 1 << 19
 """Pixels decoded by one job of the pool: large enough to hide the cost of a job, small enough to share out evenly."""
 
+AHEAD_BYTES = 64 * 1024**2
+"""Decoded bytes of the jobs in work or waiting, at most; but each thread has one job, and one more waits."""
+
 
 @dataclass(frozen=True)
 class ReadSpec:
@@ -49,6 +52,18 @@ class ReadSpec:
         return px if self.resampled else np.rint(px)
 
 
+def job_pieces(spec: ReadSpec, grid: SegmentGrid | None) -> int:
+    """Pieces that one job of the pool decodes: about `JOB_PIXELS`, at least one piece."""
+    return max(1, JOB_PIXELS // (grid.height * grid.width if grid else spec.cover**2))
+
+
+def jobs_ahead(spec: ReadSpec, grid: SegmentGrid | None, threads: int) -> int:
+    """Jobs in work or waiting at once: two a thread and one, fewer where their bytes would exceed `AHEAD_BYTES`."""
+    area = grid.height * grid.width if grid else spec.cover**2
+    fitting = AHEAD_BYTES // (job_pieces(spec, grid) * area * 3)
+    return max(threads + 1, min(2 * threads + 1, fitting))
+
+
 def pending_tiles(spec: ReadSpec, grid: SegmentGrid | None, level: Level, shard_tiles: int, stride_px: float, threads: int) -> int:
     """Upper bound of the tiles that are open at once while one shard is read.
 
@@ -56,11 +71,11 @@ def pending_tiles(spec: ReadSpec, grid: SegmentGrid | None, level: Level, shard_
     tiles; open are the tiles that overlap the line of pieces in work, its neighbour, and the jobs ahead.
     """
     if grid is None:
-        return min(shard_tiles, (2 * threads + 1) * max(1, JOB_PIXELS // spec.cover**2))
+        return min(shard_tiles, (jobs_ahead(spec, grid, threads) + 1) * job_pieces(spec, grid))
     columns = max(1, math.ceil(level.size.width / stride_px))
     lines = math.ceil(shard_tiles / columns) + 1
     short = min(columns, lines) if grid.width < level.size.width else columns
     across = math.ceil((max(grid.width, grid.height) + spec.cover) / stride_px) + 1  # tiles that one line of pieces overlaps
-    ahead_pieces = (2 * threads + 2) * max(1, JOB_PIXELS // (grid.height * grid.width))
+    ahead_pieces = (jobs_ahead(spec, grid, threads) + 1) * job_pieces(spec, grid)
     ahead_lines = math.ceil(ahead_pieces * min(grid.height, grid.width) / (short * stride_px)) + 1
     return min(shard_tiles, short * across * (1 + ahead_lines))

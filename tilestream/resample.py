@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,23 +32,34 @@ def area_average(pixels: NDArray[np.uint8], y: float, x: float, extent: float, s
     whole = round(factor)
     if factor == whole and y == int(y) and x == int(x):
         return _block_mean(pixels[int(y) : int(y) + size * whole, int(x) : int(x) + size * whole], whole)
-    rows = _weighted_rows(pixels.astype(np.float32), *_taps(y, factor, size, pixels.shape[0]))  # (size, w, c)
-    columns = np.ascontiguousarray(rows.transpose(1, 0, 2))  # (w, size, c)
-    mean = _weighted_rows(columns, *_taps(x, factor, size, pixels.shape[1]))  # (size x, size y, c)
-    return (mean.transpose(1, 0, 2) + np.float32(0.5)).astype(np.uint8)
+    height, width, channels = pixels.shape
+    rows = _weighted_rows(pixels.reshape(height, -1), *_taps(y, factor, size, height))  # (size, w * c)
+    turned = np.ascontiguousarray(rows.reshape(size, width, channels).transpose(1, 2, 0)).reshape(width, -1)  # (w, c * size)
+    mean = _weighted_rows(turned, *_taps(x, factor, size, width))  # (size x, c * size y)
+    mean += np.float32(0.5)
+    return np.ascontiguousarray(mean.astype(np.uint8).reshape(size, channels, size).transpose(2, 0, 1))
 
 
 def _block_mean(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Mean of factor x factor blocks: integers only, (h, w, c) -> (h / factor, w / factor, c)."""
-    total = np.dtype(np.uint16 if factor <= 16 else np.uint32)  # 16 * 16 * 255 is the largest sum that 16 bits hold
-    rows = pixels[0::factor].astype(total)
-    for k in range(1, factor):
+    """Mean of factor x factor blocks: integers only, (h, w, c) -> (h / factor, w / factor, c).
+
+    Columns are added channel by channel: an inner loop over the three values of a pixel would take three times as long.
+    """
+    if factor == 1:
+        return pixels.copy()
+    total = np.dtype(np.uint16 if factor <= 16 else np.uint32)  # 16 * 16 * 255 + 128 is the largest sum that 16 bits hold
+    rows = np.add(pixels[0::factor], pixels[1::factor], dtype=total)
+    for k in range(2, factor):
         np.add(rows, pixels[k::factor], out=rows)
-    blocks = rows[:, 0::factor].copy()
-    for k in range(1, factor):
-        np.add(blocks, rows[:, k::factor], out=blocks)
-    area = factor * factor
-    return ((blocks.astype(np.uint32) + area // 2) // area).astype(np.uint8)
+    channels, area = pixels.shape[2], factor * factor
+    out = np.empty((rows.shape[0], rows.shape[1] // factor, channels), np.uint8)
+    for channel in range(channels):
+        blocks = np.add(rows[:, 0::factor, channel], rows[:, 1::factor, channel])
+        for k in range(2, factor):
+            np.add(blocks, rows[:, k::factor, channel], out=blocks)
+        blocks += total.type(area // 2)
+        out[..., channel] = blocks // total.type(area)
+    return out
 
 
 @lru_cache(maxsize=4096)
@@ -61,9 +73,11 @@ def _taps(offset: float, factor: float, size: int, length: int) -> tuple[NDArray
     return np.clip(index, 0, length - 1), (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _weighted_rows(values: NDArray[np.float32], index: NDArray[np.int64], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(h, w, c) -> (size, w, c): each output row the weighted sum of its source rows."""
-    out = values[index[:, 0]] * weight[:, 0, None, None]
+def _weighted_rows(values: NDArray[Any], index: NDArray[np.int64], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(h, n) -> (size, n): each output row the weighted sum of its source rows."""
+    out = values[index[:, 0]] * weight[:, 0, None]
+    part = np.empty_like(out)
     for k in range(1, index.shape[1]):
-        out += values[index[:, k]] * weight[:, k, None, None]
+        np.multiply(values[index[:, k]], weight[:, k, None], out=part)
+        out += part
     return out

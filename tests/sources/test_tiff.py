@@ -563,3 +563,29 @@ def test_a_file_that_is_no_tiff_is_not_a_grid(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(b"nothing of the kind")
     with pytest.raises(NoGridError, match="cannot be read as TIFF"):
         TiffSource(str(tmp_path / "a.tif"), SourceOptions())
+
+
+@pytest.mark.parametrize("coding", [{"subsampling": (2, 2)}, {"subsampling": (1, 1)}])
+def test_levels_made_by_the_decoder_are_close_to_the_average(tmp_path: Path, coding: dict[str, Any]) -> None:
+    faint = make_image(500, 700, 3) // 4 + 96  # the average is of clipped values, the decoder clips the average
+    path = write_pyramid(tmp_path / "a.tif", faint, levels=1, **coding)
+    with TiffSource(str(path), SourceOptions()) as plain, TiffSource(str(path), SourceOptions(reduced=True)) as source:
+        assert [level.downsample for level in source.info.levels] == [1.0, 2.0, 4.0]
+        assert [level.size for level in source.info.levels] == [Size(500, 700), Size(250, 350), Size(125, 175)]
+        full = source.read_region(0, Region(0, 0, 500, 700))
+        np.testing.assert_array_equal(full, plain.read_region(0, Region(0, 0, 500, 700)))
+        for level, factor in ((1, 2), (2, 4)):
+            size = source.info.levels[level].size
+            reduced = source.read_region(level, Region(0, 0, size.height, size.width)).astype(int)
+            average = full.reshape(size.height, factor, size.width, factor, 3).mean(axis=(1, 3))
+            assert np.abs(reduced - average).mean() < 1.0
+
+
+def test_no_level_is_made_where_the_file_has_it_or_the_codec_cannot(tmp_path: Path) -> None:
+    image = make_image(512, 512, 3)
+    has = write_pyramid(tmp_path / "a.tif", image, tile=128, levels=3)
+    with TiffSource(str(has), SourceOptions(reduced=True)) as source:
+        assert [level.downsample for level in source.info.levels] == [1.0, 2.0, 4.0, 8.0, 16.0]
+    cannot = write_pyramid(tmp_path / "b.tif", image, tile=128, levels=2, compression="deflate")
+    with TiffSource(str(cannot), SourceOptions(reduced=True)) as source:
+        assert [level.downsample for level in source.info.levels] == [1.0, 2.0]

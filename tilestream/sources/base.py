@@ -37,6 +37,8 @@ class SourceOptions:
     scene: int | None = None
     mpp: float | None = None
     """Resolution to take in place of the file's, µm/px."""
+    reduced: bool = False
+    """Whether levels of 1/2 and 1/4 that the decoder can make of a level (JPEG) are offered beside those in the file."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,12 @@ class Source(ABC):
         del level
         return None
 
-    def read_segment(self, level: int, row: int, col: int) -> Pixels | None:
+    def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels | None:
         """(h, w, 3) uint8 pixels of one piece; edge pieces may be cropped or full; None where it is pure background.
 
-        The array may be a buffer of the calling thread that the next call on that thread overwrites. Raises ReadError.
+        The array may be a buffer of the calling thread that the next call on that thread overwrites, or `out`: contiguous memory
+        of a whole piece's shape, which a backend that decodes without a copy may fill instead. Raises ReadError, after which
+        `out` holds anything.
         """
         raise AssertionError("read_segment needs a segment_grid")
 
@@ -159,11 +163,16 @@ def _chunk_side(segment: int) -> int:
     return segment * max(1, 2048 // segment)
 
 
-class ThreadBuffers(threading.local):
-    """One reusable uint8 buffer for each thread and shape, 8 bytes past a 32-byte boundary.
+def empty_pixels(*shape: int) -> NDArray[np.uint8]:
+    """An uninitialised uint8 array that starts 8 bytes past a 32-byte boundary: there libjpeg-turbo's AVX2 path writes measurably faster."""
+    count = int(np.prod(shape))
+    raw = np.empty(count + 32, np.uint8)
+    offset = (8 - raw.ctypes.data) % 32
+    return raw[offset : offset + count].reshape(shape)
 
-    libjpeg-turbo's AVX2 path writes measurably faster to such an address than to a 32-byte-aligned one.
-    """
+
+class ThreadBuffers(threading.local):
+    """One reusable uint8 buffer for each thread and shape; at most four of them, the shapes of a level and its edges."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[int, ...], NDArray[np.uint8]] = {}
@@ -173,7 +182,5 @@ class ThreadBuffers(threading.local):
         if shape not in self._buffers:
             if len(self._buffers) >= 4:
                 self._buffers.clear()
-            raw = np.empty(int(np.prod(shape)) + 64, np.uint8)
-            offset = (8 - raw.ctypes.data) % 32
-            self._buffers[shape] = raw[offset : offset + int(np.prod(shape))].reshape(shape)
+            self._buffers[shape] = empty_pixels(*shape)
         return self._buffers[shape]

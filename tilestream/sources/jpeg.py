@@ -7,7 +7,7 @@ and an Adobe marker with the right transform is put in front.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -32,6 +32,9 @@ def adobe_marker(transform: int) -> bytes:
     return b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
 
 
+KNOWN_HEADERS = 4
+"""Headers kept of a page: one for whole pieces, some for cropped ones; a page whose tables change with each piece stays cheap."""
+
 TAILS = frozenset({EOI, *(bytes([0xFF, code]) for code in range(0xD0, 0xD8))})
 """Markers that end a restart interval."""
 
@@ -46,6 +49,8 @@ class JpegFrame:
     precision: int
     colour_markers: tuple[tuple[int, int], ...]
     """Byte ranges of JFIF and Adobe segments."""
+    end: int
+    """Byte at which the scan, or the end of the image, begins."""
 
 
 def scan_markers(data: bytes) -> JpegFrame:
@@ -71,13 +76,25 @@ def scan_markers(data: bytes) -> JpegFrame:
         elif code in (APP0, APP14):
             marked.append((at, at + 2 + length))
         at += 2 + length
-    return JpegFrame(*frame, tuple(marked))
+    return JpegFrame(*frame, tuple(marked), min(at, len(data)))
 
 
 def _without(data: bytes, ranges: tuple[tuple[int, int], ...]) -> bytes:
     for start, end in reversed(ranges):
         data = data[:start] + data[end:]
     return data
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The bytes before the scan that one segment began with; most segments of a page begin alike."""
+
+    raw: bytes
+    """As stored."""
+    clean: bytes
+    """With the page's tables and colour marker in place of the segment's own colour markers."""
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,8 @@ class JpegDecoder:
     width: int
     """Columns of a full segment."""
     buffers: ThreadBuffers
+    headers: list[_Header] = field(default_factory=list)
+    """Headers seen so far, at most `KNOWN_HEADERS`: finding one again is a comparison, parsing it is a tenth of decoding."""
 
     @classmethod
     def from_tables(cls, tables: bytes | None, *, rgb: bool, height: int, width: int, buffers: ThreadBuffers) -> JpegDecoder:
@@ -110,39 +129,63 @@ class JpegDecoder:
         """A decoder for segments that are scan data behind one common header."""
         return cls(header, bare=True, height=height, width=width, buffers=buffers)
 
-    def decode(self, segment: bytes, seen: tuple[int, int]) -> Pixels:
-        """(h, w, 3) uint8 of one segment, in the calling thread's buffer.
+    def decode(self, segment: bytes, seen: tuple[int, int], out: Pixels | None = None, reduce: int = 1) -> Pixels:
+        """(h, w, 3) uint8 of one segment: in `out` where it has that shape, else in the calling thread's buffer.
 
-        `seen` is the height and width of the part inside the image, which the segment must cover. Raises ReadError.
+        `seen` is the height and width of the part inside the image, which the segment must cover, after division by `reduce`
+        (1, 2, 4 or 8), at which scale the segment is decoded. Raises ReadError.
         """
+        data, height, width = self.stream(segment)
+        height, width = -(-height // reduce), -(-width // reduce)
+        if seen[0] > height or seen[1] > width:
+            raise ReadError(f"JPEG of {height * reduce} x {width * reduce} px, too small for its part of the image")
+        if out is None or out.shape != (height, width, 3):
+            out = self.buffers.get((height, width, 3))
+        return decode_stream(data, out, reduce)
+
+    def stream(self, segment: bytes) -> tuple[bytes, int, int]:
+        """A complete stream for one segment, and its height and width. Raises ReadError."""
         if self.bare:
-            height, width = self.height, self.width
-            data = self.prefix + (segment[:-2] if segment[-2:] in TAILS else segment) + EOI
-        else:
-            frame = scan_markers(segment)
-            height, width = frame.height, frame.width
-            if not (seen[0] <= height <= self.height and seen[1] <= width <= self.width):
-                raise ReadError(f"JPEG of {height} x {width} px in a file tile of {self.height} x {self.width}")
-            data = self.prefix + _without(segment, frame.colour_markers)[2:]
-        return decode_stream(data, self.buffers.get((height, width, 3)))
+            return self.prefix + (segment[:-2] if segment[-2:] in TAILS else segment) + EOI, self.height, self.width
+        for header in self.headers:
+            if segment.startswith(header.raw):
+                return header.clean + segment[len(header.raw) :], header.height, header.width
+        frame = scan_markers(segment)
+        if frame.height > self.height or frame.width > self.width:
+            raise ReadError(f"JPEG of {frame.height} x {frame.width} px in a file tile of {self.height} x {self.width}")
+        raw = segment[: frame.end]
+        clean = self.prefix + _without(raw, frame.colour_markers)[2:]
+        if len(self.headers) < KNOWN_HEADERS:
+            self.headers.append(_Header(raw, clean, frame.height, frame.width))
+        return clean + segment[frame.end :], frame.height, frame.width
 
 
-def decode_stream(data: bytes, out: Pixels) -> Pixels:
-    """`out`, (h, w, 3) uint8, filled from a complete grey or colour stream of that size. Raises ReadError."""
+def decode_stream(data: bytes, out: Pixels, reduce: int = 1) -> Pixels:
+    """`out`, (h, w, 3) uint8, filled from a complete grey or colour stream that has that size at 1 / `reduce` of its scale. Raises ReadError."""
     try:
         if simplejpeg is None:
-            return _decode_with_imagecodecs(data, out)
-        simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, buffer=out)
+            return _decode_with_imagecodecs(data, out, reduce)
+        if reduce == 1:
+            simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, buffer=out)
+        else:
+            least = {"min_height": out.shape[0], "min_width": out.shape[1], "min_factor": float(reduce)}
+            _check_size(simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, buffer=out, **least), out)
     except (ValueError, RuntimeError) as error:
         raise ReadError(f"JPEG decoder: {error}") from error
     return out
 
 
-def _decode_with_imagecodecs(data: bytes, out: Pixels) -> Pixels:
-    import imagecodecs
-
-    pixels = imagecodecs.jpeg8_decode(data)
+def _check_size(pixels: Pixels, out: Pixels) -> None:
     if pixels.shape[:2] != out.shape[:2]:
         raise ReadError(f"JPEG of {pixels.shape[0]} x {pixels.shape[1]} px where {out.shape[0]} x {out.shape[1]} belong")
+
+
+def _decode_with_imagecodecs(data: bytes, out: Pixels, reduce: int) -> Pixels:
+    import imagecodecs
+
+    if reduce > 1:
+        raise ReadError("decoding at reduced scale needs simplejpeg: pip install simplejpeg")
+    pixels = imagecodecs.jpeg8_decode(data)
+    _check_size(pixels, out)
     out[:] = pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
     return out

@@ -53,21 +53,21 @@ class TiffSource(Source):
         """The grid of file tiles or strips of a level."""
         return self._levels[level].grid
 
-    def read_segment(self, level: int, row: int, col: int) -> Pixels | None:
+    def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels | None:
         """(h, w, 3) uint8 of one file tile, full-size or cropped to the image; None where the file holds no bytes for it.
 
-        May be a buffer of the calling thread that its next call overwrites. Raises ReadError.
+        May be `out`, or a buffer of the calling thread that its next call overwrites. Raises ReadError.
         """
         found = self._levels[level]
         grid = found.grid
         if not (0 <= row < grid.rows and 0 <= col < grid.cols):
             raise IndexError(f"file tile ({row}, {col}) of a grid of {grid.rows} x {grid.cols}")
         try:
-            return self._segment(found, row, col)
+            return self._segment(found, row, col, out)
         except ReadError as error:
             raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
 
-    def _segment(self, found: TiffLevel, row: int, col: int) -> Pixels | None:
+    def _segment(self, found: TiffLevel, row: int, col: int, out: Pixels | None) -> Pixels | None:
         grid, size = found.grid, found.level.size
         seen = min(grid.height, size.height - row * grid.height), min(grid.width, size.width - col * grid.width)
         cell = row * grid.cols + col
@@ -76,7 +76,7 @@ class TiffSource(Source):
             data = self._bytes(page, cell)
             if data is None:
                 return None
-            pixels = page.jpeg.decode(data, seen)
+            pixels = page.jpeg.decode(data, seen, out, found.reduce)
             return pixels if self._rule.trivial else self._rule.rgb(pixels)
         cells = grid.rows * grid.cols
         parts = [self._samples(page, cell + plane * cells, grid, seen) for page in found.pages for plane in range(page.planes)]

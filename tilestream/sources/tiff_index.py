@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ TIFFFILE_ERRORS = (
 JPEG, JPEG_2000_YCBCR = 7, 33003
 JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6
+REDUCTIONS = (2, 4)
+"""Parts of the scale, as denominators, that libjpeg's inverse DCT decodes to directly."""
 ALPHA: dict[tuple[int, ...], Alpha] = {(1,): "premultiplied", (2,): "straight"}
 """Meaning of the ExtraSamples tag where there is one extra sample (TIFF 6.0 section 18)."""
 
@@ -65,7 +67,10 @@ class TiffLevel:
 
     level: Level
     grid: SegmentGrid
+    """In pixels of the level, after division by `reduce`."""
     pages: tuple[TiffPlane, ...]
+    reduce: int = 1
+    """The part of the stored scale, as a denominator, at which pieces are decoded."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +116,31 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
         TiffLevel(level, grid := _grid(found.keyframe, address), tuple(_plane(tif, found, k, grid, buffers, address) for k in leading))
         for level, found in pick_levels(tif, series)
     )
+    if choices.options.reduced:
+        levels = _with_reduced(levels)
     stated = read_resolution(tif, number, series, address, choices.options)
     if int(page.tags.valueof(274, default=1)) != 1:
         warnings = (*warnings, f"the Orientation tag is {page.tags.valueof(274)}; pixels are read in stored order.")
     compression = tifffile.COMPRESSION(page.compression).name.lower()
     facts = _facts(page, series)
     return TiffIndex(levels, rule, stated, vendor_of(tif, series), compression, facts, warnings + stated.warnings)
+
+
+def _with_reduced(levels: tuple[TiffLevel, ...]) -> tuple[TiffLevel, ...]:
+    """The levels, and between them those that JPEG decoding at 1/2 and 1/4 of the scale makes of a level and the file lacks."""
+    made = list(levels)
+    for found in reversed(levels):  # from the coarsest that serves: fewer bytes to read
+        page = found.pages[0]
+        for factor in REDUCTIONS:
+            downsample = found.level.downsample * factor
+            divides = found.grid.height % factor == 0 and found.grid.width % factor == 0
+            known = any(abs(other.level.downsample / downsample - 1) <= 0.01 for other in made)
+            if len(found.pages) > 1 or page.jpeg is None or page.jpeg.bare or not divides or known:
+                continue
+            size = Size(-(-found.level.size.height // factor), -(-found.level.size.width // factor))
+            grid = replace(found.grid, height=found.grid.height // factor, width=found.grid.width // factor)
+            made.append(TiffLevel(Level(size, downsample), grid, found.pages, factor))
+    return tuple(sorted(made, key=lambda each: each.level.downsample))
 
 
 def _check_coding(page: Any, address: str) -> None:
@@ -135,8 +159,8 @@ def _check_coding(page: Any, address: str) -> None:
 
 def _choose_pages(series: Any, choices: Choices) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Numbers of the pages to read in the series' page list, and the channels that they are, None where channels are samples."""
-    axes, shape = series.get_axes(squeeze=True), series.get_shape(squeeze=True)
-    lead = [(axis, length) for axis, length in zip(axes, shape, strict=True) if axis not in "YXS"]
+    axes, shape = str(series.axes), tuple(series.shape)
+    lead = [(axis, length) for axis, length in zip(axes, shape, strict=True) if axis not in "YXS" and length > 1]
     keys = axis_keys([axis for axis, _ in lead])
     picks: list[tuple[int, ...]] = []
     channels = None
@@ -147,7 +171,7 @@ def _choose_pages(series: Any, choices: Choices) -> tuple[tuple[int, ...], tuple
             picks.append((choices.index(axis, length, keys[position]),))
     lengths = [length for _, length in lead]
     if len(series.pages) != int(np.prod(lengths, dtype=np.int64)):
-        raise NoGridError(f"{choices.address}: {len(series.pages)} pages for axes {axes} of {tuple(shape)}: pixels are stored across pages")
+        raise NoGridError(f"{choices.address}: {len(series.pages)} pages for axes {axes} of {shape}: pixels are stored across pages")
     grid = np.arange(len(series.pages)).reshape(lengths)
     return tuple(int(k) for k in grid[np.ix_(*picks)].ravel()), channels
 

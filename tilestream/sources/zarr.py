@@ -61,8 +61,9 @@ class ZarrSource(Source):
         """The grid of chunks in y and x."""
         return self._grids[level]
 
-    def read_segment(self, level: int, row: int, col: int) -> Pixels:
+    def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels:
         """(h, w, 3) uint8 of one chunk, cropped to the image. Raises ReadError."""
+        del out  # decoded chunks lie in memory of their own
         grid = self._grids[level]
         whole = Region(row * grid.height, col * grid.width, grid.height, grid.width)
         region = whole.clipped(self.info.levels[level].size)
