@@ -8,9 +8,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
+import zarr.codecs
 
 from tests.sources.suite import Image, SourceSuite
 from tests.support.images import make_image, write_ome_zarr
@@ -230,6 +232,58 @@ def test_http_is_read_through_an_object_store(tmp_path: Path) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+CODINGS: dict[str, dict[str, Any]] = {
+    "v3 zstd": {"compressors": zarr.codecs.ZstdCodec(level=3)},
+    "v3 blosc": {"compressors": zarr.codecs.BloscCodec(cname="lz4", shuffle="bitshuffle")},
+    "v3 gzip": {"compressors": zarr.codecs.GzipCodec()},
+    "v3 raw": {"compressors": None},
+    "v3 sharded": {"shards": (128, 192, 3)},
+    "v2 zlib": {"zarr_format": 2, "compressors": numcodecs.Zlib()},
+    "v2 blosc": {"zarr_format": 2, "compressors": numcodecs.Blosc()},
+    "v2 raw": {"zarr_format": 2, "compressors": None},
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_chunks_read_past_zarr_equal_zarrs_own(tmp_path: Path, coding: str, scheme: str) -> None:
+    image = make_image(HEIGHT, WIDTH, 2)
+    array = zarr.create_array(tmp_path / "a.zarr", shape=image.shape, chunks=(64, 96, 3), dtype="u1", fill_value=7, **CODINGS[coding])
+    array[:256] = image[:256]  # the last row of chunks, or of shards, was never written
+    with ZarrSource(f"{scheme}{tmp_path / 'a.zarr'}", SourceOptions()) as source:
+        assert source._chunks[0] is not None
+        for row, col in np.ndindex(source.segment_grid(0).rows, source.segment_grid(0).cols):
+            expected = array[row * 64 : row * 64 + 64, col * 96 : col * 96 + 96]
+            np.testing.assert_array_equal(source.read_segment(0, row, col), expected)
+
+
+def test_codecs_that_only_zarr_knows_are_left_to_zarr(tmp_path: Path) -> None:
+    image = make_image(HEIGHT, WIDTH, 2)
+    turned = {"filters": zarr.codecs.TransposeCodec(order=(1, 0, 2))}
+    array = zarr.create_array(tmp_path / "a.zarr", shape=image.shape, chunks=(64, 96, 3), dtype="u1", **turned)
+    array[:] = image
+    with ZarrSource(str(tmp_path / "a.zarr"), SourceOptions()) as source:
+        assert source._chunks[0] is None
+        np.testing.assert_array_equal(source.read_segment(0, 1, 1), image[64:128, 96:192])
+
+
+@pytest.mark.parametrize("damage", ["index", "cut", "size"])
+def test_damaged_shards_fail_in_words(tmp_path: Path, damage: str) -> None:
+    image = make_image(HEIGHT, WIDTH, 2)
+    sides = {"chunks": (64, 96, 3), "shards": (128, 192, 3)} if damage != "size" else {"chunks": (64, 96, 3), "compressors": None}
+    array = zarr.create_array(tmp_path / "a.zarr", shape=image.shape, dtype="u1", **sides)
+    array[:] = image
+    path = tmp_path / "a.zarr" / "c" / "0" / "0" / "0"
+    raw = bytearray(path.read_bytes())
+    raw[-10] ^= 0xFF
+    path.write_bytes({"index": raw, "cut": raw[:20], "size": raw + b"more"}[damage])
+    words = {"index": "index of shard c/0/0/0 is damaged", "cut": "has 20 bytes", "size": "18436 bytes where 18432 belong"}[damage]
+    with ZarrSource(str(tmp_path / "a.zarr"), SourceOptions()) as source:
+        with pytest.raises(ReadError, match=words):
+            source.read_segment(0, 0, 0)
+        np.testing.assert_array_equal(source.read_segment(0, 2, 2), image[128:192, 192:288])
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

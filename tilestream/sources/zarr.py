@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Region
 from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.samples import Choices, SampleRule, axis_keys
+from tilestream.sources.zarr_chunks import ChunkReader, chunk_reader
 from tilestream.sources.zarr_meta import ZarrImage, find_image, fingerprint_of, resolution_of
 
 MAX_CHUNK_BYTES = 256 * 1024**2
@@ -50,6 +53,7 @@ class ZarrSource(Source):
             choices.settle()
             self._image = image
             self._grids = tuple(_grid(image, array, address) for array in image.arrays)
+            self._chunks = tuple(chunk_reader(array) for array in image.arrays)
             self.info = _info(address, reason, node, image, choices)
         except store_errors() as error:
             raise InputError(f"{address}: the Zarr metadata cannot be read: {str(error) or type(error).__name__}") from error
@@ -62,27 +66,68 @@ class ZarrSource(Source):
         return self._grids[level]
 
     def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels:
-        """(h, w, 3) uint8 of one chunk, cropped to the image. Raises ReadError."""
+        """(h, w, 3) uint8 of one chunk, cropped to the image; may be a buffer of the calling thread. Raises ReadError."""
         del out  # decoded chunks lie in memory of their own
         grid = self._grids[level]
         whole = Region(row * grid.height, col * grid.width, grid.height, grid.width)
         region = whole.clipped(self.info.levels[level].size)
         if region is None:
             raise IndexError(f"chunk ({row}, {col}) of a grid of {grid.rows} x {grid.cols}")
-        return self._read(level, region)
+        reader = self._chunks[level]
+        if reader is None:
+            return self._read(level, region)
+        with self._read_errors(level, region):
+            samples = self._chunk_samples(reader, level, row, col)
+            return np.ascontiguousarray(self._rule.rgb(self._to_yxs(samples)[: region.height, : region.width]))
+
+    def _chunk_samples(self, reader: ChunkReader, level: int, row: int, col: int) -> NDArray[Any]:
+        """What the selection of all axes but y and x takes of the chunks at one place, joined along the channels."""
+        axes, sides = self._image.axes, self._image.arrays[level].chunks
+        places: list[int] = []
+        taken: list[int | slice] = []
+        spread, chosen = -1, range(1)
+        for axis, (name, selected, side) in enumerate(zip(axes, self._selection, sides, strict=True)):
+            if name in ("y", "x"):
+                places.append(row if name == "y" else col)
+                taken.append(slice(None))
+            elif isinstance(selected, int):
+                places.append(selected // side)
+                taken.append(selected % side)
+            else:
+                start, stop, _ = selected.indices(self._image.arrays[level].shape[axis])
+                spread, chosen = axis, range(start, stop)
+                places.append(0)
+                taken.append(slice(None))
+        if spread < 0:
+            return reader.chunk(places)[tuple(taken)]
+        side, parts = sides[spread], []
+        numbers = range(chosen.start // side, (chosen.stop - 1) // side + 1)
+        for number in numbers:
+            places[spread] = number
+            taken[spread] = slice(max(0, chosen.start - number * side), min(side, chosen.stop - number * side))
+            part = reader.chunk(places)[tuple(taken)]
+            parts.append(part.copy() if len(numbers) > 1 else part)  # the next chunk is decoded into the same buffer
+        left = sum(isinstance(each, slice) for each in taken[:spread])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=left)
 
     def _read(self, level: int, region: Region) -> Pixels:
         axes = self._image.axes
         selection = list(self._selection)
         selection[axes.index("y")] = slice(region.px_y, region.px_y + region.height)
         selection[axes.index("x")] = slice(region.px_x, region.px_x + region.width)
-        try:
+        with self._read_errors(level, region):
             samples = np.asarray(self._image.arrays[level][tuple(selection)])
+        return np.ascontiguousarray(self._rule.rgb(self._to_yxs(samples)))
+
+    @contextmanager
+    def _read_errors(self, level: int, region: Region) -> Iterator[None]:
+        """Turn what stores and codecs raise into a ReadError that names the place."""
+        try:
+            yield
         except store_errors() as error:
             words = str(error).partition("\n")[0] or type(error).__name__
             place = f"{region.height} x {region.width} px at ({region.px_y}, {region.px_x})"
             raise ReadError(f"{self.info.address}: level {level}, {place}: {words}") from error
-        return np.ascontiguousarray(self._rule.rgb(self._to_yxs(samples)))
 
     def _to_yxs(self, samples: NDArray[Any]) -> NDArray[Any]:
         """(h, w, s) from the selected axes in stored order; integer selections are gone already."""
