@@ -67,6 +67,32 @@ class TiffSource(Source):
         except ReadError as error:
             raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
 
+    def has_jpeg_streams(self, level: int) -> bool:
+        """Whether every file tile of a level is a JPEG whose decoded RGB or grey is already the pixel, at its stored scale."""
+        found = self._levels[level]
+        return len(found.pages) == 1 and found.pages[0].jpeg is not None and found.reduce == 1 and self._rule.trivial
+
+    def encoded_segment(self, level: int, row: int, col: int) -> bytes | None:
+        """The complete JPEG stream of one file tile, for a decoder elsewhere; None where the file holds no bytes for it.
+
+        The stream is no larger than a file tile and covers its part of the image. Only where `has_jpeg_streams`. Raises ReadError.
+        """
+        try:
+            return self._stream(self._levels[level], row, col)
+        except ReadError as error:
+            raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
+
+    def _stream(self, found: TiffLevel, row: int, col: int) -> bytes | None:
+        grid, size, page = found.grid, found.level.size, found.pages[0]
+        assert page.jpeg is not None, "a level without JPEG has no streams"
+        data = self._bytes(page, row * grid.cols + col)
+        if data is None:
+            return None
+        stream, height, width = page.jpeg.stream(data)
+        if height < min(grid.height, size.height - row * grid.height) or width < min(grid.width, size.width - col * grid.width):
+            raise ReadError(f"JPEG of {height} x {width} px, too small for its part of the image")
+        return stream
+
     def _segment(self, found: TiffLevel, row: int, col: int, out: Pixels | None) -> Pixels | None:
         grid, size = found.grid, found.level.size
         seen = min(grid.height, size.height - row * grid.height), min(grid.width, size.width - col * grid.width)
