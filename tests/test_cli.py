@@ -101,6 +101,7 @@ def test_untrained_weights_are_announced_once_in_plain_words(capsys, config_path
         (["encoder=tests.support.encoders:no_module"], 2, ["encoder.name", "torch.nn.Module"]),
         (["encoder=tests.support.encoders:wrong_dim"], 2, ["says dim 4", "(3,)"]),
         (["compute.memory_limit=64MiB"], 2, ["compute.memory_limit", "the limit is 64 MiB", "needs"]),
+        (["source.decode=gpu"], 2, ["source.decode: gpu", "compute.device is cpu"]),
         (["compute.device=cuda:7"], 2, ["compute.device: cuda:7"]),
         (["slides=nothing/*.svs"], 2, ["nothing/*.svs"]),
         (["slides=missing.svs"], 3, ["missing.svs", "no such file"]),

@@ -220,7 +220,6 @@ NOT_AVAILABLE = {
         {"output": {"path": "o", "save": ["tiles", "windows"]}},
         "windows is not available yet; save tiles, and slide or tokens as you like.",
     ),
-    "source.decode": ({"source": {"decode": "gpu"}}, "gpu is not available yet; leave it out or set it to auto or cpu."),
     "source.icc": ({"source": {"icc": True}}, "true is not available yet; leave it out or set it to false."),
     "encoder.name": ({"encoder": "timm:resnet50"}, "'timm:resnet50' is not available yet; use one of our own"),
     "context.exact": ({"context": {"exact": True}}, "true is not available yet; leave it out or set it to false."),
@@ -237,7 +236,7 @@ def test_what_is_not_available_yet_is_refused_and_never_ignored(key):
 
 def test_keys_of_features_to_come_are_taken_where_they_mean_the_default():
     made = config(
-        source={"decode": "cpu", "icc": False},
+        source={"icc": False},
         context={"exact": False},
         compute={"compile": "auto", "isolate": False},
     )

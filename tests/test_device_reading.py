@@ -28,7 +28,6 @@ HEIGHT, WIDTH, TILE = 700, 1100, 96
 WAYS = {
     "420": {"subsampling": (2, 2)},
     "444": {"subsampling": (1, 1)},
-    "rgb": {"photometric": "rgb", "jpeg_rgb": True},
 }
 
 
@@ -234,6 +233,7 @@ def test_an_empty_list_gives_no_batches(tmp_path, image):
 def test_only_plain_jpeg_is_decoded_on_the_device(tmp_path, image):
     assert can_decode_on_device(slide(tmp_path, image), 0)
     assert not can_decode_on_device(slide(tmp_path, image, compression="deflate"), 0)
+    assert not can_decode_on_device(slide(tmp_path, image, photometric="rgb", jpeg_rgb=True), 0)
     grey = write_pyramid(tmp_path / "b.tif", image[..., 0], levels=1, photometric="miniswhite")
     assert not can_decode_on_device(TiffSource(str(grey), SourceOptions()), 0)
     path = write_pyramid(tmp_path / "c.tif", image, tile=128, levels=1)

@@ -14,7 +14,7 @@ HOUSE = [
     "reading device_decoding device_reading",
     "models.positions models.patch_embed models.vit models.windows models.context models.pooling models.weights models.encoders models",
     "objects tables store",
-    "machine stages",
+    "machine worker stages",
     "overview finishing",
     "engine",
     "lock recipe summary driver",

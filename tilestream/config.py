@@ -65,7 +65,10 @@ class SourceChoices(Section):
     backend: Literal["auto", "tiff", "openslide", "zarr"] = "auto"
     """Which reader opens the files."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where compressed pixels are decoded."""
+    """Where JPEG is decoded. `auto` is `cpu`: with 16 cores it feeds an H200 as fast as the device's own decoder does (23,200 and
+    23,200 tiles/s of 224 px from file tiles of 256), bit for bit as libjpeg-turbo decodes, and refuses every damaged stream that libjpeg
+    refuses. `gpu` (extra `gpu`) serves machines with few cores for a fast device: within 1 grey level on 99.9 % of samples, but of
+    200 streams with one wrong byte it decoded all 51 that libjpeg refuses."""
     mpp: Positive | None = None
     """Resolution of level 0 for files that do not say, in µm/px. The column `mpp` of a slide list goes before it."""
     z: Index | None = None

@@ -150,7 +150,6 @@ NOT_YET: Mapping[str, NotYet] = {
         lambda save: "windows" if "windows" in save else None if "tiles" in save else "an output without tiles",
         "save tiles, and slide or tokens as you like",
     ),
-    "source.decode": NotYet(lambda decode: decode if decode == "gpu" else None, "leave it out or set it to auto or cpu"),
     "source.icc": NotYet(_only_true, "leave it out or set it to false"),
     "encoder.name": NotYet(
         lambda name: yaml_word(name) if name.startswith(("timm:", "hf:")) else None,

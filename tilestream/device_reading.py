@@ -58,6 +58,8 @@ class DeviceTileBatch:
     """(n, tile, tile, 3) uint8 RGB on the decoder's device; undefined where the tile failed."""
     failed: dict[int, str] = field(default_factory=dict)
     """Why reading failed, by place in the list that was asked for."""
+    ready: torch.cuda.Event | None = None
+    """What another stream must wait for before it touches the pixels."""
 
 
 class DeviceTileReader:

@@ -30,9 +30,10 @@ from tilestream.plan import (
 from tilestream.recipe import check_recipe, check_source, make_recipe
 from tilestream.slides import SlideRef, list_slides
 from tilestream.sources import open_source
-from tilestream.stages import ShardReport, ShardTask, WorkerSettings, describe_encoder, embed_shard
+from tilestream.stages import ShardReport, ShardTask, describe_encoder, embed_shard
 from tilestream.store import SlideStore
 from tilestream.summary import SlideResult, Summary
+from tilestream.worker import WorkerSettings
 
 TILE_ERRORS = 1000
 """Tile errors kept for a slide in the summary."""
@@ -90,6 +91,7 @@ def worker_settings(config: Config) -> WorkerSettings:
         precision=config.encoder.precision,
         device=compute.device,
         tile=config.tiles.size,
+        decode=config.source.decode,
         batch=None if compute.batch_size == "auto" else compute.batch_size,
         threads=cores if compute.threads == "auto" else compute.threads,
         compute_threads=cores if local else None,

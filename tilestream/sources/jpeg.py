@@ -110,6 +110,8 @@ class JpegDecoder:
     width: int
     """Columns of a full segment."""
     buffers: ThreadBuffers
+    rgb: bool = False
+    """Whether the stored colours are RGB."""
     headers: list[_Header] = field(default_factory=list)
     """Headers seen so far, at most `KNOWN_HEADERS`: finding one again is a comparison, parsing it is a tenth of decoding."""
 
@@ -122,7 +124,7 @@ class JpegDecoder:
                 body = _without(tables, scan_markers(tables).colour_markers)[2:].removesuffix(EOI)
             except ReadError as error:
                 raise ReadError(f"JPEGTables tag: {error}") from error
-        return cls(SOI + adobe_marker(0 if rgb else 1) + body, bare=False, height=height, width=width, buffers=buffers)
+        return cls(SOI + adobe_marker(0 if rgb else 1) + body, bare=False, height=height, width=width, buffers=buffers, rgb=rgb)
 
     @classmethod
     def from_header(cls, header: bytes, *, height: int, width: int, buffers: ThreadBuffers) -> JpegDecoder:

@@ -68,9 +68,13 @@ class TiffSource(Source):
             raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
 
     def has_jpeg_streams(self, level: int) -> bool:
-        """Whether every file tile of a level is a JPEG whose decoded RGB or grey is already the pixel, at its stored scale."""
+        """Whether every file tile of a level is YCbCr or grey JPEG that needs nothing but decoding, at its stored scale.
+
+        JPEG that stores RGB is left out: nvJPEG ignores the marker that says so.
+        """
         found = self._levels[level]
-        return len(found.pages) == 1 and found.pages[0].jpeg is not None and found.reduce == 1 and self._rule.trivial
+        jpeg = found.pages[0].jpeg
+        return len(found.pages) == 1 and jpeg is not None and not jpeg.rgb and found.reduce == 1 and self._rule.trivial
 
     def encoded_segment(self, level: int, row: int, col: int) -> bytes | None:
         """The complete JPEG stream of one file tile, for a decoder elsewhere; None where the file holds no bytes for it.

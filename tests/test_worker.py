@@ -1,0 +1,63 @@
+"""Tiles through a worker: whichever way they are read, and whatever is closed early."""
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from tests.support.images import make_image, write_pyramid
+from tilestream.errors import ConfigError
+from tilestream.readspec import ReadSpec
+from tilestream.sources.base import SourceOptions
+from tilestream.sources.openslide import OpenSlideSource
+from tilestream.sources.tiff import TiffSource
+from tilestream.worker import Clock, Worker, WorkerSettings
+
+
+def settings(**changes):
+    plain = {
+        "encoder": "tests.support.encoders:corners", "weights": None, "args": "{}", "precision": "fp32", "device": "cpu", "tile": 96,
+        "batch": 8, "threads": 2, "decode": "auto", "compute_threads": None,
+    }  # fmt: skip
+    return WorkerSettings(**plain | changes)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(write_pyramid(tmp_path / "a.tif", make_image(500, 700, 1), tile=128, levels=1))
+
+
+def embed(worker, source, clock):
+    y, x = (a.ravel().astype(np.int64) for a in np.mgrid[0:500:96, 0:700:96])
+    out = np.full((len(y), 12), np.nan, np.float32)
+    with closing(worker.embed_tiles(source, ReadSpec(0, 1.0, 96, 1.0), y, x, clock)) as parts:
+        for part in parts:
+            assert not part.failed
+            out[part.index] = part.out
+    return out
+
+
+@pytest.mark.parametrize("make_source", [TiffSource, OpenSlideSource])
+def test_tiles_gathered_on_the_device_give_the_same_embeddings(path, make_source):
+    worker, clock = Worker(settings()), Clock()
+    source = make_source(path, SourceOptions())
+    expected = embed(worker, source, clock)
+    assert np.isfinite(expected).all()
+    worker.gathers = True  # as on CUDA
+    for _ in range(2):
+        np.testing.assert_array_equal(embed(worker, source, clock), expected)
+    assert set(clock.seconds) == {"read", "wait", "compute"}
+
+
+def test_a_batch_that_is_given_up_leaves_the_worker_usable(path):
+    worker, source = Worker(settings()), TiffSource(path, SourceOptions())
+    worker.gathers = True
+    y = x = np.zeros(40, np.int64)
+    with closing(worker.embed_tiles(source, ReadSpec(0, 1.0, 96, 1.0), y, x, Clock())) as parts:
+        next(parts)
+    assert np.isfinite(embed(worker, source, Clock())).all()
+
+
+def test_decoding_on_a_device_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match=r"source.decode: gpu, but compute.device is cpu. Set source.decode to auto or cpu"):
+        Worker(settings(decode="gpu"))

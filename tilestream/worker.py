@@ -1,0 +1,307 @@
+"""A worker process: its encoder, its decode threads, and the way of tiles from a source through the encoder.
+
+On a CPU, tiles are made on the host and computed where they lie. On a CUDA device they are made there: host threads decode the
+file's pieces into pinned memory (or the device decodes them), a stream of its own copies and gathers, the encoder follows on
+another, and results come back while the next batch computes.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tilestream.device_decoding import HostDecoder, NvImageCodecDecoder, StreamDecoder
+from tilestream.device_reading import DeviceTileBatch, DeviceTileReader, can_decode_on_device
+from tilestream.errors import ConfigError
+from tilestream.machine import pick_device, pick_precision, settle_allocator
+from tilestream.models.encoders import EncoderSpec, build_encoder
+from tilestream.plan import LANES
+from tilestream.reading import PixelBuffers, TileBatch, TileReader
+from tilestream.readspec import ReadSpec
+from tilestream.sources import open_source
+from tilestream.sources.base import Source, SourceOptions
+
+QUEUE_BATCHES = 2
+"""Batches that wait between reading and computing."""
+
+IN_FLIGHT = 2
+"""Batches launched on a device before the results of the first are waited for."""
+
+CPU_BATCH, GPU_BATCH = 16, 256
+"""Tiles a batch where the config leaves it open: a CPU gains nothing from more, a GPU needs them to be busy."""
+
+Batch = TileBatch | DeviceTileBatch
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How a worker is set up; equal settings share one encoder."""
+
+    encoder: str
+    weights: str | None
+    args: str
+    """Arguments of the factory, as JSON: hashable."""
+    precision: str
+    device: str
+    tile: int
+    batch: int | None
+    """Tiles a batch; None takes what suits the device."""
+    threads: int
+    decode: str
+    """Where JPEG is decoded: auto, cpu or gpu."""
+    compute_threads: int | None
+    """Threads of torch within one operation; None leaves torch's own choice."""
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What the encoder is built from."""
+        return EncoderSpec(name=self.encoder, weights=self.weights, args=json.loads(self.args))
+
+
+@dataclass
+class Clock:
+    """Seconds by stage. Reading overlaps computing, so they need not add up to the wall clock."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Add seconds to a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The encoder's results for one batch."""
+
+    index: NDArray[np.int64]
+    """(n,) place of each tile in the list that was asked for."""
+    out: NDArray[np.float32]
+    """(n, dim) or (n, tokens, dim); undefined where the tile failed."""
+    failed: dict[int, str]
+    """Why reading failed, by place in the list that was asked for."""
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A batch whose results are on their way from the device."""
+
+    batch: Batch
+    out: Tensor
+    """In pinned memory on CUDA, filled once `ended`."""
+    started: torch.cuda.Event | float
+    ended: torch.cuda.Event | float
+
+
+class Worker:
+    """One process's encoder, decode pool and lanes. The encoder serves one shard at a time; reading runs ahead in the other lane.
+
+    Raises
+    ------
+    ConfigError
+        The device is not there, or cannot do what the config asks of it.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        settle_allocator()
+        self.settings = settings
+        if settings.compute_threads is not None:
+            torch.set_num_threads(settings.compute_threads)
+        self.device = pick_device(settings.device)
+        self.gathers = self.device.type == "cuda"
+        if settings.decode == "gpu" and not self.gathers:
+            raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
+        self.dtype = pick_precision(settings.precision, self.device)
+        self.batch = settings.batch or (CPU_BATCH if self.device.type == "cpu" else GPU_BATCH)
+        self.encoder = build_encoder(settings.spec).to(self.device)
+        if self.dtype is not torch.float32:
+            self.encoder = self.encoder.to(self.dtype)
+        self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
+        # One thread does all computing: each thread has an allocator arena of its own, and activations would leave holes in all of them.
+        self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self.buffers = PixelBuffers()
+        self.lanes = threading.BoundedSemaphore(LANES)
+        self.device_lock = threading.Lock()
+        self._decoders: dict[bool, list[StreamDecoder | HostDecoder]] = {True: [], False: []}
+        self._sources: dict[tuple[str, SourceOptions], Source] = {}
+        self._sources_lock = threading.Lock()
+
+    def source(self, address: str, options: SourceOptions) -> Source:
+        """The open image of an address; the two used last stay open."""
+        with self._sources_lock:
+            key = (address, options)
+            if key not in self._sources:
+                while len(self._sources) >= LANES:
+                    self._sources.pop(next(iter(self._sources)))
+                self._sources[key] = open_source(address, options)
+            return self._sources[key]
+
+    def embed_tiles(
+        self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64], clock: Clock
+    ) -> Generator[Embedded, None, None]:
+        """Read tiles and run them through the encoder, one caller at a time; reading starts before the caller's turn.
+
+        Closing the generator stops the reading.
+        """
+        batches = read_ahead(self._read(source, spec, l0_y, l0_x), clock)
+        try:
+            first = next(batches, None)
+            with self.device_lock:
+                pending: deque[_Launched] = deque()
+                while first is not None:
+                    pending.append(self._launch(first))
+                    if len(pending) > (IN_FLIGHT if self.gathers else 0):
+                        yield self._land(pending.popleft(), clock)
+                    with clock.timed("wait"):
+                        first = next(batches, None)
+                for launched in pending:
+                    yield self._land(launched, clock)
+        finally:
+            batches.close()
+
+    def _read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
+        """Batches of tiles, on the device where they are gathered there and then complete on its stream `_launch` waits for."""
+        threads = self.settings.threads
+        if not self.gathers or source.segment_grid(spec.level) is None:
+            yield from TileReader(source, spec, pool=self.pool, threads=threads, batch=self.batch, buffers=self.buffers).read(l0_y, l0_x)
+            return
+        on_device = self.settings.decode == "gpu" and can_decode_on_device(source, spec.level)
+        free = self._decoders[on_device]
+        decoder = free.pop() if free else NvImageCodecDecoder(self.device) if on_device else HostDecoder(self.device)
+        try:
+            reader = DeviceTileReader(source, spec, decoder=decoder, pool=self.pool, threads=threads, batch=self.batch)
+            with side_stream(self.device) as stream:
+                for batch in reader.read(l0_y, l0_x):
+                    yield replace(batch, ready=None if stream is None else stream.record_event())
+        finally:
+            free.append(decoder)
+
+    def _launch(self, batch: Batch) -> _Launched:
+        """Start the encoder on a batch."""
+        if self.device.type == "cpu":
+            start = time.perf_counter()
+            out = self.compute.submit(self.encode, batch.pixels).result()
+            return _Launched(batch, out, start, time.perf_counter())
+        if isinstance(batch, DeviceTileBatch) and batch.ready is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(batch.ready)
+            batch.pixels.record_stream(stream)
+        started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        started.record()
+        found = self.encode(batch.pixels).float()
+        out = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        out.copy_(found, non_blocking=True)
+        ended.record()
+        return _Launched(batch, out, started, ended)
+
+    def _land(self, launched: _Launched, clock: Clock) -> Embedded:
+        """Wait for the results of a batch, and give its memory back."""
+        batch = launched.batch
+        if isinstance(launched.ended, torch.cuda.Event) and isinstance(launched.started, torch.cuda.Event):
+            launched.ended.synchronize()
+            clock.add("compute", launched.started.elapsed_time(launched.ended) / 1000)
+        elif isinstance(launched.ended, float) and isinstance(launched.started, float):
+            clock.add("compute", launched.ended - launched.started)
+        if isinstance(batch, TileBatch):
+            self.buffers.give(batch.pixels)
+        return Embedded(batch.index, launched.out.float().numpy(), batch.failed)
+
+    @torch.inference_mode()
+    def encode(self, pixels: NDArray[np.uint8] | Tensor) -> Tensor:
+        """(n, tile, tile, 3) uint8 -> (n, dim) or (n, tokens, dim) on the device; short batches are filled up, so shapes never change."""
+        tiles = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
+        count = len(tiles)
+        tiles = tiles.to(self.device, non_blocking=True)
+        if count < self.batch:
+            tiles = torch.cat([tiles, tiles.new_zeros(self.batch - count, *tiles.shape[1:])])
+        out = self.encoder(tiles.permute(0, 3, 1, 2))
+        if not (isinstance(out, Tensor) and out.is_floating_point() and out.ndim in (2, 3) and len(out) == len(tiles)):
+            seen = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+            raise ConfigError(
+                f"encoder.name: {self.settings.encoder} gave {seen} for {len(tiles)} tiles; "
+                "an encoder returns (n, dim) or (n, tokens, dim) floating point."
+            )
+        return out[:count]
+
+
+@contextmanager
+def side_stream(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
+    """A CUDA stream of the calling thread's own, so that its work overlaps the encoder's; None on a CPU."""
+    if device.type != "cuda":
+        yield None
+        return
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        yield stream
+
+
+@lru_cache(maxsize=1)
+def get_worker(settings: WorkerSettings) -> Worker:
+    """The worker of this process; built once, and anew when the settings change."""
+    return Worker(settings)
+
+
+_GET_WORKER_LOCK = threading.Lock()
+
+
+def worker_for(settings: WorkerSettings) -> Worker:
+    """`get_worker`, safe to call from two lanes at once."""
+    with _GET_WORKER_LOCK:
+        return get_worker(settings)
+
+
+def read_ahead(batches: Iterator[Batch], clock: Clock) -> Generator[Batch, None, None]:
+    """The same batches, read by a thread that runs up to `QUEUE_BATCHES` ahead. Closing the iterator stops the thread."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(QUEUE_BATCHES)
+    stopped = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def produce() -> None:
+        try:
+            while not stopped.is_set():
+                with clock.timed("read"):
+                    batch = next(batches, None)
+                if not put(batch) or batch is None:
+                    return
+        except Exception as error:  # noqa: BLE001  # carried to the thread that consumes, which raises it
+            put(error)
+
+    thread = threading.Thread(target=produce, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
