@@ -11,7 +11,7 @@ HOUSE = [
     "errors geometry grid resample configbase config slides configyaml configfile",
     "sources.base sources.* sources",
     "thumbnail tissue readspec layout plan",
-    "reading device_decoding device_reading",
+    "reading device_decoding device_kernel device_gather device_reading",
     "models.positions models.patch_embed models.vit models.windows models.context models.pooling models.weights models.encoders models",
     "objects tables store",
     "machine worker stages",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tilestream.device_decoding import GROUPS_IN_WORK, HostDecoder, StreamDecoder
+from tilestream.device_gather import copy_pieces, gather_tiles
 from tilestream.errors import ReadError
 from tilestream.reading import Index, pair_pieces
 from tilestream.readspec import ReadSpec
@@ -220,10 +221,10 @@ class _Shard:
                 pieces.append(piece)
         if isinstance(self.decoder, HostDecoder):
             if numbers:
-                self.arena.index_copy_(0, self._upload(self.slots[pieces]), self.decoder.send(group, numbers))
+                copy_pieces(self.arena, self._upload(self.slots[pieces]), self.decoder.send(group, numbers))
         elif streams:
             pixels, failures = self.decoder.decode(streams, self.grid.height, self.grid.width)
-            self.arena.index_copy_(0, self._upload(self.slots[pieces]), pixels)
+            copy_pieces(self.arena, self._upload(self.slots[pieces]), pixels)
             for k, reason in failures.items():
                 row, col = self.plan.places[pieces[k]].tolist()
                 broken[pieces[k]] = f"{self.source.info.address}: level {self.spec.level}, file tile ({row}, {col}): {reason}"
@@ -253,24 +254,12 @@ class _Shard:
 
     def _gather(self, tiles: Index) -> Tensor:
         """(n, cover, cover, 3) uint8 of the level under (n,) tiles, white outside the image."""
-        pieces = self.plan.piece_of[tiles]
-        slots = self._upload(self.slots[pieces])  # (n, rows + 1, cols + 1)
+        slots = self._upload(self.slots[self.plan.piece_of[tiles]])  # (n, rows + 1, cols + 1)
         y, x = self._upload(self.start[:, tiles])
-        row, in_y = _places(y, self.spec.cover, self.grid.height, self.size.height, pieces.shape[1] - 1)
-        col, in_x = _places(x, self.spec.cover, self.grid.width, self.size.width, pieces.shape[2] - 1)
-        tile = torch.arange(len(tiles), device=self.device)[:, None, None]
-        slot = slots[tile, row[:, :, None], col[:, None, :]]  # (n, cover, cover)
-        return self.arena[slot, in_y[:, :, None], in_x[:, None, :]]
+        return gather_tiles(self.arena, slots, y, x, self.spec.cover, self.grid, self.size)
 
     def _upload(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)
-
-
-def _places(start: Tensor, cover: int, side: int, length: int, rim: int) -> tuple[Tensor, Tensor]:
-    """Along one axis, for `cover` pixels from (n,) `start`: (n, cover) cell of the tile's own grid, `rim` outside the image, and pixel in it."""
-    at = start[:, None] + torch.arange(cover, device=start.device)
-    cell = torch.where(at < length, at // side - (start // side)[:, None], rim)
-    return cell.clamp_(max=rim), at % side
 
 
 def _block_mean(cover: Tensor, factor: int, size: int) -> Tensor:
