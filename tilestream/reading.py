@@ -62,8 +62,8 @@ class Piece:
     col: int
     direct: int
     """A tile that is this piece exactly, so that it may be decoded in place; -1 where there is none."""
-    copies: list[tuple[int, slice, slice, slice, slice]]
-    """For each tile: its place in the list, rows and columns of the tile, rows and columns of the piece."""
+    copies: list[tuple[int, ...]]
+    """For each tile: its place in the list; first and last row of the tile, then of the piece; first and last column of both."""
 
     @property
     def tiles(self) -> list[int]:
@@ -153,10 +153,13 @@ class _Shard:
         self.jobs = _order_jobs(self._pieces(*pairs), len(px_y), job_pieces(spec, self.grid))
         slot_of = np.empty(len(px_y), np.int64)
         slot_of[self.jobs.slots] = np.arange(len(px_y))
-        self.slot_of = slot_of.tolist()
+        self.batch_of, self.place_of = (slot_of // batch).tolist(), (slot_of % batch).tolist()
+        overhang = (self.y0 + spec.cover > self.size.height) | (self.x0 + spec.cover > self.size.width)
+        self.overhangs = overhang[self.jobs.slots] & (not spec.resampled)  # in order of slots
         starts = np.arange(0, len(px_y), batch)
         self.last_job_of_batch = np.maximum.reduceat(self.jobs.last_job, starts).tolist()
-        self.first_job_of_batch = np.minimum.reduceat(self.jobs.first_job, starts).tolist()
+        first_jobs = np.minimum.reduceat(self.jobs.first_job, starts)
+        self.to_open = deque(sorted(zip(first_jobs.tolist(), range(len(starts)), strict=True)))
         self.waiting = np.bincount(pairs[2], minlength=len(px_y)).tolist()  # pieces that a tile still waits for
         self.buffers: dict[int, NDArray[np.uint8]] = {}
         self.covers: dict[int, Pixels] = {}
@@ -177,8 +180,7 @@ class _Shard:
     def _pieces(self, row: Index, col: Index, tile: Index) -> list[Piece]:
         """The pieces in order of reading, from their overlaps in that order."""
         if self.grid is None:
-            every = slice(None)
-            return [Piece(k, 0, -1, [(k, every, every, every, every)]) for k in tile.tolist()]
+            return [Piece(k, 0, -1, [(k,)]) for k in tile.tolist()]
         grid, cover = self.grid, self.spec.cover
         bounds = []
         for at, first, side, length in ((row, self.y0, grid.height, self.size.height), (col, self.x0, grid.width, self.size.width)):
@@ -191,46 +193,32 @@ class _Shard:
         exact &= (bounds[1] == grid.height) & (bounds[5] == grid.width)
         if self.spec.resampled or (cover, cover) != (grid.height, grid.width):
             exact[:] = False
-        copies = [
-            (k, slice(a, b), slice(e, f), slice(c, d), slice(g, h))
-            for k, a, b, c, d, e, f, g, h in zip(tile.tolist(), *(each.tolist() for each in bounds), strict=True)
-        ]
+        copies = list(zip(tile.tolist(), *(each.tolist() for each in bounds), strict=True))
         direct = np.maximum.reduceat(np.where(exact, tile, -1), new) if len(new) else new
         starts = new.tolist()
         spans = zip(row[new].tolist(), col[new].tolist(), direct.tolist(), starts, [*starts[1:], len(tile)], strict=True)
-        return [Piece(r, c, whole, copies[first:end]) for r, c, whole, first, end in spans]
+        return [Piece(r, c, exactly, copies[first:end]) for r, c, exactly, first, end in spans]
 
     def open_batches(self, job: int) -> None:
-        """Allocate the batches that `job` is the first to touch."""
-        for number, first in enumerate(self.first_job_of_batch):
-            if first <= job and number not in self.buffers:
-                self._open_batch(number)
-
-    def _open_batch(self, number: int) -> None:
-        start = number * self.batch
-        count = min(self.batch, len(self.px_y) - start)
-        self.buffers[number] = self.free.take(self.batch, self.spec.tile, self.spec.tile, 3)[:count]
-        self.first_job_of_batch[number] = len(self.jobs.pieces) + 1
-        if not self.spec.resampled:
-            for tile in self.jobs.slots[start : start + count].tolist():
-                if self._hangs_over(tile):
-                    self._tile(tile)[:] = WHITE
-
-    def _hangs_over(self, tile: int) -> bool:
-        cover = self.spec.cover
-        return bool(self.y0[tile] + cover > self.size.height or self.x0[tile] + cover > self.size.width)
+        """Allocate the batches that `job`, or one before it, is the first to touch."""
+        while self.to_open and self.to_open[0][0] <= job:
+            number = self.to_open.popleft()[1]
+            start = number * self.batch
+            count = min(self.batch, len(self.px_y) - start)
+            pixels = self.buffers[number] = self.free.take(self.batch, self.spec.tile, self.spec.tile, 3)[:count]
+            pixels[self.overhangs[start : start + count]] = WHITE
 
     def _tile(self, tile: int) -> Pixels:
         """The output pixels of a tile, (tile, tile, 3), a view into its batch."""
-        number, place = divmod(self.slot_of[tile], self.batch)
-        view: Pixels = self.buffers[number][place]
+        view: Pixels = self.buffers[self.batch_of[tile]][self.place_of[tile]]
         return view
 
     def take(self, number: int) -> TileBatch:
         """A finished batch, which the shard forgets."""
         index = self.jobs.slots[number * self.batch : (number + 1) * self.batch]
         pixels = self.buffers.pop(number)
-        return TileBatch(index, pixels, {k: self.failed[k] for k in index.tolist() if k in self.failed})
+        failed = {k: self.failed[k] for k in index.tolist() if k in self.failed} if self.failed else {}
+        return TileBatch(index, pixels, failed)
 
     def run(self, job: int) -> None:
         """Decode the pieces of one job and copy them into the tiles that they overlap."""
@@ -249,13 +237,13 @@ class _Shard:
         except ReadError as error:
             self.failed.update(dict.fromkeys(piece.tiles, str(error)))
             return
-        resampled = self.spec.resampled
-        for tile, rows, cols, from_rows, from_cols in piece.copies:
-            out = self._cover(tile) if resampled else self._tile(tile)
+        resampled, buffers, batch_of, place_of = self.spec.resampled, self.buffers, self.batch_of, self.place_of
+        for tile, y0, y1, from_y0, from_y1, x0, x1, from_x0, from_x1 in piece.copies:
+            out = self._cover(tile) if resampled else buffers[batch_of[tile]][place_of[tile]]
             if pixels is None:
-                out[rows, cols] = WHITE
+                out[y0:y1, x0:x1] = WHITE
             elif pixels is not place or tile != piece.direct:
-                out[rows, cols] = pixels[from_rows, from_cols]
+                out[y0:y1, x0:x1] = pixels[from_y0:from_y1, from_x0:from_x1]
 
     def _read_tile(self, tile: int) -> None:
         region = Region(int(self.y0[tile]), int(self.x0[tile]), self.spec.cover, self.spec.cover)

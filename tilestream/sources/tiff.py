@@ -134,7 +134,7 @@ class TiffSource(Source):
 
     def _bytes(self, page: TiffPlane, index: int) -> bytes | None:
         """The encoded bytes of a piece, or None where there are none. Raises ReadError."""
-        offset, count = int(page.offsets[index]), int(page.counts[index])
+        offset, count = page.offsets.item(index), page.counts.item(index)
         if count == 0:
             return None
         if offset <= 0 or count < 0 or offset + count > self._size:
