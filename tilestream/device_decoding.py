@@ -11,15 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tilestream.errors import ConfigError, ReadError
+from tilestream.readspec import GROUPS_IN_WORK
 from tilestream.sources.base import Pixels
 from tilestream.sources.jpeg import EOI, decode_stream, scan_markers
 
 RESERVE_IMAGES = 256
 """Images of up to 131,072 px for which memory is taken at once, so that a short first batch is not followed by a new start."""
-
-
-GROUPS_IN_WORK = 4
-"""Groups of pieces in host memory at once: one that leaves, one that is waited for, and those ahead."""
 
 
 class StreamDecoder(Protocol):

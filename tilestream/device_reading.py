@@ -13,22 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tilestream.device_decoding import GROUPS_IN_WORK, HostDecoder, StreamDecoder
+from tilestream.device_decoding import HostDecoder, StreamDecoder
 from tilestream.device_gather import copy_pieces, gather_tiles
 from tilestream.errors import ReadError
 from tilestream.reading import Index, pair_pieces
-from tilestream.readspec import ReadSpec
+from tilestream.readspec import GROUPS_IN_WORK, HOST_GROUP_PIECES, ReadSpec, group_pieces
 from tilestream.sources.base import WHITE, Source
 from tilestream.sources.tiff import TiffSource
 
 GROUP_PIECES = 256
 """Pieces decoded by one call: enough to fill the device, few enough that the first batch comes soon."""
-
-GROUP_PIXELS = 1 << 25
-"""Pixels decoded by one call, at most, where pieces are large; but at least one piece."""
-
-HOST_GROUP_PIECES = 64
-"""Pieces of a group that threads of the host decode: some for each thread, sent to the device together."""
 
 GROUPS_AHEAD = GROUPS_IN_WORK - 2
 """Groups that are being read, or wait, while another is decoded or sent."""
@@ -186,9 +180,8 @@ class _Shard:
         end = np.ceil(self.px + spec.extent - 1e-9).astype(np.int64) if spec.resampled else self.start + spec.tile
         pairs = pair_pieces((self.start[0], self.start[1]), (end[0], end[1]), self.grid, self.size)
         most = HOST_GROUP_PIECES if isinstance(decoder, HostDecoder) else GROUP_PIECES
-        group_pieces = max(1, min(most, GROUP_PIXELS // (self.grid.height * self.grid.width)))
         first = self.start // np.array([[self.grid.height], [self.grid.width]])
-        self.plan = _make_plan(pairs, first, batch, group_pieces)
+        self.plan = _make_plan(pairs, first, batch, group_pieces(self.grid, most))
         self.slots = self.plan.slots.copy()
         self.pair_piece = np.repeat(np.arange(len(self.plan.places)), np.diff(_piece_starts(*pairs[:2]), append=len(pairs[0])))
         self.pair_tile = pairs[2]
@@ -291,7 +284,7 @@ def _piece_starts(row: Index, col: Index) -> Index:
     return np.flatnonzero((np.diff(row, prepend=-1) != 0) | (np.diff(col, prepend=-1) != 0))
 
 
-def _make_plan(pairs: tuple[Index, Index, Index], first: Index, batch: int, group_pieces: int) -> _Plan:
+def _make_plan(pairs: tuple[Index, Index, Index], first: Index, batch: int, group: int) -> _Plan:
     """The plan for n tiles from the overlaps of pieces and tiles in order of reading, and (2, n) `first`, each tile's first piece."""
     row, col, tile = pairs
     starts = _piece_starts(row, col)
@@ -301,7 +294,7 @@ def _make_plan(pairs: tuple[Index, Index, Index], first: Index, batch: int, grou
     np.maximum.at(last, tile, piece)
     order = np.argsort(last, kind="stable").astype(np.int64)
     ends = last[order][np.minimum(np.arange(batch, n + batch, batch), n) - 1]  # the last piece of each batch
-    group_of_batch = np.maximum(ends // group_pieces, 0)
+    group_of_batch = np.maximum(ends // group, 0)
     down, right = row - first[0, tile], col - first[1, tile]
     piece_of = np.full((n, int(down.max(initial=0)) + 2, int(right.max(initial=0)) + 2), count, np.int64)
     piece_of[tile, down, right] = piece
@@ -309,21 +302,21 @@ def _make_plan(pairs: tuple[Index, Index, Index], first: Index, batch: int, grou
     rank[order] = np.arange(n)
     until = np.zeros(count, np.int64)  # the group after which a piece is needed no more
     np.maximum.at(until, piece, group_of_batch[rank[tile] // batch])
-    slots, capacity = _plan_slots(until, group_pieces)
-    groups = max(1, -(-count // group_pieces))
-    return _Plan(np.stack([row[starts], col[starts]], 1), groups, group_pieces, order, piece_of, group_of_batch.tolist(), slots, capacity)
+    slots, capacity = _plan_slots(until, group)
+    groups = max(1, -(-count // group))
+    return _Plan(np.stack([row[starts], col[starts]], 1), groups, group, order, piece_of, group_of_batch.tolist(), slots, capacity)
 
 
-def _plan_slots(until: Index, group_pieces: int) -> tuple[Index, int]:
+def _plan_slots(until: Index, group: int) -> tuple[Index, int]:
     """(p + 1,) slots in the arena, used again once a piece is needed no more, and how many there are; slot 0 is the white piece's."""
     slots = np.full(len(until) + 1, WHITE_SLOT, np.int64)
     leaving = deque(np.argsort(until, kind="stable").tolist())
     free: list[int] = []
     capacity = 1
-    for first in range(0, len(until), group_pieces):
-        while until[leaving[0]] < first // group_pieces:
+    for first in range(0, len(until), group):
+        while until[leaving[0]] < first // group:
             free.append(int(slots[leaving.popleft()]))
-        for piece in range(first, min(first + group_pieces, len(until))):
+        for piece in range(first, min(first + group, len(until))):
             if not free:
                 free.append(capacity)
                 capacity += 1

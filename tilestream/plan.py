@@ -12,7 +12,7 @@ from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import level_for_scale, scale_from_mpp
 from tilestream.grid import TileGrid
 from tilestream.layout import Layout, TileColumns
-from tilestream.readspec import ReadSpec, pending_tiles
+from tilestream.readspec import GROUPS_IN_WORK, HOST_GROUP_PIECES, READ_TILES, ReadSpec, group_pieces, pending_tiles
 from tilestream.slides import SlideRef
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.thumbnail import Thumbnail, read_thumbnail
@@ -235,6 +235,9 @@ def project_memory(plan: SlidePlan, layout: Layout, config: Config, facts: Encod
     pending = pending_tiles(plan.spec, plan.pieces, level, max(1, rows), stride_px, facts.threads)
     tile_bytes = plan.spec.tile**2 * 3
     cover_bytes = plan.spec.cover**2 * 3 * 5 if plan.spec.resampled else 0  # uint8 and the float32 rows of one average
+    reading = pending * (tile_bytes + cover_bytes) + (facts.threads + 1) * piece_bytes * 2
+    if facts.device.startswith("cuda") and plan.pieces:  # tiles are put together there
+        reading = (GROUPS_IN_WORK * group_pieces(plan.pieces, HOST_GROUP_PIECES) + facts.threads * 2) * piece_bytes
     item = 4 + 2 * np.dtype(layout.dtype).itemsize  # float32 results, the stored array and its encoded copy
     columns = layout.dim + layout.tokens * layout.dim
     context = 0
@@ -242,8 +245,8 @@ def project_memory(plan: SlidePlan, layout: Layout, config: Config, facts: Encod
         context = layout.tiles * max(1, layout.tokens) * layout.dim * 4 * 4 + 256 * config.context.window**2 * layout.dim * 4 * 12
     return Projection(
         program=facts.peak_bytes,
-        reading=LANES * (pending * (tile_bytes + cover_bytes) + (facts.threads + 1) * piece_bytes * 2),
-        batches=LANES * 4 * facts.batch * tile_bytes,
+        reading=LANES * reading,
+        batches=LANES * 4 * max(facts.batch, READ_TILES) * tile_bytes,
         shard=LANES * rows * columns * item,
         context=context,
         thumbnail=plan.mask.size * 24 + plan.candidates * 200,

@@ -14,6 +14,18 @@ from tilestream.sources.base import SegmentGrid
 JOB_PIXELS = 1 << 21
 """Pixels decoded by one job of the pool: 7 ms of JPEG; with a quarter of it, handing over jobs cost a tenth of the time."""
 
+READ_TILES = 64
+"""Tiles that reading hands over at once on a CPU, at least: each handover between threads costs as much as reading five tiles."""
+
+HOST_GROUP_PIECES = 64
+"""Pieces of a group that threads of the host decode for a device: some for each thread, sent to the device together."""
+
+GROUP_PIXELS = 1 << 25
+"""Pixels of a group for a device, at most, where pieces are large; but at least one piece."""
+
+GROUPS_IN_WORK = 4
+"""Groups of pieces in host memory at once: one that leaves, one that is waited for, and those ahead."""
+
 AHEAD_BYTES = 24 * 1024**2
 """Decoded bytes of the jobs in work or waiting, at most; but each thread has one job, and one more waits."""
 
@@ -79,3 +91,8 @@ def pending_tiles(spec: ReadSpec, grid: SegmentGrid | None, level: Level, shard_
     ahead_pieces = (jobs_ahead(spec, grid, threads) + 1) * job_pieces(spec, grid)
     ahead_lines = math.ceil(ahead_pieces * min(grid.height, grid.width) / (short * stride_px)) + 1
     return min(shard_tiles, short * across * (1 + ahead_lines))
+
+
+def group_pieces(grid: SegmentGrid, most: int) -> int:
+    """Pieces of a group for a device: `most`, fewer where pieces are large."""
+    return max(1, min(most, GROUP_PIXELS // (grid.height * grid.width)))

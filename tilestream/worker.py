@@ -30,7 +30,7 @@ from tilestream.machine import pick_device, pick_precision, settle_allocator
 from tilestream.models.encoders import EncoderSpec, build_encoder
 from tilestream.plan import LANES
 from tilestream.reading import PixelBuffers, TileBatch, TileReader
-from tilestream.readspec import ReadSpec
+from tilestream.readspec import READ_TILES, ReadSpec
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
 
@@ -134,6 +134,7 @@ class Worker:
             raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
         self.dtype = pick_precision(settings.precision, self.device)
         self.batch = settings.batch or (CPU_BATCH if self.device.type == "cpu" else GPU_BATCH)
+        self.read_batch = self.batch if self.device.type == "cuda" else -(-READ_TILES // self.batch) * self.batch
         self.encoder = build_encoder(settings.spec).to(self.device)
         if self.dtype is not torch.float32:
             self.encoder = self.encoder.to(self.dtype)
@@ -184,13 +185,15 @@ class Worker:
         """Batches of tiles, on the device where they are gathered there and then complete on its stream `_launch` waits for."""
         threads = self.settings.threads
         if not self.gathers or source.segment_grid(spec.level) is None:
-            yield from TileReader(source, spec, pool=self.pool, threads=threads, batch=self.batch, buffers=self.buffers).read(l0_y, l0_x)
+            yield from TileReader(source, spec, pool=self.pool, threads=threads, batch=self.read_batch, buffers=self.buffers).read(
+                l0_y, l0_x
+            )
             return
         on_device = self.settings.decode == "gpu" and can_decode_on_device(source, spec.level)
         free = self._decoders[on_device]
         decoder = free.pop() if free else NvImageCodecDecoder(self.device) if on_device else HostDecoder(self.device)
         try:
-            reader = DeviceTileReader(source, spec, decoder=decoder, pool=self.pool, threads=threads, batch=self.batch)
+            reader = DeviceTileReader(source, spec, decoder=decoder, pool=self.pool, threads=threads, batch=self.read_batch)
             with side_stream(self.device) as stream:
                 for batch in reader.read(l0_y, l0_x):
                     yield replace(batch, ready=None if stream is None else stream.record_event())
@@ -229,10 +232,14 @@ class Worker:
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.uint8] | Tensor) -> Tensor:
-        """(n, tile, tile, 3) uint8 -> (n, dim) or (n, tokens, dim) on the device; short batches are filled up, so shapes never change."""
-        tiles = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
+        """(n, tile, tile, 3) uint8 -> (n, dim) or (n, tokens, dim) on the device, in batches of one size."""
+        tiles = (torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels).to(self.device, non_blocking=True)
+        parts = [self._encode_batch(part) for part in torch.split(tiles, self.batch)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _encode_batch(self, tiles: Tensor) -> Tensor:
+        """At most a batch of tiles; fewer are filled up, so that shapes never change."""
         count = len(tiles)
-        tiles = tiles.to(self.device, non_blocking=True)
         if count < self.batch:
             tiles = torch.cat([tiles, tiles.new_zeros(self.batch - count, *tiles.shape[1:])])
         out = self.encoder(tiles.permute(0, 3, 1, 2))
