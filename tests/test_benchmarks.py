@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import bench_memory
+from benchmarks import bench_memory, bench_reading
 
 
 @pytest.mark.slow
@@ -13,3 +13,37 @@ def test_memory_stays_below_the_projection(capsys):
     assert json.loads(capsys.readouterr().out) == rows
     assert all(row["peak_mib"] <= row["projected_mib"] for row in rows)
     assert [row["tiles"] > 0 for row in rows] == [True, True]
+
+
+def test_readers_are_measured(capsys):
+    told = bench_reading.main(["--only", "speed", "--pixels", "512", "--rounds", "1", "--threads", "1", "2", "--json"])
+    assert json.loads(capsys.readouterr().out) == told
+    rows = told["speed"]
+    assert {row["codec"] for row in rows} == {"jpeg", "jpeg2000", "deflate", "ome-zarr"}
+    assert {"decode floor", "tilestream", "openslide+pil", "openslide raw"} <= {row["reader"] for row in rows}
+    assert all(row["tiles_per_second"] > 0 and row["scaling"] > 0 for row in rows)
+    assert all(row["floor_ratio"] == 1 for row in rows if row["reader"] == "decode floor")
+
+
+def test_readers_that_are_missing_are_named(capsys, monkeypatch):
+    gone = bench_reading.Contestant("nobody", bench_reading.CONTESTANTS[0].open, needs=("no_such_reader",))
+    monkeypatch.setattr(bench_reading, "CONTESTANTS", (*bench_reading.CONTESTANTS[:1], gone))
+    assert [one.name for one in bench_reading.choose_contestants("both", quiet=False)] == ["decode floor"]
+    said = capsys.readouterr().out
+    assert "left out: nobody: no_such_reader cannot be imported" in said
+
+
+def test_sparse_tissue_decodes_the_fewest_file_tiles_possible():
+    (row,) = bench_reading.main(["--only", "sparse", "--side", "2048", "--shard-tiles", "64", "--json"])["sparse"]
+    assert 0 < row["decoded"] == row["least"]
+
+
+@pytest.mark.slow
+def test_the_program_and_the_memory_of_reading_are_measured(capsys):
+    small = ["--side", "2048", "--sides", "2048", "4096", "--shard-tiles", "64", "--rounds", "1", "--threads", "2"]
+    told = bench_reading.main(["--only", "program", "memory", *small])
+    assert "seconds by stage" in capsys.readouterr().out
+    (row,) = told["program"]
+    assert row["tiles"] == 100
+    assert row["shards_tiles_per_second"] >= row["program_tiles_per_second"] > 0
+    assert all(row["added_mib"] <= row["bound_mib"] for row in told["memory"])
