@@ -132,6 +132,22 @@ class ContextTransformer(nn.Module):
         """
         return self.window * (self.depth // 2) if self.shift and self.window > 1 else 0
 
+    @property
+    def lag(self) -> int:
+        """Rows that a pass over the grid from top to bottom holds back between rows in and rows out: half a window for each layer but one.
+
+        Without shifted windows nothing is held back, beyond the rows of an incomplete window.
+        """
+        return (self.depth - 1) * (self.window // 2) if self.shift and self.window > 1 else 0
+
+    def state_bytes(self, width: int) -> int:
+        """Upper bound of what such a pass holds at once over a grid `width` tokens wide, in bytes, the rows of one band included."""
+        rows = self.lag + 2 * self.window
+        tokens = rows * width * (2 * self.dim * 4 + 3 * 8)
+        hidden = self.blocks[0].mlp.fc1.out_features  # type: ignore[union-attr]
+        chunk = self.chunk_windows * self.window**2 * (6 * self.dim + 2 * int(hidden)) * 4  # type: ignore[arg-type]
+        return int(tokens + chunk)
+
     def layer_shift(self, layer: int) -> int:
         """Tokens by which the windows of a layer begin before multiples of the window."""
         return self.window // 2 if self.shift and layer % 2 else 0
