@@ -222,7 +222,6 @@ NOT_AVAILABLE = {
     ),
     "source.icc": ({"source": {"icc": True}}, "true is not available yet; leave it out or set it to false."),
     "encoder.name": ({"encoder": "timm:resnet50"}, "'timm:resnet50' is not available yet; use one of our own"),
-    "context.exact": ({"context": {"exact": True}}, "true is not available yet; leave it out or set it to false."),
     "compute.compile": ({"compute": {"compile": True}}, "true is not available yet; leave it out or set it to auto or false."),
     "compute.isolate": ({"compute": {"isolate": True}}, "true is not available yet; leave it out or set it to false."),
 }
@@ -237,7 +236,6 @@ def test_what_is_not_available_yet_is_refused_and_never_ignored(key):
 def test_keys_of_features_to_come_are_taken_where_they_mean_the_default():
     made = config(
         source={"icc": False},
-        context={"exact": False},
         compute={"compile": "auto", "isolate": False},
     )
     assert made.compute.compile == "auto"

@@ -169,8 +169,12 @@ class Context(Section):
     """File of weights, relative to the working directory; None for seeded random ones."""
     seed: Index = 0
     """Seed of the random weights."""
+    schedule: Literal["auto", "dense", "row_bands", "halo_shards"] = "auto"
+    """How the grid is passed: whole, in bands of rows by one worker, or in shards with a halo by several. The result is the same;
+    auto takes the first that fits."""
     exact: Switch = False
-    """Whether results are bit-identical on CPU whatever the schedule."""
+    """Whether results are bit-identical on a CPU whatever the schedule, shards, workers, threads and batch size: the encoder then runs
+    in batches of one fixed size, and everything in fp32."""
 
 
 class Pool(Section):

@@ -155,7 +155,6 @@ NOT_YET: Mapping[str, NotYet] = {
         lambda name: yaml_word(name) if name.startswith(("timm:", "hf:")) else None,
         "use one of our own (`tilestream encoders` lists them) or 'module:factory'",
     ),
-    "context.exact": NotYet(_only_true, "leave it out or set it to false"),
     "compute.compile": NotYet(_only_true, "leave it out or set it to auto or false"),
     "compute.isolate": NotYet(_only_true, "leave it out or set it to false"),
 }

@@ -77,7 +77,7 @@ def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
     out = worker.compute.submit(worker.encode, noise).result()
     dim = int(worker.encoder.dim)  # type: ignore[arg-type]
     if out.shape[-1] != dim:
-        raise ConfigError(f"encoder.name: {settings.encoder} says dim {dim}, but its output is {out.shape[1:]}.")
+        raise ConfigError(f"encoder.name: {settings.encoder} says dim {dim}, but its output is {tuple(out.shape[1:])}.")
     kinds = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     return EncoderFacts(
         name=settings.encoder,

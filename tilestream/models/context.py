@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from tilestream.contextspec import CHUNK_WINDOWS, MLP_RATIO, ContextSpec
 from tilestream.errors import ConfigError
 from tilestream.models.patch_embed import blank_linear, freeze, seeded_init
 from tilestream.models.positions import Learned2D, RoPE2D, position_unit, sincos_2d, token_positions
@@ -91,8 +92,8 @@ class ContextTransformer(nn.Module):
         Naming `context.heads`, `context.window`, `context.depth` or `context.position`.
     """
 
-    chunk_windows: int = 64
-    """Windows computed at once; 64 windows of 8 x 8 fill a CPU core's matrix product, and a band of 224 px tiles has about as many."""
+    chunk_windows: int = CHUNK_WINDOWS
+    """Windows computed at once."""
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class ContextTransformer(nn.Module):
         shift: bool = True,  # noqa: FBT001, FBT002
         position: str = "sincos",
         seed: int = 0,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: float = MLP_RATIO,
     ) -> None:
         super().__init__()
         _check_shape(dim, depth, heads, window)
@@ -112,6 +113,7 @@ class ContextTransformer(nn.Module):
         self.window = window
         self.shift = shift
         self.position = position
+        self._mlp_ratio = mlp_ratio
         rope = RoPE2D(window, dim // heads) if position == "rope" else None
         self.table = Learned2D(window, dim) if position == "learned" else None
         self.blocks = nn.ModuleList([WindowBlock(dim, heads, int(dim * mlp_ratio), rope) for _ in range(depth)])
@@ -125,28 +127,23 @@ class ContextTransformer(nn.Module):
         return len(self.blocks)
 
     @property
-    def halo(self) -> int:
-        """Tokens on each side that the result in a rectangle of whole, unshifted windows depends on.
+    def spec(self) -> ContextSpec:
+        """The shape in numbers."""
+        return ContextSpec(self.dim, self.depth, self.window, self.shift, self._mlp_ratio, self.chunk_windows)
 
-        A pair of layers, one of them shifted, reaches one window further; the halo is tight where all tokens are there.
-        """
-        return self.window * (self.depth // 2) if self.shift and self.window > 1 else 0
+    @property
+    def halo(self) -> int:
+        """Tokens on each side that a result depends on: `ContextSpec.halo`."""
+        return self.spec.halo
 
     @property
     def lag(self) -> int:
-        """Rows that a pass over the grid from top to bottom holds back between rows in and rows out: half a window for each layer but one.
-
-        Without shifted windows nothing is held back, beyond the rows of an incomplete window.
-        """
-        return (self.depth - 1) * (self.window // 2) if self.shift and self.window > 1 else 0
+        """Rows that row bands hold back: `ContextSpec.lag`."""
+        return self.spec.lag
 
     def state_bytes(self, width: int) -> int:
-        """Upper bound of what such a pass holds at once over a grid `width` tokens wide, in bytes, the rows of one band included."""
-        rows = self.lag + 2 * self.window
-        tokens = rows * width * (2 * self.dim * 4 + 3 * 8)
-        hidden = self.blocks[0].mlp.fc1.out_features  # type: ignore[union-attr]
-        chunk = self.chunk_windows * self.window**2 * (6 * self.dim + 2 * int(hidden)) * 4  # type: ignore[arg-type]
-        return int(tokens + chunk)
+        """What row bands hold over a grid `width` tokens wide: `ContextSpec.state_bytes`."""
+        return self.spec.state_bytes(width)
 
     def layer_shift(self, layer: int) -> int:
         """Tokens by which the windows of a layer begin before multiples of the window."""

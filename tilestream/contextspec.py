@@ -1,0 +1,61 @@
+"""The context transformer in numbers: how far a result reaches, what each schedule holds, and which schedule a slide gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CHUNK_WINDOWS = 64
+"""Windows computed at once; 64 windows of 8 x 8 fill a CPU core's matrix product, and a band of 224 px tiles has about as many."""
+
+MLP_RATIO = 4.0
+
+
+@dataclass(frozen=True)
+class ContextSpec:
+    """Shape of a windowed transformer."""
+
+    dim: int
+    """Channels of a token."""
+    depth: int
+    """Number of layers."""
+    window: int
+    """Side of a window, tokens."""
+    shift: bool
+    """Whether odd layers shift windows by half."""
+    mlp_ratio: float = MLP_RATIO
+    """Hidden channels of the MLP for each channel of a token."""
+    chunk_windows: int = CHUNK_WINDOWS
+
+    @property
+    def halo(self) -> int:
+        """Tokens on each side that the result in a rectangle of whole, unshifted windows depends on.
+
+        A pair of layers, one of them shifted, reaches one window further; the halo is tight where all tokens are there.
+        """
+        return self.window * (self.depth // 2) if self.shift and self.window > 1 else 0
+
+    @property
+    def lag(self) -> int:
+        """Rows that a pass from top to bottom holds between rows in and rows out: half a window for each layer but the first."""
+        return (self.depth - 1) * (self.window // 2) if self.shift and self.window > 1 else 0
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Activations of one chunk of windows: tokens, their normalised copy, queries, keys, values, mixed values, and the MLP."""
+        return int(self.chunk_windows * self.window**2 * self.dim * (8 + 2 * self.mlp_ratio) * 4)
+
+    def state_bytes(self, width: int) -> int:
+        """Upper bound of what row bands hold over a grid `width` tokens wide, in bytes, the band on its way included."""
+        rows = self.lag + 3 * self.window
+        return rows * width * (3 * self.dim * 4 + 4 * 8) + self.chunk_bytes
+
+    def whole_bytes(self, tokens: int) -> int:
+        """Upper bound of what the whole grid at once takes, in bytes: tokens as read, encoded, mixed and pooled, and their places."""
+        return tokens * (self.dim * 4 * 4 + 8 * 8) + self.chunk_bytes
+
+
+def choose_schedule(spec: ContextSpec, tokens: int, budget: int, workers: int) -> str:
+    """`dense` where the whole grid fits into `budget` bytes, else `row_bands` for one worker and `halo_shards` for several."""
+    if spec.whole_bytes(tokens) <= budget:
+        return "dense"
+    return "row_bands" if workers == 1 else "halo_shards"

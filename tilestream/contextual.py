@@ -1,0 +1,190 @@
+"""Stage 2: the context of a slide's tiles from its tokens in the store, whole, in bands of rows, or in shards with a halo.
+
+`tilestream.models.schedules` says why the three give the same result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tilestream.config import Context
+from tilestream.errors import InterruptedRunError
+from tilestream.grid import TileGrid
+from tilestream.machine import peak_memory, pick_device
+from tilestream.models.context import ContextTransformer
+from tilestream.models.schedules import Rect, RowBands, TokenBand, mix_rect
+from tilestream.models.weights import apply_weights, load_weights
+from tilestream.objects import Folder
+from tilestream.stages import STOP
+from tilestream.store import SlideStore
+from tilestream.tokens import TileMeans, TokenGrid, tokens_a_side
+
+CONTEXT_ROWS = "tables/tiles/obsm/context"
+STAGE = "context"
+
+BAND_TOKENS = 1 << 17
+"""Tokens of one band, about; whole rows of tiles, at least one."""
+
+
+@dataclass(frozen=True)
+class ContextTask:
+    """Context of one slide whose tiles are all in the store, or of one shard of it."""
+
+    slide: str
+    store: str
+    """Address of the slide's store."""
+    grid: TileGrid
+    stride_um: float | None
+    """Step between tiles in µm; None where the image has no scale."""
+    context: Context
+    device: str
+    schedule: str
+    """dense, row_bands or halo_shards."""
+    shard: int | None = None
+    """The shard to write, for halo_shards."""
+
+
+@dataclass(frozen=True)
+class ContextReport:
+    """What a context task took."""
+
+    slide: str
+    shard: int | None
+    seconds: dict[str, float]
+    peak_bytes: int
+
+
+def build_context(context: Context, dim: int) -> ContextTransformer:
+    """The windowed transformer of a config, with its weights.
+
+    Raises
+    ------
+    ConfigError
+        The numbers do not fit the encoder's dimension, or the weights do not fit the model.
+    InputError
+        The weights file cannot be read.
+    """
+    model = ContextTransformer(
+        dim=dim,
+        depth=context.depth,
+        heads=context.heads,
+        window=context.window,
+        shift=context.shift,
+        position=context.position,
+        seed=context.seed,
+    )
+    if context.weights is not None:
+        apply_weights(model, load_weights(context.weights), context.weights, section="context")
+    return model.eval()
+
+
+@torch.inference_mode()
+def mix_slide(task: ContextTask) -> ContextReport:
+    """Do a context task; shards that are committed already are left as they are."""
+    start = time.perf_counter()
+    tokens = StoredTokens(task)
+    committed = tokens.store.ledger(STAGE)
+    if task.shard is not None:
+        if task.shard not in committed:
+            tokens.write(task.shard, _mix_shard(tokens, task.shard))
+    elif len(committed) < tokens.layout.shards:
+        _mix_rows(task, tokens, min(set(range(tokens.layout.shards)) - set(committed)))
+    return ContextReport(task.slide, task.shard, {"context": time.perf_counter() - start}, peak_memory())
+
+
+class StoredTokens:
+    """The tokens of a slide as stage 1 left them in the store, and the place for their context."""
+
+    def __init__(self, task: ContextTask) -> None:
+        self.store = SlideStore(Folder(task.store))
+        self.layout = self.store.layout
+        row, col = (np.asarray(self.store.array(f"tables/tiles/obs/{name}")[:], np.int64) for name in ("row", "col"))
+        self.places = TokenGrid(task.grid, row, col, tokens_a_side(self.layout.tokens, task.grid))
+        self.device = pick_device(task.device)
+        self.model = build_context(task.context, self.layout.dim).to(self.device)
+        self.stride_um = None if task.stride_um is None else task.stride_um / self.places.side
+
+    def read(self, first_row: int, end_row: int) -> TokenBand:
+        """The tokens of tile rows first_row to end_row, the end excluded, on the device."""
+        tiles = self.places.tiles_between(first_row, end_row)
+        vectors = np.asarray(self.store.array("tables/tiles/X")[tiles], np.float32)
+        good: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
+        values = np.asarray(self.store.array("tokens")[tiles], np.float32) if self.layout.tokens else vectors
+        band = self.places.band(tiles, values, good, end_row * self.places.side)
+        return TokenBand(band.tokens.to(self.device), band.tok_row, band.tok_col, band.upto)
+
+    def bands(self, first_row: int) -> Iterator[TokenBand]:
+        """The tokens from a tile row on, in bands of whole tile rows; the last one ends with its window."""
+        rows = row_groups(self.places, first_row)
+        for start, end in rows:
+            if STOP.is_set():
+                raise InterruptedRunError("stopped")
+            yield self.read(start, end)
+
+    def write(self, shard: int, means: NDArray[np.float32]) -> None:
+        """Commit the context of a shard."""
+        self.store.write_shard(shard, {CONTEXT_ROWS: means.astype(self.layout.dtype)}, {}, stage=STAGE)
+
+
+def row_groups(places: TokenGrid, first_row: int) -> Iterator[tuple[int, int]]:
+    """Tile rows from `first_row` to the end of the grid in groups of about `BAND_TOKENS` tokens: first row and row past the last."""
+    counts = np.bincount(places.tile_row, minlength=places.grid.rows) * places.side**2
+    start, held = first_row, 0
+    for row in range(first_row, places.grid.rows):
+        if held and held + counts[row] > BAND_TOKENS:
+            yield start, row
+            start, held = row, 0
+        held += int(counts[row])
+    if start < places.grid.rows:
+        yield start, places.grid.rows
+
+
+def _mix_rows(task: ContextTask, tokens: StoredTokens, first: int) -> None:
+    """Context from shard `first` on, in one pass."""
+    places, layout = tokens.places, tokens.layout
+    means = TileMeans(places, layout.shard_tiles, layout.dim, tokens.write, first)
+    top = input_top(tokens.model, int(places.tile_row[layout.rows(first).start]) * places.side) // places.side
+    if task.schedule == "dense":
+        band = tokens.read(max(0, top), places.grid.rows)
+        mixed = tokens.model(band.tokens, band.tok_row, band.tok_col, tokens.stride_um)
+        means.add(TokenBand(mixed, band.tok_row, band.tok_col, band.upto))
+    else:
+        for band in RowBands(tokens.model, tokens.stride_um).run(tokens.bands(max(0, top))):
+            means.add(band)
+    means.finish()
+
+
+def input_top(model: ContextTransformer, row: int) -> int:
+    """The first token row that the result in `row` depends on, rounded down to a whole window."""
+    top = row
+    for layer in reversed(range(model.depth)):
+        shift = model.layer_shift(layer)
+        top = (top + shift) // model.window * model.window - shift
+    return top // model.window * model.window
+
+
+def _mix_shard(tokens: StoredTokens, shard: int) -> NDArray[np.float32]:
+    """(rows, dim) float32 context of one shard, from its tokens and their halo."""
+    places, layout = tokens.places, tokens.layout
+    rows = layout.rows(shard)
+    first, last = int(places.tile_row[rows.start]), int(places.tile_row[rows.stop - 1])
+
+    def read(rect: Rect) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        band = tokens.read(max(0, rect.row // places.side), min(places.grid.rows, -(-rect.row_end // places.side)))
+        keep = rect.holds(band.tok_row, band.tok_col)
+        return band.tokens[keep.to(band.tokens.device)], band.tok_row[keep], band.tok_col[keep]
+
+    wanted = Rect(first * places.side, 0, (last + 1) * places.side, places.width)
+    mixed, tok_row, tok_col = mix_rect(tokens.model, wanted, read, tokens.stride_um)
+    found: list[NDArray[np.float32]] = []
+    means = TileMeans(places, layout.shard_tiles, layout.dim, lambda _, values: found.append(values), shard)
+    means.shards = shard + 1
+    means.add(TokenBand(mixed, tok_row, tok_col, wanted.row_end))
+    means.finish()
+    return found[0]
