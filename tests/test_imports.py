@@ -15,6 +15,7 @@ HOUSE = [
     "models.positions models.patch_embed models.vit models.windows models.context models.schedules models.pooling models.weights models.encoders models",
     "objects tables store",
     "machine worker stages",
+    "tokens contextual",
     "overview finishing",
     "engine",
     "lock recipe summary driver",
