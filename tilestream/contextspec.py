@@ -9,6 +9,9 @@ CHUNK_WINDOWS = 64
 
 MLP_RATIO = 4.0
 
+BAND_BYTES = 1 << 25
+"""Tokens of one band in float32, about; whole rows of tiles, at least one."""
+
 
 @dataclass(frozen=True)
 class ContextSpec:
@@ -44,10 +47,15 @@ class ContextSpec:
         """Activations of one chunk of windows: tokens, their normalised copy, queries, keys, values, mixed values, and the MLP."""
         return int(self.chunk_windows * self.window**2 * self.dim * (8 + 2 * self.mlp_ratio) * 4)
 
-    def state_bytes(self, width: int) -> int:
-        """Upper bound of what row bands hold over a grid `width` tokens wide, in bytes, the band on its way included."""
-        rows = self.lag + 3 * self.window
-        return rows * width * (3 * self.dim * 4 + 4 * 8) + self.chunk_bytes
+    def state_bytes(self, width: int, band_tokens: int = 0) -> int:
+        """Upper bound of what row bands hold over a grid `width` tokens wide, in bytes, a band of tokens on its way included.
+
+        A band's tokens are held as they came, in row-major order, encoded, and before and after a layer, beside the float64 of their
+        means; rows that wait are held once, and copied when the next band joins them. A band is a row of windows where it is not said.
+        """
+        waiting = (self.lag + self.window) * width * (2 * self.dim * 4 + 2 * 8)
+        band = (band_tokens or self.window * width) * (6 * self.dim * 4 + 4 * 8)
+        return waiting + band + self.chunk_bytes
 
     def whole_bytes(self, tokens: int) -> int:
         """Upper bound of what the whole grid at once takes, in bytes: tokens as read, encoded, mixed and pooled, and their places."""

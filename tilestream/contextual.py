@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from tilestream.config import Context
+from tilestream.contextspec import BAND_BYTES
 from tilestream.errors import InterruptedRunError
 from tilestream.grid import TileGrid
-from tilestream.machine import peak_memory, pick_device
+from tilestream.machine import peak_memory, pick_device, pick_precision
 from tilestream.models.context import ContextTransformer
-from tilestream.models.schedules import Rect, RowBands, TokenBand, mix_rect
+from tilestream.models.schedules import Rect, RowBands, TokenBand, input_rects, mix_rect
 from tilestream.models.weights import apply_weights, load_weights
 from tilestream.objects import Folder
 from tilestream.stages import STOP
@@ -28,8 +30,8 @@ from tilestream.tokens import TileMeans, TokenGrid, tokens_a_side
 CONTEXT_ROWS = "tables/tiles/obsm/context"
 STAGE = "context"
 
-BAND_TOKENS = 1 << 17
-"""Tokens of one band, about; whole rows of tiles, at least one."""
+_ONE_AT_A_TIME = threading.Lock()
+"""The projection counts one context in a process, whatever the number of lanes."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class ContextTask:
     """Step between tiles in µm; None where the image has no scale."""
     context: Context
     device: str
+    precision: str
+    """fp32, bf16 or fp16."""
     schedule: str
     """dense, row_bands or halo_shards."""
     shard: int | None = None
@@ -60,8 +64,8 @@ class ContextReport:
     peak_bytes: int
 
 
-def build_context(context: Context, dim: int) -> ContextTransformer:
-    """The windowed transformer of a config, with its weights.
+def build_context(context: Context, dim: int, precision: str = "fp32") -> ContextTransformer:
+    """The windowed transformer of a config, with its weights, in the encoder's number format or, with `exact`, in fp32.
 
     Raises
     ------
@@ -81,20 +85,21 @@ def build_context(context: Context, dim: int) -> ContextTransformer:
     )
     if context.weights is not None:
         apply_weights(model, load_weights(context.weights), context.weights, section="context")
-    return model.eval()
+    return model.eval() if context.exact else model.eval().to(pick_precision(precision, torch.device("cpu")))
 
 
 @torch.inference_mode()
 def mix_slide(task: ContextTask) -> ContextReport:
     """Do a context task; shards that are committed already are left as they are."""
-    start = time.perf_counter()
-    tokens = StoredTokens(task)
-    committed = tokens.store.ledger(STAGE)
-    if task.shard is not None:
-        if task.shard not in committed:
-            tokens.write(task.shard, _mix_shard(tokens, task.shard))
-    elif len(committed) < tokens.layout.shards:
-        _mix_rows(task, tokens, min(set(range(tokens.layout.shards)) - set(committed)))
+    with _ONE_AT_A_TIME:
+        start = time.perf_counter()
+        tokens = StoredTokens(task)
+        committed = tokens.store.ledger(STAGE)
+        if task.shard is not None:
+            if task.shard not in committed:
+                tokens.write(task.shard, _mix_shard(tokens, task.shard))
+        elif len(committed) < tokens.layout.shards:
+            _mix_rows(task, tokens, min(set(range(tokens.layout.shards)) - set(committed)))
     return ContextReport(task.slide, task.shard, {"context": time.perf_counter() - start}, peak_memory())
 
 
@@ -107,7 +112,7 @@ class StoredTokens:
         row, col = (np.asarray(self.store.array(f"tables/tiles/obs/{name}")[:], np.int64) for name in ("row", "col"))
         self.places = TokenGrid(task.grid, row, col, tokens_a_side(self.layout.tokens, task.grid))
         self.device = pick_device(task.device)
-        self.model = build_context(task.context, self.layout.dim).to(self.device)
+        self.model = build_context(task.context, self.layout.dim, task.precision).to(self.device)
         self.stride_um = None if task.stride_um is None else task.stride_um / self.places.side
 
     def read(self, first_row: int, end_row: int) -> TokenBand:
@@ -120,9 +125,8 @@ class StoredTokens:
         return TokenBand(band.tokens.to(self.device), band.tok_row, band.tok_col, band.upto)
 
     def bands(self, first_row: int) -> Iterator[TokenBand]:
-        """The tokens from a tile row on, in bands of whole tile rows; the last one ends with its window."""
-        rows = row_groups(self.places, first_row)
-        for start, end in rows:
+        """The tokens from a tile row on, in bands of whole tile rows."""
+        for start, end in row_groups(self.places, self.layout.dim, first_row, self.places.grid.rows):
             if STOP.is_set():
                 raise InterruptedRunError("stopped")
             yield self.read(start, end)
@@ -132,41 +136,42 @@ class StoredTokens:
         self.store.write_shard(shard, {CONTEXT_ROWS: means.astype(self.layout.dtype)}, {}, stage=STAGE)
 
 
-def row_groups(places: TokenGrid, first_row: int) -> Iterator[tuple[int, int]]:
-    """Tile rows from `first_row` to the end of the grid in groups of about `BAND_TOKENS` tokens: first row and row past the last."""
-    counts = np.bincount(places.tile_row, minlength=places.grid.rows) * places.side**2
+def row_groups(places: TokenGrid, dim: int, first_row: int, end_row: int) -> Iterator[tuple[int, int]]:
+    """Tile rows in groups of about `BAND_BYTES` of tokens: the first row of each and the row past its last."""
+    counts = np.bincount(places.tile_row, minlength=places.grid.rows) * places.side**2 * dim * 4
     start, held = first_row, 0
-    for row in range(first_row, places.grid.rows):
-        if held and held + counts[row] > BAND_TOKENS:
+    for row in range(first_row, end_row):
+        if held and held + counts[row] > BAND_BYTES:
             yield start, row
             start, held = row, 0
         held += int(counts[row])
-    if start < places.grid.rows:
-        yield start, places.grid.rows
+    if start < end_row:
+        yield start, end_row
 
 
 def _mix_rows(task: ContextTask, tokens: StoredTokens, first: int) -> None:
     """Context from shard `first` on, in one pass."""
     places, layout = tokens.places, tokens.layout
-    means = TileMeans(places, layout.shard_tiles, layout.dim, tokens.write, first)
-    top = input_top(tokens.model, int(places.tile_row[layout.rows(first).start]) * places.side) // places.side
+    means = TileMeans(places, layout.shard_tiles, layout.dim, tokens.write, first, layout.shards)
+    top = max(0, input_top(tokens.model, int(places.tile_row[layout.rows(first).start]) * places.side) // places.side)
     if task.schedule == "dense":
-        band = tokens.read(max(0, top), places.grid.rows)
+        band = tokens.read(top, places.grid.rows)
         mixed = tokens.model(band.tokens, band.tok_row, band.tok_col, tokens.stride_um)
         means.add(TokenBand(mixed, band.tok_row, band.tok_col, band.upto))
     else:
-        for band in RowBands(tokens.model, tokens.stride_um).run(tokens.bands(max(0, top))):
+        for band in RowBands(tokens.model, tokens.stride_um).run(tokens.bands(top)):
             means.add(band)
     means.finish()
 
 
 def input_top(model: ContextTransformer, row: int) -> int:
-    """The first token row that the result in `row` depends on, rounded down to a whole window."""
-    top = row
-    for layer in reversed(range(model.depth)):
-        shift = model.layer_shift(layer)
-        top = (top + shift) // model.window * model.window - shift
-    return top // model.window * model.window
+    """The first token row that the results from `row` on depend on."""
+    return input_rects(model, Rect(row, 0, row + 1, 1))[0].row
+
+
+def input_end(model: ContextTransformer, row_end: int) -> int:
+    """The row past the last one that the results before `row_end` depend on."""
+    return input_rects(model, Rect(row_end - 1, 0, row_end, 1))[0].row_end
 
 
 def _mix_shard(tokens: StoredTokens, shard: int) -> NDArray[np.float32]:
@@ -183,8 +188,7 @@ def _mix_shard(tokens: StoredTokens, shard: int) -> NDArray[np.float32]:
     wanted = Rect(first * places.side, 0, (last + 1) * places.side, places.width)
     mixed, tok_row, tok_col = mix_rect(tokens.model, wanted, read, tokens.stride_um)
     found: list[NDArray[np.float32]] = []
-    means = TileMeans(places, layout.shard_tiles, layout.dim, lambda _, values: found.append(values), shard)
-    means.shards = shard + 1
+    means = TileMeans(places, layout.shard_tiles, layout.dim, lambda _, values: found.append(values), shard, shard + 1)
     means.add(TokenBand(mixed, tok_row, tok_col, wanted.row_end))
     means.finish()
     return found[0]

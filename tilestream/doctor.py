@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from tilestream.plan import gib
+from tilestream.projection import gib
 
 
 @dataclass(frozen=True)

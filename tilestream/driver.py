@@ -6,34 +6,36 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tilestream.config import Config
+from tilestream.contextspec import ContextSpec
+from tilestream.contextual import STAGE, ContextTask, build_context, mix_slide
 from tilestream.engine import Engine, Outcome, open_engine, worker_count
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError
-from tilestream.finishing import THUMBNAIL, TISSUE, FinishReport, FinishTask, build_context, finish_slide, png_bytes, tokens_a_side
+from tilestream.finishing import THUMBNAIL, TISSUE, FinishReport, FinishTask, finish_slide, png_bytes
+from tilestream.layout import Layout
 from tilestream.lock import hold_lock
 from tilestream.objects import Folder
-from tilestream.plan import (
-    EncoderFacts,
-    Projection,
-    SlidePlan,
-    check_encoder,
-    check_memory,
-    make_layout,
-    make_slide_plan,
-    project_memory,
-    source_options,
-)
+from tilestream.onepass import PassTask, embed_and_mix, segments
+from tilestream.plan import EncoderFacts, SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
+from tilestream.projection import ContextPlan, Projection, check_memory, project_memory
 from tilestream.recipe import check_recipe, check_source, make_recipe
 from tilestream.slides import SlideRef, list_slides
 from tilestream.sources import open_source
 from tilestream.stages import ShardReport, ShardTask, describe_encoder, embed_shard
 from tilestream.store import SlideStore
 from tilestream.summary import SlideResult, Summary
+from tilestream.tokens import tokens_a_side
 from tilestream.worker import WorkerSettings
+
+EXACT_BATCH = 16
+"""Tiles a batch in exact mode: rows of a matrix product differ in their last bit between batches of 1, 7 and 16."""
+
+Step = tuple[Callable[[Any], Any], Any]
+"""A function that a worker calls, and its task."""
 
 TILE_ERRORS = 1000
 """Tile errors kept for a slide in the summary."""
@@ -65,9 +67,17 @@ class _SlideRun:
     plan: SlidePlan
     store: SlideStore
     result: SlideResult
-    open_shards: set[int]
-    finish: FinishTask
+    steps: Iterator[list[Step]]
+    """What is to be done; each list once all tasks of the one before it have ended."""
+    in_work: int = 0
+    """Tasks of the present step that have not ended."""
     given_up: bool = False
+
+    def next_step(self) -> list[_Job]:
+        """The jobs of the next step that has any; none once the slide is finished."""
+        step = next((step for step in self.steps if step), [])
+        self.in_work = len(step)
+        return [_Job(self, function, task) for function, task in step]
 
 
 @dataclass
@@ -75,24 +85,25 @@ class _Job:
     """A task and where its outcome belongs."""
 
     slide: _SlideRun
-    function: Any
+    function: Callable[[Any], Any]
     task: Any
 
 
 def worker_settings(config: Config) -> WorkerSettings:
     """How workers are set up: with `auto`, cores are shared out between the workers of this machine."""
     compute = config.compute
+    exact = config.context is not None and config.context.exact
     local = compute.scheduler.kind in ("inline", "local")
     cores = max(1, len(os.sched_getaffinity(0)) // (worker_count(compute) if compute.scheduler.kind == "local" else 1))
     return WorkerSettings(
         encoder=config.encoder.name,
         weights=absolute(config.encoder.weights) if config.encoder.weights is not None else None,
         args=json.dumps(dict(config.encoder.args), sort_keys=True),
-        precision=config.encoder.precision,
+        precision="fp32" if exact else config.encoder.precision,
         device=compute.device,
         tile=config.tiles.size,
         decode=config.source.decode,
-        batch=None if compute.batch_size == "auto" else compute.batch_size,
+        batch=EXACT_BATCH if exact else None if compute.batch_size == "auto" else compute.batch_size,
         threads=cores if compute.threads == "auto" else compute.threads,
         compute_threads=cores if local else None,
     )
@@ -143,6 +154,7 @@ class Run:
             self.reporter.message(
                 f"{part} has random, untrained weights: its output shows that the line works and means nothing else.", level="warning"
             )
+        self.workers = engine.workers
         self.reporter.started(len(self.refs), self.facts, engine.workers)
 
     def _store(self, ref: SlideRef) -> SlideStore:
@@ -155,16 +167,10 @@ class Run:
         planned = self._plan_slides()
         follow_up: deque[_Job] = deque()
         in_flight = 0
-        exhausted = False
         first: float | None = None
         while True:
-            while in_flight < engine.capacity and not (exhausted and not follow_up):
-                job = follow_up.popleft() if follow_up else next(planned, None)
-                if job is None:
-                    exhausted = True
-                elif job.function is None:
-                    follow_up.append(self._finish_job(job.slide))
-                elif not job.slide.given_up:
+            while in_flight < engine.capacity and (job := follow_up.popleft() if follow_up else next(planned, None)):
+                if not job.slide.given_up:
                     first = first or time.perf_counter()
                     engine.submit(job.function, job.task, job)
                     in_flight += 1
@@ -172,36 +178,31 @@ class Run:
                 break
             done, outcome = engine.wait_next()
             in_flight -= 1
-            next_job = self._receive(done, outcome)
+            follow_up.extend(self._receive(done, outcome))
             self.summary.embed_seconds = time.perf_counter() - (first or 0.0)
-            if next_job is not None:
-                follow_up.append(next_job)
 
-    def _receive(self, job: _Job, outcome: Outcome) -> _Job | None:
-        """Book an outcome; the job that finishes the slide where this was its last shard."""
+    def _receive(self, job: _Job, outcome: Outcome) -> list[_Job]:
+        """Book an outcome; the jobs of the slide's next step where this was the last of its step."""
         slide, result = job.slide, job.slide.result
         if outcome.error is not None:
             self._give_up(slide, outcome.error)
-            return None
+            return []
         report = outcome.value
         self.summary.peak_bytes = max(self.summary.peak_bytes, report.peak_bytes)
         for stage, seconds in report.seconds.items():
             result.seconds[stage] = result.seconds.get(stage, 0.0) + seconds
+        if isinstance(report, ShardReport):
+            for status, count in report.counts.items():
+                result.counts[status] = result.counts.get(status, 0) + count
+            result.tile_errors |= dict(list(report.errors.items())[: TILE_ERRORS - len(result.tile_errors)])
+            self.summary.new_tiles += sum(report.counts.values())
+            self.reporter.shard_done(report)
+        slide.in_work -= 1
         if isinstance(report, FinishReport):
             slide.store.complete({"tiles": result.tiles, "counts": result.counts})
             result.status = "done"
             self.reporter.slide_done(result)
-            return None
-        for status, count in report.counts.items():
-            result.counts[status] = result.counts.get(status, 0) + count
-        result.tile_errors |= dict(list(report.errors.items())[: TILE_ERRORS - len(result.tile_errors)])
-        self.summary.new_tiles += sum(report.counts.values())
-        slide.open_shards.discard(report.shard)
-        self.reporter.shard_done(report)
-        return self._finish_job(slide) if not slide.open_shards and not slide.given_up else None
-
-    def _finish_job(self, slide: _SlideRun) -> _Job:
-        return _Job(slide, finish_slide, slide.finish)
+        return slide.next_step() if slide.in_work == 0 and not slide.given_up else []
 
     def _give_up(self, slide: _SlideRun, error: TilestreamError) -> None:
         if isinstance(error, ConfigError | InterruptedRunError | OutputError):
@@ -220,7 +221,7 @@ class Run:
     # -- planning ---------------------------------------------------------------------------------------------------
 
     def _plan_slides(self) -> Iterator[_Job]:
-        """Jobs of all slides, each planned when its turn comes. A job without a function only finishes its slide."""
+        """Jobs of the first steps of all slides, each planned when its turn comes."""
         for ref in self.refs:
             result = self.results[ref.id]
             try:
@@ -228,13 +229,8 @@ class Run:
             except InputError as error:
                 self._refuse(result, error)
                 continue
-            if slide is None:
-                continue
-            open_shards = sorted(slide.open_shards)
-            for shard in open_shards:
-                yield _Job(slide, embed_shard, self._shard_task(slide, shard))
-            if not open_shards:
-                yield _Job(slide, None, None)
+            if slide is not None:
+                yield from slide.next_step()
 
     def _plan_slide(self, ref: SlideRef, result: SlideResult) -> _SlideRun | None:
         """Open, plan and check a slide, and make its store ready; None where it is finished already."""
@@ -249,8 +245,8 @@ class Run:
             plan = make_slide_plan(ref, source, self.config, self.facts)
         layout = make_layout(plan.tiles, self.config, self.facts)
         if self.config.context is not None:
-            tokens_a_side(layout.tokens, plan.grid)
-        projection = project_memory(plan, layout, self.config, self.facts)
+            tokens_a_side(self.facts.tokens, plan.grid)
+        projection, context = project_memory(plan, layout, self.config, self.facts, self.workers)
         check_memory(projection, self.config, plan)
         self.summary.projected_bytes = max(self.summary.projected_bytes, projection.total)
         if self.restart or store.attributes is None:
@@ -265,9 +261,34 @@ class Run:
             self.reporter.message(f"{ref.id}: {share:.1%} of the thumbnail cannot be read; tiles there are kept.", level="warning")
         if plan.tiles == 0:
             result.note = "no tissue found"
-        remaining = set(range(layout.shards)) - set(committed)
+        result.context = str(context) if context else ""
+        remaining = sorted(set(range(layout.shards)) - set(committed))
         self.reporter.planned(plan, projection, sum(len(plan.tile_row[layout.rows(k)]) for k in remaining))
-        return _SlideRun(plan, store, result, remaining, self._finish_task(plan, store))
+        return _SlideRun(plan, store, result, self._steps(plan, store, layout, remaining, context))
+
+    def _steps(
+        self, plan: SlidePlan, store: SlideStore, layout: Layout, remaining: list[int], context: ContextPlan | None
+    ) -> Iterator[list[Step]]:
+        """What is left to do for a slide: tiles, context, finish; or tiles and context at once, finish."""
+        done = set(store.ledger(STAGE)) if context else set()
+        missing = [shard for shard in range(layout.shards) if shard not in done] if context else []
+        if context and context.one_pass:
+            whole = context.schedule == "row_bands"
+            halo = -(-self._spec().halo // tokens_a_side(self.facts.tokens, plan.grid))
+            runs = segments(layout, plan.tile_row, halo, whole=whole)
+            yield [(embed_and_mix, self._pass_task(plan, store, *run)) for run in runs if not done.issuperset(range(*run))]
+        else:
+            yield [(embed_shard, self._shard_task(plan, store, layout, shard)) for shard in remaining]
+            if context and context.schedule == "halo_shards":
+                yield [(mix_slide, self._context_task(plan, store, context, shard)) for shard in missing]
+            elif context and missing:
+                yield [(mix_slide, self._context_task(plan, store, context, None))]
+        yield [(finish_slide, self._finish_task(plan, store))]
+
+    def _spec(self) -> ContextSpec:
+        chosen = self.config.context
+        assert chosen is not None
+        return ContextSpec(self.facts.dim, chosen.depth, chosen.window, chosen.shift)
 
     def _create(self, store: SlideStore, plan: SlidePlan) -> None:
         info = plan.info
@@ -281,20 +302,35 @@ class Run:
         layout = make_layout(plan.tiles, self.config, self.facts)
         store.create(layout, plan.columns, {"recipe": self.recipe, "source": source}, uns=uns, objects=pictures)
 
-    def _shard_task(self, slide: _SlideRun, shard: int) -> ShardTask:
-        plan, rows = slide.plan, make_layout(slide.plan.tiles, self.config, self.facts).rows(shard)
+    def _shard_task(self, plan: SlidePlan, store: SlideStore, layout: Layout, shard: int) -> ShardTask:
+        rows = layout.rows(shard)
         y, x = plan.grid.l0_origins(plan.tile_row[rows]), plan.grid.l0_origins(plan.tile_col[rows])
         return ShardTask(
             slide=plan.ref.id, address=plan.ref.address, options=source_options(self.config, plan.ref), fingerprint=plan.info.fingerprint,
             spec=plan.spec, l0_y=y, l0_x=x, padded=plan.grid.overhangs(plan.tile_row[rows], plan.tile_col[rows]), shard=shard,
-            store=slide.store.folder.address, settings=self.settings, fail_tiles=self.config.on_error.tile == "fail",
+            store=store.folder.address, settings=self.settings, fail_tiles=self.config.on_error.tile == "fail",
+        )  # fmt: skip
+
+    def _pass_task(self, plan: SlidePlan, store: SlideStore, first: int, end: int) -> PassTask:
+        assert self.config.context is not None
+        return PassTask(
+            slide=plan.ref.id, address=plan.ref.address, options=source_options(self.config, plan.ref), fingerprint=plan.info.fingerprint,
+            spec=plan.spec, grid=plan.grid, stride_um=plan.stride_um, tokens=self.facts.tokens, first=first, end=end, store=store.folder.address,
+            settings=self.settings, context=self.config.context, precision=self.facts.precision, fail_tiles=self.config.on_error.tile == "fail",
+        )  # fmt: skip
+
+    def _context_task(self, plan: SlidePlan, store: SlideStore, context: ContextPlan, shard: int | None) -> ContextTask:
+        assert self.config.context is not None
+        return ContextTask(
+            slide=plan.ref.id, store=store.folder.address, grid=plan.grid, stride_um=plan.stride_um, context=self.config.context,
+            device=self.config.compute.device, precision=self.facts.precision, schedule=context.schedule, shard=shard,
         )  # fmt: skip
 
     def _finish_task(self, plan: SlidePlan, store: SlideStore) -> FinishTask:
         mpp = "no scale" if plan.info.mpp is None else f"{plan.info.mpp * plan.grid.scale:.3g} um/px"
         return FinishTask(
-            slide=plan.ref.id, store=store.folder.address, grid=plan.grid, tile_row=plan.tile_row, tile_col=plan.tile_col, stride_um=plan.stride_um,
-            context=self.config.context, pool=self.config.pool, device=self.config.compute.device, save_slide="slide" in self.config.output.save,
+            slide=plan.ref.id, store=store.folder.address, grid=plan.grid, tile_row=plan.tile_row, tile_col=plan.tile_col,
+            context=self.config.context is not None, pool=self.config.pool, save_slide="slide" in self.config.output.save,
             title=f"{plan.ref.id}: {plan.info.size.width} x {plan.info.size.height} px, tiles of {plan.grid.tile} px at {mpp}, {self.facts.name}",
         )  # fmt: skip
 

@@ -1,10 +1,10 @@
-"""What follows once all shards of a slide are committed: context over its token grid, the slide vector, the picture."""
+"""What follows once all shards of a slide are committed: the slide vector and the picture."""
 
 from __future__ import annotations
 
 import io
-import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +13,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tilestream.config import Context, Pool
-from tilestream.errors import ConfigError
+from tilestream.config import Pool
+from tilestream.contextual import CONTEXT_ROWS
 from tilestream.grid import TileGrid
-from tilestream.layout import Layout
-from tilestream.machine import peak_memory, pick_device
-from tilestream.models.context import ContextTransformer
+from tilestream.machine import peak_memory
 from tilestream.models.pooling import make_pool
-from tilestream.models.weights import apply_weights, load_weights
+from tilestream.models.weights import load_weights
 from tilestream.objects import Folder
-from tilestream.overview import draw_overview
+from tilestream.overview import draw_overview, principal_colours
 from tilestream.store import SlideStore
 
 THUMBNAIL, TISSUE = "thumbnail.png", "tissue.png"
-CONTEXT_ROWS = "tables/tiles/obsm/context"
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,9 @@ class FinishTask:
     grid: TileGrid
     tile_row: NDArray[np.int64]
     tile_col: NDArray[np.int64]
-    stride_um: float | None
-    """Step between tiles in µm; None where the image has no scale."""
-    context: Context | None
+    context: bool
+    """Whether the slide vector pools the context, or the tiles as they were embedded."""
     pool: Pool
-    device: str
     save_slide: bool
     """Whether the pooled vector is stored."""
     title: str
@@ -60,51 +55,23 @@ class FinishReport:
 
 @torch.inference_mode()
 def finish_slide(task: FinishTask) -> FinishReport:
-    """Context, slide vector and overview of one slide, then nothing is left but the completion mark, which the driver writes."""
+    """Slide vector and overview of one slide; then nothing is left but the completion mark, which the driver writes.
+
+    Both pass over the stored rows in blocks of one fixed size, so that no result depends on how rows were cut into shards.
+    """
     store = SlideStore(Folder(task.store))
-    layout = store.layout
-    vectors = np.asarray(store.array("tables/tiles/X")[:], np.float32)
     seconds = {}
-    pooled = vectors
-    if task.context is not None:
-        start = time.perf_counter()
-        pooled = _context_of_tiles(task, task.context, store, layout, vectors)
-        for shard in range(layout.shards):
-            store.write_shard(shard, {CONTEXT_ROWS: pooled[layout.rows(shard)].astype(layout.dtype)}, {}, stage="context")
-        seconds["context"] = time.perf_counter() - start
     if task.pool.name != "none" and task.save_slide:
         start = time.perf_counter()
-        store.write_slide_vector(_pool(task.pool, pooled), task.slide)
+        pooled = CONTEXT_ROWS if task.context else "tables/tiles/X"
+        store.write_slide_vector(_pool(task.pool, store.layout.dim, store.blocks(pooled)), task.slide)
         seconds["pool"] = time.perf_counter() - start
     start = time.perf_counter()
     thumbnail, mask = _image(store.folder, THUMBNAIL), _image(store.folder, TISSUE) > 0
-    store.folder.put("overview.png", draw_overview(thumbnail, mask, task.grid, task.tile_row, task.tile_col, vectors, task.title))
+    colours = principal_colours(lambda: store.blocks("tables/tiles/X"))
+    store.folder.put("overview.png", draw_overview(thumbnail, mask, task.grid, task.tile_row, task.tile_col, colours, task.title))
     seconds["overview"] = time.perf_counter() - start
     return FinishReport(task.slide, seconds, peak_memory())
-
-
-def build_context(context: Context, dim: int) -> ContextTransformer:
-    """The windowed transformer of a config, with its weights.
-
-    Raises
-    ------
-    ConfigError
-        The numbers do not fit the encoder's dimension, or the weights do not fit the model.
-    InputError
-        The weights file cannot be read.
-    """
-    model = ContextTransformer(
-        dim=dim,
-        depth=context.depth,
-        heads=context.heads,
-        window=context.window,
-        shift=context.shift,
-        position=context.position,
-        seed=context.seed,
-    )
-    if context.weights is not None:
-        apply_weights(model, load_weights(context.weights), context.weights, section="context")
-    return model.eval()
 
 
 def _image(folder: Folder, key: str) -> NDArray[np.uint8]:
@@ -120,64 +87,12 @@ def png_bytes(pixels: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _context_of_tiles(
-    task: FinishTask, context: Context, store: SlideStore, layout: Layout, vectors: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """(n, d) float32: each tile's token after the windowed transformer, or the mean over its patch tokens; NaN where the tile failed."""
-    device = pick_device(task.device)
-    model = build_context(context, layout.dim).to(device)
-    good = np.isfinite(vectors).all(axis=1)
-    out = np.full(vectors.shape, np.nan, np.float32)
-    side = tokens_a_side(layout.tokens, task.grid)
-    per_tile = side * side
-    tokens = np.asarray(store.array("tokens")[:], np.float32)[good].reshape(-1, layout.dim) if layout.tokens else vectors[good]
-    within = np.arange(per_tile)
-    tok_row = (task.tile_row[good, None] * side + within // side).ravel()
-    tok_col = (task.tile_col[good, None] * side + within % side).ravel()
-    inside = _inside(task.grid, tok_row, tok_col, side)
-    stride_um = None if task.stride_um is None else task.stride_um / side
-    mixed = model(
-        torch.from_numpy(tokens[inside]).to(device), torch.from_numpy(tok_row[inside]), torch.from_numpy(tok_col[inside]), stride_um
-    )
-    owner = np.repeat(np.flatnonzero(good), per_tile)[inside]
-    total = np.zeros(vectors.shape, np.float64)
-    np.add.at(total, owner, mixed.float().cpu().numpy())
-    count = np.bincount(owner, minlength=len(vectors))
-    out[good] = (total[good] / np.maximum(count[good], 1)[:, None]).astype(np.float32)
-    return out
-
-
-def tokens_a_side(tokens: int, grid: TileGrid) -> int:
-    """Tokens along one side of a tile; 1 for encoders that give one vector.
-
-    Raises
-    ------
-    ConfigError
-        The tokens are no square grid, or tiles overlap or leave gaps, so that tokens have no place on one absolute grid.
-    """
-    if tokens == 0:
-        return 1
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        raise ConfigError(
-            f"context: the encoder gives {tokens} tokens a tile, which is no square grid. Use an encoder without extra tokens."
-        )
-    if grid.stride != grid.tile:
-        raise ConfigError(
-            f"tiles.stride: {grid.stride}, but a context over patch tokens needs tiles that meet: leave it out or set it to {grid.tile}."
-        )
-    return side
-
-
-def _inside(grid: TileGrid, tok_row: NDArray[np.int64], tok_col: NDArray[np.int64], side: int) -> NDArray[np.bool_]:
-    """Which tokens start inside the image; those of the white border are absent, not zero."""
-    step = grid.stride * grid.scale / side
-    return (tok_row * step < grid.l0_size.height) & (tok_col * step < grid.l0_size.width)
-
-
-def _pool(pool: Pool, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, d) -> (d,) float32 over the rows that are finite; NaN where there is none."""
-    model = make_pool(pool.name, rows.shape[1], load_weights(pool.weights) if pool.weights is not None else None)
-    keep = np.isfinite(rows).all(axis=1)
-    vector: NDArray[np.float32] = model.result(model.state(torch.from_numpy(rows[keep]))).float().numpy()
+def _pool(pool: Pool, dim: int, blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Blocks of (n, d) -> (d,) float32 over the rows that are finite; NaN where there is none."""
+    model = make_pool(pool.name, dim, load_weights(pool.weights) if pool.weights is not None else None)
+    state = model.identity()
+    for rows in blocks:
+        keep = np.isfinite(rows).all(axis=1)
+        state = model.merge(state, model.state(torch.from_numpy(rows), torch.from_numpy(keep)))
+    vector: NDArray[np.float32] = model.result(state).float().numpy()
     return vector

@@ -56,8 +56,11 @@ class TileGrid:
         return self.tile * self.scale
 
     def l0_origins(self, tile_index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Level-0 pixel of the tile edge for row (or column) indices; rounds half to even, as Python's `round`."""
-        origins: NDArray[np.int64] = np.rint(tile_index * (self.stride * self.scale)).astype(np.int64)
+        """Level-0 pixel of the tile edge for row (or column) indices; rounds half to even, as Python's `round`.
+
+        Multiplied from left to right, as the formula reads: 15 * 511 * 0.9 is 6898.5, and 15 * (511 * 0.9) a little more.
+        """
+        origins: NDArray[np.int64] = np.rint(tile_index * self.stride * self.scale).astype(np.int64)
         return origins
 
     def overhangs(self, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,26 +19,58 @@ OUTLINE = (0, 140, 60)
 KEPT = (40, 90, 200)
 
 
-def principal_colours(vectors: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(n, d) -> (n, 3) uint8: the first three principal components, each stretched between its 2nd and 98th percentile.
+def principal_colours(blocks: Callable[[], Iterable[NDArray[np.float32]]]) -> NDArray[np.uint8]:
+    """Colours (n, 3) uint8 of n rows: the first three principal components, each stretched between its 2nd and 98th percentile.
 
     The sign of a component is free: each is turned so that its largest loading is positive, so that the same embeddings
     always give the same picture. Rows that are not finite become grey.
+
+    Parameters
+    ----------
+    blocks : callable
+        Gives the rows anew each time, in blocks of (m, d) float32; two passes are made, and no more than a block is held.
     """
-    good = np.isfinite(vectors).all(axis=1)
-    colours = np.full((len(vectors), 3), 128, np.uint8)
-    if good.sum() < 2:
-        return colours
-    centred = vectors[good].astype(np.float64)
-    centred -= centred.mean(axis=0)
-    values, axes = np.linalg.eigh(centred.T @ centred)
+    axes = _principal_axes(blocks())
+    parts = []
+    for rows in blocks():
+        scores = np.full((len(rows), 3), np.nan, np.float32)
+        good = np.isfinite(rows).all(axis=1)
+        if axes is not None:
+            scores[good, : axes.shape[1]] = rows[good].astype(np.float64) @ axes
+        parts.append(scores)
+    scores = np.concatenate([np.empty((0, 3), np.float32), *parts])
+    colours = np.full(scores.shape, 128, np.uint8)
+    for component in range(3 if axes is None else axes.shape[1]):
+        column = scores[:, component]
+        good = np.isfinite(column)
+        if good.any():
+            low, high = np.percentile(column[good].astype(np.float64), [2, 98])
+            spread = high - low if high - low > 1e-6 * max(abs(low), abs(high), 1e-6) else 1.0
+            colours[good, component] = (np.clip((column[good] - low) / spread, 0, 1) * 255).astype(np.uint8)
+    return colours
+
+
+def _principal_axes(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float64] | None:
+    """The first three principal axes (d, <= 3) of the rows that are finite; None for fewer than two.
+
+    Sums are taken around the first row, which keeps the covariance from being a difference of two large numbers.
+    """
+    count, origin = 0, None
+    total, products = np.zeros(1), np.zeros((1, 1))
+    for rows in blocks:
+        good = rows[np.isfinite(rows).all(axis=1)].astype(np.float64)
+        if len(good) and origin is None:
+            origin = good[0]
+        if origin is not None:
+            good -= origin
+            count, total, products = count + len(good), total + good.sum(axis=0), products + good.T @ good
+    if count < 2:
+        return None
+    mean = total / count
+    values, axes = np.linalg.eigh(products - count * np.outer(mean, mean))
     axes = axes[:, np.argsort(values)[::-1][:3]]
     axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    scores = centred @ axes
-    low, high = np.percentile(scores, [2, 98], axis=0)
-    spread = np.where(high - low > 1e-12, high - low, 1.0)
-    colours[good, : axes.shape[1]] = (np.clip((scores - low) / spread, 0, 1) * 255).astype(np.uint8)
-    return colours
+    return np.asarray(axes)
 
 
 def draw_overview(
@@ -46,7 +79,7 @@ def draw_overview(
     grid: TileGrid,
     tile_row: NDArray[np.int64],
     tile_col: NDArray[np.int64],
-    vectors: NDArray[np.float32],
+    colours: NDArray[np.uint8],
     title: str,
 ) -> bytes:
     """PNG: the thumbnail with tissue outline and kept tiles, beside the map of the embeddings.
@@ -61,8 +94,8 @@ def draw_overview(
         Where tiles lie.
     tile_row, tile_col : (n,) int64
         Kept tiles.
-    vectors : (n, d) float
-        Their embeddings; NaN where a tile failed.
+    colours : (n, 3) uint8
+        Of their embeddings, from `principal_colours`.
     title : str
         Words above the panels.
     """
@@ -74,8 +107,7 @@ def draw_overview(
     tissue = np.array(Image.fromarray(mask).resize(panel, Image.Resampling.NEAREST))
     slide[_borders(place)] = KEPT
     slide[_edges(tissue)] = OUTLINE
-    colours = np.concatenate([principal_colours(vectors), np.array([EMPTY], np.uint8)])
-    embedding_map = colours[place]  # -1 picks the last row: no tile
+    embedding_map = np.concatenate([colours, np.array([EMPTY], np.uint8)])[place]  # -1 picks the last row: no tile
     return _compose(slide, embedding_map, title, f"{len(tile_row)} tiles kept (blue), tissue outlined (green)")
 
 

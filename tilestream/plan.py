@@ -12,7 +12,7 @@ from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import level_for_scale, scale_from_mpp
 from tilestream.grid import TileGrid
 from tilestream.layout import Layout, TileColumns
-from tilestream.readspec import GROUPS_IN_WORK, HOST_GROUP_PIECES, READ_TILES, ReadSpec, group_pieces, pending_tiles
+from tilestream.readspec import ReadSpec
 from tilestream.slides import SlideRef
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.thumbnail import Thumbnail, read_thumbnail
@@ -20,9 +20,6 @@ from tilestream.tissue import TissueOptions, find_tissue, tile_fractions
 
 LANES = 2
 """Shards that a worker has open at once: one computes while the next one reads."""
-
-SLACK = 64 * 1024**2
-"""Bytes set aside for what the arithmetic does not name: thread stacks, codec scratch, fragmentation."""
 
 
 @dataclass(frozen=True)
@@ -197,88 +194,14 @@ def _refuse_mpp(facts: EncoderFacts, mpp: float, what: str) -> None:
 
 
 def make_layout(plan_tiles: int, config: Config, facts: EncoderFacts) -> Layout:
-    """Shapes of a slide's arrays. Patch tokens are kept where they are asked for, or where the context needs them."""
-    tokens = facts.tokens if facts.tokens > 1 and ("tokens" in config.output.save or config.context is not None) else 0
+    """Shapes of a slide's arrays. Patch tokens are kept where they are asked for, or where the dense context reads them back."""
+    kept = "tokens" in config.output.save or (config.context is not None and config.context.schedule == "dense")
     context_dim = facts.dim if config.context is not None else 0
-    return Layout(plan_tiles, facts.dim, config.compute.shard_tiles, config.output.dtype, context_dim, tokens)
-
-
-@dataclass(frozen=True)
-class Projection:
-    """An upper bound of a worker's resident memory, part by part, in bytes."""
-
-    program: int
-    """Interpreter, libraries, weights and the activations of one batch, as measured before any pixel."""
-    reading: int
-    """Tiles open at once in both lanes."""
-    batches: int
-    """Batches on their way to the encoder."""
-    shard: int
-    """Embeddings of the shards in work, with their encoded copy."""
-    context: int
-    """The whole token grid of the largest slide, where a context is configured."""
-    thumbnail: int
-    """The thumbnail, its mask and what finding tissue takes: 24 bytes a thumbnail pixel; and the tiles' numbers, 200 bytes a tile."""
-
-    @property
-    def total(self) -> int:
-        """Sum of the parts, with slack."""
-        return self.program + self.reading + self.batches + self.shard + self.context + self.thumbnail + SLACK
-
-
-def project_memory(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts) -> Projection:
-    """Memory of a worker that does this slide, from sizes alone."""
-    level = plan.info.levels[plan.spec.level]
-    piece_bytes = plan.pieces.height * plan.pieces.width * 3 if plan.pieces else plan.spec.cover**2 * 4
-    stride_px = plan.grid.stride * plan.grid.scale / level.downsample
-    rows = min(layout.shard_tiles, layout.tiles)
-    pending = pending_tiles(plan.spec, plan.pieces, level, max(1, rows), stride_px, facts.threads)
-    tile_bytes = plan.spec.tile**2 * 3
-    cover_bytes = plan.spec.cover**2 * 3 * 5 if plan.spec.resampled else 0  # uint8 and the float32 rows of one average
-    reading = pending * (tile_bytes + cover_bytes) + (facts.threads + 1) * piece_bytes * 2
-    if facts.device.startswith("cuda") and plan.pieces:  # tiles are put together there
-        reading = (GROUPS_IN_WORK * group_pieces(plan.pieces, HOST_GROUP_PIECES) + facts.threads * 2) * piece_bytes
-    item = 4 + 2 * np.dtype(layout.dtype).itemsize  # float32 results, the stored array and its encoded copy
-    columns = layout.dim + layout.tokens * layout.dim
-    context = 0
-    if config.context is not None:
-        context = layout.tiles * max(1, layout.tokens) * layout.dim * 4 * 4 + 256 * config.context.window**2 * layout.dim * 4 * 12
-    return Projection(
-        program=facts.peak_bytes,
-        reading=LANES * reading,
-        batches=LANES * 4 * max(facts.batch, READ_TILES) * tile_bytes,
-        shard=LANES * rows * columns * item,
-        context=context,
-        thumbnail=plan.mask.size * 24 + plan.candidates * 200,
+    return Layout(
+        plan_tiles,
+        facts.dim,
+        config.compute.shard_tiles,
+        config.output.dtype,
+        context_dim,
+        facts.tokens if kept and facts.tokens > 1 else 0,
     )
-
-
-def check_memory(projection: Projection, config: Config, plan: SlidePlan) -> None:
-    """Refuse what does not fit.
-
-    Raises
-    ------
-    ConfigError
-        With the projection, the limit and the way out.
-    """
-    limit = config.compute.memory_limit
-    if projection.total <= limit:
-        return
-    fixed = projection.program + projection.batches + projection.context + projection.thumbnail + SLACK
-    room, varying = limit - fixed, projection.reading + projection.shard
-    shard_tiles = int(config.compute.shard_tiles * room / varying) if room > 0 else 0
-    advice = (
-        f"Set compute.shard_tiles to {shard_tiles} or less, or raise compute.memory_limit."
-        if shard_tiles >= 1
-        else f"Raise compute.memory_limit to {gib(projection.total)} or more, or choose a smaller encoder or batch_size."
-    )
-    raise ConfigError(
-        f"compute.memory_limit: a worker on {plan.ref.id} needs {gib(projection.total)} (program and model {gib(projection.program)}, "
-        f"tiles {gib(projection.reading + projection.batches)}, a shard of {min(config.compute.shard_tiles, plan.tiles)} tiles "
-        f"{gib(projection.shard)}, context {gib(projection.context)}), the limit is {gib(limit)}. {advice}"
-    )
-
-
-def gib(count: int) -> str:
-    """Bytes in GiB or MiB, for people."""
-    return f"{count / 1024**3:.2f} GiB" if count >= 1024**3 else f"{count / 1024**2:.0f} MiB"

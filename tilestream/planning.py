@@ -8,26 +8,18 @@ from rich.console import Console
 from rich.table import Table
 
 from tilestream.config import Config
+from tilestream.contextual import build_context
 from tilestream.driver import untrained_parts, worker_settings
+from tilestream.engine import worker_count
 from tilestream.errors import InputError
-from tilestream.finishing import build_context
 from tilestream.layout import Layout
-from tilestream.plan import (
-    EncoderFacts,
-    Projection,
-    SlidePlan,
-    check_encoder,
-    check_memory,
-    gib,
-    make_layout,
-    make_slide_plan,
-    project_memory,
-    source_options,
-)
+from tilestream.plan import EncoderFacts, SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
+from tilestream.projection import ContextPlan, Projection, check_memory, gib, project_memory
 from tilestream.slides import list_slides
 from tilestream.sources import open_source
 from tilestream.stages import describe_encoder
 from tilestream.summary import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED
+from tilestream.tokens import tokens_a_side
 
 
 @dataclass
@@ -36,7 +28,7 @@ class Planned:
 
     config: Config
     facts: EncoderFacts
-    slides: list[tuple[SlidePlan, Layout, Projection]] = field(default_factory=list)
+    slides: list[tuple[SlidePlan, Layout, Projection, ContextPlan | None]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -68,29 +60,31 @@ def plan_slides(config: Config) -> Planned:
             planned.refused[ref.id] = str(error)
             continue
         layout = make_layout(plan.tiles, config, facts)
-        projection = project_memory(plan, layout, config, facts)
+        if config.context is not None:
+            tokens_a_side(facts.tokens, plan.grid)
+        projection, context = project_memory(plan, layout, config, facts, worker_count(config.compute))
         check_memory(projection, config, plan)
-        planned.slides.append((plan, layout, projection))
+        planned.slides.append((plan, layout, projection, context))
     return planned
 
 
 def print_plan(planned: Planned, console: Console) -> None:
     """The table of a plan, and its totals."""
     table = Table(box=None, pad_edge=False)
-    for column in ("slide", "size (h x w)", "µm/px", "read from", "tiles kept", "shards", "output", "memory a worker"):
+    for column in ("slide", "size (h x w)", "µm/px", "read from", "tiles kept", "shards", "output", "context", "memory a worker"):
         table.add_column(column, overflow="fold")
-    for plan, layout, projection in planned.slides:
+    for plan, layout, projection, context in planned.slides:
         size, level = plan.info.size, plan.info.levels[plan.spec.level]
         averaged = ", averaged" if plan.spec.resampled else ""
         table.add_row(
             plan.ref.id, f"{size.height} x {size.width}", "-" if plan.info.mpp is None else f"{plan.info.mpp:.4g}",
-            f"level {plan.spec.level} (1/{level.downsample:.4g}{averaged})", f"{plan.tiles} of {plan.candidates}", str(layout.shards), gib(layout.bytes), gib(projection.total),
+            f"level {plan.spec.level} (1/{level.downsample:.4g}{averaged})", f"{plan.tiles} of {plan.candidates}", str(layout.shards), gib(layout.bytes), str(context or "-"), gib(projection.total),
         )  # fmt: skip
     console.print(table)
     for slide, reason in planned.refused.items():
         console.print(f"refused: {slide}: {reason}", style="yellow", highlight=False, markup=False)
-    tiles, size_bytes = sum(p.tiles for p, _, _ in planned.slides), sum(layout.bytes for _, layout, _ in planned.slides)
-    peak = max((projection.total for _, _, projection in planned.slides), default=0)
+    tiles, size_bytes = sum(p.tiles for p, _, _, _ in planned.slides), sum(layout.bytes for _, layout, _, _ in planned.slides)
+    peak = max((projection.total for _, _, projection, _ in planned.slides), default=0)
     facts = planned.facts
     console.print(
         f"{len(planned.slides)} slides, {tiles} tiles, {gib(size_bytes)} of output before compression; {facts.name}, {facts.dim} dims, {facts.precision} on {facts.device}; "

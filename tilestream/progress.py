@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tilestream.driver import Reporter
-from tilestream.plan import EncoderFacts, Projection, SlidePlan, gib
+from tilestream.plan import EncoderFacts, SlidePlan
+from tilestream.projection import Projection, gib
 from tilestream.stages import ShardReport
 from tilestream.summary import SlideResult, Summary
 

@@ -7,7 +7,7 @@ from typing import Any
 from tilestream import __version__
 from tilestream.config import Config
 from tilestream.errors import OutputError
-from tilestream.plan import EncoderFacts
+from tilestream.plan import EncoderFacts, make_layout
 from tilestream.store import FORMAT, SlideStore
 
 
@@ -25,9 +25,12 @@ def make_recipe(config: Config, facts: EncoderFacts) -> dict[str, Any]:
             "precision": facts.precision,
             "dim": facts.dim,
         },
-        "context": None if config.context is None else config.context.model_dump(mode="json"),
+        "context": None if config.context is None else config.context.model_dump(mode="json", exclude={"schedule"}),
         "pool": config.pool.model_dump(mode="json"),
-        "output": {"save": sorted(config.output.save), "dtype": config.output.dtype},
+        "output": {
+            "save": sorted({*config.output.save, *(["tokens"] if make_layout(0, config, facts).tokens else [])}),
+            "dtype": config.output.dtype,
+        },
         "compute": {"shard_tiles": config.compute.shard_tiles},
     }
 

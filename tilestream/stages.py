@@ -9,14 +9,14 @@ import os
 import threading
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tilestream.errors import ConfigError, InputError, InterruptedRunError
-from tilestream.layout import DECODE_ERROR, NONFINITE, OK, PADDED
+from tilestream.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES
 from tilestream.machine import device_name, peak_memory
 from tilestream.models.encoders import random_weights
 from tilestream.models.weights import weights_digest
@@ -100,23 +100,42 @@ def embed_shard(task: ShardTask) -> ShardReport:
     """Read, embed and write one shard; its bytes do not depend on who does it or how often."""
     worker = worker_for(task.settings)
     with worker.lanes:
-        source = worker.source(task.address, task.options)
-        if source.info.fingerprint != task.fingerprint:
-            raise InputError(f"{task.address} changed while it was being read. Run again with --restart once the file is whole.")
+        source = open_unchanged(worker, task.address, task.options, task.fingerprint)
         clock = Clock()
         arrays, errors = _embed_tiles(worker, source, task, clock)
         status = arrays["tables/tiles/obs/status/codes"]
-        counts = {
-            name: int((status == code).sum())
-            for name, code in (("ok", OK), ("padded", PADDED), ("decode_error", DECODE_ERROR), ("nonfinite", NONFINITE))
-        }
+        counts = count_statuses(status)
         if errors and task.fail_tiles:
-            row, message = next(iter(errors.items()))
-            raise InputError(f"{task.slide}: tile {row} failed: {message} (on_error.tile is fail; nan would keep the slide)")
+            refuse_tile(task.slide, errors)
         with clock.timed("write"):
             store = SlideStore(Folder(task.store))
             store.write_shard(task.shard, arrays, {"counts": counts})
         return ShardReport(task.slide, task.shard, counts, clock.seconds, errors, peak_memory(), f"{os.uname().nodename}:{os.getpid()}")
+
+
+def open_unchanged(worker: Worker, address: str, options: SourceOptions, fingerprint: str) -> Source:
+    """The image of a task, if it is still the one that was planned.
+
+    Raises
+    ------
+    InputError
+        The file changed, or cannot be opened any more.
+    """
+    source = worker.source(address, options)
+    if source.info.fingerprint != fingerprint:
+        raise InputError(f"{address} changed while it was being read. Run again with --restart once the file is whole.")
+    return source
+
+
+def count_statuses(status: NDArray[np.int8]) -> dict[str, int]:
+    """Tiles by the name of their status."""
+    return {STATUSES[code]: int((status == code).sum()) for code in (OK, PADDED, DECODE_ERROR, NONFINITE)}
+
+
+def refuse_tile(slide: str, errors: dict[int, str]) -> NoReturn:
+    """End a slide that may have no failed tile."""
+    row, message = next(iter(errors.items()))
+    raise InputError(f"{slide}: tile {row} failed: {message} (on_error.tile is fail; nan would keep the slide)")
 
 
 def _embed_tiles(worker: Worker, source: Source, task: ShardTask, clock: Clock) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
@@ -124,7 +143,7 @@ def _embed_tiles(worker: Worker, source: Source, task: ShardTask, clock: Clock) 
     store = SlideStore(Folder(task.store))
     layout = store.layout
     n = len(task.l0_y)
-    vectors = np.full((n, layout.dim), np.nan, np.float32)
+    vectors = np.full((n, layout.dim), np.nan, np.dtype(layout.dtype))
     tokens = np.full((n, layout.tokens, layout.dim), np.nan, np.dtype(layout.dtype)) if layout.tokens else None
     status = np.where(task.padded, PADDED, OK).astype(np.int8)
     errors: dict[int, str] = {}
@@ -133,20 +152,15 @@ def _embed_tiles(worker: Worker, source: Source, task: ShardTask, clock: Clock) 
         for part in embedded:
             if STOP.is_set():
                 raise InterruptedRunError("stopped")
-            _place(part, vectors, tokens, status, errors, np.dtype(layout.dtype))
-    arrays: dict[str, NDArray[Any]] = {"tables/tiles/X": vectors.astype(layout.dtype), "tables/tiles/obs/status/codes": status}
+            place_results(part, vectors, tokens, status, errors)
+    arrays: dict[str, NDArray[Any]] = {"tables/tiles/X": vectors, "tables/tiles/obs/status/codes": status}
     if tokens is not None:
         arrays["tokens"] = tokens
     return arrays, {first_row + k: errors[k] for k in sorted(errors)[:20]}
 
 
-def _place(
-    part: Embedded,
-    vectors: NDArray[np.float32],
-    tokens: NDArray[Any] | None,
-    status: NDArray[np.int8],
-    errors: dict[int, str],
-    stored: np.dtype[Any],
+def place_results(
+    part: Embedded, vectors: NDArray[Any], tokens: NDArray[Any] | None, status: NDArray[np.int8], errors: dict[int, str]
 ) -> None:
     """Put a batch's results at its tiles' rows; failed tiles stay NaN. A result that is not finite is a failure, never a row."""
     out = part.out
@@ -154,7 +168,7 @@ def _place(
     for tile, message in part.failed.items():
         status[tile], errors[tile] = DECODE_ERROR, message
     vector = out.mean(axis=1) if out.ndim == 3 else out
-    largest = np.finfo(stored).max
+    largest = np.finfo(vectors.dtype).max
     finite = np.isfinite(vector).all(axis=1) & (np.abs(vector).max(axis=1, initial=0) <= largest)
     for tile in part.index[good & ~finite].tolist():
         status[tile], errors[tile] = NONFINITE, "the encoder's output is not finite, or too large for the stored type"

@@ -19,6 +19,9 @@ from tilestream.tables import ARRAY, CATEGORICAL, create_table, write_strings
 FORMAT = 1
 """Version of this layout; a store of another version is refused."""
 
+BLOCK_ROWS = 2048
+"""Rows of a block of `SlideStore.blocks`."""
+
 TILES, SLIDE = "tables/tiles", "tables/slide"
 LEDGER, COMPLETE = ".tilestream/shards", ".tilestream/complete.json"
 
@@ -114,12 +117,11 @@ class SlideStore:
                 entries[int(name[len(stage) + 1 : -5])] = json.loads(raw)
         return entries
 
-    def rows(self, path: str) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """The rows of an array, shard by shard."""
-        layout, array = self.layout, self.array(path)
-        for shard in range(layout.shards):
-            rows = layout.rows(shard)
-            yield rows, np.asarray(array[rows])
+    def blocks(self, path: str) -> Iterator[NDArray[np.float32]]:
+        """The rows of an array in order, (n, d) float32, in blocks that do not depend on how rows were cut into shards."""
+        array = self.array(path)
+        for start in range(0, array.shape[0], BLOCK_ROWS):
+            yield np.asarray(array[start : start + BLOCK_ROWS], np.float32)
 
     # -- completion -------------------------------------------------------------------------------------------------
 

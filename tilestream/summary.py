@@ -34,6 +34,8 @@ class SlideResult:
     """Why it was refused or left unfinished."""
     tile_errors: dict[int, str] = field(default_factory=dict)
     """Why tiles failed, by row of the output; the first 20 of each shard."""
+    context: str = ""
+    """How its context was computed, e.g. `row_bands in one pass`."""
     note: str = ""
     """What a person should know of it, e.g. that it has no tissue."""
 

@@ -104,16 +104,16 @@ class TileMeans:
         Channels of a token.
     write : callable
         Given the number of a shard and (rows, dim) float32, NaN where a tile has no token; called in order of shards.
-    first : int
-        Shard before which nothing is wanted.
+    first, end : int
+        The shards that are wanted, the end excluded.
     """
 
     def __init__(
-        self, tokens: TokenGrid, shard_tiles: int, dim: int, write: Callable[[int, NDArray[np.float32]], None], first: int = 0
+        self, tokens: TokenGrid, shard_tiles: int, dim: int, write: Callable[[int, NDArray[np.float32]], None], first: int, end: int
     ) -> None:
         self.tokens, self.shard_tiles, self.dim, self.write = tokens, shard_tiles, dim, write
         self.next = first
-        self.shards = -(-len(tokens.tile_row) // shard_tiles)
+        self.end = end
         self._open: dict[int, tuple[NDArray[np.float64], NDArray[np.int64]]] = {}
 
     def add(self, band: TokenBand) -> None:
@@ -124,12 +124,12 @@ class TileMeans:
         cuts = np.flatnonzero(np.diff(rows, prepend=-1)) if len(rows) else rows
         for start, end in zip(cuts.tolist(), [*cuts[1:].tolist(), len(rows)], strict=True) if len(rows) else ():
             self._add_row(owner[start:end], values[start:end])
-        while self.next < self.shards and band.upto >= (self._last_row(self.next) + 1) * self.tokens.side:
+        while self.next < self.end and band.upto >= (self._last_row(self.next) + 1) * self.tokens.side:
             self._give(self.next)
 
     def finish(self) -> None:
         """Write what is left; no more tokens come."""
-        while self.next < self.shards:
+        while self.next < self.end:
             self._give(self.next)
 
     def _add_row(self, owner: Index, values: NDArray[Any]) -> None:
@@ -138,7 +138,7 @@ class TileMeans:
         sums = np.add.reduceat(values.astype(np.float64), starts, axis=0)
         tiles, counts = owner[starts], np.diff(starts, append=len(owner))
         for shard in np.unique(tiles // self.shard_tiles).tolist():
-            if shard < self.next:
+            if not self.next <= shard < self.end:
                 continue
             total, count = self._sums(shard)
             mine = tiles // self.shard_tiles == shard

@@ -12,11 +12,12 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -159,13 +160,20 @@ class Worker:
             return self._sources[key]
 
     def embed_tiles(
-        self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64], clock: Clock
+        self,
+        source: Source,
+        spec: ReadSpec,
+        l0_y: NDArray[np.int64],
+        l0_x: NDArray[np.int64],
+        clock: Clock,
+        cuts: Sequence[int] = (),
     ) -> Generator[Embedded, None, None]:
         """Read tiles and run them through the encoder, one caller at a time; reading starts before the caller's turn.
 
-        Closing the generator stops the reading.
+        Batches come in the order of the tiles. A long list is read in parts that end at `cuts`, so that what reading keeps in mind does
+        not grow with it. Closing the generator stops the reading.
         """
-        batches = read_ahead(self._read(source, spec, l0_y, l0_x), clock)
+        batches = read_ahead(self._read_parts(source, spec, l0_y, l0_x, cuts), clock)
         try:
             first = next(batches, None)
             with self.device_lock:
@@ -180,6 +188,15 @@ class Worker:
                     yield self._land(launched, clock)
         finally:
             batches.close()
+
+    def _read_parts(
+        self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64], cuts: Sequence[int]
+    ) -> Generator[Batch, None, None]:
+        """`_read` of each part, numbered through."""
+        for start, end in pairwise([0, *cuts, len(l0_y)]):
+            for batch in self._read(source, spec, l0_y[start:end], l0_x[start:end]):
+                failed = {start + k: message for k, message in batch.failed.items()}
+                yield replace(batch, index=batch.index + start, failed=failed) if start else batch
 
     def _read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of tiles, on the device where they are gathered there and then complete on its stream `_launch` waits for."""
