@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -129,15 +129,14 @@ class _Pass:
     def bands(self, embedded: Iterator[Embedded], tiles: slice, groups: list[tuple[int, int]]) -> Iterator[TokenBand]:
         """The tokens of each group of tile rows; its tiles are committed on the way as their shards fill up."""
         start = time.perf_counter()
-        pieces = _Pieces(embedded)
         for row, end_row in groups:
             rows = self.places.tiles_between(row, end_row)
-            band = self._band(pieces, rows, rows.start - tiles.start, end_row)
+            band = self._band(embedded, rows, rows.start - tiles.start, end_row)
             self.elsewhere += time.perf_counter() - start
             yield band
             start = time.perf_counter()
 
-    def _band(self, pieces: _Pieces, rows: slice, offset: int, end_row: int) -> TokenBand:
+    def _band(self, embedded: Iterator[Embedded], rows: slice, offset: int, end_row: int) -> TokenBand:
         count, per_tile, dim = rows.stop - rows.start, self.places.side**2, self.layout.dim
         stored = np.dtype(self.layout.dtype)
         vectors = np.full((count, dim), np.nan, stored)
@@ -145,7 +144,7 @@ class _Pass:
         padded = self.task.grid.overhangs(self.places.tile_row[rows], self.places.tile_col[rows])
         status = np.where(padded, PADDED, OK).astype(np.int8)
         errors: dict[int, str] = {}
-        for part in pieces.take(offset, count):
+        for part in _take(embedded, offset, count):
             if STOP.is_set():
                 raise InterruptedRunError("stopped")
             place_results(part, vectors, tokens, status, errors)
@@ -182,21 +181,9 @@ class _Pass:
         self.elsewhere += time.perf_counter() - start
 
 
-class _Pieces:
-    """Batches of results, cut where groups of tiles end."""
-
-    def __init__(self, embedded: Iterator[Embedded]) -> None:
-        self._embedded = embedded
-        self._rest: Embedded | None = None
-
-    def take(self, offset: int, count: int) -> Iterator[Embedded]:
-        """The results of the next `count` tiles, numbered from 0; they must be those from `offset` on."""
-        done = 0
-        while done < count:
-            part = self._rest if self._rest is not None else next(self._embedded)
-            assert int(part.index[0]) == offset + done, "batches come in the order of the tiles"
-            here = min(len(part.index), count - done)
-            self._rest = replace(part, index=part.index[here:], out=part.out[here:]) if here < len(part.index) else None
-            failed = {k - offset: message for k, message in part.failed.items() if k - offset in range(done, done + here)}
-            yield Embedded(part.index[:here] - offset, part.out[:here], failed)
-            done += here
+def _take(embedded: Iterator[Embedded], offset: int, count: int) -> Iterator[Embedded]:
+    """The results of the next `count` tiles, in any order, numbered from 0; reading was cut so that they end with a batch."""
+    while count > 0:
+        part = next(embedded)
+        yield Embedded(part.index - offset, part.out, {k - offset: message for k, message in part.failed.items()})
+        count -= len(part.index)

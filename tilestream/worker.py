@@ -170,8 +170,8 @@ class Worker:
     ) -> Generator[Embedded, None, None]:
         """Read tiles and run them through the encoder, one caller at a time; reading starts before the caller's turn.
 
-        Batches come in the order of the tiles. A long list is read in parts that end at `cuts`, so that what reading keeps in mind does
-        not grow with it. Closing the generator stops the reading.
+        Tiles come as their last piece is decoded, in any order. A list is read in parts that end at `cuts`, one after another: every tile
+        of a part comes before any of the next. Closing the generator stops the reading.
         """
         batches = read_ahead(self._read_parts(source, spec, l0_y, l0_x, cuts), clock)
         try:
