@@ -163,8 +163,8 @@ class Context(Section):
     """Attention heads; they divide the encoder's dimension."""
     shift: Switch = True
     """Whether every other layer shifts its windows by half a window."""
-    position: Literal["sincos", "learned", "rope", "none"] = "sincos"
-    """How a token's place enters."""
+    position: Literal["sincos", "learned", "rope", "bias", "log_bias", "none"] = "sincos"
+    """How a token's place enters: absolute in µm or learned, at the input; rotary or as a bias of logits, inside windows; not at all."""
     weights: PathText | None = None
     """File of weights, relative to the working directory; None for seeded random ones."""
     seed: Index = 0

@@ -55,7 +55,7 @@ def test_changing_one_token_changes_exactly_the_tokens_that_windows_connect(dept
     assert torch.equal(changed, reached(row, col, start, depth, 4, shift))
 
 
-@pytest.mark.parametrize("position", ["sincos", "learned", "rope", "none"])
+@pytest.mark.parametrize("position", ["sincos", "learned", "rope", "bias", "log_bias", "none"])
 def test_neither_order_nor_company_matters(position):
     row, col = grid(17, 23, 0.3)
     model = ContextTransformer(16, depth=4, heads=2, window=4, position=position)
@@ -128,3 +128,26 @@ def test_rows_and_columns_are_not_mixed_up():
 def test_numbers_that_do_not_fit_are_refused(numbers, words):
     with pytest.raises(ConfigError, match=words):
         ContextTransformer(**{"dim": 16, "depth": 2, "heads": 2, "window": 4} | numbers)
+
+
+@pytest.mark.parametrize("position", ["bias", "log_bias"])
+def test_a_bias_depends_on_the_offset_alone(position):
+    made = ContextTransformer(16, depth=1, heads=2, window=4, position=position, seed=3)
+    bias = made.blocks[0].attn.bias()
+    assert bias.shape == (2, 16, 16)
+    assert torch.equal(bias[:, 0, 5], bias[:, 5, 10])  # one down, one right
+    assert torch.equal(bias[:, 3, 2], bias[:, 15, 14])  # one left
+    assert len(torch.unique(bias[0])) == 49  # offsets of -3 to 3 in both directions
+
+
+@pytest.mark.parametrize("position", ["bias", "log_bias"])
+def test_windows_with_a_bias_equal_the_formula(position):
+    made = ContextTransformer(16, depth=1, heads=2, window=4, position=position, seed=3)
+    attn = made.blocks[0].attn
+    x, mask = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.ones(3, 16, dtype=torch.bool)
+    mask[1, 4:9] = False
+    q, k, v = attn.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+    logits = q @ k.transpose(-1, -2) / 8**0.5 + attn.bias()
+    weights = logits.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1)
+    expected = attn.proj((weights @ v).transpose(1, 2).flatten(2))
+    assert torch.allclose(attn(x, mask), expected, atol=1e-6)

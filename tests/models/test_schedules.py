@@ -92,7 +92,7 @@ def test_bands_and_shards_equal_the_whole_bit_for_bit(depth, window, shift, miss
         assert torch.equal(run_halo(made, tokens, row, col, side), expected)
 
 
-@pytest.mark.parametrize("position", ["learned", "rope", "none"])
+@pytest.mark.parametrize("position", ["learned", "rope", "bias", "log_bias", "none"])
 def test_positions_do_not_depend_on_the_schedule(position):
     made = model(4, position=position)
     tokens, row, col = grid(missing=0.3)

@@ -9,46 +9,49 @@ from torch.nn import functional as F  # noqa: N812
 from tilestream.contextspec import CHUNK_WINDOWS, MLP_RATIO, ContextSpec
 from tilestream.errors import ConfigError
 from tilestream.models.patch_embed import blank_linear, freeze, seeded_init
-from tilestream.models.positions import Learned2D, RoPE2D, position_unit, sincos_2d, token_positions
+from tilestream.models.positions import Learned2D, LogBias, RoPE2D, TableBias, position_unit, sincos_2d, token_positions
 from tilestream.models.vit import Mlp
-from tilestream.models.windows import pack_windows, window_partition, window_unpartition
+from tilestream.models.windows import attend_windows, pack_windows, window_partition, window_unpartition
 
-POSITIONS = ("sincos", "learned", "rope", "none")
+POSITIONS = ("sincos", "learned", "rope", "bias", "log_bias", "none")
 
 
 class WindowAttention(nn.Module):
     """Self-attention among the tokens of one window; absent tokens are masked as keys."""
 
-    def __init__(self, dim: int, heads: int, rope: RoPE2D | None) -> None:
+    def __init__(self, dim: int, heads: int, rope: RoPE2D | None, bias: TableBias | LogBias | None) -> None:
         super().__init__()
         self.heads = heads
         self.rope = rope
+        self.bias = bias
         self.qkv = blank_linear(dim, 3 * dim)
         self.proj = blank_linear(dim, dim)
 
-    def forward(self, windows: Tensor, mask: Tensor) -> Tensor:
-        """(w, window * window, dim) with mask (w, window * window) bool, True where there is a token, to (w, window * window, dim)."""
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """(w, window * window, dim) with mask (w, window * window) bool, True where there is a token, to (w, window * window, dim).
+
+        No mask: all tokens are there.
+        """
         qkv = self.qkv(windows).unflatten(-1, (3, self.heads, -1))  # (w, window * window, 3, heads, dim / heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (w, heads, window * window, dim / heads)
         if self.rope is not None:
             q, k = self.rope(q), self.rope(k)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
-        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.proj(attend_windows(q, k, v, mask, None if self.bias is None else self.bias()).transpose(1, 2).flatten(2))
         return out
 
 
 class WindowBlock(nn.Module):
     """Norm, window attention, norm, MLP, each half added to what came in; norms and MLP see one token at a time."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, rope: RoPE2D | None) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, rope: RoPE2D | None, bias: TableBias | LogBias | None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = WindowAttention(dim, heads, rope)
+        self.attn = WindowAttention(dim, heads, rope, bias)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden)
 
-    def forward(self, windows: Tensor, mask: Tensor) -> Tensor:
-        """(w, window * window, dim) with mask (w, window * window) bool to (w, window * window, dim); absent cells hold anything."""
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """(w, window * window, dim) with mask (w, window * window) bool or none to (w, window * window, dim); absent cells hold anything."""
         windows = windows + self.attn(self.norm1(windows), mask)
         out: Tensor = windows + self.mlp(self.norm2(windows))
         return out
@@ -59,7 +62,7 @@ class ContextTransformer(nn.Module):
 
     `forward` takes the whole grid and is what every streamed schedule must equal. It is `encode`, `mix` for each layer, `finish`;
     a schedule calls these on the tokens that it holds. The state dict holds `blocks.N.{norm1, attn.qkv, attn.proj, norm2, mlp.fc1,
-    mlp.fc2}`, `norm`, and with learned positions `table.table`.
+    mlp.fc2}`, `norm`, with learned positions `table.table`, and with biases `blocks.N.attn.bias`.
 
     Order: tokens come back in the order given; no result depends on it.
 
@@ -80,7 +83,8 @@ class ContextTransformer(nn.Module):
         Whether odd layers shift windows by `window // 2`; without, windows never exchange anything.
     position : str
         `sincos`: absolute, in µm where mpp is known, added at the input. `learned`: a table over the window, added at the input.
-        `rope`: inside windows, in each layer. `none`.
+        `rope`: inside windows, in each layer. `bias`, `log_bias`: a number for each head and offset, from a table or a small network,
+        in each layer. `none`.
     seed : int
         Of the random weights.
     mlp_ratio : float
@@ -116,7 +120,9 @@ class ContextTransformer(nn.Module):
         self._mlp_ratio = mlp_ratio
         rope = RoPE2D(window, dim // heads) if position == "rope" else None
         self.table = Learned2D(window, dim) if position == "learned" else None
-        self.blocks = nn.ModuleList([WindowBlock(dim, heads, int(dim * mlp_ratio), rope) for _ in range(depth)])
+        hidden = int(dim * mlp_ratio)
+        biases = [_make_bias(position, window, heads) for _ in range(depth)]
+        self.blocks = nn.ModuleList([WindowBlock(dim, heads, hidden, rope, bias) for bias in biases])
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         seeded_init(self, seed)
         freeze(self)
@@ -185,11 +191,12 @@ class ContextTransformer(nn.Module):
 
     def mix(self, layer: int, tokens: Tensor, tok_row: Tensor, tok_col: Tensor) -> Tensor:
         """Apply one layer to (n, dim) tokens; right for each token whose window in this layer is complete."""
-        packed = pack_windows(tok_row, tok_col, self.window, self.layer_shift(layer)).to(tokens.device)
         mixed = torch.empty_like(tokens)
+        packed = pack_windows(tok_row, tok_col, self.window, self.layer_shift(layer))
         for cells in torch.split(packed, self.chunk_windows):
-            windows, mask = self._chunk(tokens, cells)
-            window_unpartition(self.blocks[layer](windows, mask)[: len(cells)], cells, mixed)
+            # One kernel for all windows on a CPU, where the last bit counts; on a GPU the one without a mask is faster.
+            masked = tokens.device.type == "cpu" or bool((cells < 0).any())
+            self._mix_chunk(layer, tokens, cells.to(tokens.device, non_blocking=True), mixed, masked=masked)
         return mixed
 
     def finish(self, tokens: Tensor) -> Tensor:
@@ -197,15 +204,21 @@ class ContextTransformer(nn.Module):
         out: Tensor = self.norm(tokens)
         return out
 
-    def _chunk(self, tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows (chunk_windows, window * window, dim) and mask (chunk_windows, window * window) of at most that many windows' cells.
+    def _mix_chunk(self, layer: int, tokens: Tensor, cells: Tensor, mixed: Tensor, *, masked: bool) -> None:
+        """One layer over at most `chunk_windows` windows' cells, into `mixed`.
 
         Windows that fill up the chunk hold zeros and attend to themselves: with every key masked they would be NaN.
         """
         spare = self.chunk_windows - len(cells)
         windows = F.pad(window_partition(tokens, cells), (0, 0, 0, 0, 0, spare))
-        mask = F.pad(cells >= 0, (0, 0, 0, spare), value=True)
-        return windows, mask
+        mask = F.pad(cells >= 0, (0, 0, 0, spare), value=True) if masked else None
+        window_unpartition(self.blocks[layer](windows, mask)[: len(cells)], cells, mixed)
+
+
+def _make_bias(position: str, window: int, heads: int) -> TableBias | LogBias | None:
+    if position == "bias":
+        return TableBias(window, heads)
+    return LogBias(window, heads) if position == "log_bias" else None
 
 
 def _check_shape(dim: int, depth: int, heads: int, window: int) -> None:

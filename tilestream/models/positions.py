@@ -6,6 +6,8 @@ wide is wrong by whole radians.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -155,3 +157,67 @@ class RoPE2D(nn.Module):
             cos, sin = self.cos.float(), self.sin.float()
             turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
         return turned.flatten(-2).to(heads.dtype)
+
+
+def _window_offsets(window: int) -> tuple[Tensor, Tensor]:
+    """(m, m) int64 row and column offsets from each cell of a window to each other one; m is window * window."""
+    cell = torch.arange(window * window)
+    row, col = cell // window, cell % window
+    return row[:, None] - row[None, :], col[:, None] - col[None, :]
+
+
+class TableBias(nn.Module):
+    """A learned number for each head and offset of two tokens of a window, added to their logit (Swin, Liu et al. 2021, arXiv:2103.14030).
+
+    The state dict holds `table`, ((2 * window - 1) ** 2, heads), by row offset and then column offset, from the most negative one.
+
+    Parameters
+    ----------
+    window : int
+        Side of a window, tokens.
+    heads : int
+        Attention heads.
+    """
+
+    cells: Tensor
+
+    def __init__(self, window: int, heads: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        row, col = _window_offsets(window)
+        self.register_buffer("cells", (row + window - 1) * (2 * window - 1) + col + window - 1, persistent=False)
+
+    def forward(self) -> Tensor:
+        """(heads, window * window, window * window)."""
+        return self.table[self.cells].permute(2, 0, 1)
+
+
+class LogBias(nn.Module):
+    """A bias that a small network gives for log-spaced offsets (Swin v2, Liu et al. 2022, arXiv:2111.09883, equations 3 and 4).
+
+    Weights carry over to other windows. The state dict holds `fc1`, 2 to 512, and `fc2`, 512 to heads without bias; the bias is
+    16 * sigmoid of what they give, as there.
+
+    Parameters
+    ----------
+    window : int
+        Side of a window, tokens.
+    heads : int
+        Attention heads.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, window: int, heads: int, hidden: int = 512) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(2, hidden, device="meta").to_empty(device="cpu")
+        self.fc2 = nn.Linear(hidden, heads, bias=False, device="meta").to_empty(device="cpu")
+        offset = torch.stack(_window_offsets(window), dim=-1).double()
+        spaced = offset.sign() * torch.log2(1 + 8 * offset.abs() / max(1, window - 1)) / math.log2(8)
+        self.register_buffer("offsets", spaced.float(), persistent=False)
+
+    def forward(self) -> Tensor:
+        """(heads, window * window, window * window)."""
+        hidden = torch.relu(self.fc1(self.offsets.to(self.fc1.weight.dtype)))
+        bias: Tensor = 16 * torch.sigmoid(self.fc2(hidden))
+        return bias.permute(2, 0, 1)
