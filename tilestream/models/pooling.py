@@ -6,6 +6,7 @@ the identity of the merge, and its vector is NaN: nothing is not zero.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -16,14 +17,16 @@ from torch import Tensor, nn
 from tilestream.errors import ConfigError
 from tilestream.models.patch_embed import blank_linear, freeze, seeded_init
 
-POOLS = ("mean", "max", "gated_attention")
+POOLS = ("mean", "max", "gated_attention", "queries")
+
+_LEARNED = ("gated_attention", "queries")
 
 _GATE_KEYS = frozenset(f"attention_{name}.{kind}" for name in "vuw" for kind in ("weight", "bias"))
 
 
 @dataclass(frozen=True)
 class PoolState:
-    """What a pool knows of some tiles; float64 on the device of the tiles. Which fields mean what is the pool's own affair."""
+    """What a pool knows of some tiles; float64 on the device of the tiles. Pools with logits have one of each for each head, (heads, ...)."""
 
     vector: Tensor
     """(d,): the sum, the maximum, or the sum weighted by exp(logit - top)."""
@@ -114,12 +117,60 @@ class MaxPool:
         return torch.where(state.weight > 0, state.vector, torch.nan)
 
 
-class GatedAttentionPool(nn.Module):
-    """Mean of the tile vectors weighted by gated attention (Ilse et al. 2018, arXiv:1802.04712, equation 9).
+class SoftmaxPool(nn.Module, ABC):
+    """Mean of the tile vectors weighted by the softmax of their logits, in k heads.
 
-    The logit of tile x is `w · (tanh(V x) * sigmoid(U x))`, and the weights are the softmax of the logits over all tiles, streamed as
-    (greatest logit, sum of weights, weighted sum), so that no logit is too great. All of it is float64. The state dict holds
-    `attention_v`, `attention_u`, (hidden, dim), and `attention_w`, (1, hidden), each with `weight` and `bias`.
+    Streamed as (greatest logit, sum of weights, weighted sum) of each head, so that no logit is too great. All of it is float64.
+
+    Parameters
+    ----------
+    dim : int
+        Channels of a tile vector.
+    heads : int
+        Softmaxes; the vector is what each gives, one behind the other.
+    """
+
+    def __init__(self, dim: int, heads: int = 1) -> None:
+        super().__init__()
+        self.dim = dim
+        self.heads = heads
+
+    @abstractmethod
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (n, heads) float64 of tiles (n, d) float64."""
+
+    def identity(self) -> PoolState:
+        """State of no tiles."""
+        return PoolState(_zeros(self.heads, self.dim), _zeros(self.heads), _zeros(self.heads) - torch.inf)
+
+    def state(self, x: Tensor, keep: Tensor | None = None) -> PoolState:
+        """State of tiles (n, d) on the weights' device; `keep`, (n,) bool, is False for failed tiles."""
+        x = _kept(x, keep, self.dim)
+        logits = self.logits(x)
+        top = torch.cat([logits.new_full((1, self.heads), -torch.inf), logits]).amax(dim=0)
+        weights = torch.exp(logits - top)
+        return PoolState(weights.T @ x, weights.sum(dim=0), top)
+
+    def merge(self, a: PoolState, b: PoolState) -> PoolState:
+        """State of the tiles of both."""
+        top = torch.maximum(a.top, b.top)
+        # of no tiles, top is -inf and weight 0: the factor must not be exp(-inf + inf)
+        factor_a, factor_b = (torch.where(s.weight > 0, torch.exp(s.top - top), 0.0) for s in (a, b))
+        return PoolState(factor_a[:, None] * a.vector + factor_b[:, None] * b.vector, factor_a * a.weight + factor_b * b.weight, top)
+
+    def result(self, state: PoolState) -> Tensor:
+        """(heads * d,) float64; 0 / 0 is the NaN of no tiles."""
+        return (state.vector / state.weight[:, None]).flatten()
+
+    def attention(self, logits: Tensor, state: PoolState) -> Tensor:
+        """(n, heads) float64: what share tiles of these logits have in the vector of a state that holds them; all shares sum to 1."""
+        return torch.exp(logits - state.top) / state.weight
+
+
+class GatedAttentionPool(SoftmaxPool):
+    """Gated attention (Ilse et al. 2018, arXiv:1802.04712, equation 9): the logit of tile x is `w · (tanh(V x) * sigmoid(U x))`.
+
+    The state dict holds `attention_v`, `attention_u`, (hidden, dim), and `attention_w`, (1, hidden), each with `weight` and `bias`.
 
     Parameters
     ----------
@@ -139,10 +190,9 @@ class GatedAttentionPool(nn.Module):
     """
 
     def __init__(self, dim: int, hidden: int = 128, seed: int = 0, weights: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__()
+        super().__init__(dim)
         if weights is not None:
             hidden = _hidden_from_weights(weights, dim)
-        self.dim = dim
         self.attention_v = blank_linear(dim, hidden, torch.float64)
         self.attention_u = blank_linear(dim, hidden, torch.float64)
         self.attention_w = blank_linear(hidden, 1, torch.float64)
@@ -151,34 +201,51 @@ class GatedAttentionPool(nn.Module):
             self.load_state_dict(dict(weights))
         freeze(self)
 
-    def identity(self) -> PoolState:
-        """State of no tiles."""
-        return PoolState(_zeros(self.dim), _zeros(), _zeros() - torch.inf)
-
     def logits(self, x: Tensor) -> Tensor:
-        """Logits (n,) float64 of tiles (n, d) float64."""
+        """Logits (n, 1) float64 of tiles (n, d) float64."""
         gate = torch.tanh(self.attention_v(x)) * torch.sigmoid(self.attention_u(x))  # (n, hidden)
-        out: Tensor = self.attention_w(gate).squeeze(1)
+        out: Tensor = self.attention_w(gate)
         return out
 
-    def state(self, x: Tensor, keep: Tensor | None = None) -> PoolState:
-        """State of tiles (n, d) on the weights' device; `keep`, (n,) bool, is False for failed tiles."""
-        x = _kept(x, keep, self.dim)
-        logits = self.logits(x)
-        top = torch.cat([logits.new_full((1,), -torch.inf), logits]).amax()
-        weights = torch.exp(logits - top)
-        return PoolState(weights @ x, weights.sum(), top)
 
-    def merge(self, a: PoolState, b: PoolState) -> PoolState:
-        """State of the tiles of both."""
-        top = torch.maximum(a.top, b.top)
-        # of no tiles, top is -inf and weight 0: the factor must not be exp(-inf + inf)
-        factor_a, factor_b = (torch.where(s.weight > 0, torch.exp(s.top - top), 0.0) for s in (a, b))
-        return PoolState(factor_a * a.vector + factor_b * b.vector, factor_a * a.weight + factor_b * b.weight, top)
+class QueriesPool(SoftmaxPool):
+    """Learned queries that each attend to all tiles (Lee et al. 2019, arXiv:1810.00825, section 3.2, one head, values as they are).
 
-    def result(self, state: PoolState) -> Tensor:
-        """(d,) float64; 0 / 0 is the NaN of no tiles."""
-        return state.vector / state.weight
+    The logit of tile x for query q is `q · (K x) / sqrt(hidden)`. The state dict holds `queries`, (k, hidden), and `key`, dim to hidden,
+    `weight` and `bias`.
+
+    Parameters
+    ----------
+    dim : int
+        Channels of a tile vector.
+    queries, hidden : int
+        Queries, and channels of each; taken from the weights where they are given.
+    seed : int
+        Of random weights.
+    weights : mapping of str to Tensor, optional
+        A state dict.
+
+    Raises
+    ------
+    ConfigError
+        Naming `pool.weights`, where they are not the weights of this pool at this `dim`.
+    """
+
+    def __init__(self, dim: int, queries: int = 1, hidden: int = 64, seed: int = 0, weights: Mapping[str, Tensor] | None = None) -> None:
+        if weights is not None:
+            queries, hidden = _queries_from_weights(weights, dim)
+        super().__init__(dim, queries)
+        self.queries = nn.Parameter(torch.zeros(queries, hidden, dtype=torch.float64))
+        self.key = blank_linear(dim, hidden, torch.float64)
+        seeded_init(self, seed)
+        if weights is not None:
+            self.load_state_dict(dict(weights))
+        freeze(self)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (n, queries) float64 of tiles (n, d) float64."""
+        out: Tensor = self.key(x) @ self.queries.T / self.queries.shape[1] ** 0.5
+        return out
 
 
 def make_pool(name: str, dim: int, weights: Mapping[str, Tensor] | None = None, seed: int = 0) -> Pool:
@@ -187,11 +254,11 @@ def make_pool(name: str, dim: int, weights: Mapping[str, Tensor] | None = None, 
     Parameters
     ----------
     name : str
-        `mean`, `max` or `gated_attention`.
+        `mean`, `max`, `gated_attention` or `queries`.
     dim : int
         Channels of a tile vector.
     weights : mapping of str to Tensor, optional
-        State dict of a gated attention; by default it is random.
+        State dict of a pool that has one; by default it is random.
     seed : int
         Of random weights.
 
@@ -208,8 +275,10 @@ def make_pool(name: str, dim: int, weights: Mapping[str, Tensor] | None = None, 
         raise ConfigError(f"pool.name: {name!r}, but it must be one of {', '.join(POOLS)}.")
     if name == "gated_attention":
         return GatedAttentionPool(dim, seed=seed, weights=weights)
+    if name == "queries":
+        return QueriesPool(dim, seed=seed, weights=weights)
     if weights is not None:
-        raise ConfigError(f"pool.weights: {name} has none. Leave it out, or set pool.name to gated_attention.")
+        raise ConfigError(f"pool.weights: {name} has none. Leave it out, or set pool.name to {' or '.join(_LEARNED)}.")
     return MeanPool(dim) if name == "mean" else MaxPool(dim)
 
 
@@ -228,6 +297,17 @@ def _hidden_from_weights(weights: Mapping[str, Tensor], dim: int) -> int:
         if tuple(weights[key].shape) != wanted:
             raise ConfigError(f"pool.weights: {key} is {tuple(weights[key].shape)}, but tiles of {dim} features need {wanted}.")
     return hidden
+
+
+def _queries_from_weights(weights: Mapping[str, Tensor], dim: int) -> tuple[int, int]:
+    if set(weights) != {"queries", "key.weight", "key.bias"}:
+        raise ConfigError(f"pool.weights: keys are {sorted(weights)[:8]}, but learned queries have ['key.bias', 'key.weight', 'queries'].")
+    found = tuple(weights["queries"].shape)
+    queries, hidden = found if len(found) == 2 else (0, 0)
+    for key, wanted in {"queries": (queries, hidden), "key.weight": (hidden, dim), "key.bias": (hidden,)}.items():
+        if tuple(weights[key].shape) != wanted or not queries:
+            raise ConfigError(f"pool.weights: {key} is {tuple(weights[key].shape)}, but tiles of {dim} features need {wanted}.")
+    return queries, hidden
 
 
 def _kept(x: Tensor, keep: Tensor | None, dim: int) -> Tensor:
