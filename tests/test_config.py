@@ -200,7 +200,7 @@ def test_exactly_one_of_mpp_and_level():
         ({"encoder": {"name": "a", "args": {"x": object}}}, "encoder.args: holds something that is not plain data"),
         ({"encoder": {"name": "a", "allow_mismatch": "maybe"}}, "encoder.allow_mismatch: 'maybe' is not true or false"),
         ({"context": {"heads": 0}}, "context.heads: 0 is less than the smallest allowed, 1"),
-        ({"pool": "maen"}, "pool.name: 'maen' is not one of mean, max, gated_attention, none; did you mean mean?"),
+        ({"pool": "maen"}, "pool.name: 'maen' is not one of mean, max, gated_attention, queries, none; did you mean mean?"),
         ({"pool": {"name": "mean", "weights": "w.pth"}}, "pool.weights: 'w.pth', but pool.name is mean, which has no weights"),
         ({"pool": "none", "output": {"path": "o", "save": ["tiles", "slide"]}}, "pool: none, but output.save asks for slide"),
         ({"compute": {"device": "gpu"}}, "compute.device: 'gpu' is not one of auto, cpu, cuda, cuda:N"),
@@ -216,10 +216,6 @@ def test_a_wrong_value_is_refused_by_key_value_and_what_is_allowed(sections, wor
 
 
 NOT_AVAILABLE = {
-    "output.save": (
-        {"output": {"path": "o", "save": ["tiles", "windows"]}},
-        "windows is not available yet; save tiles, and slide or tokens as you like.",
-    ),
     "source.icc": ({"source": {"icc": True}}, "true is not available yet; leave it out or set it to false."),
     "encoder.name": ({"encoder": "timm:resnet50"}, "'timm:resnet50' is not available yet; use one of our own"),
     "compute.compile": ({"compute": {"compile": True}}, "true is not available yet; leave it out or set it to auto or false."),

@@ -33,7 +33,7 @@ def test_all_problems_come_at_once_each_with_line_key_value_and_way_out(write):
         "config.yaml:6: tiles.mpp: 0 is not more than 0.",
         "config.yaml:4: tiles.sise: unknown key; did you mean tiles.size?",
         "config.yaml: encoder: missing. Write a model, e.g. encoder: vit_small_patch16_224.",
-        "config.yaml:8: pool.name: 'maen' is not one of mean, max, gated_attention, none; did you mean mean?",
+        "config.yaml:8: pool.name: 'maen' is not one of mean, max, gated_attention, queries, none; did you mean mean?",
         "config.yaml:7: encodr: unknown key; did you mean encoder?",
     ]
 
@@ -128,7 +128,7 @@ def test_set_goes_before_the_file(write):
         (".mpp=1", "--set .mpp=1: not of the form key=value, e.g. --set tiles.mpp=0.5."),
         ("tiles.sise=1", "--set tiles.sise=1: tiles.sise: unknown key; did you mean tiles.size?"),
         ("tiles.size=1.5", "--set tiles.size=1.5: tiles.size: 1.5 is not a whole number."),
-        ("x.y=1", "--set x.y=1: x: unknown key; known here are slides, output, source, tiles, encoder, context, pool, compute, on_error."),
+        ("x.y=1", "--set x.y=1: x: unknown key; known here are slides, output, source, tiles, encoder, context, pool, windows, compute, on_error."),
         ("slides.x=1", "--set slides.x=1: slides is 'a.svs', which has no keys below it."),
         ("pool=[", "--set pool=[: not valid YAML: expected the node content, but found '<stream end>'."),
         ("pool=!x y", "--set pool=!x y: the tag !x is not taken; write a plain value."),

@@ -26,6 +26,7 @@ from tilestream.configbase import (
     Saved,
     SchedulerSpec,
     Section,
+    Sides,
     Switch,
     Text,
     Tissue,
@@ -35,7 +36,7 @@ from tilestream.configbase import (
 )
 
 __all__ = [
-    "Compute", "Config", "Context", "Encoder", "OnError", "Output", "Pool", "SchedulerSpec", "SourceChoices", "Tiles", "Tissue", "config_schema",
+    "Compute", "Config", "Context", "Encoder", "OnError", "Output", "Pool", "SchedulerSpec", "SourceChoices", "Tiles", "Tissue", "Windows", "config_schema",
 ]  # fmt: skip
 
 
@@ -182,10 +183,10 @@ class Pool(Section):
 
     section: ClassVar[str] = "pool."
 
-    name: Literal["mean", "max", "gated_attention", "none"] = "mean"
+    name: Literal["mean", "max", "gated_attention", "queries", "none"] = "mean"
     """The rule; `none` makes no slide vector."""
     weights: PathText | None = None
-    """File of weights of gated_attention, relative to the working directory; None for seeded random ones."""
+    """File of weights of gated_attention or queries, relative to the working directory; None for seeded random ones."""
 
     @classmethod
     def written_out(cls, data: Any) -> Any:
@@ -196,11 +197,25 @@ class Pool(Section):
     @classmethod
     def _check_weights(cls, weights: str | None, info: ValidationInfo) -> str | None:
         name = info.data.get("name")
-        if weights is not None and name not in (None, "gated_attention"):
+        if weights is not None and name not in (None, "gated_attention", "queries"):
             raise ValueRefusedError(
-                f"{yaml_word(weights)}, but pool.name is {name}, which has no weights. Leave them out, or set it to gated_attention"
+                f"{yaml_word(weights)}, but pool.name is {name}, which has no weights. Leave them out, or set it to gated_attention or queries"
             )
         return weights
+
+
+class Windows(Section):
+    """Vectors of squares of the token grid, kept where `output.save` lists `windows`."""
+
+    section: ClassVar[str] = "windows."
+
+    sides: Sides = (16,)
+    """Sides of the squares, in tokens, each a multiple of the one before: [16, 256] over 16 px tokens are squares of 256 and 4,096 px.
+    The first pools tokens, each further one the vectors of the one before."""
+    pool: Literal["mean", "max", "gated_attention", "queries"] = "mean"
+    """The rule."""
+    weights: PathText | None = None
+    """File of weights of a rule that learns; None for seeded random ones."""
 
 
 class Compute(Section):
@@ -256,6 +271,8 @@ class Config(Section):
     """The transformer on the token grid; None leaves it out."""
     pool: Pool = Pool()
     """How one vector is made of a slide's."""
+    windows: Windows = Windows()
+    """Vectors of squares of the token grid."""
     compute: Compute = Compute()
     """Where the work is done."""
     on_error: OnError = OnError()

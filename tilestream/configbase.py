@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -98,6 +99,12 @@ def _check_window(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _check_sides(value: tuple[int, ...]) -> tuple[int, ...]:
+    if not value or any(b % a or b <= a for a, b in pairwise(value)):
+        raise ValueRefusedError(f"{list(value)}, but each side must be a larger multiple of the one before, e.g. [16, 256]")
+    return value
+
+
 def _check_channels(value: tuple[int, ...]) -> tuple[int, ...]:
     if len(value) not in (1, 3):
         raise ValueRefusedError(f"{len(value)} channels, but it must be one (grey) or three (red, green, blue)")
@@ -124,6 +131,7 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Window = Annotated[tuple[Number, Number], BeforeValidator(_pair_from_list), AfterValidator(_check_window)]
 Channels = Annotated[tuple[Index, ...], BeforeValidator(_tuple_from_list), AfterValidator(_check_channels)]
+Sides = Annotated[tuple[Count, ...], BeforeValidator(_tuple_from_list), AfterValidator(_check_sides)]
 Device = Annotated[str, AfterValidator(_check_device)]
 Arguments = Annotated[dict[str, Any], AfterValidator(_check_plain)]
 AutoCount = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)]
@@ -146,10 +154,6 @@ def _only_true(value: object) -> str | None:
 
 
 NOT_YET: Mapping[str, NotYet] = {
-    "output.save": NotYet(
-        lambda save: "windows" if "windows" in save else None if "tiles" in save else "an output without tiles",
-        "save tiles, and slide or tokens as you like",
-    ),
     "source.icc": NotYet(_only_true, "leave it out or set it to false"),
     "encoder.name": NotYet(
         lambda name: yaml_word(name) if name.startswith(("timm:", "hf:")) else None,

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tilestream.config import Context
+from tilestream.aggregates import WindowWriter
+from tilestream.config import Context, Windows
 from tilestream.contextspec import BAND_BYTES
 from tilestream.errors import InterruptedRunError
 from tilestream.grid import TileGrid
+from tilestream.layout import Layout
 from tilestream.machine import peak_memory, pick_device, pick_precision
 from tilestream.models.context import ContextTransformer
 from tilestream.models.schedules import Rect, RowBands, TokenBand, input_rects, mix_rect
@@ -52,6 +54,8 @@ class ContextTask:
     """dense, row_bands or halo_shards."""
     shard: int | None = None
     """The shard to write, for halo_shards."""
+    windows: Windows | None = None
+    """Window vectors to make of patch tokens on the way."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,10 @@ def mix_slide(task: ContextTask) -> ContextReport:
         start = time.perf_counter()
         tokens = StoredTokens(task)
         committed = tokens.store.ledger(STAGE)
-        if task.shard is not None:
-            if task.shard not in committed:
-                tokens.write(task.shard, _mix_shard(tokens, task.shard))
-        elif len(committed) < tokens.layout.shards:
-            _mix_rows(task, tokens, min(set(range(tokens.layout.shards)) - set(committed)))
+        if task.shard is None:
+            _mix_rows(task, tokens, next((k for k in range(tokens.layout.shards) if k not in committed), tokens.layout.shards))
+        elif task.shard not in committed:
+            tokens.write(task.shard, _mix_shard(tokens, task.shard))
     return ContextReport(task.slide, task.shard, {"context": time.perf_counter() - start}, peak_memory())
 
 
@@ -150,18 +153,60 @@ def row_groups(places: TokenGrid, dim: int, first_row: int, end_row: int) -> Ite
 
 
 def _mix_rows(task: ContextTask, tokens: StoredTokens, first: int) -> None:
-    """Context from shard `first` on, in one pass."""
-    places, layout = tokens.places, tokens.layout
-    means = TileMeans(places, layout.shard_tiles, layout.dim, tokens.write, first, layout.shards)
-    top = max(0, input_top(tokens.model, int(places.tile_row[layout.rows(first).start]) * places.side) // places.side)
+    """Context from shard `first` on, in one pass, and window vectors from the first row that is not committed."""
+    places, layout, model = tokens.places, tokens.layout, tokens.model
+    sink = Sink(places, layout, tokens.store, task.windows, first, layout.shards)
+    if sink.first_row is None:
+        return
+    top = max(0, input_top(model, sink.first_row) // places.side)
     if task.schedule == "dense":
         band = tokens.read(top, places.grid.rows)
-        mixed = tokens.model(band.tokens, band.tok_row, band.tok_col, tokens.stride_um)
-        means.add(TokenBand(mixed, band.tok_row, band.tok_col, band.upto))
+        mixed = model(band.tokens, band.tok_row, band.tok_col, tokens.stride_um)
+        sink.add(TokenBand(mixed, band.tok_row, band.tok_col, band.upto))
     else:
-        for band in RowBands(tokens.model, tokens.stride_um).run(tokens.bands(top)):
-            means.add(band)
-    means.finish()
+        for band in RowBands(model, tokens.stride_um).run(tokens.bands(top)):
+            sink.add(band)
+    sink.finish()
+
+
+class Sink:
+    """Where mixed tokens go: the context of their tiles, and the vectors of their windows; each is written as it is complete.
+
+    Parameters
+    ----------
+    places : TokenGrid
+    layout : Layout
+    store : SlideStore
+    windows : Windows, optional
+        Window vectors that are wanted.
+    first, end : int
+        Shards whose context is wanted, the end excluded.
+    """
+
+    def __init__(self, places: TokenGrid, layout: Layout, store: SlideStore, windows: Windows | None, first: int, end: int) -> None:
+        self._layout, self._store = layout, store
+        self._means = TileMeans(places, layout.shard_tiles, layout.dim, self._write, first, end)
+        self._windows = None if windows is None else WindowWriter(windows, store)
+        rows = [] if first >= end else [int(places.tile_row[layout.rows(first).start]) * places.side]
+        if self._windows is not None and self._windows.open_row is not None:
+            rows.append(self._windows.open_row)
+        self.first_row = min(rows, default=None)
+        """The first token row that is wanted; None where nothing is."""
+
+    def add(self, band: TokenBand) -> None:
+        """Take the tokens of whole rows."""
+        self._means.add(band)
+        if self._windows is not None:
+            self._windows.add(band)
+
+    def finish(self) -> None:
+        """Write what is left; no more tokens come."""
+        self._means.finish()
+        if self._windows is not None:
+            self._windows.finish()
+
+    def _write(self, shard: int, means: NDArray[np.float32]) -> None:
+        self._store.write_shard(shard, {CONTEXT_ROWS: means.astype(self._layout.dtype)}, {}, stage=STAGE)
 
 
 def input_top(model: ContextTransformer, row: int) -> int:

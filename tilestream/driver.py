@@ -11,21 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from tilestream.config import Config
-from tilestream.contextspec import ContextSpec
-from tilestream.contextual import STAGE, ContextTask, build_context, mix_slide
+from tilestream.contextual import build_context
 from tilestream.engine import Engine, Outcome, open_engine, worker_count
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError
-from tilestream.finishing import THUMBNAIL, TISSUE, FinishReport, FinishTask, finish_slide, png_bytes
-from tilestream.layout import Layout
+from tilestream.finishing import FinishReport
 from tilestream.lock import hold_lock
 from tilestream.objects import Folder
-from tilestream.onepass import PassTask, embed_and_mix, segments
 from tilestream.plan import EncoderFacts, SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
-from tilestream.projection import ContextPlan, Projection, check_memory, project_memory
+from tilestream.projection import Projection, check_memory, project_memory
 from tilestream.recipe import check_recipe, check_source, make_recipe
 from tilestream.slides import SlideRef, list_slides
 from tilestream.sources import open_source
-from tilestream.stages import ShardReport, ShardTask, describe_encoder, embed_shard
+from tilestream.stages import ShardReport, describe_encoder
+from tilestream.steps import Step, Steps
 from tilestream.store import SlideStore
 from tilestream.summary import SlideResult, Summary
 from tilestream.tokens import tokens_a_side
@@ -33,9 +31,6 @@ from tilestream.worker import WorkerSettings
 
 EXACT_BATCH = 16
 """Tiles a batch in exact mode: rows of a matrix product differ in their last bit between batches of 1, 7 and 16."""
-
-Step = tuple[Callable[[Any], Any], Any]
-"""A function that a worker calls, and its task."""
 
 TILE_ERRORS = 1000
 """Tile errors kept for a slide in the summary."""
@@ -145,6 +140,7 @@ class Run:
         check_encoder(self.facts, self.config)
         if self.config.context is not None:
             build_context(self.config.context, self.facts.dim)  # refuses what does not fit before anything is read
+        self.steps = Steps(self.config, self.facts, self.settings)
         self.recipe = make_recipe(self.config, self.facts)
         self.summary.encoder = vars(self.facts) | {}
         if not self.restart:
@@ -243,14 +239,15 @@ class Run:
                     self.reporter.slide_done(result)
                     return None
             plan = make_slide_plan(ref, source, self.config, self.facts)
-        layout = make_layout(plan.tiles, self.config, self.facts)
+        fresh = self.restart or store.attributes is None
+        layout = make_layout(plan.tiles, self.config, self.facts) if fresh else store.layout
         if self.config.context is not None:
             tokens_a_side(self.facts.tokens, plan.grid)
         projection, context = project_memory(plan, layout, self.config, self.facts, self.workers)
         check_memory(projection, self.config, plan)
         self.summary.projected_bytes = max(self.summary.projected_bytes, projection.total)
-        if self.restart or store.attributes is None:
-            self._create(store, plan)
+        if fresh:
+            self.steps.create(store, plan, layout, self.recipe)
         committed = store.ledger()
         for entry in committed.values():
             for status, count in entry["counts"].items():
@@ -264,75 +261,7 @@ class Run:
         result.context = str(context) if context else ""
         remaining = sorted(set(range(layout.shards)) - set(committed))
         self.reporter.planned(plan, projection, sum(len(plan.tile_row[layout.rows(k)]) for k in remaining))
-        return _SlideRun(plan, store, result, self._steps(plan, store, layout, remaining, context))
-
-    def _steps(
-        self, plan: SlidePlan, store: SlideStore, layout: Layout, remaining: list[int], context: ContextPlan | None
-    ) -> Iterator[list[Step]]:
-        """What is left to do for a slide: tiles, context, finish; or tiles and context at once, finish."""
-        done = set(store.ledger(STAGE)) if context else set()
-        missing = [shard for shard in range(layout.shards) if shard not in done] if context else []
-        if context and context.one_pass:
-            whole = context.schedule == "row_bands"
-            halo = -(-self._spec().halo // tokens_a_side(self.facts.tokens, plan.grid))
-            runs = segments(layout, plan.tile_row, halo, whole=whole)
-            yield [(embed_and_mix, self._pass_task(plan, store, *run)) for run in runs if not done.issuperset(range(*run))]
-        else:
-            yield [(embed_shard, self._shard_task(plan, store, layout, shard)) for shard in remaining]
-            if context and context.schedule == "halo_shards":
-                yield [(mix_slide, self._context_task(plan, store, context, shard)) for shard in missing]
-            elif context and missing:
-                yield [(mix_slide, self._context_task(plan, store, context, None))]
-        yield [(finish_slide, self._finish_task(plan, store))]
-
-    def _spec(self) -> ContextSpec:
-        chosen = self.config.context
-        assert chosen is not None
-        return ContextSpec(self.facts.dim, chosen.depth, chosen.window, chosen.shift)
-
-    def _create(self, store: SlideStore, plan: SlidePlan) -> None:
-        info = plan.info
-        source = {"address": plan.ref.address, "backend": info.backend, "fingerprint": info.fingerprint, "mpp": info.mpp, "mpp_source": info.mpp_source,
-                  "height": info.size.height, "width": info.size.width, "level": plan.spec.level, "downsample": plan.spec.downsample,
-                  "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(info.warnings)}  # fmt: skip
-        uns: dict[str, Any] = {"spatial_unit": "px of level 0", "slide": plan.ref.id}
-        if info.mpp is not None:
-            uns["mpp"] = float(info.mpp)
-        pictures = {THUMBNAIL: png_bytes(plan.thumbnail.pixels), TISSUE: png_bytes(plan.mask)}
-        layout = make_layout(plan.tiles, self.config, self.facts)
-        store.create(layout, plan.columns, {"recipe": self.recipe, "source": source}, uns=uns, objects=pictures)
-
-    def _shard_task(self, plan: SlidePlan, store: SlideStore, layout: Layout, shard: int) -> ShardTask:
-        rows = layout.rows(shard)
-        y, x = plan.grid.l0_origins(plan.tile_row[rows]), plan.grid.l0_origins(plan.tile_col[rows])
-        return ShardTask(
-            slide=plan.ref.id, address=plan.ref.address, options=source_options(self.config, plan.ref), fingerprint=plan.info.fingerprint,
-            spec=plan.spec, l0_y=y, l0_x=x, padded=plan.grid.overhangs(plan.tile_row[rows], plan.tile_col[rows]), shard=shard,
-            store=store.folder.address, settings=self.settings, fail_tiles=self.config.on_error.tile == "fail",
-        )  # fmt: skip
-
-    def _pass_task(self, plan: SlidePlan, store: SlideStore, first: int, end: int) -> PassTask:
-        assert self.config.context is not None
-        return PassTask(
-            slide=plan.ref.id, address=plan.ref.address, options=source_options(self.config, plan.ref), fingerprint=plan.info.fingerprint,
-            spec=plan.spec, grid=plan.grid, stride_um=plan.stride_um, tokens=self.facts.tokens, first=first, end=end, store=store.folder.address,
-            settings=self.settings, context=self.config.context, precision=self.facts.precision, fail_tiles=self.config.on_error.tile == "fail",
-        )  # fmt: skip
-
-    def _context_task(self, plan: SlidePlan, store: SlideStore, context: ContextPlan, shard: int | None) -> ContextTask:
-        assert self.config.context is not None
-        return ContextTask(
-            slide=plan.ref.id, store=store.folder.address, grid=plan.grid, stride_um=plan.stride_um, context=self.config.context,
-            device=self.config.compute.device, precision=self.facts.precision, schedule=context.schedule, shard=shard,
-        )  # fmt: skip
-
-    def _finish_task(self, plan: SlidePlan, store: SlideStore) -> FinishTask:
-        mpp = "no scale" if plan.info.mpp is None else f"{plan.info.mpp * plan.grid.scale:.3g} um/px"
-        return FinishTask(
-            slide=plan.ref.id, store=store.folder.address, grid=plan.grid, tile_row=plan.tile_row, tile_col=plan.tile_col,
-            context=self.config.context is not None, pool=self.config.pool, save_slide="slide" in self.config.output.save,
-            title=f"{plan.ref.id}: {plan.info.size.width} x {plan.info.size.height} px, tiles of {plan.grid.tile} px at {mpp}, {self.facts.name}",
-        )  # fmt: skip
+        return _SlideRun(plan, store, result, self.steps.of(plan, store, layout, context))
 
 
 def absolute(address: str) -> str:
@@ -345,6 +274,6 @@ def untrained_parts(config: Config, facts: EncoderFacts) -> list[str]:
     parts = [f"encoder {facts.name}"] if facts.untrained else []
     if config.context is not None and config.context.weights is None:
         parts.append("context")
-    if config.pool.name == "gated_attention" and config.pool.weights is None:
-        parts.append("pool gated_attention")
+    if config.pool.name in ("gated_attention", "queries") and config.pool.weights is None:
+        parts.append(f"pool {config.pool.name}")
     return parts

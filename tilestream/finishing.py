@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +11,21 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tilestream.config import Pool
+from tilestream.aggregates import WindowWriter, write_larger_windows
+from tilestream.config import Pool, Windows
 from tilestream.contextual import CONTEXT_ROWS
 from tilestream.grid import TileGrid
 from tilestream.machine import peak_memory
-from tilestream.models.pooling import make_pool
+from tilestream.models.pooling import SoftmaxPool, make_pool
+from tilestream.models.schedules import TokenBand
 from tilestream.models.weights import load_weights
 from tilestream.objects import Folder
 from tilestream.overview import draw_overview, principal_colours
 from tilestream.store import SlideStore
+from tilestream.worker import Clock
 
 THUMBNAIL, TISSUE = "thumbnail.png", "tissue.png"
+TILE_ROWS = "tables/tiles/X"
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,11 @@ class FinishTask:
     context: bool
     """Whether the slide vector pools the context, or the tiles as they were embedded."""
     pool: Pool
-    save_slide: bool
-    """Whether the pooled vector is stored."""
+    windows: Windows
+    vectors: bool
+    """Whether the encoder gives one vector a tile, so that window vectors are made of what is stored."""
+    save: tuple[str, ...]
+    """What is kept: tiles, slide, windows, tokens."""
     title: str
 
 
@@ -59,19 +64,57 @@ def finish_slide(task: FinishTask) -> FinishReport:
 
     Both pass over the stored rows in blocks of one fixed size, so that no result depends on how rows were cut into shards.
     """
-    store = SlideStore(Folder(task.store))
-    seconds = {}
-    if task.pool.name != "none" and task.save_slide:
-        start = time.perf_counter()
-        pooled = CONTEXT_ROWS if task.context else "tables/tiles/X"
-        store.write_slide_vector(_pool(task.pool, store.layout.dim, store.blocks(pooled)), task.slide)
-        seconds["pool"] = time.perf_counter() - start
-    start = time.perf_counter()
-    thumbnail, mask = _image(store.folder, THUMBNAIL), _image(store.folder, TISSUE) > 0
-    colours = principal_colours(lambda: store.blocks("tables/tiles/X"))
-    store.folder.put("overview.png", draw_overview(thumbnail, mask, task.grid, task.tile_row, task.tile_col, colours, task.title))
-    seconds["overview"] = time.perf_counter() - start
-    return FinishReport(task.slide, seconds, peak_memory())
+    store, clock = SlideStore(Folder(task.store)), Clock()
+    if not store.dropping:
+        rows = CONTEXT_ROWS if task.context else TILE_ROWS
+        if "slide" in task.save and task.pool.name != "none":
+            with clock.timed("pool"):
+                _pool_slide(task, store, rows)
+        if "windows" in task.save:
+            with clock.timed("windows"):
+                if task.vectors:
+                    _window_vectors(task, store, rows)
+                write_larger_windows(task.windows, store)
+        with clock.timed("overview"):
+            thumbnail, mask = _image(store.folder, THUMBNAIL), _image(store.folder, TISSUE) > 0
+            colours = principal_colours(lambda: store.blocks(TILE_ROWS))
+            store.folder.put("overview.png", draw_overview(thumbnail, mask, task.grid, task.tile_row, task.tile_col, colours, task.title))
+    unwanted = ([] if "tiles" in task.save else [TILE_ROWS, CONTEXT_ROWS]) + ([] if "tokens" in task.save else ["tokens"])
+    if stored := [path for path in unwanted if path in store.dropping or store.folder.exists(f"{path}/zarr.json")]:
+        store.drop(stored)
+    with clock.timed("seal"):
+        store.seal()
+    return FinishReport(task.slide, clock.seconds, peak_memory())
+
+
+def _pool_slide(task: FinishTask, store: SlideStore, rows: str) -> None:
+    """The slide's vector, and with learned pools the share that each tile has in it."""
+    weights = load_weights(task.pool.weights) if task.pool.weights is not None else None
+    pool = make_pool(task.pool.name, store.layout.dim, weights)
+    state, logits = pool.identity(), []
+    for block in store.blocks(rows):
+        keep = torch.from_numpy(np.isfinite(block).all(axis=1))
+        state = pool.merge(state, pool.state(torch.from_numpy(block), keep))
+        if isinstance(pool, SoftmaxPool):
+            logits.append(pool.logits(torch.from_numpy(block).double()))  # NaN where a tile failed
+    store.write_slide_vector(pool.result(state).float().numpy(), task.slide)
+    if isinstance(pool, SoftmaxPool):
+        found = torch.cat([torch.empty(0, pool.heads, dtype=torch.float64), *logits])
+        store.write_attention(pool.attention(found, state).float().numpy())
+
+
+def _window_vectors(task: FinishTask, store: SlideStore, rows: str) -> None:
+    """Window vectors of tile vectors, from the rows that are stored."""
+    writer = WindowWriter(task.windows, store)
+    start = 0
+    for block in store.blocks(rows):
+        end = start + len(block)
+        keep = np.isfinite(block).all(axis=1)
+        tok_row, tok_col = (torch.from_numpy(places[start:end][keep]) for places in (task.tile_row, task.tile_col))
+        upto = int(task.tile_row[end]) if end < len(task.tile_row) else task.grid.rows
+        writer.add(TokenBand(torch.from_numpy(block[keep]), tok_row, tok_col, upto))
+        start = end
+    writer.finish()
 
 
 def _image(folder: Folder, key: str) -> NDArray[np.uint8]:
@@ -85,14 +128,3 @@ def png_bytes(pixels: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _pool(pool: Pool, dim: int, blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Blocks of (n, d) -> (d,) float32 over the rows that are finite; NaN where there is none."""
-    model = make_pool(pool.name, dim, load_weights(pool.weights) if pool.weights is not None else None)
-    state = model.identity()
-    for rows in blocks:
-        keep = np.isfinite(rows).all(axis=1)
-        state = model.merge(state, model.state(torch.from_numpy(rows), torch.from_numpy(keep)))
-    vector: NDArray[np.float32] = model.result(state).float().numpy()
-    return vector

@@ -65,3 +65,17 @@ class TileColumns:
     """Fraction of the tile that is tissue."""
     l0_extent: float
     """Side of a tile in level-0 px."""
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """The windows of one size over the token grid of a slide."""
+
+    side: int
+    """Side of a window, tokens."""
+    rows: int
+    cols: int
+    dim: int
+    """Features of a window's vector."""
+    l0_side: float
+    """Side of a window in level-0 px."""

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tilestream.config import Context
-from tilestream.contextual import CONTEXT_ROWS, STAGE, build_context, input_end, input_top, row_groups
+from tilestream.config import Context, Windows
+from tilestream.contextual import STAGE, Sink, build_context, input_end, input_top, row_groups
 from tilestream.errors import InterruptedRunError
 from tilestream.grid import TileGrid
 from tilestream.layout import OK, PADDED, Layout
@@ -26,7 +26,7 @@ from tilestream.readspec import ReadSpec
 from tilestream.sources.base import SourceOptions
 from tilestream.stages import STOP, ShardReport, count_statuses, open_unchanged, place_results, refuse_tile
 from tilestream.store import SlideStore
-from tilestream.tokens import TileMeans, TokenGrid, tokens_a_side
+from tilestream.tokens import TokenGrid, tokens_a_side
 from tilestream.worker import Clock, Embedded, WorkerSettings, worker_for
 
 SEGMENT_HALOS = 16
@@ -57,6 +57,8 @@ class PassTask:
     context: Context
     precision: str
     """fp32, bf16 or fp16: of the context."""
+    windows: Windows | None
+    """Window vectors to make of patch tokens on the way."""
     fail_tiles: bool
     """Whether one failed tile ends the slide."""
 
@@ -78,19 +80,22 @@ def embed_and_mix(task: PassTask) -> ShardReport:
     with worker.lanes:
         source = open_unchanged(worker, task.address, task.options, task.fingerprint)
         work = _Pass(task)
-        if (first := work.first_open()) is not None:
+        sink = Sink(work.places, work.layout, work.store, task.windows, work.first_open(), task.end)
+        if sink.first_row is not None:
             model = build_context(task.context, work.layout.dim, task.precision).to(worker.device)
             start = time.perf_counter()
-            tiles, groups = work.reach(model, first)
+            tiles, groups = work.reach(model, sink.first_row)
             y, x = task.grid.l0_origins(work.places.tile_row[tiles]), task.grid.l0_origins(work.places.tile_col[tiles])
             cuts = [work.places.tiles_between(row, row).start - tiles.start for row, _ in groups[1:]]
-            means = TileMeans(work.places, work.layout.shard_tiles, work.layout.dim, work.write_context, first, task.end)
             with closing(worker.embed_tiles(source, task.spec, y, x, work.clock, cuts)) as embedded:
                 bands = (TokenBand(b.tokens.to(worker.device), b.tok_row, b.tok_col, b.upto) for b in work.bands(embedded, tiles, groups))
                 for band in RowBands(model, work.stride_um).run(bands):
-                    means.add(band)
-            means.finish()
-            work.clock.add("context", time.perf_counter() - start - work.elsewhere)
+                    with work.clock.timed("write"):
+                        sink.add(band)
+            with work.clock.timed("write"):
+                sink.finish()
+            taken = work.clock.seconds
+            work.clock.add("context", time.perf_counter() - start - sum(taken.get(stage, 0.0) for stage in ("wait", "compute", "write")))
     process = f"{os.uname().nodename}:{os.getpid()}"
     return ShardReport(task.slide, task.first, work.counts, work.clock.seconds, work.errors, peak_memory(), process)
 
@@ -108,33 +113,28 @@ class _Pass:
         self.clock = Clock()
         self.counts: dict[str, int] = {}
         self.errors: dict[int, str] = {}
-        self.elsewhere = 0.0
-        """Seconds spent on anything but the context."""
         self._tiles_open = set(range(task.first, task.end)) - set(self.store.ledger())
         self._parts: list[tuple[NDArray[Any], NDArray[np.int8]]] = []
 
-    def first_open(self) -> int | None:
+    def first_open(self) -> int:
         """The first shard whose context is not committed; its tiles may be."""
         done = self.store.ledger(STAGE)
-        return next((shard for shard in range(self.task.first, self.task.end) if shard not in done), None)
+        return next((shard for shard in range(self.task.first, self.task.end) if shard not in done), self.task.end)
 
-    def reach(self, model: ContextTransformer, first: int) -> tuple[slice, list[tuple[int, int]]]:
-        """The tiles that the context of shards from `first` on depends on, and their rows in groups."""
-        side = self.places.side
-        tile_row, rows = self.places.tile_row, (self.layout.rows(first).start, self.layout.rows(self.task.end - 1).stop - 1)
-        top = max(0, input_top(model, int(tile_row[rows[0]]) * side) // side)
-        end = min(self.places.grid.rows, -(-input_end(model, (int(tile_row[rows[1]]) + 1) * side) // side))
+    def reach(self, model: ContextTransformer, first_row: int) -> tuple[slice, list[tuple[int, int]]]:
+        """The tiles that the context of the task's shards from token row `first_row` on depends on, and their rows in groups."""
+        side, rows = self.places.side, self.places.grid.rows
+        top, end = max(0, input_top(model, first_row) // side), rows
+        if self.task.end < self.layout.shards:
+            last = int(self.places.tile_row[self.layout.rows(self.task.end - 1).stop - 1])
+            end = min(rows, -(-input_end(model, (last + 1) * side) // side))
         return self.places.tiles_between(top, end), list(row_groups(self.places, self.layout.dim, top, end))
 
     def bands(self, embedded: Iterator[Embedded], tiles: slice, groups: list[tuple[int, int]]) -> Iterator[TokenBand]:
         """The tokens of each group of tile rows; its tiles are committed on the way as their shards fill up."""
-        start = time.perf_counter()
         for row, end_row in groups:
             rows = self.places.tiles_between(row, end_row)
-            band = self._band(embedded, rows, rows.start - tiles.start, end_row)
-            self.elsewhere += time.perf_counter() - start
-            yield band
-            start = time.perf_counter()
+            yield self._band(embedded, rows, rows.start - tiles.start, end_row)
 
     def _band(self, embedded: Iterator[Embedded], rows: slice, offset: int, end_row: int) -> TokenBand:
         count, per_tile, dim = rows.stop - rows.start, self.places.side**2, self.layout.dim
@@ -172,13 +172,6 @@ class _Pass:
                 counts = count_statuses(codes)
                 self.store.write_shard(shard, {"tables/tiles/X": values, "tables/tiles/obs/status/codes": codes}, {"counts": counts})
                 self.counts = {name: self.counts.get(name, 0) + n for name, n in counts.items()}
-
-    def write_context(self, shard: int, means: NDArray[np.float32]) -> None:
-        """Commit the context of a shard."""
-        start = time.perf_counter()
-        self.store.write_shard(shard, {CONTEXT_ROWS: means.astype(self.layout.dtype)}, {}, stage=STAGE)
-        self.clock.add("write", time.perf_counter() - start)
-        self.elsewhere += time.perf_counter() - start
 
 
 def _take(embedded: Iterator[Embedded], offset: int, count: int) -> Iterator[Embedded]:

@@ -33,13 +33,42 @@ class Opened:
 
     @property
     def embeddings(self) -> zarr.Array[Any]:
-        """(n, d) one row a tile; a Zarr array, read where it is indexed."""
+        """(n, d) one row a tile; a Zarr array, read where it is indexed.
+
+        Raises
+        ------
+        InputError
+            The run was told not to keep them.
+        """
+        from tilestream.errors import InputError
+
+        if not self._has("tables/tiles/X"):
+            raise InputError(f"{self.path} holds no tiles: output.save was {self.recipe['output']['save']}. Run with tiles among them.")
         return self._store.array("tables/tiles/X")
 
     @property
     def context(self) -> zarr.Array[Any] | None:
-        """(n, d2) after the windowed transformer, or None where none was configured."""
-        return self._store.array("tables/tiles/obsm/context") if self._store.layout.context_dim else None
+        """(n, d2) after the windowed transformer, or None where there is none."""
+        return self._store.array("tables/tiles/obsm/context") if self._has("tables/tiles/obsm/context") else None
+
+    def windows(self, side: int) -> zarr.Array[Any]:
+        """(rows, cols, d) vectors of the windows of `side` tokens, NaN where a window is empty.
+
+        Raises
+        ------
+        InputError
+            None of this side were kept.
+        """
+        from tilestream.errors import InputError
+
+        if not self._has(f"windows/{side}"):
+            raise InputError(
+                f"{self.path} holds no windows of {side} tokens. Run with windows among output.save, and windows.sides: [{side}]."
+            )
+        return self._store.array(f"windows/{side}")
+
+    def _has(self, path: str) -> bool:
+        return self._store.folder.exists(f"{path}/zarr.json")
 
     @property
     def slide_vector(self) -> NDArray[np.float32] | None:

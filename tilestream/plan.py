@@ -164,6 +164,12 @@ def check_encoder(facts: EncoderFacts, config: Config) -> None:
     ConfigError
         With both values.
     """
+    if "windows" in config.output.save and facts.tokens > 1 and config.context is None:
+        raise ConfigError(
+            f"output.save: windows, but {facts.name} gives patch tokens and there is no context to pass them through. Add a context, or leave windows out."
+        )
+    if config.context is not None and facts.dim % config.context.heads:
+        raise ConfigError(f"context.heads: {config.context.heads} does not divide the encoder's dimension, {facts.dim}.")
     if config.encoder.allow_mismatch:
         return
     if facts.tile_size is not None and facts.tile_size != config.tiles.size:
@@ -173,8 +179,6 @@ def check_encoder(facts: EncoderFacts, config: Config) -> None:
         )
     if facts.mpp is not None and config.tiles.mpp is not None:
         _refuse_mpp(facts, config.tiles.mpp, "tiles.mpp")
-    if config.context is not None and facts.dim % config.context.heads:
-        raise ConfigError(f"context.heads: {config.context.heads} does not divide the encoder's dimension, {facts.dim}.")
 
 
 def check_resolution(facts: EncoderFacts, config: Config, mpp: float | None, name: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tilestream.config import Config, Context
+from tilestream.config import Config, Context, Windows
 from tilestream.contextspec import BAND_BYTES, ContextSpec, choose_schedule
 from tilestream.errors import ConfigError
 from tilestream.layout import Layout
@@ -81,17 +81,27 @@ def project_memory(
     )
     if config.context is None:
         return projection, None
-    context = plan_context(plan, layout, config.context, facts, config.compute.memory_limit - projection.total, workers)
+    windows = config.windows if "windows" in config.output.save else None
+    context = plan_context(plan, layout, config.context, windows, facts, config.compute.memory_limit - projection.total, workers)
     return replace(projection, context=context.bytes), context
 
 
-def plan_context(plan: SlidePlan, layout: Layout, context: Context, facts: EncoderFacts, budget: int, workers: int) -> ContextPlan:
+def plan_context(
+    plan: SlidePlan, layout: Layout, context: Context, windows: Windows | None, facts: EncoderFacts, budget: int, workers: int
+) -> ContextPlan:
     """The schedule of a slide's context, and what it holds; `auto` takes the first that fits into `budget` bytes."""
     spec = ContextSpec(facts.dim, context.depth, context.window, context.shift)
     side = int(facts.tokens**0.5)
     one_pass = facts.tokens > 1 and not layout.tokens
     tokens = plan.tiles * facts.tokens
     schedule: str = context.schedule
+    if windows is not None and facts.tokens > 1:
+        if schedule == "halo_shards":
+            raise ConfigError(
+                "context.schedule: halo_shards, but window vectors of patch tokens need the rows in order. Set it to row_bands."
+            )
+        if schedule == "auto":
+            schedule = "row_bands"
     if schedule == "auto" and one_pass:
         schedule = "row_bands" if workers == 1 else "halo_shards"
     elif schedule == "auto":
@@ -101,8 +111,9 @@ def plan_context(plan: SlidePlan, layout: Layout, context: Context, facts: Encod
     a_row = np.bincount(plan.tile_row, minlength=1) * facts.tokens
     if schedule == "row_bands" or one_pass:
         band = max(int(a_row.max()), min(tokens, BAND_BYTES // (facts.dim * 4)))
+        held = 0 if windows is None else (windows.sides[0] * plan.grid.cols * side + band) * facts.dim * 4 * 2
         sums = (2 * layout.shard_tiles + band // facts.tokens) * facts.dim * 16
-        return ContextPlan(schedule, one_pass, spec.state_bytes(plan.grid.cols * side, band) + sums)
+        return ContextPlan(schedule, one_pass, spec.state_bytes(plan.grid.cols * side, band) + sums + held)
     starts = np.arange(0, plan.tiles, layout.shard_tiles)
     ends = np.minimum(starts + layout.shard_tiles, plan.tiles) - 1
     halo = -(-(spec.halo + spec.window) // side)

@@ -7,7 +7,7 @@ from typing import Any
 from tilestream import __version__
 from tilestream.config import Config
 from tilestream.errors import OutputError
-from tilestream.plan import EncoderFacts, make_layout
+from tilestream.plan import EncoderFacts
 from tilestream.store import FORMAT, SlideStore
 
 
@@ -27,10 +27,8 @@ def make_recipe(config: Config, facts: EncoderFacts) -> dict[str, Any]:
         },
         "context": None if config.context is None else config.context.model_dump(mode="json", exclude={"schedule"}),
         "pool": config.pool.model_dump(mode="json"),
-        "output": {
-            "save": sorted({*config.output.save, *(["tokens"] if make_layout(0, config, facts).tokens else [])}),
-            "dtype": config.output.dtype,
-        },
+        "windows": config.windows.model_dump(mode="json") if "windows" in config.output.save else None,
+        "output": {"save": sorted(config.output.save), "dtype": config.output.dtype},
         "compute": {"shard_tiles": config.compute.shard_tiles},
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,9 @@ import zarr
 from numpy.typing import NDArray
 
 from tilestream.errors import IncompleteError
-from tilestream.layout import STATUSES, Layout, TileColumns
+from tilestream.layout import STATUSES, Layout, TileColumns, WindowGrid
 from tilestream.objects import Folder
-from tilestream.tables import ARRAY, CATEGORICAL, create_table, write_strings
+from tilestream.tables import ARRAY, CATEGORICAL, create_table, write_plain, write_strings
 
 FORMAT = 1
 """Version of this layout; a store of another version is refused."""
@@ -24,6 +24,7 @@ BLOCK_ROWS = 2048
 
 TILES, SLIDE = "tables/tiles", "tables/slide"
 LEDGER, COMPLETE = ".tilestream/shards", ".tilestream/complete.json"
+DROPPING, SEALED = ".tilestream/dropping.json", "sealed"
 
 
 class SlideStore:
@@ -35,7 +36,14 @@ class SlideStore:
     # -- creation ---------------------------------------------------------------------------------------------------
 
     def create(
-        self, layout: Layout, columns: TileColumns, attributes: dict[str, Any], *, uns: dict[str, Any], objects: dict[str, bytes]
+        self,
+        layout: Layout,
+        columns: TileColumns,
+        attributes: dict[str, Any],
+        *,
+        uns: dict[str, Any],
+        objects: dict[str, bytes],
+        windows: Iterable[WindowGrid] = (),
     ) -> None:
         """Write everything but the embeddings, and last the attributes that say so; an earlier attempt is replaced."""
         self.folder.delete_all()
@@ -53,6 +61,11 @@ class SlideStore:
             _embedding_array(tiles.require_group("obsm"), "context", layout, (layout.context_dim,))
         if layout.tokens:
             _embedding_array(root, "tokens", layout, (layout.tokens, layout.dim))
+        for grid in windows:
+            root.require_group("windows").create_array(
+                str(grid.side), shape=(grid.rows, grid.cols, grid.dim), chunks=(1, grid.cols, grid.dim), dtype=layout.dtype, fill_value=np.nan,
+                config={"write_empty_chunks": True}, dimension_names=["row", "col", "feature"], attributes={"side_tokens": grid.side, "side_l0_px": grid.l0_side},
+            )  # fmt: skip
         for key, data in objects.items():
             self.folder.put(key, data)
         root.attrs["tilestream"] = {"format": FORMAT, "layout": vars(layout), **attributes}
@@ -92,17 +105,23 @@ class SlideStore:
         stage : str
             Which pass over the shards this is: tiles or context.
         """
-        rows = self.layout.rows(shard)
-        objects = {}
+        self.write_rows(stage, shard, self.layout.rows(shard), arrays, record)
+
+    def write_rows(self, stage: str, number: int, rows: slice, arrays: dict[str, NDArray[Any]], record: dict[str, Any]) -> None:
+        """Write rows that are object `number` of each array, then their entry in the ledger, which commits them."""
+        keys = []
         for path, values in arrays.items():
             array = self.array(path)
-            key = "/".join([path, "c", str(shard), *("0" for _ in array.shape[1:])])
-            self.folder.delete(key)  # else zarr reads the old shard, torn as it may be, before it replaces it
+            key = "/".join([path, "c", str(number), *("0" for _ in array.shape[1:])])
+            self.folder.delete(key)  # else zarr reads the old object, torn as it may be, before it replaces it
             array[rows] = values
             self.folder.flush(key)
-            objects[key] = self._checksum(key)
-        entry = {"objects": objects, **record}
-        self.folder.put(f"{LEDGER}/{stage}-{shard:06d}.json", json.dumps(entry).encode())
+            keys.append(key)
+        self._record(stage, number, keys, record)
+
+    def _record(self, stage: str, number: int, keys: list[str], record: dict[str, Any]) -> None:
+        entry = {"objects": {key: self._checksum(key) for key in keys}, **record}
+        self.folder.put(f"{LEDGER}/{stage}-{number:06d}.json", json.dumps(entry).encode())
 
     def _checksum(self, key: str) -> str | None:
         data = self.folder.get(key)
@@ -116,6 +135,11 @@ class SlideStore:
             if name.startswith(f"{stage}-") and (raw := self.folder.get(key)):
                 entries[int(name[len(stage) + 1 : -5])] = json.loads(raw)
         return entries
+
+    @property
+    def stages(self) -> list[str]:
+        """Stages with entries in the ledger."""
+        return sorted({key.rsplit("/", 1)[-1].rsplit("-", 1)[0] for key in self.folder.names(LEDGER)})
 
     def blocks(self, path: str) -> Iterator[NDArray[np.float32]]:
         """The rows of an array in order, (n, d) float32, in blocks that do not depend on how rows were cut into shards."""
@@ -133,8 +157,39 @@ class SlideStore:
         slide = create_table(tables, "slide", 1, len(vector), {}, {}, index=[slide_id])
         slide.create_array("X", data=vector[None].astype(np.float32), chunks=(1, max(1, len(vector))), attributes=ARRAY)
 
+    def write_attention(self, shares: NDArray[np.float32]) -> None:
+        """Write tables/tiles/obsm/attention (n, heads) float32."""
+        group = zarr.open_group(self.folder.store, path=f"{TILES}/obsm", mode="r+")
+        if "attention" in group:
+            del group["attention"]
+        write_plain(group, "attention", shares)
+
+    def drop(self, paths: list[str]) -> None:
+        """Remove arrays that were needed on the way only, with their entries in the ledger; cut short, it goes on when called again."""
+        self.folder.put(DROPPING, json.dumps(paths).encode())
+        for path in paths:
+            self.folder.delete_all(path)
+        for key in self.folder.names(LEDGER):
+            entry = json.loads(self.folder.get(key) or b"{}")
+            kept = {name: checksum for name, checksum in entry["objects"].items() if not name.startswith(tuple(f"{p}/" for p in paths))}
+            if len(kept) < len(entry["objects"]):
+                self.folder.put(key, json.dumps({**entry, "objects": kept}).encode())
+
+    @property
+    def dropping(self) -> list[str]:
+        """Arrays whose removal was begun."""
+        found: list[str] = json.loads(self.folder.get(DROPPING) or b"[]")
+        return found
+
+    def seal(self) -> None:
+        """Take the checksums of all objects that no shard's entry holds: metadata, positions, pictures, the slide's vector."""
+        known = {f"{LEDGER}/{SEALED}-000000.json", DROPPING, COMPLETE}
+        known |= {key for stage in self.stages if stage != SEALED for entry in self.ledger(stage).values() for key in entry["objects"]}
+        others = [key for key in self.folder.names() if key not in known and not key.startswith(f"{LEDGER}/")]
+        self._record(SEALED, 0, others, {})
+
     def complete(self, summary: dict[str, Any]) -> None:
-        """Write the completion mark: the last object of a slide, with a digest over its shards' checksums."""
+        """Write the completion mark: the last object of a slide, with a digest over its objects' checksums."""
         mark = {"digest": self._digest(), **summary}
         self.folder.put(COMPLETE, json.dumps(mark, indent=1).encode())
 
@@ -158,7 +213,7 @@ class SlideStore:
         if mark is None:
             return ["not finished: the completion mark is missing"]
         found = [] if mark["digest"] == self._digest() else ["the ledger does not match the completion mark"]
-        for stage in ("tiles", "context"):
+        for stage in self.stages:
             for entry in self.ledger(stage).values():
                 for key, checksum in entry["objects"].items():
                     seen = self._checksum(key)
