@@ -31,8 +31,8 @@ BAND_ROWS = 16
 def grid_rows(first: int, end: int, width: int, dim: int) -> TokenBand:
     """Tokens of full rows; the same for the same rows, made without the rest of the grid."""
     row, col = (a.flatten() for a in torch.meshgrid(torch.arange(first, end), torch.arange(width), indexing="ij"))
-    phase = (row * 1009 + col * 31)[:, None] * torch.linspace(0.01, 1.0, dim)
-    return TokenBand(torch.sin(phase).float(), row, col, end)
+    tokens = (row * 1009 + col * 31).float()[:, None] * torch.linspace(0.01, 1.0, dim)
+    return TokenBand(tokens.sin_(), row, col, end)
 
 
 class Counted(ContextTransformer):
@@ -54,16 +54,16 @@ def schedule_run(name: str, height: int, width: int, shape: dict[str, int], shar
     model.mixed, before, digest = 0, peak_memory(), 0.0
     start = time.perf_counter()
     if name == "dense":
-        digest = float(model(*_parts(grid_rows(0, height, width, shape["dim"])), 4.0).double().sum())
+        digest = float(model(*_parts(grid_rows(0, height, width, shape["dim"])), 4.0).sum(dtype=torch.float64))
     elif name == "row_bands":
         rows = range(0, height, BAND_ROWS)
         bands = (grid_rows(row, min(row + BAND_ROWS, height), width, shape["dim"]) for row in rows)
-        digest = sum(float(band.tokens.double().sum()) for band in RowBands(model, 4.0).run(bands))
+        digest = sum(float(band.tokens.sum(dtype=torch.float64)) for band in RowBands(model, 4.0).run(bands))
     else:
         for row in range(0, height, shard_rows):
             wanted = Rect(row, 0, min(row + shard_rows, height), width)
             found = mix_rect(model, wanted, lambda r: _parts(grid_rows(max(0, r.row), min(height, r.row_end), width, shape["dim"])), 4.0)
-            digest += float(found[0].double().sum())
+            digest += float(found[0].sum(dtype=torch.float64))
     return {
         "seconds": time.perf_counter() - start,
         "added_mib": (peak_memory() - before) / MIB,

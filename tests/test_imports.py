@@ -12,7 +12,7 @@ HOUSE = [
     "sources.base sources.* sources",
     "thumbnail tissue readspec layout plan projection",
     "reading device_decoding device_kernel device_gather device_reading",
-    "models.positions models.patch_embed models.vit models.windows models.context models.schedules models.pooling models.weights models.encoders models",
+    "models.positions models.patch_embed models.vit models.windows models.context models.schedules models.pooling models.weights models.hub models.presets models.convert models.adapters models.encoders models",
     "objects tables store",
     "machine worker stages",
     "tokens aggregates contextual onepass",

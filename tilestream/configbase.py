@@ -155,10 +155,6 @@ def _only_true(value: object) -> str | None:
 
 NOT_YET: Mapping[str, NotYet] = {
     "source.icc": NotYet(_only_true, "leave it out or set it to false"),
-    "encoder.name": NotYet(
-        lambda name: yaml_word(name) if name.startswith(("timm:", "hf:")) else None,
-        "use one of our own (`tilestream encoders` lists them) or 'module:factory'",
-    ),
     "compute.compile": NotYet(_only_true, "leave it out or set it to auto or false"),
     "compute.isolate": NotYet(_only_true, "leave it out or set it to false"),
 }

@@ -16,6 +16,7 @@ from tilestream.engine import Engine, Outcome, open_engine, worker_count
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError
 from tilestream.finishing import FinishReport
 from tilestream.lock import hold_lock
+from tilestream.models.hub import is_hub_id
 from tilestream.objects import Folder
 from tilestream.plan import EncoderFacts, SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
 from tilestream.projection import Projection, check_memory, project_memory
@@ -92,7 +93,7 @@ def worker_settings(config: Config) -> WorkerSettings:
     cores = max(1, len(os.sched_getaffinity(0)) // (worker_count(compute) if compute.scheduler.kind == "local" else 1))
     return WorkerSettings(
         encoder=config.encoder.name,
-        weights=absolute(config.encoder.weights) if config.encoder.weights is not None else None,
+        weights=_weights_address(config.encoder.weights),
         args=json.dumps(dict(config.encoder.args), sort_keys=True),
         precision="fp32" if exact else config.encoder.precision,
         device=compute.device,
@@ -267,6 +268,11 @@ class Run:
 def absolute(address: str) -> str:
     """A local path made absolute; a URL as it is."""
     return address if "://" in address else os.path.abspath(address)  # noqa: PTH100  # keeps the text of links
+
+
+def _weights_address(weights: str | None) -> str | None:
+    """As workers can find it: a path made absolute, a repository of the hub as it is."""
+    return weights if weights is None or is_hub_id(weights) else absolute(weights)
 
 
 def untrained_parts(config: Config, facts: EncoderFacts) -> list[str]:

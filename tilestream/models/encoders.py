@@ -7,14 +7,20 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from tilestream.errors import ConfigError
+from tilestream.errors import ConfigError, InputError
+from tilestream.models.adapters import TimmEncoder, TransformersEncoder
+from tilestream.models.convert import resize_positions, to_our_names
+from tilestream.models.hub import fetch_file, fetch_weights, is_hub_id
 from tilestream.models.patch_embed import PatchEmbed, freeze
+from tilestream.models.presets import HALF, IMAGENET, PRESETS, Preset
 from tilestream.models.vit import (
+    VisionTransformer,
     ViTConfig,
     vit_base_patch16_224,
     vit_large_patch16_224,
@@ -26,17 +32,15 @@ from tilestream.models.weights import apply_weights, load_weights
 ENTRY_POINT_GROUP = "tilestream.encoders"
 """Group in which an installed package names its encoder factories."""
 
-_UNAVAILABLE = ("timm", "hf")
-
 
 @dataclass(frozen=True)
 class EncoderSpec:
     """What the config says of the encoder."""
 
     name: str
-    """A name of `known_encoders`, or `module:factory`."""
+    """A name of `known_encoders`, `timm:<model>`, `hf:<repository>`, or `module:factory`."""
     weights: str | None = None
-    """Path of a weights file; None for the factory's own, which for our encoders are random."""
+    """A weights file, or a repository of the hub; None for the encoder's own, which for our bare ones are random."""
     args: Mapping[str, Any] = field(default_factory=dict)
     """Passed to the factory."""
     seed: int = 0
@@ -61,8 +65,14 @@ class EncoderEntry:
     """What is subtracted from, and divides, pixels in [0, 1]."""
     output: str | None = None
     """What a tile becomes."""
+    precision: str | None = None
+    """Number format that its authors run it in."""
+    interpolation: str | None = None
+    """How a tile is brought to the size of the network's input, where they differ."""
     licence: str | None = None
     """Of the code and, where it comes with any, the weights."""
+    gated: bool = False
+    """Whether its page must be accepted before its weights can be fetched."""
 
 
 _Factory = Callable[..., Any]
@@ -79,14 +89,14 @@ _PATCH_ARGS = frozenset({"dim", "patch"})
 
 
 def known_encoders() -> list[EncoderEntry]:
-    """Our encoders, then those of installed packages by name; no package is imported."""
+    """Our encoders, presets, then those of installed packages by name; no package is imported."""
     ours = [
-        EncoderEntry(name, "tilestream", dim, 224, None, "mean 0.5, std 0.5", "class token", "Apache-2.0")
+        EncoderEntry(name, "tilestream", dim, 224, None, "mean 0.5, std 0.5", "class token", licence="Apache-2.0")
         for name, (_, dim) in _VITS.items()
     ]
-    patches = EncoderEntry("patch_embed", "tilestream", 192, None, None, "ImageNet", "patch tokens", "Apache-2.0")
+    patches = EncoderEntry("patch_embed", "tilestream", 192, None, None, "ImageNet", "patch tokens", licence="Apache-2.0")
     others = [EncoderEntry(point.name, point.dist.name if point.dist else point.value) for point in _entry_points().values()]
-    return [*ours, patches, *others]
+    return [*ours, patches, *(_preset_entry(preset) for preset in PRESETS.values()), *others]
 
 
 def build_encoder(spec: EncoderSpec) -> nn.Module:
@@ -110,6 +120,8 @@ def build_encoder(spec: EncoderSpec) -> nn.Module:
     InputError
         Where the weights file cannot be read.
     """
+    if spec.name in PRESETS:
+        return _build_preset(spec, PRESETS[spec.name])
     encoder = _call_factory(spec)
     if not isinstance(encoder, nn.Module):
         raise ConfigError(f"encoder.name: {spec.name!r} returned a {type(encoder).__name__}, but it must return a torch.nn.Module.")
@@ -117,9 +129,78 @@ def build_encoder(spec: EncoderSpec) -> nn.Module:
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
         raise ConfigError(f"encoder.name: the module of {spec.name!r} has dim = {dim!r}, but dim must be its number of features, an int.")
     if spec.weights is not None:
-        apply_weights(encoder, load_weights(spec.weights), spec.weights)
+        target = encoder.model if isinstance(encoder, TimmEncoder) else encoder
+        apply_weights(target, load_weights(weights_file(spec.weights)), spec.weights)
+        encoder.untrained = False  # type: ignore[assignment]
     freeze(encoder)
     return encoder
+
+
+def weights_file(weights: str) -> str:
+    """The path of a config's `weights`: a file of this machine, or one fetched from the hub."""
+    return str(fetch_weights(weights)) if is_hub_id(weights) else weights
+
+
+def _build_preset(spec: EncoderSpec, preset: Preset) -> nn.Module:
+    """A preset with its authors' weights, from a file where one is given, else from the hub."""
+    if preset.vit is None:
+        if preset.through == "module:factory":
+            raise ConfigError(
+                f"encoder.name: {preset.name} is no plain vision transformer and needs its authors' code, which is not part of this package. "
+                f"Write a function that builds it ({preset.page}) and set encoder.name to module:factory."
+            )
+        return build_encoder(EncoderSpec(preset.through, spec.weights, spec.args))
+    for key in spec.args:
+        if key != "output":
+            raise _unknown_argument(spec, key, frozenset({"output"}))
+    if spec.weights is not None:
+        path = weights_file(spec.weights)
+    else:
+        try:
+            path = str(fetch_file(preset.repository, preset.file))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{preset.repository} has no {preset.file} any more. Fetch its weights from {preset.page} and set encoder.weights."
+            ) from error
+    encoder = preset_vit(preset, **spec.args)
+    apply_weights(encoder, preset_state(preset, encoder, load_weights(path)), path)
+    return encoder
+
+
+def preset_vit(preset: Preset, **options: Any) -> VisionTransformer:
+    """Our vision transformer in the shape of a preset; `options` are fields of `ViTConfig`. Its weights are not loaded yet."""
+    assert preset.vit is not None, "only plain vision transformers run on ours"
+    mean, std = preset.pixels
+    encoder = VisionTransformer(ViTConfig(**{"mean": mean, "std": std, **preset.vit, **options}))
+    encoder.mpp = preset.mpp
+    return encoder
+
+
+def preset_state(preset: Preset, encoder: VisionTransformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A preset's state dict under our names, positions interpolated to the tile's patches."""
+    config = encoder.config
+    found = to_our_names(state, embed_prefix=config.embed_prefix)
+    resize_positions(found, config.side, config.prefix if config.embed_prefix else 0, antialias=preset.antialias)
+    return found
+
+
+def _preset_entry(preset: Preset) -> EncoderEntry:
+    """The row of a preset in the table."""
+    mean, std = preset.pixels
+    named = {IMAGENET: "ImageNet", HALF: "mean 0.5, std 0.5"}
+    pixels = named.get(preset.pixels, f"mean {', '.join(f'{v:.3g}' for v in mean)}; std {', '.join(f'{v:.3g}' for v in std)}")
+    if preset.vit is None:
+        dim, tile, output, interpolation = preset.other["dim"], preset.other["tile"], preset.other["output"], None
+        source = f"{preset.repository} by {preset.through}"
+    else:
+        config = ViTConfig(**preset.vit)
+        dim, tile = config.dim * (2 if config.output == "class+mean" else 1), config.tile or config.img_size
+        output = {"class": "class token", "class+mean": "class token, mean of patches"}[config.output]
+        interpolation = config.interpolation if config.tile else None
+        source = preset.repository
+    return EncoderEntry(
+        preset.name, source, dim, tile, preset.mpp, pixels, output, preset.precision, interpolation, preset.licence, preset.gated
+    )
 
 
 def random_weights(spec: EncoderSpec, encoder: nn.Module) -> bool:
@@ -139,6 +220,8 @@ def _call_factory(spec: EncoderSpec) -> Any:
             if key not in allowed:
                 raise _unknown_argument(spec, key, allowed)
         return _BUILT_IN[spec.name](**spec.args, seed=spec.seed)
+    if spec.name.startswith("timm:"):
+        return TimmEncoder(spec.name.removeprefix("timm:"), pretrained=spec.weights is None, **spec.args)
     factory = _find_factory(spec.name)
     _check_arguments(spec, factory)
     return factory(**spec.args)
@@ -146,13 +229,13 @@ def _call_factory(spec: EncoderSpec) -> Any:
 
 def _find_factory(name: str) -> _Factory:
     prefix, colon, attribute = name.partition(":")
-    if colon and prefix in _UNAVAILABLE:
-        raise ConfigError(f"encoder.name: {name!r} is not available yet; set it to one of {', '.join(_BUILT_IN)}, or to module:factory.")
+    if prefix == "hf" and colon:
+        return partial(TransformersEncoder, attribute)
     if colon:
         return _import_factory(name, prefix, attribute)
     points = _entry_points()
     if name not in points:
-        known = [*_BUILT_IN, *points]
+        known = [*_BUILT_IN, *PRESETS, *points]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)} and module:factory."
         raise ConfigError(f"encoder.name: {name!r} is unknown. {hint}")

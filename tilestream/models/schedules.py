@@ -106,7 +106,9 @@ class RowBands:
         for layer in range(self.model.depth):
             chain = self._mix(layer, chain)
         for band in chain:
-            yield TokenBand(self.model.finish(band.tokens), band.tok_row, band.tok_col, band.upto)
+            finished = [TokenBand(self.model.finish(band.tokens), band.tok_row, band.tok_col, band.upto)]
+            del band
+            yield finished.pop()
 
     def _encode(self, bands: Iterable[TokenBand]) -> Iterator[TokenBand]:
         reached = None
@@ -114,8 +116,11 @@ class RowBands:
             if reached is not None and (band.upto < reached or (len(band.tok_row) and int(band.tok_row[0]) < reached)):
                 raise ValueError(f"a band up to row {band.upto} comes after one up to row {reached}; bands go from top to bottom")
             reached = band.upto
-            tokens = self.model.encode(band.tokens, band.tok_row, band.tok_col, self.stride_um)
-            yield TokenBand(tokens, band.tok_row, band.tok_col, band.upto)
+            encoded = [
+                TokenBand(self.model.encode(band.tokens, band.tok_row, band.tok_col, self.stride_um), band.tok_row, band.tok_col, band.upto)
+            ]
+            del band
+            yield encoded.pop()
 
     def _mix(self, layer: int, bands: Iterator[TokenBand]) -> Iterator[TokenBand]:
         """One layer: rows are held until the windows that they lie in are complete."""
@@ -124,9 +129,11 @@ class RowBands:
         for band in bands:
             band = _join(held, band)  # noqa: PLW2901  # what was held belongs to it
             complete = (band.upto + shift) // window * window - shift
-            ready, held = _split(band, complete)
             self._note(layer, band.upto - complete)
-            yield self._apply(layer, ready)
+            ready, held = _split(band, complete)
+            mixed = [self._apply(layer, ready)]
+            del band, ready  # a generator's names live on while the layers below it work
+            yield mixed.pop()
         if held is not None:
             self._note(layer, 0)
             yield self._apply(layer, TokenBand(held.tokens, held.tok_row, held.tok_col, held.upto))
@@ -192,7 +199,7 @@ def _join(first: TokenBand | None, second: TokenBand) -> TokenBand:
 
 
 def _split(band: TokenBand, row: int) -> tuple[TokenBand, TokenBand]:
-    """The tokens of rows below `row`, and the others."""
+    """The tokens of rows below `row`, and a copy of the others, which would keep the whole band alive as a view."""
     cut = int(torch.searchsorted(band.tok_row, row))
     above = TokenBand(band.tokens[:cut], band.tok_row[:cut], band.tok_col[:cut], row)
-    return above, TokenBand(band.tokens[cut:], band.tok_row[cut:], band.tok_col[cut:], band.upto)
+    return above, TokenBand(band.tokens[cut:].clone(), band.tok_row[cut:].clone(), band.tok_col[cut:].clone(), band.upto)

@@ -16,7 +16,6 @@ from tilestream.models.positions import sincos_2d
 POSITIONS = ("learned", "sincos")
 OUTPUTS = ("class", "mean", "class+mean", "tokens")
 
-_EPS = 1e-6
 _HALF = (0.5, 0.5, 0.5)
 
 
@@ -54,6 +53,18 @@ class ViTConfig:
     """`learned`, or `sincos` for a fixed encoding of the patch's place; loaded weights replace either."""
     output: str = "class"
     """What a tile becomes: the class token, the mean of the patch tokens, both side by side, or every patch token."""
+    hidden: int | None = None
+    """Channels inside an MLP; four times `dim` where it is not given."""
+    gated: bool = False
+    """Whether MLPs are SwiGLU (Shazeer 2020, arXiv:2002.05202), half of whose `hidden` channels gate the others; else GELU."""
+    eps: float = 1e-6
+    """Added to variances by the norms."""
+    tile: int | None = None
+    """Side of the tiles that are given, px, where it is not `img_size`: they are resized, with antialiasing, as the authors do it."""
+    resize: int | None = None
+    """Side after resizing, px; of more than `img_size` the centre is taken. `img_size` where it is not given."""
+    interpolation: str = "bicubic"
+    """`bilinear` or `bicubic`: of resizing."""
     mean: tuple[float, ...] = _HALF
     """Subtracted from red, green and blue in [0, 1]."""
     std: tuple[float, ...] = _HALF
@@ -66,7 +77,7 @@ class ViTConfig:
         if self.img_size % self.patch:
             fits = max(self.img_size // self.patch, 1) * self.patch
             raise ConfigError(f"encoder.args.img_size: {self.img_size} is not a multiple of the patch, {self.patch} px. Set it to {fits}.")
-        for key, known in (("position", POSITIONS), ("output", OUTPUTS)):
+        for key, known in (("position", POSITIONS), ("output", OUTPUTS), ("interpolation", ("bilinear", "bicubic"))):
             if getattr(self, key) not in known:
                 raise ConfigError(f"encoder.args.{key}: {getattr(self, key)!r}, but it must be one of {', '.join(known)}.")
         if not self.class_token and "class" in self.output:
@@ -79,7 +90,11 @@ class ViTConfig:
             value, least = getattr(self, key), int(key != "registers")
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"encoder.args.{key}: {value!r}, but it must be an integer of {least} or more.")
-        for key in ("class_token", "embed_prefix", "pre_norm"):
+        for key in ("hidden", "tile", "resize"):
+            value = getattr(self, key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"encoder.args.{key}: {value!r}, but it must be an integer of 1 or more, or null.")
+        for key in ("class_token", "embed_prefix", "pre_norm", "gated"):
             if not isinstance(getattr(self, key), bool):
                 raise ConfigError(f"encoder.args.{key}: {getattr(self, key)!r}, but it must be true or false.")
         scale = self.layer_scale
@@ -151,6 +166,21 @@ class Mlp(nn.Module):
         return out
 
 
+class GatedMlp(nn.Module):
+    """SwiGLU: the first half of the hidden channels, through SiLU, gates the second."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = blank_linear(dim, hidden)
+        self.fc2 = blank_linear(hidden // 2, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., dim) to (..., dim)."""
+        gate, values = self.fc1(tokens).chunk(2, dim=-1)
+        out: Tensor = self.fc2(F.silu(gate) * values)
+        return out
+
+
 class _LayerScale(nn.Module):
     """A factor for each channel."""
 
@@ -170,11 +200,12 @@ class _Block(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         dim, scale = config.dim, config.layer_scale
-        self.norm1 = nn.LayerNorm(dim, eps=_EPS)
+        hidden = config.hidden or 4 * dim
+        self.norm1 = nn.LayerNorm(dim, eps=config.eps)
         self.attn = Attention(dim, config.heads)
         self.ls1 = nn.Identity() if scale is None else _LayerScale(dim, scale)
-        self.norm2 = nn.LayerNorm(dim, eps=_EPS)
-        self.mlp = Mlp(dim, 4 * dim)
+        self.norm2 = nn.LayerNorm(dim, eps=config.eps)
+        self.mlp = GatedMlp(dim, hidden) if config.gated else Mlp(dim, hidden)
         self.ls2 = nn.Identity() if scale is None else _LayerScale(dim, scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -207,13 +238,13 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.dim = config.dim * (2 if config.output == "class+mean" else 1)
         self.patch = config.patch
-        self.tile_size = config.img_size
+        self.tile_size = config.tile or config.img_size
         self.patch_embed = _PatchProjection(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim)) if config.class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, config.registers, config.dim)) if config.registers else None
-        self.norm_pre = nn.LayerNorm(config.dim, eps=_EPS) if config.pre_norm else nn.Identity()
+        self.norm_pre = nn.LayerNorm(config.dim, eps=config.eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.Sequential(*[_Block(config) for _ in range(config.depth)])
-        self.norm = nn.LayerNorm(config.dim, eps=_EPS)
+        self.norm = nn.LayerNorm(config.dim, eps=config.eps)
         length = config.side**2 + (config.prefix if config.embed_prefix else 0)
         self.pos_embed = nn.Parameter(torch.empty(1, length, config.dim))
         seeded_init(self, config.seed, std=0.02)
@@ -235,6 +266,8 @@ class VisionTransformer(nn.Module):
             raise ConfigError(
                 f"tiles.size: the encoder takes 3 x {size} x {size} px, got {shape}. Set tiles.size or encoder.args.img_size."
             )
+        if self.config.tile is not None:
+            images = resize_tiles(images, self.config.resize or self.config.img_size, self.config.img_size, self.config.interpolation)
         dtype = self.patch_embed.proj.weight.dtype
         tokens = self.forward_features(normalise_pixels(images, self.config.mean, self.config.std, dtype))
         return self._pool(tokens)
@@ -262,6 +295,17 @@ class VisionTransformer(nn.Module):
                 return torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=1)
             case _:
                 return patches
+
+
+def resize_tiles(images: Tensor, side: int, crop: int, interpolation: str) -> Tensor:
+    """Resize (n, 3, size, size) uint8 to `side` with antialiasing, as Pillow does it, and take the centre: (n, 3, crop, crop) uint8."""
+    if images.shape[-1] != side:
+        if images.device.type == "cpu":
+            images = F.interpolate(images, (side, side), mode=interpolation, antialias=True)
+        else:
+            images = F.interpolate(images.float(), (side, side), mode=interpolation, antialias=True).round_().clamp_(0, 255).to(torch.uint8)
+    start = (side - crop) // 2
+    return images[..., start : start + crop, start : start + crop]
 
 
 def _sincos_table(config: ViTConfig, length: int) -> Tensor:

@@ -1,0 +1,227 @@
+"""Presets on our vision transformer give the features of the implementations that their authors use."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.support.images import make_image
+from tests.support.torchvision_ops import declare_missing_operators
+from tilestream.errors import ConfigError, InputError
+from tilestream.models.encoders import EncoderSpec, build_encoder, known_encoders, preset_state, preset_vit
+from tilestream.models.presets import PRESETS
+from tilestream.models.vit import resize_tiles
+
+VITS = {name: preset for name, preset in PRESETS.items() if preset.vit is not None}
+HUGGING = {"phikon", "phikon-v2", "hibou-b", "hibou-l", "midnight-12k", "dinov2-s", "dinov2-b", "dinov2-l", "dinov2-g"}
+DEPTH = 2
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    """(2, 3, 256, 256) uint8 of made tissue."""
+    return torch.from_numpy(np.stack([make_image(256, 256, seed) for seed in (1, 2)])).permute(0, 3, 1, 2).contiguous()
+
+
+def timm_reference(shape, side):
+    declare_missing_operators()
+    pytest.importorskip("timm", reason="timm is not installed")
+    from timm.layers import SwiGLUPacked
+    from timm.models.vision_transformer import VisionTransformer
+
+    options = {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU} if shape.gated else {}
+    if shape.hidden:
+        options["mlp_ratio"] = (shape.hidden + 0.01) / shape.dim
+    return VisionTransformer(
+        img_size=side * shape.patch, patch_size=shape.patch, embed_dim=shape.dim, depth=DEPTH, num_heads=shape.heads, num_classes=0,
+        init_values=shape.layer_scale, reg_tokens=shape.registers, no_embed_class=not shape.embed_prefix, global_pool="", dynamic_img_size=True, **options,
+    )  # fmt: skip
+
+
+def hugging_reference(shape, side):
+    declare_missing_operators()
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    common = {
+        "hidden_size": shape.dim, "num_hidden_layers": DEPTH, "num_attention_heads": shape.heads, "image_size": side * shape.patch, "patch_size": shape.patch,
+        "layer_norm_eps": shape.eps,
+    }  # fmt: skip
+    if shape.layer_scale is None:
+        return transformers.ViTModel(transformers.ViTConfig(intermediate_size=4 * shape.dim, **common), add_pooling_layer=False)
+    if shape.registers:
+        config = transformers.Dinov2WithRegistersConfig(num_register_tokens=shape.registers, use_swiglu_ffn=shape.gated, **common)
+        return transformers.Dinov2WithRegistersModel(config)
+    return transformers.Dinov2Model(transformers.Dinov2Config(use_swiglu_ffn=shape.gated, **common))
+
+
+def features(tokens, shape):
+    first, mean = tokens[:, 0], tokens[:, 1 + shape.registers :].mean(dim=1)
+    return {"class": first, "mean": mean, "class+mean": torch.cat([first, mean], dim=1)}[shape.output]
+
+
+def randomised(model):
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            spread = 0.02 if parameter.ndim > 1 else 0.2
+            parameter.normal_(0, spread, generator=generator)
+            if parameter.ndim == 1 and not name.endswith("bias"):
+                parameter.add_(1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_a_preset_gives_its_references_features_from_the_same_weights(name, tiles):
+    preset = VITS[name]
+    ours = preset_vit(preset, depth=DEPTH)
+    shape = ours.config
+    side = preset.weights_side or shape.side
+    theirs = randomised((hugging_reference if name in HUGGING else timm_reference)(shape, side))
+    ours.load_state_dict(preset_state(preset, ours, theirs.state_dict()))
+    pixels = tiles if shape.tile else tiles[..., :224, :224]
+    mean, std = (torch.tensor(v)[:, None, None] for v in preset.pixels)
+    seen = pixels
+    if shape.tile:
+        modes = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+        size = shape.resize or shape.img_size
+        start = (size - 224) // 2
+        resized = [np.asarray(Image.fromarray(t.permute(1, 2, 0).numpy()).resize((size, size), modes[shape.interpolation])) for t in tiles]
+        seen = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)[..., start : start + 224, start : start + 224]
+    with torch.inference_mode():
+        normalised = (seen.float() / 255 - mean) / std
+        tokens = (
+            theirs(pixel_values=normalised, **({"interpolate_pos_encoding": True} if shape.layer_scale is None else {})).last_hidden_state
+            if name in HUGGING
+            else theirs(normalised)
+        )
+        expected, found = features(tokens, shape), ours(pixels)
+        assert found.shape == (2, ours.dim)
+        assert (found - expected).norm() / expected.norm() < 1e-4
+        half = ours.to(torch.bfloat16)(pixels).float()
+    assert torch.cosine_similarity(half, expected, dim=1).min() > 0.999
+
+
+def test_names_of_dinov2s_own_code_are_understood():
+    preset = VITS["gpfm"]
+    ours = preset_vit(preset, depth=DEPTH)
+    native = {}
+    for key, value in randomised(preset_vit(preset, depth=DEPTH)).state_dict().items():
+        native["teacher.backbone." + re.sub(r"^blocks\.(\d)", r"blocks.0.\1", key)] = value
+    table = native["teacher.backbone.pos_embed"]
+    native["teacher.backbone.pos_embed"] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
+    native["teacher.backbone.mask_token"] = torch.zeros(1, 1024)
+    ours.load_state_dict(preset_state(preset, ours, native))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_tiles_are_resized_as_pillow_does_it(tiles, interpolation):
+    mode = getattr(Image.Resampling, interpolation.upper())
+    expected = np.stack([np.asarray(Image.fromarray(t.permute(1, 2, 0).numpy()).resize((224, 224), mode)) for t in tiles])
+    found = resize_tiles(tiles, 224, 224, interpolation).permute(0, 2, 3, 1).numpy()
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    on_device = resize_tiles(tiles.to("meta"), 224, 224, interpolation)
+    assert on_device.shape == (2, 3, 224, 224)
+
+
+def test_the_table_has_a_row_for_each_preset_with_facts():
+    rows = {entry.name: entry for entry in known_encoders()}
+    assert set(PRESETS) <= set(rows)
+    for name, preset in PRESETS.items():
+        entry = rows[name]
+        assert all([entry.dim, entry.tile_size, entry.output, entry.precision, entry.licence, entry.normalisation]), name
+        assert preset.repository.split("/")[1] in entry.source
+    assert (rows["virchow2"].dim, rows["uni"].tile_size, rows["gigapath"].interpolation) == (2560, 256, "bicubic")
+
+
+def test_a_model_that_needs_its_authors_code_says_so():
+    with pytest.raises(ConfigError, match=r"conch is no plain vision transformer .* module:factory"):
+        build_encoder(EncoderSpec("conch"))
+
+
+def test_weights_of_another_preset_are_refused(tmp_path):
+    path = tmp_path / "small.pth"
+    torch.save(preset_vit(VITS["kaiko-vits16"], depth=12).state_dict(), path)
+    with pytest.raises(ConfigError, match=r"encoder\.weights: .*small\.pth does not fit the model"):
+        build_encoder(EncoderSpec("kaiko-vitb16", weights=str(path)))
+
+
+def test_a_preset_from_a_file_needs_no_network(tmp_path, tiles):
+    path = tmp_path / "small.pth"
+    torch.save(randomised(preset_vit(VITS["kaiko-vits16"])).state_dict(), path)
+    encoder = build_encoder(EncoderSpec("kaiko-vits16", weights=str(path), args={"output": "class+mean"}))
+    assert (encoder.dim, encoder.mpp, encoder.tile_size) == (768, 0.5, 224)
+    assert encoder(tiles[..., :224, :224]).shape == (2, 768)
+
+
+def test_offline_the_way_out_is_said(monkeypatch, tmp_path):
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for spec in (EncoderSpec("uni"), EncoderSpec("vit_tiny_patch16_224", weights="owner/name")):
+        with pytest.raises(InputError, match=r"(?s)(MahmoodLab/UNI|owner/name).*(cache|offline|OFFLINE).*encoder\.weights"):
+            build_encoder(spec)
+
+
+def test_a_gated_model_names_the_page(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    import httpx2
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(*_, **__):
+        raise GatedRepoError("403", response=httpx2.Response(403, request=httpx2.Request("GET", "https://huggingface.co")))
+
+    monkeypatch.setattr(hub, "hf_hub_download", refuse)
+    with pytest.raises(InputError, match=r"MahmoodLab/UNI is gated\. Accept its terms at https://huggingface\.co/MahmoodLab/UNI"):
+        build_encoder(EncoderSpec("uni"))
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    import sys
+
+    for module, spec in (("huggingface_hub", "uni"), ("timm", "timm:resnet18"), ("transformers", "hf:owner/name")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ConfigError, match=r"not installed.*pip install 'tilestream\[(hf|timm)\]'"):
+            build_encoder(EncoderSpec(spec))
+        monkeypatch.delitem(sys.modules, module)
+
+
+def test_a_timm_model_is_wrapped_with_its_own_normalisation(tiles, tmp_path):
+    declare_missing_operators()
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    theirs = randomised(timm.create_model("resnet18", pretrained=False))
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    ours = build_encoder(EncoderSpec("timm:resnet18", weights=str(tmp_path / "resnet.pth")))
+    mean, std = (torch.tensor(theirs.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    with torch.inference_mode():
+        pixels = (tiles[..., :224, :224].float() / 255 - mean) / std
+        expected = theirs.forward_head(theirs.forward_features(pixels), pre_logits=True)
+        assert torch.allclose(ours(tiles[..., :224, :224]), expected, rtol=1e-4, atol=1e-4)
+    assert ours.dim == 512
+    with pytest.raises(ConfigError, match="timm cannot make 'resnet_none'"):
+        build_encoder(EncoderSpec("timm:resnet_none", weights=str(tmp_path / "resnet.pth")))
+
+
+@pytest.mark.parametrize("output", ["class", "mean", "class+mean"])
+def test_a_transformers_model_is_wrapped_with_its_own_normalisation(tiles, tmp_path, output):
+    declare_missing_operators()
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.Dinov2Config(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=14)
+    theirs = randomised(transformers.Dinov2Model(config))
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "size": {"height": 224, "width": 224}}'
+    )
+    ours = build_encoder(EncoderSpec(f"hf:{tmp_path}", args={"output": output}))
+    mean, std = torch.tensor([0.1, 0.2, 0.3])[:, None, None], torch.tensor([0.4, 0.5, 0.6])[:, None, None]
+    with torch.inference_mode():
+        tokens = theirs((tiles[..., :224, :224].float() / 255 - mean) / std).last_hidden_state
+        expected = {"class": tokens[:, 0], "mean": tokens[:, 1:].mean(1)}.get(output, torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
+        assert torch.allclose(ours(tiles[..., :224, :224]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    declare_missing_operators()
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    with pytest.raises(InputError, match=r"has no preprocessor_config\.json"):
+        build_encoder(EncoderSpec(f"hf:{tmp_path}"))

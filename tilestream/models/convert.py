@@ -1,0 +1,108 @@
+"""State dicts of other libraries' vision transformers under the names of ours, which are timm's.
+
+Known are timm's own names, those of DINOv2's code (Oquab et al. 2023, arXiv:2304.07193: `register_tokens`, `mlp.w12`, chunked `blocks`),
+and those of Hugging Face's ViT, DINOv2 and DINOv2 with registers (`embeddings.*`, `encoder.layer.N.*` or `layer.N.*`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+_HUGGING = (
+    (r"^(dinov2|dinov2_with_registers|vit|model)\.", ""),
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^(?:encoder\.)?layers?\.", "blocks."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
+    (r"\.attention\.(q|k|v)_proj\.", r".attn.\1."),
+    (r"\.attention\.o(?:ut)?_proj\.", ".attn.proj."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.mlp\.(?:weights_out|down_proj)\.", ".mlp.fc2."),
+    (r"\.attn\.q\.", ".attn.query."),
+    (r"\.attn\.k\.", ".attn.key."),
+    (r"\.attn\.v\.", ".attn.value."),
+    (r"^layernorm\.", "norm."),
+)
+_DINOV2 = (
+    (r"^(?:teacher\.|module\.|backbone\.)+", ""),
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
+    (r"^register_tokens$", "reg_token"),
+    (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+)
+_UNUSED = ("mask_token", "embeddings.mask_token", "pooler.", "classifier.", "dino_head.", "ibot_head.", "head.", "decoder.")
+
+
+def to_our_names(state: Mapping[str, Tensor], *, embed_prefix: bool) -> dict[str, Tensor]:
+    """A state dict under our names; one that has them already comes back as it is, but for what inference never uses.
+
+    Parameters
+    ----------
+    state : mapping of str to Tensor
+        From a file.
+    embed_prefix : bool
+        Whether our model's `pos_embed` has entries for the tokens before the patches. Where not, an entry for the class token is added
+        to the class token itself, which comes to the same.
+    """
+    hugging = any("embeddings.patch_embeddings" in key for key in state)
+    rules = _HUGGING if hugging else _DINOV2
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        if not name.startswith(_UNUSED):
+            found[name] = value
+    found = _fuse(found)
+    if not embed_prefix:
+        _fold_class_position(found)
+    return found
+
+
+def resize_positions(state: dict[str, Tensor], side: int, prefix: int, *, antialias: bool) -> None:
+    """Interpolate `pos_embed` in place to side x side patches, bicubic in float32; entries for `prefix` tokens before them stay."""
+    table = state.get("pos_embed")
+    if table is None:
+        return
+    before, cells = table[:, :prefix], table[:, prefix:]
+    have = round(cells.shape[1] ** 0.5)
+    if have == side or have * have != cells.shape[1]:
+        return
+    grid = cells.float().reshape(1, have, have, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False, antialias=antialias)
+    state["pos_embed"] = torch.cat([before, grid.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
+
+
+_FUSED = {".attn.qkv.": (".attn.query.", ".attn.key.", ".attn.value."), ".mlp.fc1.": (".mlp.gate_proj.", ".mlp.up_proj.")}
+
+
+def _fuse(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Projections that we have as one matrix and others as several: query, key and value; gate and values of a SwiGLU."""
+    fused = dict(state)
+    for whole, parts in _FUSED.items():
+        for key in [key for key in state if parts[0] in key]:
+            fused[key.replace(parts[0], whole)] = torch.cat([fused.pop(key.replace(parts[0], part)) for part in parts])
+    return fused
+
+
+def _fold_class_position(state: dict[str, Tensor]) -> None:
+    table, token = state.get("pos_embed"), state.get("cls_token")
+    if table is None or token is None:
+        return
+    cells = table.shape[1] - 1
+    if round(cells**0.5) ** 2 == cells and round(table.shape[1] ** 0.5) ** 2 != table.shape[1]:
+        state["cls_token"] = token + table[:, :1]
+        state["pos_embed"] = table[:, 1:]

@@ -1,0 +1,90 @@
+"""Files of the Hugging Face hub, through its own library: its cache, token, endpoint and offline variables hold."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tilestream.errors import ConfigError, InputError
+
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a value of `weights` names a repository, `owner/name` or `owner/name@revision`, and no file of this machine."""
+    return (
+        bool(re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", text))
+        and Path(text).suffix not in {".safetensors", ".pth", ".pt", ".bin"}
+        and not Path(text).exists()
+    )
+
+
+def fetch_weights(address: str) -> Path:
+    """The weights file of `owner/name` or `owner/name@revision`: `model.safetensors`, else `pytorch_model.bin`.
+
+    Raises
+    ------
+    ConfigError, InputError
+        As `fetch_file`.
+    """
+    repository, _, revision = address.partition("@")
+    for name in _WEIGHT_FILES[:-1]:
+        try:
+            return fetch_file(repository, name, revision or None)
+        except FileNotFoundError:
+            continue
+    try:
+        return fetch_file(repository, _WEIGHT_FILES[-1], revision or None)
+    except FileNotFoundError as error:
+        raise InputError(f"{address} holds none of {', '.join(_WEIGHT_FILES)}. Fetch its weights yourself and give the path.") from error
+
+
+def fetch_file(repository: str, name: str, revision: str | None = None) -> Path:
+    """One file of a repository, from the cache or the hub.
+
+    Raises
+    ------
+    ConfigError
+        The library that fetches is not installed.
+    InputError
+        The repository is gated, unknown or out of reach; with the way out.
+    FileNotFoundError
+        The repository has no such file.
+    """
+    try:
+        from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"encoder: {repository} is on the Hugging Face hub, and huggingface_hub is not installed. "
+            f"Run pip install 'tilestream[hf]', or fetch {name} yourself and set encoder.weights to it."
+        ) from error
+    page = f"{constants.ENDPOINT}/{repository}"
+    own = f"or fetch {name} on another machine and set encoder.weights to its path"
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision))
+    except LocalEntryNotFoundError as error:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+        raise InputError(
+            f"{repository}: {name} is not in the cache ({constants.HF_HUB_CACHE}) and {why}. Go online once, {own}."
+        ) from error
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(name) from error
+    except GatedRepoError as error:
+        raise InputError(
+            f"{repository} is gated. Accept its terms at {page}, then set HF_TOKEN to a token of that account (or run `hf auth login`), {own}."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"{repository}: no such repository at {constants.ENDPOINT}, or HF_TOKEN may not see it ({page}). Check the name, {own}."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise InputError(f"{repository}: {name} cannot be fetched ({type(error).__name__}: {error}).{offline} Go online, {own}.") from error
