@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from tilestream.models.vit import VisionTransformer, ViTConfig
+
 
 class MeanRGB(nn.Module):
     """(n, 3, size, size) uint8 -> (n, 3) float32: each tile's mean colour."""
@@ -32,3 +34,8 @@ def mean_rgb() -> nn.Module:
 def one_pixel() -> nn.Module:
     """For `encoder: benchmarks.encoders:one_pixel`."""
     return OnePixel()
+
+
+def vit_huge(**options):
+    """ViT-H/14: 630 million parameters, 1,280 features."""
+    return VisionTransformer(ViTConfig(dim=1280, depth=32, heads=16, patch=14, **options))

@@ -14,7 +14,7 @@ HOUSE = [
     "reading device_decoding device_kernel device_gather device_reading",
     "models.positions models.patch_embed models.vit models.windows models.context models.schedules models.pooling models.weights models.hub models.presets models.convert models.adapters models.encoders models",
     "objects tables store",
-    "machine worker stages",
+    "machine device_encoding worker stages",
     "tokens aggregates contextual onepass",
     "overview finishing steps",
     "engine",

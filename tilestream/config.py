@@ -238,7 +238,7 @@ class Compute(Section):
     memory_limit: Bytes = 4 * 2**30
     """Memory of one worker, in bytes; the plan refuses what does not fit. Also written as 4GiB or 500 MB."""
     compile: AutoSwitch = "auto"
-    """Whether models are compiled."""
+    """Whether the encoder is compiled; auto compiles on CUDA, where it pays within seconds."""
     isolate: Switch = False
     """Whether pixels are decoded in a child process that may hang or die."""
 

@@ -98,6 +98,7 @@ def worker_settings(config: Config) -> WorkerSettings:
         precision="fp32" if exact else config.encoder.precision,
         device=compute.device,
         tile=config.tiles.size,
+        compile=False if exact else None if compute.compile == "auto" else compute.compile,
         decode=config.source.decode,
         batch=EXACT_BATCH if exact else None if compute.batch_size == "auto" else compute.batch_size,
         threads=cores if compute.threads == "auto" else compute.threads,
@@ -147,6 +148,9 @@ class Run:
         if not self.restart:
             for ref in self.refs:
                 check_recipe(self._store(ref), self.recipe, ref.id)
+        for note in self.facts.notes:
+            self.reporter.message(note, level="warning")
+        self.summary.workers, self.summary.device = engine.workers, self.facts.device
         for part in untrained_parts(self.config, self.facts):
             self.reporter.message(
                 f"{part} has random, untrained weights: its output shows that the line works and means nothing else.", level="warning"

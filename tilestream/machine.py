@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 
 import torch
 
@@ -10,21 +11,34 @@ from tilestream.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a config value; auto is the first CUDA device where there is one.
+    """The device of a config value; auto is a CUDA device where there is one. Workers of one machine share its devices out by their number.
 
     Raises
     ------
     ConfigError
         The device is not there.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", worker_number() % torch.cuda.device_count())
     if name.startswith("cuda"):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = int(name.partition(":")[2] or 0)
         if index >= count:
             raise ConfigError(f"compute.device: {name}, but this machine has {count} CUDA devices. Set it to cpu or auto.")
     return torch.device(name)
+
+
+def worker_number() -> int:
+    """Number of the Dask worker that runs this task among those of its cluster; 0 outside of one."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return 0
+    try:
+        return int(distributed.get_worker().name)
+    except (ValueError, TypeError):  # no worker here, or one that somebody else named
+        return 0
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

@@ -46,6 +46,8 @@ class EncoderFacts:
     """Tiles a batch."""
     threads: int
     """Decode threads a worker."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the encoder runs."""
 
 
 @dataclass(frozen=True)

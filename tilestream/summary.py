@@ -59,6 +59,9 @@ class Summary:
     """Wall clock from the first shard's start to the last one's end."""
     new_tiles: int = 0
     """Tiles embedded by this run."""
+    workers: int = 1
+    device: str = ""
+    """Where the encoder ran."""
     peak_bytes: int = 0
     """Largest resident memory of any worker."""
     projected_bytes: int = 0
@@ -78,6 +81,25 @@ class Summary:
     def refused(self) -> list[SlideResult]:
         """Slides without a finished output."""
         return [s for s in self.slides if s.status in ("refused", "unfinished")]
+
+    @property
+    def bound(self) -> str:
+        """What bounded the run, in words; empty where this run embedded nothing.
+
+        Shares are of the wall clock in which shards were in work, over all workers.
+        """
+        if not self.new_tiles or self.embed_seconds <= 0:
+            return ""
+        whole, spent = self.embed_seconds * self.workers, self.seconds_by_stage
+        busy, context, wait = (min(1.0, spent.get(stage, 0.0) / whole) for stage in ("compute", "context", "wait"))
+        what = "device" if self.device.startswith("cuda") else "processor"
+        if context > max(busy, wait):
+            return f"the context took {context:.0%} of the time: a faster {what} would help"
+        if wait > 0.1 and wait >= 0.3 * busy:
+            return f"decode bound: the {what} waited {wait:.0%} of the time for tiles; more compute.threads or faster storage would help"
+        if busy > 0.5:
+            return f"{what} busy {busy:.0%}: a faster {what} would help"
+        return f"{what} busy {busy:.0%}, waiting for tiles {wait:.0%}: the rest went to writing, finishing slides and starting up"
 
     @property
     def tiles_per_second(self) -> float:
@@ -115,6 +137,8 @@ class Summary:
                 "failed_tiles": self.failed_tiles,
                 "new_tiles": self.new_tiles,
                 "tiles_per_second": round(self.tiles_per_second, 2),
+                "bound": self.bound,
+                "workers": self.workers,
                 "peak_bytes": self.peak_bytes,
                 "projected_bytes": self.projected_bytes,
                 "slides": [asdict(slide) for slide in self.slides],

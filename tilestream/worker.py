@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tilestream.device_decoding import HostDecoder, NvImageCodecDecoder, StreamDecoder
+from tilestream.device_encoding import DeviceEncoder, host_encoder
 from tilestream.device_reading import DeviceTileBatch, DeviceTileReader, can_decode_on_device
 from tilestream.errors import ConfigError
 from tilestream.machine import pick_device, pick_precision, settle_allocator
@@ -41,8 +42,8 @@ QUEUE_BATCHES = 2
 IN_FLIGHT = 2
 """Batches launched on a device before the results of the first are waited for."""
 
-CPU_BATCH, GPU_BATCH = 16, 256
-"""Tiles a batch where the config leaves it open: a CPU gains nothing from more, a GPU needs them to be busy."""
+CPU_BATCH = 16
+"""Tiles a batch where the config leaves it open: a CPU gains nothing from more. On a GPU it is measured."""
 
 Batch = TileBatch | DeviceTileBatch
 
@@ -61,6 +62,8 @@ class WorkerSettings:
     batch: int | None
     """Tiles a batch; None takes what suits the device."""
     threads: int
+    compile: bool | None
+    """Whether the encoder is compiled; None where it pays: on CUDA."""
     decode: str
     """Where JPEG is decoded: auto, cpu or gpu."""
     compute_threads: int | None
@@ -134,11 +137,20 @@ class Worker:
         if settings.decode == "gpu" and not self.gathers:
             raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
         self.dtype = pick_precision(settings.precision, self.device)
-        self.batch = settings.batch or (CPU_BATCH if self.device.type == "cpu" else GPU_BATCH)
-        self.read_batch = self.batch if self.device.type == "cuda" else -(-READ_TILES // self.batch) * self.batch
         self.encoder = build_encoder(settings.spec).to(self.device)
         if self.dtype is not torch.float32:
             self.encoder = self.encoder.to(self.dtype)
+        self.notes: list[str] = []
+        if self.gathers:
+            compiled = settings.compile is not False
+            on_device = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, compiled=compiled)
+            self.batch, self.notes = on_device.batch, on_device.notes
+            self.read_batch = self.batch
+            self._encode_batch: Callable[[Tensor], Tensor] = on_device
+        else:
+            self.batch = settings.batch or CPU_BATCH
+            self.read_batch = -(-READ_TILES // self.batch) * self.batch
+            self._encode_batch = host_encoder(self.encoder, settings.encoder, self.batch)
         self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         # One thread does all computing: each thread has an allocator arena of its own, and activations would leave holes in all of them.
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -253,20 +265,6 @@ class Worker:
         tiles = (torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels).to(self.device, non_blocking=True)
         parts = [self._encode_batch(part) for part in torch.split(tiles, self.batch)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _encode_batch(self, tiles: Tensor) -> Tensor:
-        """At most a batch of tiles; fewer are filled up, so that shapes never change."""
-        count = len(tiles)
-        if count < self.batch:
-            tiles = torch.cat([tiles, tiles.new_zeros(self.batch - count, *tiles.shape[1:])])
-        out = self.encoder(tiles.permute(0, 3, 1, 2))
-        if not (isinstance(out, Tensor) and out.is_floating_point() and out.ndim in (2, 3) and len(out) == len(tiles)):
-            seen = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
-            raise ConfigError(
-                f"encoder.name: {self.settings.encoder} gave {seen} for {len(tiles)} tiles; "
-                "an encoder returns (n, dim) or (n, tokens, dim) floating point."
-            )
-        return out[:count]
 
 
 @contextmanager
