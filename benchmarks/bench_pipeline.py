@@ -132,7 +132,9 @@ def measure(encoder: str, address: str, path: str, chosen: argparse.Namespace, f
 def main(arguments: list[str] | None = None) -> list[dict[str, object]]:
     """Measure, print, and return the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoders", nargs="+", default=["vit_tiny_patch16_224", "vit_small_patch16_224"])
+    parser.add_argument(
+        "--encoders", nargs="+", default=["vit_tiny_patch16_224", "vit_small_patch16_224"], help="also benchmarks.encoders:vit_huge"
+    )
     parser.add_argument("--side", type=int, default=8192, help="of the made slide, px")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")

@@ -66,13 +66,13 @@ class Engine(ABC):
 
 
 class InlineEngine(Engine):
-    """Tasks in threads of this process, one lane computing while the next one reads."""
+    """Tasks in threads of this process: one computes, the next one reads, the one before is written."""
 
     def __init__(self) -> None:
         STOP.clear()
         self.workers = 1
-        self.capacity = LANES
-        self._pool = ThreadPoolExecutor(LANES, thread_name_prefix="lane")
+        self.capacity = LANES + 1
+        self._pool = ThreadPoolExecutor(LANES + 1, thread_name_prefix="lane")
         self._done: queue.SimpleQueue[tuple[Any, Future[Outcome]]] = queue.SimpleQueue()
 
     def submit(self, function: Callable[[Any], Any], task: Any, key: Any) -> None:
@@ -109,7 +109,7 @@ class DaskEngine(Engine):
             self._client = distributed.Client(self._cluster, set_as_default=False)
         self._client.wait_for_workers(1, timeout=300)
         self.workers = max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
-        self.capacity = self.workers * (LANES + 1)
+        self.capacity = self.workers * (LANES + 2)
         self._done = distributed.as_completed(loop=self._client.loop)
         self._keys: dict[str, Any] = {}
         self._run = os.urandom(4).hex()
@@ -178,7 +178,7 @@ def _start_cluster(spec: SchedulerSpec, workers: int) -> Any:
     if spec.kind == "local":
         # The nanny's own memory limit is off: the plan refuses what does not fit, and a kill would only repeat the shard.
         return distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=LANES, processes=True, memory_limit=None, dashboard_address=None
+            n_workers=workers, threads_per_worker=LANES + 1, processes=True, memory_limit=None, dashboard_address=None
         )
     module, _, name = (spec.cls or "").rpartition(".")
     try:

@@ -6,10 +6,14 @@ import io
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tilestream.grid import TileGrid
+
+AXES_ROWS = 16_384
+"""Rows that the principal axes of a slide are taken from, about."""
 
 PANEL_PX = 900
 """Longest side of each of the two panels."""
@@ -19,7 +23,7 @@ OUTLINE = (0, 140, 60)
 KEPT = (40, 90, 200)
 
 
-def principal_colours(blocks: Callable[[], Iterable[NDArray[np.float32]]]) -> NDArray[np.uint8]:
+def principal_colours(blocks: Callable[[int], Iterable[NDArray[np.float32]]], count: int) -> NDArray[np.uint8]:
     """Colours (n, 3) uint8 of n rows: the first three principal components, each stretched between its 2nd and 98th percentile.
 
     The sign of a component is free: each is turned so that its largest loading is positive, so that the same embeddings
@@ -28,15 +32,18 @@ def principal_colours(blocks: Callable[[], Iterable[NDArray[np.float32]]]) -> ND
     Parameters
     ----------
     blocks : callable
-        Gives the rows anew each time, in blocks of (m, d) float32; two passes are made, and no more than a block is held.
+        Gives the rows anew each time, in blocks of (m, d) float32, `skip` of them left out after each one; axes come from about
+        `AXES_ROWS` rows spread over all, and no more than a block is held.
+    count : int
+        Number of rows, n.
     """
-    axes = _principal_axes(blocks())
+    axes = _principal_axes(blocks(max(0, count // AXES_ROWS - 1)))
     parts = []
-    for rows in blocks():
+    for rows in blocks(0):
         scores = np.full((len(rows), 3), np.nan, np.float32)
         good = np.isfinite(rows).all(axis=1)
         if axes is not None:
-            scores[good, : axes.shape[1]] = rows[good].astype(np.float64) @ axes
+            scores[good, : axes.shape[1]] = rows[good] @ axes.astype(np.float32)
         parts.append(scores)
     scores = np.concatenate([np.empty((0, 3), np.float32), *parts])
     colours = np.full(scores.shape, 128, np.uint8)
@@ -67,9 +74,9 @@ def _principal_axes(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float64
     if count < 2:
         return None
     mean = total / count
-    values, axes = np.linalg.eigh(products - count * np.outer(mean, mean))
-    axes = axes[:, np.argsort(values)[::-1][:3]]
-    axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+    first = max(0, len(mean) - 3)
+    axes = scipy.linalg.eigh(products - count * np.outer(mean, mean), subset_by_index=[first, len(mean) - 1])[1][:, ::-1]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
     return np.asarray(axes)
 
 

@@ -49,10 +49,13 @@ class Projection:
     thumbnail: int
     """The thumbnail, its mask and what finding tissue takes: 24 bytes a thumbnail pixel; and the tiles' numbers, 200 bytes a tile."""
 
+    finishing: int
+    """The covariance of the embeddings, from which the overview's colours come."""
+
     @property
     def total(self) -> int:
         """Sum of the parts, with slack."""
-        return self.program + self.reading + self.batches + self.shard + self.context + self.thumbnail + SLACK
+        return self.program + self.reading + self.batches + self.shard + self.context + self.thumbnail + self.finishing + SLACK
 
 
 def project_memory(
@@ -75,9 +78,10 @@ def project_memory(
         program=facts.peak_bytes,
         reading=LANES * reading,
         batches=LANES * 4 * max(facts.batch, READ_TILES) * tile_bytes,
-        shard=LANES * rows * columns * item,
+        shard=(LANES + 1) * rows * columns * item,
         context=0,
         thumbnail=plan.mask.size * 24 + plan.candidates * 200,
+        finishing=facts.dim**2 * 8 * 5,
     )
     if config.context is None:
         return projection, None
@@ -133,7 +137,7 @@ def check_memory(projection: Projection, config: Config, plan: SlidePlan) -> Non
     limit = config.compute.memory_limit
     if projection.total <= limit:
         return
-    fixed = projection.program + projection.batches + projection.context + projection.thumbnail + SLACK
+    fixed = projection.program + projection.batches + projection.context + projection.thumbnail + projection.finishing + SLACK
     room, varying = limit - fixed, projection.reading + projection.shard
     shard_tiles = int(config.compute.shard_tiles * room / varying) if room > 0 else 0
     advice = (

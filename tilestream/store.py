@@ -141,10 +141,13 @@ class SlideStore:
         """Stages with entries in the ledger."""
         return sorted({key.rsplit("/", 1)[-1].rsplit("-", 1)[0] for key in self.folder.names(LEDGER)})
 
-    def blocks(self, path: str) -> Iterator[NDArray[np.float32]]:
-        """The rows of an array in order, (n, d) float32, in blocks that do not depend on how rows were cut into shards."""
+    def blocks(self, path: str, skip: int = 0) -> Iterator[NDArray[np.float32]]:
+        """The rows of an array in order, (n, d) float32, in blocks that do not depend on how rows were cut into shards.
+
+        After each block, `skip` blocks are left out.
+        """
         array = self.array(path)
-        for start in range(0, array.shape[0], BLOCK_ROWS):
+        for start in range(0, array.shape[0], BLOCK_ROWS * (skip + 1)):
             yield np.asarray(array[start : start + BLOCK_ROWS], np.float32)
 
     # -- completion -------------------------------------------------------------------------------------------------
