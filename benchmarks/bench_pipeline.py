@@ -35,7 +35,10 @@ def config(encoder: str, address: str, output: Path, chosen: argparse.Namespace)
     return {
         "slides": address, "output": {"path": str(output), "save": ["tiles"]}, "tiles": {"size": TILE, "level": 0, "tissue": "none"},
         "encoder": {"name": encoder, "precision": chosen.precision}, "pool": "none",
-        "compute": {"scheduler": "inline", "device": chosen.device, "threads": chosen.threads or "auto", "memory_limit": "64GiB", "compile": chosen.compile},
+        "compute": {
+            "scheduler": "local" if chosen.workers else "inline", "workers": chosen.workers or 1, "device": chosen.device, "threads": chosen.threads or "auto",
+            "memory_limit": "64GiB", "compile": chosen.compile, "shard_tiles": chosen.shard_tiles,
+        },
     }  # fmt: skip
 
 
@@ -140,6 +143,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", default="auto", type=lambda word: {"true": True, "false": False}.get(word, word))
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--workers", type=int, help="worker processes; none: the program runs in this one")
+    parser.add_argument("--shard-tiles", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement of the bare encoder")
     parser.add_argument("--baseline", action="store_true")

@@ -91,14 +91,15 @@ class DeviceEncoder:
 
     def _best_batch(self) -> int:
         """Double the batch until throughput stops rising or memory would be exceeded."""
-        best, speed, batch = 1, 0.0, 32
+        best, speed, batch = 1, 0.0, 128
         while batch <= LARGEST_BATCH:
             try:
                 seconds, used = self._measure(batch)
             except torch.OutOfMemoryError:
                 _give_back()
-                if batch == 32:
-                    return 16  # halved further where even that is too much
+                if best == 1 and batch > 1:
+                    batch //= 2
+                    continue
                 break
             if speed and batch / seconds < speed * GAIN:
                 break

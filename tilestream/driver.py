@@ -7,7 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tilestream.config import Config
@@ -139,6 +139,10 @@ class Run:
     def _prepare(self, engine: Engine) -> None:
         """Learn the encoder, and refuse what no slide can mend."""
         self.facts: EncoderFacts = engine.call(describe_encoder, self.settings)
+        # All workers take the batch that the first one measured, so that it does not matter which of them does a shard; and build their
+        # encoders now, so that none does while others wait for its first shard.
+        self.settings = replace(self.settings, batch=self.facts.batch)
+        engine.call_all(describe_encoder, self.settings)
         check_encoder(self.facts, self.config)
         if self.config.context is not None:
             build_context(self.config.context, self.facts.dim)  # refuses what does not fit before anything is read

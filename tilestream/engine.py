@@ -55,6 +55,10 @@ class Engine(ABC):
         """Run one task on one worker and return its value, raising its error."""
 
     @abstractmethod
+    def call_all(self, function: Callable[[Any], Any], task: Any) -> list[Any]:
+        """Run one task on every worker at once and return the values, raising the first error."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of what was started here; tasks still running are abandoned."""
 
@@ -85,6 +89,9 @@ class InlineEngine(Engine):
 
     def call(self, function: Callable[[Any], Any], task: Any) -> Any:
         return function(task)
+
+    def call_all(self, function: Callable[[Any], Any], task: Any) -> list[Any]:
+        return [function(task)]
 
     def close(self) -> None:
         STOP.set()
@@ -137,6 +144,15 @@ class DaskEngine(Engine):
         if outcome.error is not None:
             raise outcome.error
         return outcome.value
+
+    def call_all(self, function: Callable[[Any], Any], task: Any) -> list[Any]:
+        addresses = list(self._client.scheduler_info(n_workers=-1)["workers"])
+        started = [self._client.submit(run_task, function, task, pure=False, workers=[a], allow_other_workers=False) for a in addresses]
+        outcomes = self._client.gather(started)
+        for outcome in outcomes:
+            if outcome.error is not None:
+                raise outcome.error
+        return [outcome.value for outcome in outcomes]
 
     def close(self) -> None:
         self._client.close()

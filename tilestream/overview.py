@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tilestream.grid import TileGrid
 
-AXES_ROWS = 16_384
+AXES_ROWS = 4096
 """Rows that the principal axes of a slide are taken from, about."""
 
 PANEL_PX = 900
@@ -65,12 +65,12 @@ def _principal_axes(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float64
     count, origin = 0, None
     total, products = np.zeros(1), np.zeros((1, 1))
     for rows in blocks:
-        good = rows[np.isfinite(rows).all(axis=1)].astype(np.float64)
+        good = rows[np.isfinite(rows).all(axis=1)]
         if len(good) and origin is None:
             origin = good[0]
         if origin is not None:
-            good -= origin
-            count, total, products = count + len(good), total + good.sum(axis=0), products + good.T @ good
+            good = good - origin
+            count, total, products = count + len(good), total + good.sum(axis=0, dtype=np.float64), products + good.T @ good
     if count < 2:
         return None
     mean = total / count

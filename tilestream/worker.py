@@ -16,7 +16,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -278,19 +277,18 @@ def side_stream(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
         yield stream
 
 
-@lru_cache(maxsize=1)
-def get_worker(settings: WorkerSettings) -> Worker:
-    """The worker of this process; built once, and anew when the settings change."""
-    return Worker(settings)
-
-
-_GET_WORKER_LOCK = threading.Lock()
+_worker: Worker | None = None
+_WORKER_LOCK = threading.Lock()
 
 
 def worker_for(settings: WorkerSettings) -> Worker:
-    """`get_worker`, safe to call from two lanes at once."""
-    with _GET_WORKER_LOCK:
-        return get_worker(settings)
+    """The worker of this process; built once, and anew when the settings change. One that measured its batch serves that batch too."""
+    global _worker  # noqa: PLW0603  # one encoder a process
+    with _WORKER_LOCK:
+        if _worker is None or settings not in (_worker.settings, replace(_worker.settings, batch=_worker.batch)):
+            _worker = None  # let go of the old encoder before the new one is built
+            _worker = Worker(settings)
+        return _worker
 
 
 def read_ahead(batches: Iterator[Batch], clock: Clock) -> Generator[Batch, None, None]:
