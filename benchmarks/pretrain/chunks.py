@@ -31,7 +31,9 @@ def find_chunks(folder: Path, excluded: tuple[str, ...] = EXCLUDED) -> list[Path
     """
     paths = [p for p in sorted(folder.glob("*.jpg")) if source_from_name(p) not in excluded]
     if not paths:
-        raise FileNotFoundError(f"{folder}: no .jpg of a source other than {', '.join(excluded) or 'none'}. Set --data to the folder of chunks.")
+        raise FileNotFoundError(
+            f"{folder}: no .jpg of a source other than {', '.join(excluded) or 'none'}. Set --data to the folder of chunks."
+        )
     return paths
 
 

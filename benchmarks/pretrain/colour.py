@@ -1,15 +1,16 @@
 """Changes of colour and sharpness, for a whole batch at once, each picture with numbers of its own.
 
-`draw_changes` draws the numbers and `apply_changes` is a function of tensors alone, so that it can be compiled.
+`Recolour.draw` draws the numbers; `Recolour.forward` is a function of tensors alone, so that it can be compiled.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.pretrain.geometry import draw_uniform
@@ -60,8 +61,7 @@ class ColourConfig:
     """Chance of a picture with the losses of JPEG."""
 
 
-@dataclass(frozen=True)
-class Changes:
+class Changes(NamedTuple):
     """Drawn numbers for n pictures."""
 
     stain: Tensor
@@ -82,58 +82,97 @@ class Changes:
     """(n,) factor of the JPEG tables; 0 for pictures without."""
 
 
-def _matrix(rows: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
-    """(out, in) rows to (in, out), the form of `mix_channels`."""
-    return torch.tensor(rows, device=device).T
+class Recolour(nn.Module):
+    """Draws changes and applies them; its buffers are the constants of both, so that no step waits for a copy to the device.
 
+    Parameters
+    ----------
+    config : ColourConfig
+    """
 
-def stain_change(factor: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, 3) factors and offsets of the stains to (n, 3, 3) and (n, 3) of the optical densities."""
-    stains = torch.nn.functional.normalize(torch.tensor(STAINS, device=factor.device), dim=1)  # (stain, colour)
-    return torch.linalg.inv(stains) @ (factor[..., None] * stains), offset @ stains
+    stains: Tensor
+    unstain: Tensor
+    yiq: Tensor
+    rgb_from_yiq: Tensor
+    ycc: Tensor
+    rgb_from_ycc: Tensor
+    cosines: Tensor
+    table: Tensor
 
+    def __init__(self, config: ColourConfig) -> None:
+        super().__init__()
+        self.config = config
+        stains = F.normalize(torch.tensor(STAINS), dim=1)  # (stain, colour)
+        yiq, ycc = torch.tensor(_YIQ).T, torch.tensor(_YCC).T  # (in, out), as `mix_channels` takes them
+        k = torch.arange(8.0)
+        cosines = torch.cos(math.pi / 8 * (k + 0.5) * k[:, None]) / 2  # (frequency, px)
+        constants = {
+            "stains": stains, "unstain": torch.linalg.inv(stains),
+            "yiq": yiq, "rgb_from_yiq": torch.linalg.inv(yiq),
+            "ycc": ycc, "rgb_from_ycc": torch.linalg.inv(ycc),
+            "cosines": torch.cat([cosines[:1] / math.sqrt(2), cosines[1:]]),
+            "table": torch.tensor((_LUMA, _CHROMA, _CHROMA), dtype=torch.float32),  # (3, 8, 8)
+        }  # fmt: skip
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
 
-def draw_changes(n: int, config: ColourConfig, generator: torch.Generator) -> Changes:
-    """Draw the numbers for n pictures on the generator's device."""
-    device = generator.device
+    def stain_change(self, factor: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, 3) factors and offsets of the stains to (n, 3, 3) and (n, 3) of the optical densities."""
+        return self.unstain @ (factor[..., None] * self.stains), offset @ self.stains
 
-    def uniform(*shape: int, low: float = -1, high: float = 1) -> Tensor:
-        return draw_uniform((n, *shape), low, high, generator)
+    def draw(self, n: int, generator: torch.Generator) -> Changes:
+        """Draw the numbers for n pictures on the generator's device."""
+        config = self.config
 
-    stain, offset = stain_change(1 + config.stain_factor * uniform(3), config.stain_offset * uniform(3))
-    coloured = uniform(low=0) >= config.grey
-    saturation, hue = (1 + config.saturation * uniform()) * coloured, config.hue * uniform()
-    turn = torch.zeros(n, 3, 3, device=device)
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1] = turn[:, 2, 2] = saturation * hue.cos()
-    turn[:, 1, 2] = saturation * hue.sin()
-    turn[:, 2, 1] = -turn[:, 1, 2]
-    yiq = _matrix(_YIQ, device)
-    chroma = yiq @ turn @ torch.linalg.inv(yiq) * (1 + config.brightness * uniform())[:, None, None]
-    taps = torch.arange(-_RADIUS, _RADIUS + 1, device=device)
-    sigma = uniform(low=0.3, high=config.blur)[:, None]
-    kernel = torch.softmax(-((taps / sigma) ** 2) / 2, dim=1)
-    sharpen = uniform(low=-1, high=0.8) * (uniform(low=0) < config.sharpness)
-    quality = uniform(low=30, high=95)
-    step = torch.where(quality < 50, 50 / quality, 2 - quality / 50) * (uniform(low=0) < config.jpeg)
-    return Changes(stain, offset, chroma, 1 + config.contrast * uniform(), kernel, sharpen, config.noise * uniform(low=0), step)
+        def uniform(*shape: int, low: float = -1, high: float = 1) -> Tensor:
+            return draw_uniform((n, *shape), low, high, generator)
 
+        stain, offset = self.stain_change(1 + config.stain_factor * uniform(3), config.stain_offset * uniform(3))
+        coloured = uniform(low=0) >= config.grey
+        saturation, hue = (1 + config.saturation * uniform()) * coloured, config.hue * uniform()
+        turn = torch.zeros(n, 3, 3, device=generator.device)
+        turn[:, 0, 0] = 1
+        turn[:, 1, 1] = turn[:, 2, 2] = saturation * hue.cos()
+        turn[:, 1, 2] = saturation * hue.sin()
+        turn[:, 2, 1] = -turn[:, 1, 2]
+        chroma = self.yiq @ turn @ self.rgb_from_yiq * (1 + config.brightness * uniform())[:, None, None]
+        taps = torch.arange(-_RADIUS, _RADIUS + 1, device=generator.device)
+        sigma = uniform(low=0.3, high=config.blur)[:, None]
+        kernel = torch.softmax(-((taps / sigma) ** 2) / 2, dim=1)
+        sharpen = uniform(low=-1, high=0.8) * (uniform(low=0) < config.sharpness)
+        quality = uniform(low=30, high=95)
+        step = torch.where(quality < 50, 50 / quality, 2 - quality / 50) * (uniform(low=0) < config.jpeg)
+        return Changes(stain, offset, chroma, 1 + config.contrast * uniform(), kernel, sharpen, config.noise * uniform(low=0), step)
 
-def apply_changes(pictures: Tensor, changes: Changes, noise: Tensor) -> Tensor:
-    """(n, 3, side, side) float32 in [0, 1] to the same, changed; `noise` is normal and has their shape. Sides are multiples of 8."""
-    pictures = jitter_stain(pictures, changes.stain, changes.stain_offset)
-    mean = pictures.mean(dim=(1, 2, 3), keepdim=True)
-    pictures = (pictures - mean) * changes.contrast[:, None, None, None] + mean
-    pictures = mix_channels(pictures, changes.chroma).clamp(0, 1)
-    blurred = _blur_axis(_blur_axis(pictures, changes.kernel, 2), changes.kernel, 3)
-    pictures = pictures + changes.sharpen[:, None, None, None] * (pictures - blurred)
-    pictures = (pictures + changes.noise[:, None, None, None] * noise).clamp(0, 1)
-    lossy = lose_as_jpeg(pictures, changes.step.clamp_min(0.05))
-    return torch.where(changes.step[:, None, None, None] > 0, lossy, pictures)
+    def forward(self, pictures: Tensor, changes: Changes, noise: Tensor) -> Tensor:
+        """(n, 3, side, side) float32 in [0, 1] to the same, changed; `noise` is normal and has their shape. Sides are multiples of 8."""
+        pictures = jitter_stain(pictures, changes.stain, changes.stain_offset)
+        mean = pictures.mean(dim=(1, 2, 3), keepdim=True)
+        pictures = (pictures - mean) * changes.contrast[:, None, None, None] + mean
+        pictures = mix_channels(pictures, changes.chroma).clamp(0, 1)
+        blurred = _blur_axis(_blur_axis(pictures, changes.kernel, 2), changes.kernel, 3)
+        pictures = pictures + changes.sharpen[:, None, None, None] * (pictures - blurred)
+        pictures = (pictures + changes.noise[:, None, None, None] * noise).clamp(0, 1)
+        lossy = self.lose_as_jpeg(pictures, changes.step)
+        return torch.where(changes.step[:, None, None, None] > 0, lossy, pictures)
+
+    def lose_as_jpeg(self, pictures: Tensor, step: Tensor) -> Tensor:
+        """Round the cosine transform of blocks of 8 x 8 px to multiples of JPEG's tables times `step`; colours are not subsampled.
+
+        (n, 3, h, w) float32 in [0, 1] and (n,) to (n, 3, h, w) in [0, 1].
+        """
+        n, _, h, w = pictures.shape
+        table = (self.table * step[:, None, None, None]).clamp_min(1)[:, :, None, None]  # (n, 3, 1, 1, 8, 8)
+        ycc = mix_channels(pictures * 255 - 128, self.ycc.expand(n, 3, 3))
+        blocks = ycc.reshape(n, 3, h // 8, 8, w // 8, 8).transpose(3, 4)  # (n, 3, h / 8, w / 8, 8, 8)
+        waves = self.cosines @ blocks @ self.cosines.T
+        waves = torch.round(waves / table) * table
+        ycc = (self.cosines.T @ waves @ self.cosines).transpose(3, 4).reshape(n, 3, h, w)
+        return ((mix_channels(ycc, self.rgb_from_ycc.expand(n, 3, 3)) + 128) / 255).clamp(0, 1)
 
 
 def jitter_stain(pictures: Tensor, stain: Tensor, offset: Tensor) -> Tensor:
-    """Change the amounts of the stains of (n, 3, side, side) float32 in [0, 1]; the other two are from `stain_change`."""
+    """Change the amounts of the stains of (n, 3, side, side) float32 in [0, 1]; the other two are from `Recolour.stain_change`."""
     density = -torch.log(pictures.clamp_min(1 / 255))
     return torch.exp(-mix_channels(density, stain) - offset[..., None, None]).clamp(0, 1)
 
@@ -149,26 +188,3 @@ def _blur_axis(pictures: Tensor, kernel: Tensor, axis: int) -> Tensor:
     wide = F.pad(pictures, pad, mode="reflect")
     size = pictures.shape[axis]
     return sum(kernel[:, k, None, None, None] * wide.narrow(axis, k, size) for k in range(2 * _RADIUS + 1))
-
-
-def lose_as_jpeg(pictures: Tensor, step: Tensor) -> Tensor:
-    """Round the cosine transform of blocks of 8 x 8 px to multiples of JPEG's tables times `step`, without subsampling of the colours.
-
-    (n, 3, h, w) float32 in [0, 1] and (n,) to (n, 3, h, w) in [0, 1].
-    """
-    n, _, h, w = pictures.shape
-    device = pictures.device
-    k = torch.arange(8, device=device, dtype=torch.float32)
-    cosines = torch.cos(math.pi / 8 * (k + 0.5) * k[:, None]) / 2  # (frequency, px)
-    cosines = torch.cat([cosines[:1] / math.sqrt(2), cosines[1:]])
-    table = torch.tensor((_LUMA, _CHROMA, _CHROMA), device=device, dtype=torch.float32)  # (3, 8, 8)
-    table = (table * step[:, None, None, None]).clamp_min(1)[:, :, None, None]  # (n, 3, 1, 1, 8, 8)
-    to_ycc = _matrix(_YCC, device).expand(n, 3, 3)
-    ycc = mix_channels(pictures * 255 - 128, to_ycc)
-    blocks = ycc.reshape(n, 3, h // 8, 8, w // 8, 8).transpose(3, 4)  # (n, 3, h / 8, w / 8, 8, 8)
-    waves = cosines @ blocks @ cosines.T
-    waves = torch.round(waves / table) * table
-    blocks = cosines.T @ waves @ cosines
-    ycc = blocks.transpose(3, 4).reshape(n, 3, h, w)
-    back = torch.linalg.inv(_matrix(_YCC, device)).expand(n, 3, 3)
-    return ((mix_channels(ycc, back) + 128) / 255).clamp(0, 1)

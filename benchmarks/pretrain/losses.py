@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -110,7 +112,7 @@ def patch_loss(predicted: Tensor, targets: Tensor) -> Tensor:
 def mean_entropy(probabilities: Tensor) -> Tensor:
     """Mean over rows of the entropy of (n, k) probabilities, as a part of that of a uniform row: 1 says nothing, 0 is certain."""
     entropy = torch.special.entr(probabilities).sum(dim=-1).mean()
-    return entropy / torch.log(torch.tensor(float(probabilities.shape[-1])))
+    return entropy / math.log(probabilities.shape[-1])
 
 
 @torch.no_grad()

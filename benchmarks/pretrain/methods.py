@@ -160,9 +160,7 @@ class Vicreg(Method):
         with torch.autocast(of_global.device.type, enabled=False):
             first, second = _by_view(of_global, samples), _by_view(of_local, samples)
             every = first if second is None else torch.cat([first, second])
-            return torch.stack(
-                [losses.invariance_loss(first, second), losses.variance_loss(every), losses.covariance_loss(every)]
-            )
+            return torch.stack([losses.invariance_loss(first, second), losses.variance_loss(every), losses.covariance_loss(every)])
 
 
 class VicregPatch(Vicreg):

@@ -94,10 +94,10 @@ class PrototypeHead(nn.Module):
         nn.init.normal_(self.prototypes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(..., dim) to (..., prototypes) cosines."""
+        """(..., dim) to (..., prototypes) cosines, in float32: low temperatures magnify what rounding leaves."""
+        vectors = self.perceptron(tokens)
         with torch.autocast(tokens.device.type, enabled=False):
-            weight = F.normalize(self.prototypes, dim=-1)
-        return F.linear(F.normalize(self.perceptron(tokens), dim=-1), weight)
+            return F.linear(F.normalize(vectors.float(), dim=-1), F.normalize(self.prototypes, dim=-1))
 
 
 def build_predictor(dim: int) -> nn.Sequential:
