@@ -20,6 +20,7 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
     Parameters
     ----------
     path : Path
+        Where to.
     state : mapping of str to Tensor
         float32, float16 or bfloat16, on any device.
     metadata : mapping of str to str, optional

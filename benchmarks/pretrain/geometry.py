@@ -46,6 +46,7 @@ def draw_crops(n: int, side: int, config: ViewConfig, generator: torch.Generator
     side : int
         Side of the chunks that are cut, px.
     config : ViewConfig
+        Sizes and ranges.
     generator : torch.Generator
         On the device of the result.
 
@@ -89,6 +90,7 @@ def cut_crops(chunks: Tensor, maps: Tensor, px: int) -> Tensor:
     Parameters
     ----------
     chunks : (n, 3, side, side) float32
+        One for each sample.
     maps : (n, v, 2, 3) float32
         From `draw_crops`.
     px : int

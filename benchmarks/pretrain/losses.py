@@ -38,7 +38,9 @@ def invariance_loss(global_embeddings: Tensor, local_embeddings: Tensor | None) 
     Parameters
     ----------
     global_embeddings : (g, n, d)
+        Of g views of n samples.
     local_embeddings : (l, n, d) or None
+        Of l smaller views of the same samples.
     """
     g = len(global_embeddings)
     pairs = [F.mse_loss(global_embeddings[i], global_embeddings[j]) for i in range(g) for j in range(i)]

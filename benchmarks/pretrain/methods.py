@@ -104,7 +104,7 @@ class Method(nn.Module):
         """Move the teacher towards the student by 1 - momentum."""
         for key, part in self.teacher.items():
             ours, theirs = list(part.parameters()), list(self.student[key].parameters())
-            torch._foreach_lerp_(ours, theirs, 1 - momentum)  # noqa: SLF001
+            torch._foreach_lerp_(ours, theirs, 1 - momentum)
 
     def student_views(self, batch: Batch, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Class tokens and patches of the global views, then of the local ones."""

@@ -41,8 +41,8 @@ class TrainConfig:
     """Of matrices alone."""
     warmup: float = 0.08
     """Part of the run over which the learning rate rises; it then falls along a cosine to a thousandth (arXiv:1608.03983)."""
-    momentum: float = 0.994
-    """Of the teacher at first; it rises to 1 along a cosine (BYOL, arXiv:2006.07733)."""
+    momentum: tuple[float, float] = (0.994, 0.9995)
+    """Of the teacher, first and last; it rises along a cosine (BYOL, arXiv:2006.07733)."""
     clip: float = 3.0
     """Largest norm of the gradient."""
     masked: float = 0.4
@@ -81,8 +81,9 @@ class Trainer:
             self.method: Method = METHODS[config.method](vit.cpu(), sides, config.losses).to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.recolour = Recolour(config.colour).to(self.device)
+        self._change: Callable[..., Tensor] = self.recolour.forward
         if compiled:
-            self.recolour.compile(dynamic=False)
+            self._change = torch.compile(self.recolour.forward, dynamic=False)
             for part in self.method.modules():
                 if isinstance(part, VisionTransformer):
                     for block in part.blocks:
@@ -126,7 +127,7 @@ class Trainer:
         pictures = torch.cat(cut).transpose(0, 1).flatten(0, 1)
         changes = self.recolour.draw(len(pictures), self.generator)
         noise = torch.randn(pictures.shape, generator=self.generator, device=self.device)
-        return (self.recolour(pictures, changes, noise) - self._mean) / self._std
+        return (self._change(pictures, changes, noise) - self._mean) / self._std
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
@@ -165,8 +166,7 @@ class Trainer:
             group["lr"] = self.learning_rate(progress)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        # The momentum of a young run is lower: the average must forget weights that were only drawn.
-        self.method.update_teacher(min(cosine_between(self.config.momentum, 1.0, progress), (1 + self.steps) / (10 + self.steps)))
+        self.method.update_teacher(cosine_between(*self.config.momentum, progress))
         self.steps += 1
         return logged
 
