@@ -205,11 +205,11 @@ def measure_robustness(images: np.ndarray, encoders: list[Features], device: tor
 
 
 def _print_tables(found: dict[str, Any]) -> None:
-    print(f"{'scale':<7} {'colour':<7} {'task':<6} {'tiles':>5}  {'features':<18} {'20-NN %':>20} {'linear probe %':>20}")
+    print(f"{'scale':<7} {'colour':<7} {'task':<6} {'tiles':>5}  {'features':<18} {'20-NN %':>22} {'linear probe %':>22}")
     for row in found["accuracy"]:
         numbers = [f"{100 * a['mean']:.1f} ({100 * a['low']:.1f} to {100 * a['high']:.1f})" for a in (row["knn"], row["probe"])]
         print(
-            f"{row['scale']:<7} {row['colour']:<7} {row['task']:<6} {row['tiles']:>5}  {row['features']:<18} {numbers[0]:>20} {numbers[1]:>20}"
+            f"{row['scale']:<7} {row['colour']:<7} {row['task']:<6} {row['tiles']:>5}  {row['features']:<18} {numbers[0]:>22} {numbers[1]:>22}"
         )
     print(f"\n{'features':<18} {'change':<14} {'cosine':>7} {'centred':>8}")
     for row in found["robustness"]:

@@ -66,7 +66,7 @@ def knn_predict(train: Tensor, train_labels: Tensor, test: Tensor, k: int, class
     return votes.argmax(dim=1)
 
 
-def fit_probe(train: Tensor, weights: Tensor, labels: Tensor, classes: int, decay: float = 1e-2, iterations: int = 60) -> Tensor:
+def fit_probe(train: Tensor, weights: Tensor, labels: Tensor, classes: int, decay: float = 1e-2, iterations: int = 100) -> Tensor:
     """Multinomial logistic regressions on the same features, one for each row of weights, fitted together by L-BFGS.
 
     Parameters
@@ -138,17 +138,14 @@ def cross_validate(features: Tensor, labels: Tensor, image: Tensor, fold: np.nda
         For `knn` and `probe`.
     """
     classes, parts = int(labels.max()) + 1, int(fold.max()) + 1
-    of_tile = torch.from_numpy(fold).to(features.device)[:, image]  # (repeats, n)
+    tested = torch.from_numpy(fold).to(features.device)[:, None, image] == torch.arange(parts, device=features.device)[:, None]
+    tested = tested.flatten(0, 1)  # (repeats * parts, n)
+    probed = probe_predict(fit_probe(features, (~tested).to(features.dtype), labels, classes), features)
+    right = {"knn": torch.zeros(len(features), device=features.device), "probe": ((probed == labels) & tested).sum(dim=0).float()}
+    for test in tested:
+        near = knn_predict(features[~test], labels[~test], features[test], k, classes)
+        right["knn"][test] += (near == labels[test]).float()
     count = torch.bincount(image, minlength=fold.shape[1]).clamp_min(1)
-    right = {"knn": torch.zeros(len(features), device=features.device), "probe": torch.zeros(len(features), device=features.device)}
-    for repeat in of_tile:
-        used = torch.stack([(repeat != part) for part in range(parts)])  # (parts, n)
-        probed = probe_predict(fit_probe(features, used.to(features.dtype), labels, classes), features)
-        for part in range(parts):
-            test = ~used[part]
-            near = knn_predict(features[used[part]], labels[used[part]], features[test], k, classes)
-            right["knn"][test] += (near == labels[test]).float()
-            right["probe"][test] += (probed[part, test] == labels[test]).float()
     return {
         key: (torch.zeros(fold.shape[1], device=image.device).index_add_(0, image, value) / count / len(fold)).cpu().double().numpy()
         for key, value in right.items()
