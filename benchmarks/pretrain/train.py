@@ -90,6 +90,7 @@ class Trainer:
                         block.compile(dynamic=False)  # the blocks share their code: it is compiled once for each shape
         self.optimiser = torch.optim.AdamW(self._groups(), betas=(0.9, 0.98), fused=self.device.type == "cuda")
         self.steps = 0
+        self._bad_rows = 0
         mean, std = vit.config.mean, vit.config.std
         self._mean = torch.tensor(mean, device=self.device)[:, None, None]
         self._std = torch.tensor(std, device=self.device)[:, None, None]
@@ -171,14 +172,14 @@ class Trainer:
         return logged
 
     def check_collapse(self, row: dict[str, float], progress: float) -> None:
-        """Raise where a row of the log shows a collapse or a loss that is no number."""
+        """Raise where the third row of the log in a row shows a collapse, or one has a loss that is no number."""
         if not all(abs(value) < float("inf") for value in row.values()):
             raise CollapseError(f"step {self.steps}: {row}. Lower --lr.")
-        if progress < self.config.collapse_after:
-            return
-        if row["spread"] < 1e-3 or row.get("entropy", 0.0) > 0.98:
+        bad = row["spread"] < 1e-4 or row.get("entropy", 0.0) > 0.98
+        self._bad_rows = self._bad_rows + 1 if bad and progress >= self.config.collapse_after else 0
+        if self._bad_rows == 3:
             raise CollapseError(
-                f"step {self.steps}: spread {row['spread']:.5f}, entropy {row.get('entropy', 0.0):.3f} of a uniform one. Lower --lr."
+                f"step {self.steps}: spread {row['spread']:.6f}, entropy {row.get('entropy', 0.0):.3f} of a uniform one, three rows long. Lower --lr."
             )
 
     def encoder_state(self) -> dict[str, Tensor]:
