@@ -247,7 +247,9 @@ class Run:
             return False
         state = torch.load(path, map_location=self.trainer.device, weights_only=True)
         self.trainer.load_state(state["trainer"])
-        self.rows, self.progress, self.elapsed = state["rows"], state["progress"], state["seconds"]
+        self.rows, self.elapsed = state["rows"], state["seconds"]
+        # A run that is given more minutes than before goes back in its schedule.
+        self.progress = min(state["progress"], self.elapsed / (60 * self.minutes))
         return True
 
     def run(self) -> None:
