@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.bench_encoder_quality import cut_tiles
+from benchmarks.bench_encoder_quality import cut_tiles, main
 from benchmarks.pretrain.chunks import find_chunks, halve_chunks
 from benchmarks.pretrain.colour import ColourConfig, Recolour, jitter_stain
 from benchmarks.pretrain.geometry import ViewConfig, cut_crops, draw_crops, draw_masks
@@ -300,3 +300,16 @@ def test_tiles_come_from_the_middle_and_keep_their_image():
     assert image.tolist() == [0] * 4 + [1] * 4
     assert np.array_equal(tiles[1].permute(1, 2, 0).numpy(), images[0, 26:250, 250:474])
     assert np.array_equal(cut_tiles(images, shift=1)[0][4].permute(1, 2, 0).numpy(), images[1, 27:251, 27:251])
+
+
+def test_the_benchmark_of_quality_runs_on_made_images(tmp_path, capsys):
+    drawn = np.random.default_rng(0)
+    for name in ("colon_a", "colon_b"):
+        for i in range(2):
+            Image.fromarray(drawn.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(tmp_path / f"{name}___{i}.png")
+    found = main(["--data", str(tmp_path), "--device", "cpu", "--json"])
+    assert json.loads(capsys.readouterr().out) == found
+    assert {row["task"] for row in found["accuracy"]} == {"all", "colon"}
+    unmoved = {(row["features"], row["change"]): row["cosine"] for row in found["robustness"]}
+    assert unmoved["colour histogram", "mirrored"] == pytest.approx(1)
+    assert unmoved["untrained class", "turned 90°"] > unmoved["colour histogram", "another image"]
