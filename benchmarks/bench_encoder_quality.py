@@ -1,12 +1,14 @@
-"""Claim: the small encoder's features tell tissues apart better than colours do, and change little with stain, compression and pose.
+"""Question: does the small encoder tell tissues apart better than colours do, and how far do its features follow stain, compression and pose?
 
     python -m benchmarks.bench_encoder_quality --weights encoder.safetensors [--data DIR] [--json] [--device auto]
 
 Images (class before `___` in the name) are cut into tiles of 224 px that do not overlap, at their own scale and at half of it. Splits are
 by image, five folds four times; 20 nearest neighbours in cosine and a logistic regression classify single tiles; intervals are 95 % of
-bootstraps over images. Robustness is the mean cosine between the features of a tile and those of the tile changed: `centred` after the
-mean of all tiles is taken away, and beside it between a tile and another image's. The changes of stain are of the family that the
-pretraining draws from, so that this row flatters an encoder that saw them.
+bootstraps over images. Classes may differ in stain for reasons that are not tissue, which a histogram sees: the grey rows tell how much.
+
+Robustness is the mean cosine between the features of a tile and those of the tile changed, `centred` after the mean of all tiles is taken
+away; beside it stands the cosine with another image's tile. The changes of stain are of the family that the pretraining draws from, so
+that this row flatters an encoder that saw them.
 """
 
 from __future__ import annotations

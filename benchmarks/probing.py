@@ -90,30 +90,42 @@ def fit_probe(train: Tensor, weights: Tensor, labels: Tensor, classes: int, deca
         For raw features; the last row is the intercept.
     """
     share = weights / weights.sum(dim=1, keepdim=True)  # (f, n)
-    mean = share @ train  # (f, d)
-    spread = (share @ train**2 - mean**2).clamp_min(0).sqrt()
+    middle = train.mean(dim=0)
+    centred = train - middle  # features whose mean is far above their spread would lose digits
+    mean = share @ centred  # (f, d)
+    spread = (share @ centred**2 - mean**2).clamp_min(0).sqrt()
     scale = 1 / spread.clamp_min(1e-6 + 1e-3 * spread.amax(dim=1, keepdim=True))  # features that hardly vary are not blown up
-    standard = (train[None] - mean[:, None]) * scale[:, None]  # (f, n, d)
     slope = torch.zeros(len(weights), train.shape[1], classes, device=train.device, dtype=train.dtype, requires_grad=True)
     intercept = torch.zeros(len(weights), 1, classes, device=train.device, dtype=train.dtype, requires_grad=True)
     optimiser = torch.optim.LBFGS([slope, intercept], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe")
-    targets = labels.expand(len(weights), -1)
+    targets = labels.repeat(len(weights))
+
+    def raw_coefficients() -> tuple[Tensor, Tensor]:
+        """Of centred features: (f, d, classes) and (f, 1, classes)."""
+        raw = slope * scale[..., None]
+        return raw, intercept - mean[:, None] @ raw
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        logits = standard @ slope + intercept  # (f, n, classes)
-        loss = (F.cross_entropy(logits.transpose(1, 2), targets, reduction="none") * share).sum() + decay / 2 * slope.square().sum()
+        raw, offset = raw_coefficients()
+        # One product for all fits: the features are read once.
+        logits = (centred @ raw.transpose(0, 1).flatten(1)).unflatten(1, (len(weights), classes)).transpose(
+            0, 1
+        ) + offset  # (f, n, classes)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").reshape(share.shape)
+        loss = (losses * share).sum() + decay / 2 * slope.square().sum()
         loss.backward()
         return loss
 
     optimiser.step(closure)
-    raw = slope.detach() * scale[..., None]
-    return torch.cat([raw, intercept.detach() - mean[:, None] @ raw], dim=1)
+    with torch.no_grad():
+        raw, offset = raw_coefficients()
+        return torch.cat([raw, offset - (middle @ raw)[:, None]], dim=1)
 
 
 def probe_predict(coefficients: Tensor, features: Tensor) -> Tensor:
     """(f, d + 1, classes) of `fit_probe` and (n, d) to (f, n) int64 classes."""
-    return (features @ coefficients[:, :-1] + coefficients[:, -1:]).argmax(dim=2)
+    return (features.double() @ coefficients[:, :-1].double() + coefficients[:, -1:].double()).argmax(dim=2)
 
 
 def cross_validate(features: Tensor, labels: Tensor, image: Tensor, fold: np.ndarray, k: int = 20) -> dict[str, np.ndarray]:
