@@ -46,6 +46,8 @@ class EncoderFacts:
     """Tiles a batch."""
     threads: int
     """Decode threads a worker."""
+    mpp_range: tuple[float, float] | None = None
+    """Least and greatest µm/px that it serves; None: within 5 % of `mpp`."""
     notes: tuple[str, ...] = ()
     """What a person should know of how the encoder runs."""
 
@@ -191,10 +193,12 @@ def check_resolution(facts: EncoderFacts, config: Config, mpp: float | None, nam
 
 def _refuse_mpp(facts: EncoderFacts, mpp: float, what: str) -> None:
     assert facts.mpp is not None
-    if abs(mpp / facts.mpp - 1) > 0.05:
+    low, high = facts.mpp_range or (facts.mpp * 0.95, facts.mpp * 1.05)
+    if not low <= mpp <= high:
+        served = f"{facts.mpp:.4g}" if facts.mpp_range is None else f"{low:.4g} to {high:.4g}"
         kind = ConfigError if what == "tiles.mpp" else InputError
         raise kind(
-            f"{what}: {mpp:.4g} µm/px, but encoder {facts.name} was trained at {facts.mpp:.4g}. "
+            f"{what}: {mpp:.4g} µm/px, but encoder {facts.name} was trained at {served}. "
             f"Set tiles.mpp to {facts.mpp:.4g}, or encoder.allow_mismatch to true."
         )
 

@@ -93,6 +93,7 @@ def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
         precision=kinds[worker.dtype],
         batch=worker.batch,
         threads=settings.threads,
+        mpp_range=getattr(worker.encoder, "mpp_range", None),
         notes=tuple(worker.notes),
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -83,7 +84,25 @@ _VITS: dict[str, tuple[_Factory, int]] = {
     "vit_base_patch16_224": (vit_base_patch16_224, 768),
     "vit_large_patch16_224": (vit_large_patch16_224, 1024),
 }
-_BUILT_IN: dict[str, _Factory] = {"patch_embed": PatchEmbed, **{name: factory for name, (factory, _) in _VITS.items()}}
+TINY = "tilestream-tiny"
+"""Our own pretrained encoder, whose weights are part of the package; its card lies beside them."""
+
+TINY_WEIGHTS = Path(__file__).parent.parent / "weights" / f"{TINY}.safetensors"
+
+
+def tilestream_tiny(**options: Any) -> VisionTransformer:
+    """ViT-Ti/16 pretrained without labels on H&E, for tiles of about 0.25 to 2 µm/px; `options` are fields of `ViTConfig`."""
+    encoder = vit_tiny_patch16_224(**options)
+    apply_weights(encoder, load_weights(TINY_WEIGHTS), TINY_WEIGHTS)
+    encoder.mpp, encoder.mpp_range = 0.5, (0.25, 2.0)
+    return encoder
+
+
+_BUILT_IN: dict[str, _Factory] = {
+    "patch_embed": PatchEmbed,
+    TINY: tilestream_tiny,
+    **{name: factory for name, (factory, _) in _VITS.items()},
+}
 _VIT_ARGS = frozenset(f.name for f in fields(ViTConfig)) - {"dim", "depth", "heads", "patch", "seed"}
 _PATCH_ARGS = frozenset({"dim", "patch"})
 
@@ -96,7 +115,8 @@ def known_encoders() -> list[EncoderEntry]:
     ]
     patches = EncoderEntry("patch_embed", "tilestream", 192, None, None, "ImageNet", "patch tokens", licence="Apache-2.0")
     others = [EncoderEntry(point.name, point.dist.name if point.dist else point.value) for point in _entry_points().values()]
-    return [*ours, patches, *(_preset_entry(preset) for preset in PRESETS.values()), *others]
+    tiny = EncoderEntry(TINY, "tilestream, in the package", 192, 224, 0.5, "mean 0.5, std 0.5", "class token", licence="Apache-2.0")
+    return [tiny, *ours, patches, *(_preset_entry(preset) for preset in PRESETS.values()), *others]
 
 
 def build_encoder(spec: EncoderSpec) -> nn.Module:
@@ -210,7 +230,7 @@ def random_weights(spec: EncoderSpec, encoder: nn.Module) -> bool:
     """
     if spec.weights is not None:
         return False
-    return spec.name in _BUILT_IN or bool(getattr(encoder, "untrained", False))
+    return (spec.name in _BUILT_IN and spec.name != TINY) or bool(getattr(encoder, "untrained", False))
 
 
 def _call_factory(spec: EncoderSpec) -> Any:

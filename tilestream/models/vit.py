@@ -232,6 +232,8 @@ class VisionTransformer(nn.Module):
     """Prefixes of a checkpoint's keys that loading drops."""
     mpp: float | None = None
     """µm/px that the weights were trained at; None: any."""
+    mpp_range: tuple[float, float] | None = None
+    """Least and greatest µm/px that they serve; None: within 5 % of `mpp`."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
