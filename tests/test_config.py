@@ -217,7 +217,6 @@ def test_a_wrong_value_is_refused_by_key_value_and_what_is_allowed(sections, wor
 
 NOT_AVAILABLE = {
     "source.icc": ({"source": {"icc": True}}, "true is not available yet; leave it out or set it to false."),
-    "compute.isolate": ({"compute": {"isolate": True}}, "true is not available yet; leave it out or set it to false."),
 }
 
 

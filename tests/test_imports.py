@@ -11,7 +11,7 @@ HOUSE = [
     "errors geometry grid resample contextspec configbase config slides configyaml configfile",
     "sources.base sources.* sources",
     "thumbnail tissue readspec layout plan projection",
-    "reading device_decoding device_kernel device_gather device_reading",
+    "reading isolation device_decoding device_kernel device_gather device_reading",
     "models.positions models.patch_embed models.vit models.windows models.context models.schedules models.pooling models.weights models.hub models.presets models.convert models.adapters models.encoders models",
     "objects tables store",
     "machine device_encoding worker stages",

@@ -17,7 +17,7 @@ from tilestream.worker import Clock, Worker, WorkerSettings
 def settings(**changes):
     plain = {
         "encoder": "tests.support.encoders:corners", "weights": None, "args": "{}", "precision": "fp32", "device": "cpu", "tile": 96,
-        "batch": 8, "compile": None, "threads": 2, "decode": "auto", "compute_threads": None,
+        "batch": 8, "compile": None, "isolate": False, "threads": 2, "decode": "auto", "compute_threads": None,
     }  # fmt: skip
     return WorkerSettings(**plain | changes)
 

@@ -155,7 +155,6 @@ def _only_true(value: object) -> str | None:
 
 NOT_YET: Mapping[str, NotYet] = {
     "source.icc": NotYet(_only_true, "leave it out or set it to false"),
-    "compute.isolate": NotYet(_only_true, "leave it out or set it to false"),
 }
 """Dotted key to the values that are refused until their feature is there. The whole list: nothing else is accepted and ignored."""
 

@@ -33,6 +33,9 @@ from tilestream.worker import WorkerSettings
 EXACT_BATCH = 16
 """Tiles a batch in exact mode: rows of a matrix product differ in their last bit between batches of 1, 7 and 16."""
 
+LOOK_EVERY = 10.0
+"""Seconds without news after which the progress of long tasks is looked up in the store."""
+
 TILE_ERRORS = 1000
 """Tile errors kept for a slide in the summary."""
 
@@ -48,6 +51,9 @@ class Reporter:
 
     def planned(self, plan: SlidePlan, projection: Projection, remaining: int) -> None:
         """Hear that a slide was planned, with `remaining` tiles still to embed."""
+
+    def advanced(self, slide: str, tiles: int) -> None:
+        """Hear how many tiles of a slide are in the store by now, earlier runs included, while a long task is in work."""
 
     def shard_done(self, report: ShardReport) -> None:
         """Hear that a shard is in the store."""
@@ -99,6 +105,7 @@ def worker_settings(config: Config) -> WorkerSettings:
         device=compute.device,
         tile=config.tiles.size,
         compile=False if exact else None if compute.compile == "auto" else compute.compile,
+        isolate=compute.isolate,
         decode=config.source.decode,
         batch=EXACT_BATCH if exact else None if compute.batch_size == "auto" else compute.batch_size,
         threads=cores if compute.threads == "auto" else compute.threads,
@@ -119,6 +126,8 @@ class Run:
         self.results = {ref.id: SlideResult(ref.id, ref.address) for ref in self.refs}
         self.summary = Summary(config.output.path, config.model_dump(mode="json"), list(self.results.values()))
         self.settings = worker_settings(config)
+        self.passes: list[_SlideRun] = []
+        """Slides whose tiles and context are computed at once."""
 
     def execute(self) -> Summary:
         """Do it, and leave `run.json` however it ends."""
@@ -181,10 +190,20 @@ class Run:
                     in_flight += 1
             if in_flight == 0:
                 break
-            done, outcome = engine.wait_next()
+            ended = engine.wait_next(LOOK_EVERY)
+            if ended is None:
+                self._look()
+                continue
             in_flight -= 1
-            follow_up.extend(self._receive(done, outcome))
+            follow_up.extend(self._receive(*ended))
             self.summary.embed_seconds = time.perf_counter() - (first or 0.0)
+
+    def _look(self) -> None:
+        """Tell how far the passes are whose tasks are many shards long."""
+        for slide in self.passes:
+            if slide.result.status == "planned":
+                committed = slide.store.ledger().values()
+                self.reporter.advanced(slide.result.id, sum(sum(entry["counts"].values()) for entry in committed))
 
     def _receive(self, job: _Job, outcome: Outcome) -> list[_Job]:
         """Book an outcome; the jobs of the slide's next step where this was the last of its step."""
@@ -270,7 +289,10 @@ class Run:
         result.context = str(context) if context else ""
         remaining = sorted(set(range(layout.shards)) - set(committed))
         self.reporter.planned(plan, projection, sum(len(plan.tile_row[layout.rows(k)]) for k in remaining))
-        return _SlideRun(plan, store, result, self.steps.of(plan, store, layout, context))
+        run = _SlideRun(plan, store, result, self.steps.of(plan, store, layout, context))
+        if context is not None and context.one_pass:
+            self.passes.append(run)
+        return run
 
 
 def absolute(address: str) -> str:

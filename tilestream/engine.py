@@ -47,8 +47,8 @@ class Engine(ABC):
         """Start a task; `key` comes back with its outcome."""
 
     @abstractmethod
-    def wait_next(self) -> tuple[Any, Outcome]:
-        """Key and outcome of the next task to end, in order of completion."""
+    def wait_next(self, timeout: float | None = None) -> tuple[Any, Outcome] | None:
+        """Key and outcome of the next task to end, in order of completion; None where none ends within `timeout` seconds."""
 
     @abstractmethod
     def call(self, function: Callable[[Any], Any], task: Any) -> Any:
@@ -83,8 +83,11 @@ class InlineEngine(Engine):
         future = self._pool.submit(run_task, function, task)
         future.add_done_callback(lambda done: self._done.put((key, done)))
 
-    def wait_next(self) -> tuple[Any, Outcome]:
-        key, future = self._done.get()
+    def wait_next(self, timeout: float | None = None) -> tuple[Any, Outcome] | None:
+        try:
+            key, future = self._done.get(timeout=timeout)
+        except queue.Empty:
+            return None
         return key, future.result()
 
     def call(self, function: Callable[[Any], Any], task: Any) -> Any:
@@ -117,7 +120,7 @@ class DaskEngine(Engine):
         self._client.wait_for_workers(1, timeout=300)
         self.workers = max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
         self.capacity = self.workers * (LANES + 2)
-        self._done = distributed.as_completed(loop=self._client.loop)
+        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._keys: dict[str, Any] = {}
         self._run = os.urandom(4).hex()
         self._count = 0
@@ -127,10 +130,13 @@ class DaskEngine(Engine):
         name = f"{function.__name__}-{self._run}-{self._count}"
         future = self._client.submit(run_task, function, task, key=name, retries=RETRIES, pure=False)
         self._keys[name] = key
-        self._done.add(future)
+        future.add_done_callback(self._done.put)
 
-    def wait_next(self) -> tuple[Any, Outcome]:
-        future = next(self._done)
+    def wait_next(self, timeout: float | None = None) -> tuple[Any, Outcome] | None:
+        try:
+            future = self._done.get(timeout=timeout)
+        except queue.Empty:
+            return None
         key = self._keys.pop(future.key)
         if future.status == "error":
             error = future.exception()

@@ -81,6 +81,11 @@ class LogReporter(_Counter):
         mark = "" if level == "info" else f"{level}: "
         print(f"{time.strftime('%H:%M:%S')} {mark}{text}", file=self.stream, flush=True)
 
+    def advanced(self, slide: str, tiles: int) -> None:
+        if self.clock() - self.last >= LOG_EVERY:
+            self.last = self.clock()
+            self.message(f"{slide}: {tiles} tiles in the store")
+
     def shard_done(self, report: ShardReport) -> None:
         super().shard_done(report)
         if self.clock() - self.last >= LOG_EVERY:
@@ -104,6 +109,9 @@ class JsonReporter(_Counter):
 
     def message(self, text: str, *, level: str = "info") -> None:
         self._emit("message", level=level, text=text)
+
+    def advanced(self, slide: str, tiles: int) -> None:
+        self._emit("advanced", slide=slide, tiles=tiles)
 
     def shard_done(self, report: ShardReport) -> None:
         super().shard_done(report)
@@ -140,6 +148,9 @@ class LiveReporter(_Counter):
     def planned(self, plan: SlidePlan, projection: Projection, remaining: int) -> None:
         super().planned(plan, projection, remaining)
         self._draw()
+
+    def advanced(self, slide: str, tiles: int) -> None:
+        self.progress.update(self.bar, completed=max(self.tiles_done, tiles))
 
     def shard_done(self, report: ShardReport) -> None:
         super().shard_done(report)

@@ -49,8 +49,10 @@ class PixelBuffers:
             return pixels
 
     def give(self, pixels: NDArray[np.uint8]) -> None:
-        """Take a buffer (or the leading part of one) back; the caller must not touch it again."""
-        whole = self._whole[id(pixels.base)]
+        """Take a buffer (or the leading part of one) back; the caller must not touch it again. Others' buffers are left to them."""
+        whole = self._whole.get(id(pixels.base))
+        if whole is None:
+            return
         self._free.setdefault(whole.shape, []).append(whole)
 
 

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from tilestream.errors import ConfigError, InputError, InterruptedRunError
-from tilestream.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES
+from tilestream.isolation import Quarantined
+from tilestream.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES, TIMEOUT
 from tilestream.machine import device_name, peak_memory
 from tilestream.models.encoders import random_weights
 from tilestream.models.weights import weights_digest
@@ -130,7 +131,7 @@ def open_unchanged(worker: Worker, address: str, options: SourceOptions, fingerp
 
 def count_statuses(status: NDArray[np.int8]) -> dict[str, int]:
     """Tiles by the name of their status."""
-    return {STATUSES[code]: int((status == code).sum()) for code in (OK, PADDED, DECODE_ERROR, NONFINITE)}
+    return {STATUSES[code]: int((status == code).sum()) for code in (OK, PADDED, DECODE_ERROR, TIMEOUT, NONFINITE)}
 
 
 def refuse_tile(slide: str, errors: dict[int, str]) -> NoReturn:
@@ -167,7 +168,8 @@ def place_results(
     out = part.out
     good = np.array([k not in part.failed for k in part.index.tolist()], np.bool_)
     for tile, message in part.failed.items():
-        status[tile], errors[tile] = DECODE_ERROR, message
+        status[tile] = TIMEOUT if isinstance(message, Quarantined) else DECODE_ERROR
+        errors[tile] = message
     vector = out.mean(axis=1) if out.ndim == 3 else out
     largest = np.finfo(vectors.dtype).max
     finite = np.isfinite(vector).all(axis=1) & (np.abs(vector).max(axis=1, initial=0) <= largest)

@@ -27,6 +27,7 @@ from tilestream.device_decoding import HostDecoder, NvImageCodecDecoder, StreamD
 from tilestream.device_encoding import DeviceEncoder, host_encoder
 from tilestream.device_reading import DeviceTileBatch, DeviceTileReader, can_decode_on_device
 from tilestream.errors import ConfigError
+from tilestream.isolation import IsolatedReader, Job
 from tilestream.machine import pick_device, pick_precision, settle_allocator
 from tilestream.models.encoders import EncoderSpec, build_encoder
 from tilestream.plan import LANES
@@ -63,6 +64,8 @@ class WorkerSettings:
     threads: int
     compile: bool | None
     """Whether the encoder is compiled; None where it pays: on CUDA."""
+    isolate: bool
+    """Whether tiles are read in a child process."""
     decode: str
     """Where JPEG is decoded: auto, cpu or gpu."""
     compute_threads: int | None
@@ -212,6 +215,11 @@ class Worker:
     def _read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of tiles, on the device where they are gathered there and then complete on its stream `_launch` waits for."""
         threads = self.settings.threads
+        if self.settings.isolate:
+            with self._sources_lock:
+                address, options = next(key for key, opened in self._sources.items() if opened is source)
+            yield from IsolatedReader(Job(address, options, spec, threads, self.read_batch)).read(l0_y, l0_x)
+            return
         if not self.gathers or source.segment_grid(spec.level) is None:
             yield from TileReader(source, spec, pool=self.pool, threads=threads, batch=self.read_batch, buffers=self.buffers).read(
                 l0_y, l0_x

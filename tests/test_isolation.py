@@ -1,0 +1,55 @@
+"""Reading in a child process: what hangs or dies costs the tile that does it, and no other."""
+
+import numpy as np
+import pytest
+
+from tests.support.images import make_image, write_pyramid
+from tests.support.runs import embed, opened, same_store
+from tilestream.errors import InputError
+from tilestream.isolation import IsolatedReader, Job, Quarantined
+from tilestream.readspec import ReadSpec
+from tilestream.sources.base import SourceOptions
+
+
+def read(address, patience=3.0):
+    job = Job(address, SourceOptions(), ReadSpec(0, 1.0, 96, 1.0), 2, 4, "tests.support.crashing:open_crashing")
+    y, x = (a.ravel().astype(np.int64) for a in np.mgrid[0:480:96, 0:480:96])
+    pixels, failed, seen = np.zeros((25, 96, 96, 3), np.uint8), {}, []
+    for batch in IsolatedReader(job, patience).read(y, x):
+        seen += batch.index.tolist()
+        failed |= batch.failed
+        pixels[batch.index] = batch.pixels
+    assert sorted(seen) == list(range(25))
+    good = [k for k in range(25) if k not in failed]
+    assert (pixels[good] == (y[good] % 251)[:, None, None, None]).all()
+    return failed
+
+
+def test_sound_tiles_come_as_they_are():
+    assert read("") == {}
+
+
+def test_a_tile_that_kills_the_process_is_given_up_and_the_others_are_read():
+    failed = read("die:96,192")
+    assert list(failed) == [7]
+    assert isinstance(failed[7], Quarantined)
+    assert "the reading process died" in failed[7]
+
+
+def test_a_tile_that_hangs_is_given_up_after_its_time():
+    failed = read("hang:480,0;hang:192,96", patience=1.0)
+    assert list(failed) == [11]
+    assert "more than 1 s" in failed[11]
+
+
+def test_a_source_that_cannot_be_opened_is_refused():
+    with pytest.raises(InputError, match="refused: this one cannot be opened"):
+        read("refused")
+
+
+def test_a_run_in_isolation_gives_the_same_output(tmp_path):
+    path = write_pyramid(tmp_path / "a.tif", make_image(500, 700, 1), tile=128, levels=1)
+    tiles = {"size": 96, "level": 0, "tissue": "none"}
+    embed(path, tmp_path / "plain", tiles=tiles)
+    embed(path, tmp_path / "apart", tiles=tiles, compute={"isolate": True})
+    assert same_store(opened(tmp_path / "plain", "a"), opened(tmp_path / "apart", "a"))
