@@ -71,7 +71,12 @@ def randomised(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("name", VITS)
+def heavy(name):
+    """Presets whose layers take seconds to fill; others of the same kind stay in the quick run."""
+    return VITS[name].vit["dim"] >= 1024 and name not in {"uni", "kaiko-vitl14"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if heavy(name) else name for name in VITS])
 def test_a_preset_gives_its_references_features_from_the_same_weights(name, tiles):
     preset = VITS[name]
     ours = preset_vit(preset, depth=DEPTH)

@@ -61,6 +61,10 @@ def open_source(address: str, options: SourceOptions) -> Source:
         raise InputError(f"{address}: URLs are read as Zarr only, not by source.backend {options.backend}. Copy the file to a local disk.")
     if not scheme and not Path(address).exists():
         raise InputError(f"{address}: no such file. Check the path; relative paths start at {Path.cwd()}.")
+    if not scheme and Path(address).is_file():
+        from tilestream.sources.tiff_chain import check_chain
+
+        check_chain(address)  # before any library follows the chain
     return openers["zarr" if scheme else options.backend](address, options)
 
 
