@@ -30,7 +30,7 @@ def principal_colours(blocks: Callable[[], Iterable[NDArray[np.float32]]]) -> ND
     blocks : callable
         Gives the rows anew each time, in blocks of (m, d) float32; two passes are made, and no more than a block is held.
     """
-    axes = _principal_axes(blocks())
+    axes = principal_axes(blocks())
     parts = []
     for rows in blocks():
         scores = np.full((len(rows), 3), np.nan, np.float32)
@@ -50,7 +50,7 @@ def principal_colours(blocks: Callable[[], Iterable[NDArray[np.float32]]]) -> ND
     return colours
 
 
-def _principal_axes(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float64] | None:
+def principal_axes(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float64] | None:
     """The first three principal axes (d, <= 3) of the rows that are finite; None for fewer than two.
 
     Sums are taken around the first row, which keeps the covariance from being a difference of two large numbers.
