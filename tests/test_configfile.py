@@ -128,7 +128,10 @@ def test_set_goes_before_the_file(write):
         (".mpp=1", "--set .mpp=1: not of the form key=value, e.g. --set tiles.mpp=0.5."),
         ("tiles.sise=1", "--set tiles.sise=1: tiles.sise: unknown key; did you mean tiles.size?"),
         ("tiles.size=1.5", "--set tiles.size=1.5: tiles.size: 1.5 is not a whole number."),
-        ("x.y=1", "--set x.y=1: x: unknown key; known here are slides, output, source, tiles, encoder, context, pool, windows, compute, on_error."),
+        (
+            "x.y=1",
+            "--set x.y=1: x: unknown key; known here are slides, output, source, tiles, encoder, context, pool, windows, compute, on_error.",
+        ),
         ("slides.x=1", "--set slides.x=1: slides is 'a.svs', which has no keys below it."),
         ("pool=[", "--set pool=[: not valid YAML: expected the node content, but found '<stream end>'."),
         ("pool=!x y", "--set pool=!x y: the tag !x is not taken; write a plain value."),

@@ -34,7 +34,8 @@ class Steps:
         info = plan.info
         source = {"address": plan.ref.address, "backend": info.backend, "fingerprint": info.fingerprint, "mpp": info.mpp, "mpp_source": info.mpp_source,
                   "height": info.size.height, "width": info.size.width, "level": plan.spec.level, "downsample": plan.spec.downsample,
-                  "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(info.warnings)}  # fmt: skip
+                  "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(info.warnings),
+                  "thumbnail_downsample": plan.thumbnail.downsample}  # fmt: skip
         uns: dict[str, Any] = {"spatial_unit": "px of level 0", "slide": plan.ref.id}
         if info.mpp is not None:
             uns["mpp"] = float(info.mpp)

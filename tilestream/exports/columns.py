@@ -38,7 +38,9 @@ def write_csv(slide: StoredSlide, target: Path, options: ExportOptions) -> Writt
 
 def _lines(rows: Rows, digits: int) -> Iterator[list[object]]:
     """Cells of each tile of a block."""
-    known = zip(rows.row.tolist(), rows.col.tolist(), rows.y.tolist(), rows.x.tolist(), rows.tissue.tolist(), rows.status_names, strict=True)
+    known = zip(
+        rows.row.tolist(), rows.col.tolist(), rows.y.tolist(), rows.x.tolist(), rows.tissue.tolist(), rows.status_names, strict=True
+    )
     for cells, values in zip(known, rows.embeddings, strict=True):
         *places, tissue, status = cells
         yield [*places, "" if math.isnan(tissue) else f"{tissue:.9g}", status, *_numbers(values, digits)]
@@ -61,7 +63,9 @@ def write_parquet(slide: StoredSlide, target: Path, options: ExportOptions) -> W
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ModuleNotFoundError as error:
-        raise ConfigError("--to parquet needs the package pyarrow, which is not installed: pip install pyarrow, or use --to csv.") from error
+        raise ConfigError(
+            "--to parquet needs the package pyarrow, which is not installed: pip install 'tilestream[parquet]' or pip install pyarrow, or use --to csv."
+        ) from error
     kinds = [pa.int64()] * 4 + [pa.float32(), pa.string()]
     fields = [*zip(COLUMNS, kinds, strict=True), *((f"f{k}", pa.float32()) for k in range(slide.layout.dim))]
     about = {"tilestream": json.dumps({"slide": slide.id, "source": slide.source, "recipe": slide.recipe})}
