@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tilestream.errors import ConfigError
-from tilestream.exports.base import ExportOptions, StoredSlide, Written
+from tilestream.exports.base import StoredSlide, Written
 from tilestream.exports.columns import write_csv, write_parquet
 from tilestream.exports.geojson import write_geojson
 from tilestream.exports.hdf5 import write_clam, write_trident
@@ -26,7 +27,7 @@ class Format:
     """Of the files, behind the slide's id."""
     words: str
     """What is in it, in a few words."""
-    write: Callable[[StoredSlide, Path, ExportOptions], Written]
+    write: Callable[[StoredSlide, Path], Written]
 
 
 FORMATS = {
@@ -76,7 +77,7 @@ def export_slides(
         raise ConfigError(f"--to: {name!r} is none of {', '.join(FORMATS)}.")
     if in_bounds and name != "geojson":
         raise ConfigError(f"--in-bounds: is for --to geojson only, not {name}.")
-    chosen, options = FORMATS[name], ExportOptions(in_bounds)
+    write = partial(write_geojson, in_bounds=True) if in_bounds else FORMATS[name].write
     stores = find_stores(output)
     is_store = Folder(output).exists("zarr.json")
     if slide is not None:
@@ -91,7 +92,7 @@ def export_slides(
             if out is None
             else _named_target(out, found.id, name, alone=slide is not None or is_store)
         )
-        written = chosen.write(found, target, options)
+        written = write(found, target)
         yield f"{found.id}: {written.tiles} tiles -> {target}" + "".join(f"; {note}" for note in written.notes)
 
 

@@ -21,14 +21,6 @@ from tilestream.store import BLOCK_ROWS, TILES, SlideStore
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """What the command line says of an export."""
-
-    in_bounds: bool = False
-    """Whether places are counted from the corner of OpenSlide's bounds instead of level-0 (0, 0)."""
-
-
-@dataclass(frozen=True)
 class Written:
     """What an export wrote."""
 
@@ -139,7 +131,8 @@ class StoredSlide:
         embeddings = self.store.array(f"{TILES}/X")
         for start in range(0, self.layout.tiles, BLOCK_ROWS):
             part = slice(start, start + BLOCK_ROWS)
-            yield Rows(*(np.asarray(column[part]) for column in columns), np.asarray(embeddings[part], np.float32))
+            row, col, y, x, tissue, status = (np.asarray(column[part]) for column in columns)
+            yield Rows(row, col, y, x, tissue, status, np.asarray(embeddings[part], np.float32))
 
     def good_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """x, y (m, 2) int64 level-0 px of the top-left, and embeddings (m, d) float32, of the tiles that have one."""

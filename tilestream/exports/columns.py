@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.errors import ConfigError
-from tilestream.exports.base import ExportOptions, Rows, StoredSlide, Written, new_target
+from tilestream.exports.base import Rows, StoredSlide, Written, new_target
 
 COLUMNS = ("row", "col", "y", "x", "tissue", "status")
 
@@ -25,7 +25,7 @@ DIGITS = {"float16": 5, "float32": 9}
 """Significant digits that give a stored number back exactly."""
 
 
-def write_csv(slide: StoredSlide, target: Path, options: ExportOptions) -> Written:
+def write_csv(slide: StoredSlide, target: Path) -> Written:
     """A header and one line a tile; cells of what is not known are empty."""
     digits = DIGITS[slide.layout.dtype]
     with new_target(target) as path, path.open("w", newline="", encoding="utf-8") as file:
@@ -51,7 +51,7 @@ def _numbers(values: NDArray[np.float32], digits: int) -> list[str]:
     return [f"{value:.{digits}g}" if math.isfinite(value) else "" for value in values.tolist()]
 
 
-def write_parquet(slide: StoredSlide, target: Path, options: ExportOptions) -> Written:
+def write_parquet(slide: StoredSlide, target: Path) -> Written:
     """One row group a block of tiles; the key `tilestream` of the schema's metadata holds slide, source and recipe as JSON.
 
     Raises

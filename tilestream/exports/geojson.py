@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tilestream.errors import InputError
-from tilestream.exports.base import ExportOptions, StoredSlide, Written, new_target
+from tilestream.exports.base import StoredSlide, Written, new_target
 from tilestream.exports.components import find_components
 from tilestream.finishing import TISSUE
 
@@ -32,7 +32,7 @@ COLINEAR = 0.01
 """Mask px that a corner of an outline may lie off a straight line and be left out."""
 
 
-def write_geojson(slide: StoredSlide, target: Path, options: ExportOptions) -> Written:
+def write_geojson(slide: StoredSlide, target: Path, *, in_bounds: bool = False) -> Written:
     """The tissue as annotations, then every tile as an object of type `tile`, feature by feature.
 
     A tile is its square, with the measurements row, col, tissue and the first three principal components of the slide's embeddings as
@@ -46,15 +46,15 @@ def write_geojson(slide: StoredSlide, target: Path, options: ExportOptions) -> W
         What is written.
     target : Path
         The file.
-    options : ExportOptions
-        With `in_bounds`, places are counted from the corner of OpenSlide's bounds, where QuPath has its origin for slides that have them.
+    in_bounds : bool
+        Count places from the corner of OpenSlide's bounds, where QuPath has its origin for slides that have them.
 
     Raises
     ------
     InputError
         `in_bounds`, but the slide's file cannot be asked for its bounds.
     """
-    l0_y, l0_x = bounds_corner(slide) if options.in_bounds else (0, 0)
+    l0_y, l0_x = bounds_corner(slide) if in_bounds else (0, 0)
     features = chain(_tissue_features(slide, l0_y, l0_x), _tile_features(slide, l0_y, l0_x))
     with new_target(target) as path, path.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')

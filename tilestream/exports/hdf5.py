@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tilestream.errors import ConfigError, InputError
-from tilestream.exports.base import ExportOptions, StoredSlide, Written, new_target
+from tilestream.exports.base import StoredSlide, Written, new_target
 
 CHUNK_ROWS = 256
 """Rows of an HDF5 chunk."""
@@ -38,7 +38,7 @@ def load_h5py() -> ModuleType:
     return found
 
 
-def write_trident(slide: StoredSlide, target: Path, options: ExportOptions) -> Written:
+def write_trident(slide: StoredSlide, target: Path) -> Written:
     """`features` and `coords` with the attributes of TRIDENT's feature files.
 
     `coords` has patch_size and overlap in px at the target resolution, patch_size_level0 in level-0 px, both magnifications as the whole
@@ -67,7 +67,7 @@ def write_trident(slide: StoredSlide, target: Path, options: ExportOptions) -> W
     return _write(slide, target, coords, {**place, "encoder": slide.encoder})
 
 
-def write_clam(slide: StoredSlide, target: Path, options: ExportOptions) -> Written:
+def write_clam(slide: StoredSlide, target: Path) -> Written:
     """`features` and `coords` with the attributes of CLAM's files.
 
     `coords` has patch_level, the level that was read, and patch_size, the side of a tile in px of that level; where tiles were shrunk

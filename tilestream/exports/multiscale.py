@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -87,16 +88,15 @@ def write_pyramid(
     axes = "cyx"[-len(shape) :]
     datasets = []
     for level, sides in enumerate(level_shapes(*shape[-2:])):
-        first = next(bands, np.empty((*shape[:-2], 0, sides[1])))
+        first = next(bands)
         array = group.create_array(
             str(level), shape=(*shape[:-2], *sides), dtype=first.dtype, fill_value=fill, dimension_names=list(axes),
             chunks=(*shape[:-2], min(CHUNK, sides[0]), min(CHUNK, sides[1])),
         )  # fmt: skip
-        band, start = first, 0
-        while band is not None and band.shape[-2]:
+        start = 0
+        for band in chain([first], bands):
             array[..., start : start + band.shape[-2], :] = band
             start += band.shape[-2]
-            band = next(bands, None)
         datasets.append({"path": str(level), "coordinateTransformations": place.transformations(level, axes)})
         bands = _halved(array, halve, fill)
     return {"name": name, "axes": place.axes(axes), "datasets": datasets}
@@ -116,9 +116,11 @@ def halve_means(band: NDArray[np.float32]) -> NDArray[np.float32]:
     quarters = np.stack([band[..., y::2, x::2] for y in (0, 1) for x in (0, 1)])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # four missing tiles make a missing pixel
-        return np.nanmean(quarters, axis=0, dtype=np.float32)
+        means: NDArray[np.float32] = np.nanmean(quarters, axis=0, dtype=np.float32)
+    return means
 
 
 def halve_largest(band: NDArray[Any]) -> NDArray[Any]:
     """The largest (h, w) of 2 x 2 px of (2h, 2w): a label is not lost."""
-    return np.maximum(np.maximum(band[::2, ::2], band[1::2, ::2]), np.maximum(band[::2, 1::2], band[1::2, 1::2]))
+    largest: NDArray[Any] = np.maximum(np.maximum(band[::2, ::2], band[1::2, ::2]), np.maximum(band[::2, 1::2], band[1::2, 1::2]))
+    return largest

@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from tilestream.exports.base import ExportOptions, StoredSlide, Written, new_target
+from tilestream.exports.base import StoredSlide, Written, new_target
 from tilestream.exports.components import COMPONENTS, Components, find_components
 from tilestream.exports.multiscale import CHUNK, VERSION, Place, halve_largest, halve_means, write_pyramid
 
@@ -23,7 +23,7 @@ TISSUE = 1
 """Label of tiles that hold tissue; 0 is background."""
 
 
-def write_ome_zarr(slide: StoredSlide, target: Path, options: ExportOptions) -> Written:
+def write_ome_zarr(slide: StoredSlide, target: Path) -> Written:
     """A multiscale image (c, y, x) float32: the first three principal components of each tile, NaN where there is no embedding.
 
     Pixel (row, col) is centred on its tile: scale is the step between tiles and translation half a tile, in µm from the corner of
@@ -43,16 +43,18 @@ def write_ome_zarr(slide: StoredSlide, target: Path, options: ExportOptions) -> 
         image = write_pyramid(
             root, slide.id, _component_bands(slide, components), (COMPONENTS, *grid_shape(slide)), place, halve_means, np.nan
         )
-        root.attrs["ome"] = {"version": VERSION, "multiscales": [image], "omero": {"channels": _channels(root)}}
+        about: dict[str, Any] = {"version": VERSION, "multiscales": [image], "omero": {"channels": _channels(root)}}
+        root.attrs["ome"] = about
         labels = root.create_group("labels", attributes={"ome": {"version": VERSION, "labels": ["tissue"]}})
         tissue = labels.create_group("tissue")
         levels = write_pyramid(tissue, "tissue", _tissue_bands(slide), grid_shape(slide), place, halve_largest, 0)
         colours = [{"label-value": TISSUE, "rgba": [0, 140, 60, 128]}]
-        tissue.attrs["ome"] = {
+        about = {
             "version": VERSION,
             "multiscales": [levels],
             "image-label": {"version": VERSION, "colors": colours, "source": {"image": "../../"}},
         }
+        tissue.attrs["ome"] = about
     return Written(int(slide.good.sum()), slide.failed_note)
 
 

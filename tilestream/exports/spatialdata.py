@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tilestream import __version__
-from tilestream.exports.base import ExportOptions, StoredSlide, Written, new_target
+from tilestream.exports.base import StoredSlide, Written, new_target
 from tilestream.exports.geojson import mask_downsample
 from tilestream.exports.multiscale import CHUNK, VERSION
 from tilestream.exports.omezarr import grid_bands, grid_shape
@@ -32,7 +32,7 @@ CONTAINER, RASTER, TABLE = "0.2", "0.3", "0.2"
 REGION, REGION_KEY, INSTANCE_KEY = "tiles", "region", "tile_id"
 
 
-def write_spatialdata(slide: StoredSlide, target: Path, options: ExportOptions) -> Written:
+def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
     """`tables/tiles`, the slide's own table with the columns that tie its rows to labels; `labels/tiles`; `images/thumbnail`.
 
     `labels/tiles` (rows, cols) uint32 has one pixel a tile, whose value is the tile's `tile_id`, its row in the table + 1. Failed tiles

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tilestream.exports.base import ExportOptions, StoredSlide, Written, new_target
+from tilestream.exports.base import StoredSlide, Written, new_target
 
 
-def write_tensor(slide: StoredSlide, target: Path, options: ExportOptions) -> Written:
+def write_tensor(slide: StoredSlide, target: Path) -> Written:
     """A file that `torch.load` reads, with `weights_only` too: (n, d) float32, one row a tile that did not fail, row-major.
 
     Memory bound: a block of rows; the tensor that is saved is a mapped file beside the target, of the same size, for as long as it takes.
