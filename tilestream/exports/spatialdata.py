@@ -29,13 +29,13 @@ from tilestream.tables import ARRAY, CATEGORICAL, DICT, write_plain, write_scala
 CONTAINER, RASTER, TABLE = "0.2", "0.3", "0.2"
 """Versions of the parts of the format."""
 
-REGION, REGION_KEY, INSTANCE_KEY = "tiles", "region", "tile_id"
+REGION, REGION_KEY, INSTANCE_KEY = "tile_grid", "region", "tile_id"
 
 
 def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
-    """`tables/tiles`, the slide's own table with the columns that tie its rows to labels; `labels/tiles`; `images/thumbnail`.
+    """`tables/tiles`, the slide's own table with the columns that tie its rows to labels; `labels/tile_grid`; `images/thumbnail`.
 
-    `labels/tiles` (rows, cols) uint32 has one pixel a tile, whose value is the tile's `tile_id`, its row in the table + 1. Failed tiles
+    `labels/tile_grid` (rows, cols) uint32 has one pixel a tile, whose value is the tile's `tile_id`, its row in the table + 1. Failed tiles
     keep their rows, with NaN.
 
     Memory bound: the largest object of the store (one shard), and bands of 256 rows of the tile grid.
