@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 import tracemalloc
+from pathlib import Path
 
 import anndata
 import h5py
@@ -19,6 +20,7 @@ from tests.support.stores import make_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, IncompleteError, InputError, OutputError
 from tilestream.exports import FORMATS, export_slides
+from tilestream.exports.base import StoredSlide
 from tilestream.exports.geojson import outlines
 from tilestream.exports.multiscale import halve_means
 from tilestream.featurefile import grid_step
@@ -96,7 +98,7 @@ def test_tensors_load_with_weights_only(tmp_path):
 def test_csv_gives_every_number_back(tmp_path, dtype):
     make_store(tmp_path / "a.zarr", failed=[2], dtype=dtype)
     path, _ = export(tmp_path, "csv")
-    with open(path, newline="") as file:
+    with Path(path).open(newline="") as file:
         lines = list(csv.DictReader(file))
     store = tilestream.open(tmp_path / "a.zarr")
     assert list(lines[0]) == ["row", "col", "y", "x", "tissue", "status", *(f"f{k}" for k in range(6))]
@@ -131,8 +133,7 @@ def test_parquet_names_the_package_that_it_lacks(tmp_path, monkeypatch):
 
 
 def read_features(path):
-    with open(path) as file:
-        found = json.load(file)
+    found = json.loads(Path(path).read_text())
     assert found["type"] == "FeatureCollection"
     kinds = {"annotation": [], "tile": []}
     for feature in found["features"]:
@@ -196,7 +197,7 @@ def test_bounds_are_asked_of_the_file_where_the_store_has_none(tmp_path, slides)
     _, tiles = read_features(export(tmp_path, "geojson", in_bounds=True)[0])
     assert tiles[0]["geometry"]["coordinates"][0][0] == [0, 0]  # a slide without bounds
     make_store(tmp_path / "a.zarr", address="gone.svs")
-    with pytest.raises(InputError, match="a: --in-bounds needs the bounds .*gone.svs"):
+    with pytest.raises(InputError, match=r"a: --in-bounds needs the bounds .*gone\.svs"):
         export(tmp_path, "geojson", in_bounds=True)
 
 
@@ -234,7 +235,7 @@ def test_ome_zarr_pixels_lie_on_the_centres_of_their_tiles(tmp_path, stride, mpp
         step, first = (t[t["type"]] for t in dataset["coordinateTransformations"])
         assert step == [1.0, scale[1] * 2**level, scale[2] * 2**level]
         assert first[1] == pytest.approx(shift[1] + (2**level - 1) / 2 * scale[1])  # the middle of the pixels it is made of
-        assert root[dataset["path"]].shape[1] == -(-150 // 2**level)
+        assert root[dataset["path"]].shape[1] == -(-pixels.shape[1] // 2**level)
 
 
 def test_ome_zarr_labels_have_the_levels_of_the_image(tmp_path):
@@ -330,15 +331,11 @@ def test_an_export_cut_short_leaves_nothing(tmp_path, name, monkeypatch):
         yield from list(whole(self))[:1]
         raise OSError("the disk is gone")
 
-    from tilestream.exports.base import StoredSlide
-    from tilestream.objects import Folder
-
     whole = StoredSlide.blocks
     monkeypatch.setattr(StoredSlide, "blocks", broken)
     with pytest.raises(OSError, match="the disk is gone"):
         export(tmp_path, name)
     assert list((tmp_path / "exports" / name).iterdir()) == []
-    assert Folder  # the store's own objects are read through it
 
 
 def test_unfinished_slides_are_refused_before_anything_is_written(tmp_path):
@@ -391,7 +388,7 @@ def test_refusals_say_what_and_the_way_out(tmp_path, options, words):
 
 def test_a_slide_without_resolution_has_no_trident_file(tmp_path):
     make_store(tmp_path / "a.zarr", mpp=None)
-    with pytest.raises(InputError, match="a: the slide has no resolution.*Use --to clam-h5"):
+    with pytest.raises(InputError, match=r"a: the slide has no resolution.*Use --to clam-h5"):
         export(tmp_path, "trident-h5")
 
 
@@ -439,7 +436,7 @@ def test_places_off_the_grid_become_ranks(tmp_path):
     assert store.positions.tolist() == [[103, 37], [103, 517], [359, 517], [700, 1111]]
     assert np.array_equal(store.embeddings[:], values[[1, 0, 2, 3]])
     assert store.source["mpp"] is None
-    with pytest.raises(InputError, match="lie on no regular grid. Export them as geojson"):
+    with pytest.raises(InputError, match=r"lie on no regular grid\. Export them as geojson"):
         export(tmp_path / "out", "ome-zarr")
     annotations, tiles = read_features(export(tmp_path / "out", "geojson")[0])
     assert annotations == []
