@@ -17,7 +17,21 @@ def png(pixels):
 
 
 def make_store(
-    path, rows=4, cols=5, dim=6, *, tile=224, stride=None, scale=1.0, mpp=0.25, failed=(), dtype="float32", keep=None, finish=True, **source
+    path,
+    rows=4,
+    cols=5,
+    dim=6,
+    *,
+    tile=224,
+    stride=None,
+    scale=1.0,
+    mpp=0.25,
+    failed=(),
+    dtype="float32",
+    keep=None,
+    finish=True,
+    thumbnail=32,
+    **source,
 ):
     """A store of the tiles of a grid of rows x cols for which `keep` (rows, cols) is true; tiles numbered `failed` are NaN."""
     stride = stride or tile
@@ -42,15 +56,15 @@ def make_store(
         "scale": scale,
         **source,
     }
-    mask = np.zeros((-(-height // 32), -(-width // 32)), bool)
+    mask = np.zeros((-(-height // thumbnail), -(-width // thumbnail)), bool)
     mask[2:-2, 3:-3] = True
     mask[6:8, 6:8] = False
-    thumbnail = np.full((*mask.shape, 3), 200, np.uint8)
+    picture = np.full((*mask.shape, 3), 200, np.uint8)
     tissue = np.linspace(0.1, 1, len(row), dtype=np.float32) if len(row) else np.empty(0, np.float32)
     columns = TileColumns(row, col, y, x, tissue, tile * scale)
     store.create(
         layout, columns, {"recipe": recipe, "source": about}, uns={"slide": "made_up"},
-        objects={"thumbnail.png": png(thumbnail), "tissue.png": png(mask)},
+        objects={"thumbnail.png": png(picture), "tissue.png": png(mask)},
     )  # fmt: skip
     random = np.random.default_rng(0)
     for shard in range(layout.shards):
