@@ -297,15 +297,19 @@ def test_spatialdata_ties_rows_to_labels(tmp_path):
 NEEDS = {"parquet": "pyarrow"}
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_an_export_never_holds_a_slides_embeddings(tmp_path, name, monkeypatch):
-    if name in NEEDS:
-        pytest.importorskip(NEEDS[name])
+BINARY = ("trident-h5", "clam-h5", "pt", "ome-zarr", "spatialdata")
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
     for module in ("store", "exports.base"):
         monkeypatch.setattr(f"tilestream.{module}.BLOCK_ROWS", 512)  # a slide of 20,000 tiles is then 40 blocks
-    dim = 64 if name in ("csv", "parquet") else 256
-    make_store(tmp_path / "small.zarr", 10, 10, dim)
-    make_store(tmp_path / "a.zarr", 100, 200, dim, thumbnail=224)
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_an_export_never_holds_a_slides_embeddings(tmp_path, name, small_blocks):
+    make_store(tmp_path / "small.zarr", 10, 10, 256)
+    make_store(tmp_path / "a.zarr", 100, 200, 256, thumbnail=224)
     export(tmp_path, name, slide="small")  # what is imported and cached once
     tracemalloc.start()
     try:
@@ -313,7 +317,26 @@ def test_an_export_never_holds_a_slides_embeddings(tmp_path, name, monkeypatch):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 20_000 * dim * 4 / 2
+    assert peak < 20_000 * 256 * 4 / 2
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - set(BINARY)))
+def test_an_export_as_text_or_columns_asks_for_one_block_at_a_time(tmp_path, name, small_blocks, monkeypatch):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    make_store(tmp_path / "a.zarr", 100, 200, 32, thumbnail=224)
+    asked = []
+
+    def counted(self, selection):
+        values = read(self, selection)
+        asked.extend([len(values)] if values.ndim == 2 else [])
+        return values
+
+    read = zarr.Array.__getitem__
+    monkeypatch.setattr(zarr.Array, "__getitem__", counted)
+    export(tmp_path, name)
+    assert max(asked) == 512
+    assert sum(asked) % 20_000 == 0
 
 
 @pytest.mark.parametrize("name", FORMATS)
