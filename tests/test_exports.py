@@ -443,6 +443,20 @@ def test_features_go_out_and_come_back(tmp_path, mpp, stride, capsys):
     assert verify_output(str(tmp_path / "back"), lambda _: None) == 0
 
 
+def test_clam_files_of_a_coarse_level_need_the_image(tmp_path):
+    write_pyramid(tmp_path / "a.tif", make_image(2000, 2600, seed=1), compression="jpeg", levels=2, mpp=0.25)
+    embed(tmp_path / "a.tif", tmp_path / "out", tiles={"size": 128, "level": 1, "tissue": "none"})
+    path, _ = export(tmp_path / "out", "clam-h5")
+    import_features(path, str(tmp_path / "a.tif"), str(tmp_path / "back"))
+    before, after = (tilestream.open(tmp_path / name / "a.zarr") for name in ("out", "back"))
+    assert np.array_equal(before.embeddings[:], after.embeddings[:])
+    assert before.obs.drop(columns="tissue").equals(after.obs.drop(columns="tissue"))
+    assert {name: after.source[name] for name in ("level", "downsample", "scale")} == {"level": 1, "downsample": 2.0, "scale": 2.0}
+    assert after.to_anndata().uns["mpp"] == 0.25
+    with pytest.raises(InputError, match="does not say how large a tile is"):
+        import_features(path, "a", str(tmp_path / "named"))
+
+
 def write_features(path, xy, dim=4, **attributes):
     values = np.random.default_rng(2).standard_normal((len(xy), dim)).astype(np.float32)
     with h5py.File(path, "w") as file:

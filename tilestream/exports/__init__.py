@@ -25,20 +25,18 @@ class Format:
 
     suffix: str
     """Of the files, behind the slide's id."""
-    words: str
-    """What is in it, in a few words."""
     write: Callable[[StoredSlide, Path], Written]
 
 
 FORMATS = {
-    "trident-h5": Format(".h5", "features and coords in HDF5, with TRIDENT's attributes", write_trident),
-    "clam-h5": Format(".h5", "features and coords in HDF5, with CLAM's attributes", write_clam),
-    "pt": Format(".pt", "features as one PyTorch tensor", write_tensor),
-    "parquet": Format(".parquet", "one row a tile: places, status, features", write_parquet),
-    "csv": Format(".csv", "one line a tile: places, status, features", write_csv),
-    "geojson": Format(".geojson", "tiles and tissue for QuPath", write_geojson),
-    "ome-zarr": Format(".ome.zarr", "principal components as an image of one pixel a tile, tissue as labels", write_ome_zarr),
-    "spatialdata": Format(".zarr", "table, tiles and thumbnail as a SpatialData container", write_spatialdata),
+    "trident-h5": Format(".h5", write_trident),
+    "clam-h5": Format(".h5", write_clam),
+    "pt": Format(".pt", write_tensor),
+    "parquet": Format(".parquet", write_parquet),
+    "csv": Format(".csv", write_csv),
+    "geojson": Format(".geojson", write_geojson),
+    "ome-zarr": Format(".ome.zarr", write_ome_zarr),
+    "spatialdata": Format(".zarr", write_spatialdata),
 }
 
 

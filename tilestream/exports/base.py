@@ -158,7 +158,7 @@ def new_target(target: Path) -> Iterator[Path]:
         raise ConfigError(f"--out: {target} is there already. Delete it, or name another.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        beside = Path(tempfile.mkdtemp(prefix=".export-", dir=target.parent))
     except OSError as error:
         raise ConfigError(f"--out: {target.parent} cannot be written to: {error.strerror or error}. Name another with --out.") from error
     try:

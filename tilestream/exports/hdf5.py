@@ -47,18 +47,21 @@ def write_trident(slide: StoredSlide, target: Path) -> Written:
     Raises
     ------
     InputError
-        The slide has no resolution, so that no magnification can be stated.
+        The slide has no resolution, or one so coarse that no magnification can be stated.
     """
-    if slide.mpp is None:
+    found = slide.mpp and round(UM_MAGNIFICATION / (slide.mpp * slide.scale))
+    if slide.mpp is None or not found:
+        resolution = "no resolution" if slide.mpp is None else f"tiles of {slide.mpp * slide.scale:g} µm/px"
         raise InputError(
-            f"{slide.id}: the slide has no resolution, and TRIDENT's files state a magnification. Use --to clam-h5, or embed it with source.mpp."
+            f"{slide.id}: the slide has {resolution}, and TRIDENT's files state a magnification of at least 1. "
+            "Use --to clam-h5, or embed the slide with source.mpp."
         )
     place = {"name": slide.id, "savetodir": str(target.parent)}
     coords = {
         "patch_size": slide.tile,
         "patch_size_level0": round(slide.l0_extent),
         "level0_magnification": round(UM_MAGNIFICATION / slide.mpp),
-        "target_magnification": round(UM_MAGNIFICATION / (slide.mpp * slide.scale)),
+        "target_magnification": found,
         "overlap": slide.tile - slide.stride,
         "level0_width": slide.size.width,
         "level0_height": slide.size.height,
