@@ -76,9 +76,10 @@ def copy_objects(source: Folder, target: Folder, prefix: str) -> None:
 
 
 def _annotate(table: zarr.Group, tiles: int) -> None:
-    """Tie row k of a table to label k + 1 of the region."""
+    """Tie row k of a table to label k + 1 of the region; a table without rows is tied to nothing, as SpatialData demands."""
     keys = {"region": REGION, "region_key": REGION_KEY, "instance_key": INSTANCE_KEY}
-    table.attrs.update({"spatialdata-encoding-type": "ngff:regions_table", **keys, "version": TABLE})
+    tied: dict[str, Any] = keys if tiles else dict.fromkeys(keys)
+    table.attrs.update({"spatialdata-encoding-type": "ngff:regions_table", **tied, "version": TABLE})
     obs = table.require_group("obs")
     region = obs.create_group(REGION_KEY, attributes=dict(CATEGORICAL))
     region.create_array("codes", data=np.zeros(tiles, np.int8), attributes=ARRAY)
@@ -86,6 +87,8 @@ def _annotate(table: zarr.Group, tiles: int) -> None:
     write_plain(obs, INSTANCE_KEY, np.arange(1, tiles + 1))
     order: Any = obs.attrs["column-order"]
     obs.attrs["column-order"] = [*order, REGION_KEY, INSTANCE_KEY]
+    if not tiles:
+        return
     stated = table.require_group("uns").create_group("spatialdata_attrs", attributes=DICT)
     for name, value in keys.items():
         write_scalar(stated, name, value)
