@@ -457,6 +457,13 @@ def test_clam_files_of_a_coarse_level_need_the_image(tmp_path):
         import_features(path, "a", str(tmp_path / "named"))
 
 
+def test_a_file_without_tiles_becomes_a_store_without_tiles(tmp_path):
+    make_store(tmp_path / "a.zarr", keep=np.zeros((4, 5), bool))
+    path, _ = export(tmp_path, "trident-h5")
+    assert "a: 0 tiles x 6" in import_features(path, "a", str(tmp_path / "out"))
+    assert tilestream.open(tmp_path / "out" / "a.zarr").embeddings.shape == (0, 6)
+
+
 def write_features(path, xy, dim=4, **attributes):
     values = np.random.default_rng(2).standard_normal((len(xy), dim)).astype(np.float32)
     with h5py.File(path, "w") as file:
@@ -500,7 +507,7 @@ def test_rows_in_any_order_and_rows_that_are_not_finite(tmp_path):
     assert np.array_equal(store.embeddings[:], values[back], equal_nan=True)
     assert store.obs["status"][order[7]] == "nonfinite"
     assert (store.obs["status"] == "padded").sum() == 60 - (order[7] >= 69 * 60)
-    assert "1 failed tiles left out" in export(tmp_path / "out", "pt")[1]
+    assert "1 failed tile left out" in export(tmp_path / "out", "pt")[1]
 
 
 @pytest.mark.parametrize(("true", "stated"), [(448.7, 449), (511.5, 512), (224, 224), (333.33, 333)])

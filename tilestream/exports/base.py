@@ -110,7 +110,7 @@ class StoredSlide:
     def failed_note(self) -> tuple[str, ...]:
         """The words for tiles without embeddings that an export leaves out; none where there are none."""
         failed = len(self.good) - int(self.good.sum())
-        return (f"{failed} failed tiles left out: they have no embedding",) if failed else ()
+        return (f"{failed} failed {'tile' if failed == 1 else 'tiles'} left out, without an embedding",) if failed else ()
 
     def grid(self) -> TileGrid:
         """The regular grid that the tiles lie on.
