@@ -118,6 +118,40 @@ def verify_command(
     raise typer.Exit(verify_output(output, print))
 
 
+@app.command("export")
+def export_command(
+    output: Annotated[str, typer.Argument(help="An output folder, or one <slide id>.zarr in it.", show_default=False)],
+    to: Annotated[
+        str,
+        typer.Option("--to", help="trident-h5, clam-h5, pt, parquet, csv, geojson (QuPath), ome-zarr or spatialdata.", show_default=False),
+    ],
+    slide: Annotated[str | None, typer.Option(help="Id of one slide; else all of the output.")] = None,
+    out: Annotated[str | None, typer.Option(help="The file for one slide, or a folder; else exports/FORMAT in the output.")] = None,
+    in_bounds: Annotated[
+        bool, typer.Option("--in-bounds", help="geojson: count places from the corner of OpenSlide's bounds, as QuPath does.")
+    ] = False,
+    allow_unfinished: Annotated[bool, typer.Option("--allow-unfinished", help="Take slides that lack tiles.")] = False,
+) -> None:
+    """Write finished slides in the formats of other programs."""
+    from tilestream.exports import export_slides
+
+    for line in export_slides(output, to, slide=slide, out=out, in_bounds=in_bounds, allow_unfinished=allow_unfinished):
+        print(line)
+
+
+@app.command("import")
+def import_command(
+    features: Annotated[str, typer.Argument(help="HDF5 file with features and coords, of TRIDENT or CLAM.", show_default=False)],
+    slide: Annotated[str, typer.Option(help="The image they are of, or a name where there is none.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Output folder.", show_default=False)],
+    patch_size_level0: Annotated[float | None, typer.Option(help="Side of a tile in level-0 px, where the file does not say.")] = None,
+) -> None:
+    """Make a finished store of features that another program computed."""
+    from tilestream.importing import import_features
+
+    print(import_features(features, slide, out, patch_size_level0=patch_size_level0))
+
+
 @app.command("encoders")
 def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the encoders that a config can name."""

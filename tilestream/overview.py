@@ -37,7 +37,7 @@ def principal_colours(blocks: Callable[[int], Iterable[NDArray[np.float32]]], co
     count : int
         Number of rows, n.
     """
-    axes = _principal_axes(blocks(max(0, count // AXES_ROWS - 1)))
+    axes = principal_axes(blocks(max(0, count // AXES_ROWS - 1)))
     parts = []
     for rows in blocks(0):
         scores = np.full((len(rows), 3), np.nan, np.float32)
@@ -57,7 +57,7 @@ def principal_colours(blocks: Callable[[int], Iterable[NDArray[np.float32]]], co
     return colours
 
 
-def _principal_axes(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float64] | None:
+def principal_axes(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float64] | None:
     """The first three principal axes (d, <= 3) of the rows that are finite; None for fewer than two.
 
     Sums are taken around the first row, which keeps the covariance from being a difference of two large numbers.

@@ -14,6 +14,7 @@ from tilestream.layout import Layout
 from tilestream.onepass import PassTask, embed_and_mix, segments
 from tilestream.plan import EncoderFacts, SlidePlan, source_options
 from tilestream.projection import ContextPlan
+from tilestream.sources.base import SlideInfo
 from tilestream.stages import ShardTask, embed_shard
 from tilestream.store import SlideStore
 from tilestream.tokens import tokens_a_side
@@ -34,7 +35,8 @@ class Steps:
         info = plan.info
         source = {"address": plan.ref.address, "backend": info.backend, "fingerprint": info.fingerprint, "mpp": info.mpp, "mpp_source": info.mpp_source,
                   "height": info.size.height, "width": info.size.width, "level": plan.spec.level, "downsample": plan.spec.downsample,
-                  "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(info.warnings)}  # fmt: skip
+                  "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(info.warnings),
+                  "thumbnail_downsample": plan.thumbnail.downsample, "bounds": _bounds(info)}  # fmt: skip
         uns: dict[str, Any] = {"spatial_unit": "px of level 0", "slide": plan.ref.id}
         if info.mpp is not None:
             uns["mpp"] = float(info.mpp)
@@ -108,3 +110,10 @@ class Steps:
             vectors=self.facts.tokens == 1,
             title=f"{plan.ref.id}: {plan.info.size.width} x {plan.info.size.height} px, tiles of {plan.grid.tile} px at {mpp}, {self.facts.name}",
         )  # fmt: skip
+
+
+def _bounds(info: SlideInfo) -> dict[str, str] | None:
+    """OpenSlide's bounds of the part that was scanned, level-0 px; empty where it has none, None where OpenSlide did not read it."""
+    if info.backend != "openslide":
+        return None
+    return {name: value for name, value in info.properties.items() if name.startswith("openslide.bounds-")}

@@ -37,7 +37,7 @@ def create_table(
     if spatial is not None:
         write_plain(group.require_group("obsm"), "spatial", spatial)
     for key, value in uns.items():
-        _scalar(group.require_group("uns"), key, value)
+        write_scalar(group.require_group("uns"), key, value)
     return group
 
 
@@ -54,7 +54,7 @@ def write_strings(group: zarr.Group, name: str, values: list[str]) -> None:
         array[:] = np.asarray(values, dtype=object)
 
 
-def _scalar(group: zarr.Group, name: str, value: str | float) -> None:
+def write_scalar(group: zarr.Group, name: str, value: str | float) -> None:
     """A string or number of `uns`, as a 0-d array."""
     kind = {"encoding-type": "string" if isinstance(value, str) else "numeric-scalar", "encoding-version": "0.2.0"}
     dtype: Any = "string" if isinstance(value, str) else np.asarray(value).dtype

@@ -1,0 +1,135 @@
+"""A slide as a SpatialData container, which `spatialdata.read_zarr` opens: the table of tiles, the tiles as labels, the thumbnail.
+
+Sources: https://spatialdata.scverse.org/en/stable/design_doc.html and https://github.com/scverse/spatialdata (container 0.2, rasters 0.3,
+tables 0.2). The one coordinate system, `global`, is level-0 px.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from PIL import Image
+
+from tilestream import __version__
+from tilestream.exports.base import StoredSlide, Written, new_target
+from tilestream.exports.geojson import mask_downsample
+from tilestream.exports.multiscale import CHUNK, VERSION
+from tilestream.exports.omezarr import grid_bands, grid_shape
+from tilestream.finishing import THUMBNAIL
+from tilestream.objects import Folder
+from tilestream.store import TILES
+from tilestream.tables import ARRAY, CATEGORICAL, DICT, write_plain, write_scalar, write_strings
+
+CONTAINER, RASTER, TABLE = "0.2", "0.3", "0.2"
+"""Versions of the parts of the format."""
+
+REGION, REGION_KEY, INSTANCE_KEY = "tile_grid", "region", "tile_id"
+
+
+def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
+    """`tables/tiles`, the slide's own table with the columns that tie its rows to labels; `labels/tile_grid`; `images/thumbnail`.
+
+    `labels/tile_grid` (rows, cols) uint32 has one pixel a tile, whose value is the tile's `tile_id`, its row in the table + 1. Failed tiles
+    keep their rows, with NaN.
+
+    Memory bound: the largest object of the store (one shard), and bands of 256 rows of the tile grid.
+
+    Raises
+    ------
+    InputError
+        The tiles lie on no regular grid.
+    """
+    shape = grid_shape(slide)
+    with new_target(target) as path:
+        root = zarr.create_group(
+            path, attributes={"spatialdata_attrs": {"version": CONTAINER, "spatialdata_software_version": f"tilestream {__version__}"}}
+        )
+        root.create_group("tables")
+        copy_objects(slide.store.folder, Folder(str(path)), TILES)
+        _annotate(zarr.open_group(path / TILES, mode="r+"), slide.layout.tiles)
+        labels = root.create_group("labels", attributes={"ome": {"labels": [REGION]}})
+        step, side = slide.stride * slide.scale, slide.l0_extent
+        array = _raster(labels, REGION, shape, np.uint32, step, (side - step) / 2, {"image-label": {"version": VERSION}})
+        for k, band in enumerate(_number_bands(slide)):
+            array[k * CHUNK : k * CHUNK + band.shape[0]] = band
+        raw = slide.store.folder.get(THUMBNAIL)
+        if raw is not None:
+            pixels = np.moveaxis(np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")), 2, 0)
+            channels = {"omero": {"channels": [{"label": name} for name in "rgb"]}}
+            images = root.create_group("images")
+            _raster(images, "thumbnail", pixels.shape, np.uint8, mask_downsample(slide, pixels.shape[1:]), 0.0, channels)[:] = pixels
+    return Written(slide.layout.tiles)
+
+
+def copy_objects(source: Folder, target: Folder, prefix: str) -> None:
+    """Copy every object below `prefix`, byte for byte, one at a time."""
+    for key in source.names(prefix):
+        data = source.get(key)
+        assert data is not None, "listed a moment ago"
+        target.put(key, data)
+
+
+def _annotate(table: zarr.Group, tiles: int) -> None:
+    """Tie row k of a table to label k + 1 of the region; a table without rows is tied to nothing, as SpatialData demands."""
+    keys = {"region": REGION, "region_key": REGION_KEY, "instance_key": INSTANCE_KEY}
+    tied: dict[str, Any] = keys if tiles else dict.fromkeys(keys)
+    table.attrs.update({"spatialdata-encoding-type": "ngff:regions_table", **tied, "version": TABLE})
+    obs = table.require_group("obs")
+    region = obs.create_group(REGION_KEY, attributes=dict(CATEGORICAL))
+    region.create_array("codes", data=np.zeros(tiles, np.int8), attributes=ARRAY)
+    write_strings(region, "categories", [REGION])
+    write_plain(obs, INSTANCE_KEY, np.arange(1, tiles + 1))
+    order: Any = obs.attrs["column-order"]
+    obs.attrs["column-order"] = [*order, REGION_KEY, INSTANCE_KEY]
+    if not tiles:
+        return
+    stated = table.require_group("uns").create_group("spatialdata_attrs", attributes=DICT)
+    for name, value in keys.items():
+        write_scalar(stated, name, value)
+
+
+def _number_bands(slide: StoredSlide) -> Iterator[NDArray[Any]]:
+    """(CHUNK, cols) uint32: the `tile_id` of each tile of the grid, 0 where there is none."""
+
+    def values() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]]:
+        number = 1
+        for rows in slide.blocks():
+            yield rows.row, rows.col, np.arange(number, number + len(rows.row), dtype=np.uint32)[:, None]
+            number += len(rows.row)
+
+    return (band[0] for band in grid_bands(slide, np.zeros(1, np.uint32), values()))
+
+
+def _raster(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: Any, step: float, corner: float, more: dict[str, Any]
+) -> zarr.Array[Any]:
+    """An image or labels of one level, to be filled: `step` level-0 px a pixel, pixel (0, 0) beginning at `corner`."""
+    names = "cyx"[-len(shape) :]
+    axes = [{"name": axis, "type": "channel" if axis == "c" else "space"} for axis in names]
+    spaces = {
+        "input": {"name": names, "axes": [_with_unit(axis) for axis in axes]},
+        "output": {"name": "global", "axes": [_with_unit(axis) for axis in axes]},
+    }
+    scale, translation = ([number if axis in "yx" else other for axis in names] for number, other in ((step, 1.0), (corner, 0.0)))
+    steps = [{"type": "scale", "scale": scale, **spaces}, {"type": "translation", "translation": translation, **spaces}]
+    multiscale = {
+        "name": name,
+        "axes": axes,
+        "datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1.0] * len(names)}]}],
+        "coordinateTransformations": [{"type": "sequence", "transformations": steps, **spaces}],
+    }
+    ome = {"version": "0.5-dev-spatialdata", "multiscales": [multiscale], **more}
+    raster = group.create_group(name, attributes={"ome": ome, "spatialdata_attrs": {"version": RASTER}})
+    chunks = (*shape[:-2], min(CHUNK, shape[-2]), min(CHUNK, shape[-1]))
+    return raster.create_array("0", shape=shape, dtype=dtype, chunks=chunks, dimension_names=list(names))
+
+
+def _with_unit(axis: dict[str, str]) -> dict[str, str]:
+    """The axis as SpatialData writes it in a coordinate system: lengths in a unit of no name."""
+    return axis if axis["type"] == "channel" else {**axis, "unit": "unit"}

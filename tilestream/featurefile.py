@@ -1,0 +1,162 @@
+"""Files of features that TRIDENT or CLAM computed: what is in them, and how their tiles were cut.
+
+Read are `features` (n, d) and `coords` (n, 2), x and y of a tile's top-left in level-0 px, with the attributes of `exports/hdf5.py`.
+Sources: https://github.com/mahmoodlab/TRIDENT and https://github.com/mahmoodlab/CLAM (descriptions of their outputs).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.errors import InputError
+from tilestream.sources.base import SlideInfo
+
+GRID_TOLERANCE = 1
+"""Level-0 px that a tile may lie off its place on the grid: programs round places differently."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How tiles were cut."""
+
+    tile: int
+    """Side of a tile as the encoder saw it, px."""
+    stride: int
+    """Step between tiles, px of the same resolution."""
+    scale: float
+    """Level-0 px per px of a tile."""
+    level: int = 0
+    """Level that was read, where the file says."""
+
+    @property
+    def l0_step(self) -> float:
+        """Step between tiles in level-0 px."""
+        return self.stride * self.scale
+
+    @property
+    def l0_extent(self) -> float:
+        """Side of a tile in level-0 px."""
+        return self.tile * self.scale
+
+
+@dataclass(frozen=True)
+class TilePlaces:
+    """Tiles of a file in row-major order, n of them."""
+
+    order: NDArray[np.int64]
+    """(n,) row of the file."""
+    row: NDArray[np.int64]
+    col: NDArray[np.int64]
+    y: NDArray[np.int64]
+    """(n,) level-0 px of the top-left."""
+    x: NDArray[np.int64]
+    tiling: Tiling
+    """With the scale that the places have."""
+    regular: bool
+    """Whether they lie on a grid anchored at level-0 (0, 0); else row and col are ranks among the y and x that occur."""
+
+
+class FeatureFile:
+    """An open HDF5 file of features.
+
+    Raises
+    ------
+    InputError
+        It lacks one of the two datasets, or their shapes do not fit.
+    """
+
+    def __init__(self, path: str, file: Any) -> None:
+        self.path = path
+        missing = [name for name in ("features", "coords") if name not in file]
+        if missing:
+            raise InputError(
+                f"{path}: has no dataset {' and no '.join(missing)}. Give a file that holds both, as TRIDENT and CLAM write them."
+            )
+        self.features, self.coords = file["features"], file["coords"]
+        shapes = self.features.shape, self.coords.shape
+        if len(shapes[0]) != 2 or shapes[0][1] < 1 or shapes[1] != (shapes[0][0], 2):
+            raise InputError(f"{path}: features {shapes[0]} and coords {shapes[1]} are not (n, d) and (n, 2) of the same tiles.")
+        self.attributes: dict[str, Any] = dict(self.coords.attrs)
+        encoder = self.features.attrs.get("encoder", "unknown")
+        self.encoder = encoder.decode() if isinstance(encoder, bytes) else str(encoder)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that holds the features without loss, float16 or float32."""
+        return "float16" if self.features.dtype == np.float16 else "float32"
+
+    def read(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features (m, d) float32 of rows of the file, in the order asked for."""
+        if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
+            return np.asarray(self.features[int(index[0]) : int(index[0]) + len(index)], np.float32)
+        order = np.argsort(index, kind="stable")  # HDF5 takes lists of rows in rising order only
+        out = np.empty((len(index), self.features.shape[1]), np.float32)
+        out[order] = self.features[index[order]]
+        return out
+
+    def tiling(self, info: SlideInfo | None, l0_extent: float | None) -> Tiling:
+        """How its tiles were cut, by its attributes.
+
+        Parameters
+        ----------
+        info : SlideInfo, optional
+            The image, for files that name one of its levels.
+        l0_extent : float, optional
+            Side of a tile in level-0 px, which goes before the file's.
+
+        Raises
+        ------
+        InputError
+            Nothing says how large a tile is.
+        """
+        told = {name: float(value) for name, value in self.attributes.items() if np.ndim(value) == 0 and not isinstance(value, str | bytes)}
+        level = int(told.get("patch_level", 0))
+        ratio = told.get("custom_downsample", 1.0)
+        if l0_extent is None:
+            l0_extent = told.get("patch_size_level0")
+        if l0_extent is None and "patch_size" in told:
+            if level == 0:
+                l0_extent = told["patch_size"]
+            elif info is not None and level < len(info.levels):
+                l0_extent = told["patch_size"] * info.levels[level].downsample
+        if l0_extent is None or l0_extent <= 0:
+            raise InputError(
+                f"{self.path}: does not say how large a tile is: coords has neither patch_size_level0 nor a patch_size of a level that is known. "
+                "Add --patch-size-level0 with the side of a tile in level-0 px."
+            )
+        tile = max(1, round(told.get("patch_size", l0_extent) / ratio))
+        return Tiling(tile, max(1, tile - round(told.get("overlap", 0))), l0_extent / tile, level)
+
+    def places(self, tiling: Tiling) -> TilePlaces:
+        """Its tiles in row-major order, on the grid of `tiling` where they lie on it."""
+        x, y = np.asarray(self.coords[:], np.int64).T
+        step = grid_step(y, x, tiling.l0_step)
+        if step is None:
+            row, col = (np.unique(places, return_inverse=True)[1].astype(np.int64) for places in (y, x))
+        else:
+            row, col = (np.rint(places / step).astype(np.int64) for places in (y, x))
+            tiling = replace(tiling, scale=step / tiling.stride)
+        order = np.lexsort((col, row))
+        return TilePlaces(order, row[order], col[order], y[order], x[order], tiling, step is not None)
+
+
+def grid_step(y: NDArray[np.int64], x: NDArray[np.int64], stated: float) -> float | None:
+    """Step in level-0 px of the grid anchored at (0, 0) that tiles lie on, near the `stated` one; None where they lie on none.
+
+    The stated step may be a rounded one, which is a tile off after some hundreds of tiles: a finer one is taken from the places,
+    from the nearest to the farthest, each fixing the number of steps to the next.
+    """
+    places = np.unique(np.concatenate([y, x]))
+    step = stated
+    for place in places[places > 0].tolist():
+        count = round(place / step)
+        if count == 0 or abs(place - count * step) > GRID_TOLERANCE + count / 2:  # each rounded step is half a px off at most
+            return None
+        if abs(place - count * stated) > GRID_TOLERANCE:
+            step = place / count
+    worst = float(np.abs(places - np.rint(places / step) * step).max(initial=0.0))
+    return step if worst <= GRID_TOLERANCE and abs(step - stated) <= GRID_TOLERANCE else None
