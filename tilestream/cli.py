@@ -111,11 +111,12 @@ def inspect_command(
 @app.command("verify")
 def verify_command(
     output: Annotated[str, typer.Argument(help="An output folder, or one <slide id>.zarr in it.", show_default=False)],
+    repair: Annotated[bool, typer.Option("--repair", help="Forget what is damaged, so that the next run redoes it.")] = False,
 ) -> None:
     """Compare every stored object with its checksum."""
     from tilestream.verifying import verify_output
 
-    raise typer.Exit(verify_output(output, print))
+    raise typer.Exit(verify_output(output, print, repair=repair))
 
 
 @app.command("export")

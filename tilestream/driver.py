@@ -13,7 +13,7 @@ from typing import Any
 from tilestream.config import Config
 from tilestream.contextual import build_context
 from tilestream.engine import Engine, Outcome, open_engine, worker_count
-from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError
+from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
 from tilestream.finishing import FinishReport
 from tilestream.lock import hold_lock
 from tilestream.models.hub import is_hub_id
@@ -131,6 +131,14 @@ class Run:
 
     def execute(self) -> Summary:
         """Do it, and leave `run.json` however it ends."""
+        try:
+            return self._execute()
+        except OSError as error:
+            if (meant := storage_error(error)) is None:
+                raise
+            raise meant from error
+
+    def _execute(self) -> Summary:
         start = time.perf_counter()
         with hold_lock(self.output, self.name):
             try:
@@ -276,6 +284,8 @@ class Run:
         self.summary.projected_bytes = max(self.summary.projected_bytes, projection.total)
         if fresh:
             self.steps.create(store, plan, layout, self.recipe)
+        elif lost := store.forget_damaged():
+            self.reporter.message(f"{ref.id}: {lost} shards do not hold what was written; they are done again.", level="warning")
         committed = store.ledger()
         for entry in committed.values():
             for status, count in entry["counts"].items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from tilestream.config import Compute, SchedulerSpec
-from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError
+from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
 from tilestream.plan import LANES
 from tilestream.stages import STOP
 
@@ -34,6 +34,10 @@ def run_task(function: Callable[[Any], Any], task: Any) -> Outcome:
         return Outcome(value=function(task))
     except TilestreamError as error:
         return Outcome(error=error)
+    except OSError as error:
+        if (meant := storage_error(error)) is None:
+            raise
+        return Outcome(error=meant)
 
 
 class Engine(ABC):

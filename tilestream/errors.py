@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -46,3 +47,16 @@ class IncompleteError(TilestreamError):
     """A store that is read as finished is not finished, or its bytes are damaged."""
 
     exit_code = 4
+
+
+_STORAGE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.EFBIG})
+
+
+def storage_error(error: OSError) -> InterruptedRunError | None:
+    """What a failed write means to a user, or None for an error that is not the storage's."""
+    if error.errno not in _STORAGE:
+        return None
+    where = f" ({error.filename})" if error.filename else ""
+    return InterruptedRunError(
+        f"the output cannot be written: {error.strerror}{where}. What is written is kept. Make room or mend the disk, then run the same command again."
+    )

@@ -24,6 +24,9 @@ BLOCK_ROWS = 2048
 
 TILES, SLIDE = "tables/tiles", "tables/slide"
 LEDGER, COMPLETE = ".tilestream/shards", ".tilestream/complete.json"
+_REMADE = ("tables/slide/", "tables/tiles/obsm/attention/", "windows/", "overview.png")
+"""Objects that finishing a slide writes anew."""
+
 DROPPING, SEALED = ".tilestream/dropping.json", "sealed"
 
 
@@ -209,6 +212,29 @@ class SlideStore:
             for name, checksum in sorted(json.loads(raw or b"{}").get("objects", {}).items()):
                 digest.update(f"{name}={checksum}\n".encode())
         return digest.hexdigest()
+
+    def forget_damaged(self) -> int:
+        """Remove the ledger's entries whose objects are not as they were written, so that they are done again; returns how many."""
+        lost = 0
+        for key in self.folder.names(LEDGER):
+            try:
+                objects = json.loads(self.folder.get(key) or b"").get("objects", {})
+            except ValueError:  # the entry itself was cut short
+                objects = {key: ""}
+            if any(self._checksum(name) != checksum for name, checksum in objects.items()):
+                self.folder.delete(key)
+                lost += 1
+        return lost
+
+    def repair(self) -> str:
+        """Make a damaged slide unfinished, so that the next run redoes what is damaged and nothing else; says what that is."""
+        self.folder.delete(COMPLETE)
+        sealed = self.ledger(SEALED).get(0, {"objects": {}})["objects"]
+        basic = [name for name, checksum in sealed.items() if not name.startswith(_REMADE) and self._checksum(name) != checksum]
+        if basic:
+            self.folder.delete_all()
+            return f"{basic[0]} is damaged, on which all else rests: the slide is started over"
+        return f"{self.forget_damaged()} parts are done again"
 
     def damage(self) -> list[str]:
         """What is wrong with a finished slide, object by object; empty where all bytes are as they were written."""

@@ -10,8 +10,10 @@ from tilestream.store import SlideStore
 from tilestream.summary import EXIT_DONE, EXIT_PARTIAL
 
 
-def verify_output(address: str, say: Callable[[str], None]) -> int:
+def verify_output(address: str, say: Callable[[str], None], *, repair: bool = False) -> int:
     """Check an output folder or one store in it; returns the exit code, 0 or 4.
+
+    With `repair`, what is damaged is forgotten, so that the next run redoes it and nothing else.
 
     Raises
     ------
@@ -26,10 +28,15 @@ def verify_output(address: str, say: Callable[[str], None]) -> int:
         say(f"{name}: {'ok' if not found else f'{len(found)} problems'}")
         for line in found:
             say(f"  {line}")
+        if repair and found and store.completion is not None:
+            say(f"  {store.repair()}")
     if damaged:
-        say(
-            f"{damaged} of {len(stores)} slides are damaged or unfinished. Unfinished ones: run their command again. Damaged ones: delete their .zarr folder and run it again."
+        way = (
+            "Run their command again."
+            if repair
+            else "Unfinished ones: run their command again. Damaged ones: verify --repair, then run it again."
         )
+        say(f"{damaged} of {len(stores)} slides are damaged or unfinished. {way}")
     return EXIT_PARTIAL if damaged else EXIT_DONE
 
 

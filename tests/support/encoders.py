@@ -1,5 +1,7 @@
 """Encoders for tests, named in configs as `tests.support.encoders:<factory>`."""
 
+import time
+
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +45,18 @@ def mean_rgb() -> nn.Module:
 
 def corners() -> nn.Module:
     return Corners()
+
+
+class SlowCorners(Corners):
+    """Takes its time, so that a run can be killed in the middle."""
+
+    def forward(self, tiles):
+        time.sleep(0.02)
+        return super().forward(tiles)
+
+
+def slow_corners() -> nn.Module:
+    return SlowCorners()
 
 
 def nans() -> nn.Module:
