@@ -25,6 +25,10 @@ SetOption = Annotated[
 ]
 
 
+WIDE = 170
+"""Columns of tables that go into a file or a pipe."""
+
+
 @app.command("run")
 def run_command(
     config: ConfigPath,
@@ -166,13 +170,21 @@ def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(box=None)
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "))
+    columns = {
+        "name": "name", "dim": "dim", "tile_size": "tile px", "mpp": "µm/px", "output": "output", "precision": "precision", "normalisation": "normalisation",
+        "licence": "licence", "gated": "gated", "source": "source",
+    }  # fmt: skip
+    table = Table(box=None, pad_edge=False)
+    for key, words in columns.items():
+        table.add_column(words, no_wrap=key == "name", overflow="fold")
     for row in rows:
-        table.add_row(*("-" if value is None else str(value) for value in row.values()))
-    _console().print(table)
-    print('Also "module:factory": a Python function that returns a torch.nn.Module with `dim`.')
+        table.add_row(*("-" if row[key] in (None, False) else "yes" if row[key] is True else str(row[key]) for key in columns))
+    console = _console()
+    console.width = console.width if console.is_terminal else WIDE
+    console.print(table)
+    print(
+        'Also timm:<model>, hf:<repository>, and "module:factory": a Python function that returns a torch.nn.Module with `dim`. --json has more columns.'
+    )
 
 
 @app.command("doctor")

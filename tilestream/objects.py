@@ -30,7 +30,12 @@ class Folder:
         return Folder(f"{self.address.rstrip('/')}/{key}")
 
     def get(self, key: str) -> bytes | None:
-        """The bytes of an object, or None where there is none."""
+        """The bytes of an object, or None where there is none; looking makes no folder."""
+        if self.local is not None:
+            try:
+                return (self.local / key).read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
         buffer = sync(self.store.get(key, default_buffer_prototype()))
         return None if buffer is None else bytes(buffer.to_bytes())
 
@@ -51,6 +56,8 @@ class Folder:
 
     def exists(self, key: str) -> bool:
         """Whether there is an object of this name."""
+        if self.local is not None:
+            return (self.local / key).is_file()
         return bool(sync(self.store.exists(key)))
 
     def delete(self, key: str) -> None:
@@ -63,6 +70,8 @@ class Folder:
 
     def names(self, prefix: str = "") -> list[str]:
         """Names of the objects below `prefix`, sorted."""
+        if self.local is not None:
+            return sorted(path.relative_to(self.local).as_posix() for path in (self.local / prefix).rglob("*") if path.is_file())
 
         async def collect() -> list[str]:
             return [key async for key in self.store.list_prefix(prefix)]

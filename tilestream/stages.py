@@ -124,6 +124,8 @@ def open_unchanged(worker: Worker, address: str, options: SourceOptions, fingerp
         The file changed, or cannot be opened any more.
     """
     source = worker.source(address, options)
+    if source.info.fingerprint != fingerprint:  # left open by an earlier run of this process, perhaps
+        source = worker.reopen(address, options)
     if source.info.fingerprint != fingerprint:
         raise InputError(f"{address} changed while it was being read. Run again with --restart once the file is whole.")
     return source

@@ -173,6 +173,12 @@ class Worker:
                 self._sources[key] = open_source(address, options)
             return self._sources[key]
 
+    def reopen(self, address: str, options: SourceOptions) -> Source:
+        """The image of an address, opened anew: its file is another one by now."""
+        with self._sources_lock:
+            self._sources.pop((address, options), None)
+        return self.source(address, options)
+
     def embed_tiles(
         self,
         source: Source,
