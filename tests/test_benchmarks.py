@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import bench_memory, bench_reading
+from benchmarks import bench_context, bench_memory, bench_pipeline, bench_reading, fuzz_sources
 
 
 @pytest.mark.slow
@@ -47,3 +47,40 @@ def test_the_program_and_the_memory_of_reading_are_measured(capsys):
     assert row["tiles"] == 100
     assert row["shards_tiles_per_second"] >= row["program_tiles_per_second"] > 0
     assert all(row["added_mib"] <= row["bound_mib"] for row in told["memory"])
+
+
+def test_schedules_of_the_context_agree_and_compute_what_theory_says(capsys):
+    told = bench_context.main(
+        ["--only", "schedules", "--sizes", "64", "48", "--dim", "16", "--shard-rows", "24", "--rounds", "1", "--json"]
+    )
+    assert json.loads(capsys.readouterr().out) == told
+    rows = told["schedules"]
+    assert [row["schedule"] for row in rows] == ["dense", "row_bands", "halo_shards"]
+    assert all(row["digest"] == pytest.approx(rows[0]["digest"], rel=1e-6, abs=1e-6) for row in rows)
+    assert all(row["mixed"] == pytest.approx(row["theory"]) for row in rows)
+
+
+def test_the_pipeline_is_measured_beside_the_bare_encoder_and_a_plain_loop(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TILESTREAM_SAMPLE_DIR", str(tmp_path))
+    arguments = [
+        "--encoders",
+        "vit_tiny_patch16_224",
+        "--side",
+        "1024",
+        "--seconds",
+        "0.2",
+        "--baseline",
+        "--baseline-tiles",
+        "24",
+        "--processes",
+        "0",
+    ]
+    (row,) = bench_pipeline.main([*arguments, "--json"])
+    assert row["tiles"] == 25
+    assert all(row[key] > 0 for key in ("bare", "program", "plain", "share", "over_plain", "host_mib"))
+
+
+def test_fuzzed_files_end_in_a_result_or_an_error_of_ours(capsys):
+    told = fuzz_sources.main(["--count", "25", "--processes", "1", "--json"])
+    assert sum(told["outcomes"].values()) == 25
+    assert told["bad"] == {}

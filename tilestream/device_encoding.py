@@ -38,6 +38,8 @@ class DeviceEncoder:
         Side of a tile, px.
     batch : int or None
         Tiles of a batch; None measures which is best.
+    device : torch.device
+        Where the encoder is.
     compiled : bool
         Whether its blocks are compiled.
 
@@ -47,11 +49,11 @@ class DeviceEncoder:
         Not even a batch of one fits into the device's memory.
     """
 
-    def __init__(self, encoder: nn.Module, name: str, tile: int, batch: int | None, *, compiled: bool) -> None:
+    def __init__(self, encoder: nn.Module, name: str, tile: int, batch: int | None, device: torch.device, *, compiled: bool) -> None:
         self.encoder = encoder
         self.name = name
         self.tile = tile
-        self.device = next(encoder.parameters(), torch.empty(0, device="cuda")).device
+        self.device = device
         self.notes: list[str] = []
         self._graph: torch.cuda.CUDAGraph | None = None
         with torch.inference_mode():

@@ -145,7 +145,7 @@ class Worker:
         self.notes: list[str] = []
         if self.gathers:
             compiled = settings.compile is not False
-            on_device = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, compiled=compiled)
+            on_device = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device, compiled=compiled)
             self.batch, self.notes = on_device.batch, on_device.notes
             self.read_batch = self.batch
             self._encode_batch: Callable[[Tensor], Tensor] = on_device

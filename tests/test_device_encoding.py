@@ -1,0 +1,101 @@
+"""An encoder in batches of one shape: halved where memory is short, refused where nothing fits. The CUDA graph itself is measured on a GPU."""
+
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from tilestream import machine
+from tilestream.device_encoding import DeviceEncoder, check_output, host_encoder
+from tilestream.errors import ConfigError, InterruptedRunError
+from tilestream.summary import SlideResult, Summary
+
+
+class Greedy(nn.Module):
+    """Sums of pixels; needs memory for each tile, of which there is room for a few only."""
+
+    dim = 1
+
+    def __init__(self, room):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.room, self.seen = room, []
+
+    def forward(self, tiles):
+        self.seen.append(len(tiles))
+        if len(tiles) > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        return tiles.float().sum(dim=(1, 2, 3))[:, None] * self.weight
+
+
+class OnCpu(DeviceEncoder):
+    """Without a graph, as for an encoder that cannot be captured."""
+
+    def _capture(self):
+        self._graph = None
+        check_output(self._forward(self._blank(self.batch)), self.batch, self.name)
+
+
+@pytest.mark.parametrize("room", [1, 3, 8, 100])
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(room):
+    encoder = Greedy(room)
+    runner = OnCpu(encoder, "greedy", 4, 16, torch.device("cpu"), compiled=False)
+    assert runner.batch == {1: 1, 3: 2, 8: 8, 100: 16}[room]
+    assert len(runner.notes) == {1: 4, 3: 3, 8: 1, 100: 0}[room]
+    tiles = torch.randint(0, 256, (37, 4, 4, 3), dtype=torch.uint8)
+    assert torch.equal(runner(tiles)[:, 0], tiles.float().sum(dim=(1, 2, 3)))
+
+
+def test_memory_that_gets_short_later_halves_the_batch_and_goes_on():
+    encoder = Greedy(100)
+    runner = OnCpu(encoder, "greedy", 4, 16, torch.device("cpu"), compiled=False)
+    encoder.room = 5
+    tiles = torch.randint(0, 256, (40, 4, 4, 3), dtype=torch.uint8)
+    assert torch.equal(runner(tiles)[:, 0], tiles.float().sum(dim=(1, 2, 3)))
+    assert runner.batch == 4
+    assert any("going on with" in note for note in runner.notes)
+
+
+def test_where_not_even_one_tile_fits_the_run_ends_with_advice():
+    with pytest.raises(InterruptedRunError, match=r"does not hold a batch of one tile.*smaller encoder"):
+        OnCpu(Greedy(0), "greedy", 4, 16, torch.device("cpu"), compiled=False)
+
+
+def test_batches_are_filled_up_to_one_shape():
+    encoder = Greedy(100)
+    run = host_encoder(encoder, "greedy", 8)
+    assert len(run(torch.zeros(3, 4, 4, 3, dtype=torch.uint8))) == 3
+    assert encoder.seen == [8]
+
+
+@pytest.mark.parametrize("out", [torch.zeros(4), torch.zeros(3, 2), torch.zeros(4, 2, dtype=torch.int32), [1, 2, 3, 4]])
+def test_what_is_no_result_of_an_encoder_is_refused(out):
+    with pytest.raises(ConfigError, match=r"encoder\.name: some gave .* for 4 tiles"):
+        check_output(out, 4, "some")
+
+
+def test_workers_of_one_machine_share_its_devices_out(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, index in ((0, 0), (1, 1), (2, 0), ("named", 0)):
+        worker = types.SimpleNamespace(get_worker=lambda name=name: types.SimpleNamespace(name=name))
+        monkeypatch.setitem(__import__("sys").modules, "distributed", worker)
+        assert machine.pick_device("auto") == torch.device("cuda", index)
+    assert machine.pick_device("cuda:1") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "device", "words"),
+    [
+        ({"compute": 9.7, "wait": 0.1}, "cuda:0 (X)", "device busy 97%: a faster device would help"),
+        ({"compute": 3.0, "wait": 5.0}, "cuda:0 (X)", "decode bound: the device waited 50%"),
+        ({"compute": 3.0, "wait": 5.0}, "cpu", "the processor waited 50%"),
+        ({"compute": 2.0, "context": 7.0}, "cpu", "the context took 70%"),
+        ({"compute": 1.0, "wait": 0.2}, "cpu", "the rest went to writing"),
+    ],
+)
+def test_the_summary_says_what_bounded_a_run(seconds, device, words):
+    slide = SlideResult("a", "a.svs", seconds=seconds)
+    assert words in Summary("out", {}, [slide], embed_seconds=10.0, new_tiles=5, device=device).bound
+    assert Summary("out", {}, [slide]).bound == ""
