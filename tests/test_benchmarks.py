@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import bench_context, bench_memory, bench_pipeline, bench_reading, fuzz_sources
+from benchmarks import bench_context, bench_durability, bench_memory, bench_pipeline, bench_reading, fuzz_sources
 
 
 @pytest.mark.slow
@@ -84,3 +84,11 @@ def test_fuzzed_files_end_in_a_result_or_an_error_of_ours(capsys):
     told = fuzz_sources.main(["--count", "25", "--processes", "1", "--json"])
     assert sum(told["outcomes"].values()) == 25
     assert told["bad"] == {}
+
+
+def test_durability_is_measured_both_ways(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TILESTREAM_SAMPLE_DIR", str(tmp_path))
+    told = bench_durability.main(["--side", "1024", "--rounds", "1", "--verify-rows", "5000", "--dim", "8", "--json"])
+    assert json.loads(capsys.readouterr().out) == told
+    assert told["durable"] > 0
+    assert told["verify"]["rows"] == 5000
