@@ -49,6 +49,7 @@ def test_the_program_and_the_memory_of_reading_are_measured(capsys):
     assert all(row["added_mib"] <= row["bound_mib"] for row in told["memory"])
 
 
+@pytest.mark.slow
 def test_schedules_of_the_context_agree_and_compute_what_theory_says(capsys):
     told = bench_context.main(
         ["--only", "schedules", "--sizes", "64", "48", "--dim", "16", "--shard-rows", "24", "--rounds", "1", "--json"]
@@ -60,6 +61,7 @@ def test_schedules_of_the_context_agree_and_compute_what_theory_says(capsys):
     assert all(row["mixed"] == pytest.approx(row["theory"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_the_pipeline_is_measured_beside_the_bare_encoder_and_a_plain_loop(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("TILESTREAM_SAMPLE_DIR", str(tmp_path))
     arguments = [

@@ -137,7 +137,9 @@ def test_workers_that_are_killed_are_replaced(path, undisturbed, tmp_path):
     ends_equal(tmp_path / "out", undisturbed)
 
 
-@pytest.mark.parametrize("harm", ["cut", "flipped", "deleted", "ledger"])
+@pytest.mark.parametrize(
+    "harm", ["cut", "ledger", pytest.param("flipped", marks=pytest.mark.slow), pytest.param("deleted", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("stage", ["tiles", "context"])
 def test_what_a_power_cut_took_is_found_and_done_again(path, undisturbed, tmp_path, harm, stage):
     embed(path, tmp_path / "out", compute={"shard_tiles": 10}, **SECTIONS)
@@ -162,7 +164,7 @@ def damage(folder, stage, harm):
         target.write_bytes(raw if harm == "flipped" else raw[: len(raw) // 2])
 
 
-@pytest.mark.parametrize("harm", ["cut", "flipped", "deleted"])
+@pytest.mark.parametrize("harm", ["flipped", pytest.param("cut", marks=pytest.mark.slow), pytest.param("deleted", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "target", ["tables/tiles/X/c/3/0", "tables/slide/X/c/0/0", "overview.png", "tables/tiles/obs/row/c/0", "tables/tiles/zarr.json"]
 )

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config, embed, opened
 
+SLOW = pytest.mark.slow
 HEIGHT, WIDTH, TILE = 1500, 1330, 96
 TOKENS = {"name": "patch_embed", "args": {"dim": 32}}
 CONTEXT = {"window": 4, "depth": 4, "heads": 4, "exact": True}
@@ -56,7 +57,7 @@ def whole(image, tmp_path_factory):
 
 
 @pytest.mark.parametrize("schedule", ["row_bands", "halo_shards"])
-@pytest.mark.parametrize(("shard_tiles", "batch"), [(37, 1), (64, 7), (256, 64), (4096, 16)])
+@pytest.mark.parametrize(("shard_tiles", "batch"), [(37, 1), pytest.param(256, 64, marks=SLOW), pytest.param(4096, 7, marks=SLOW)])
 @pytest.mark.parametrize("save", [["tiles", "slide"], ["tiles", "slide", "tokens"]], ids=["one_pass", "stored"])
 def test_tokens_in_any_schedule_give_the_bits_of_the_whole(image, whole, tmp_path, schedule, shard_tiles, batch, save):
     path, sections = settings(image, context={"schedule": schedule}, shard_tiles=shard_tiles, batch_size=batch)
