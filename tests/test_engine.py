@@ -108,6 +108,8 @@ def test_every_engine_keeps_one_contract(settings, tmp_path):
     with open_engine(compute_section(**settings)) as engine:
         assert isinstance(engine, InlineEngine if settings["scheduler"] == "inline" else DaskEngine)
         assert engine.call(double, 21) == 42
+        assert engine.call_all(double, 21) == [42]
+        assert engine.wait_next(0.01) is None
         for k in range(engine.capacity):
             engine.submit(double, k, f"key {k}")
         seen = dict(engine.wait_next() for _ in range(engine.capacity))
