@@ -107,7 +107,7 @@ def test_tiles_equal_those_decoded_one_by_one(tmp_path, image, monkeypatch, way,
 @pytest.mark.parametrize("options", [{}, {"compression": "deflate"}, {"tile": None}])
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_pieces_decoded_by_threads_of_the_host_give_the_same_tiles(tmp_path, image, monkeypatch, options, scale):
-    monkeypatch.setattr(module, "HOST_GROUP_PIECES", 5)
+    monkeypatch.setattr("tilestream.readspec.HOST_GROUP_PIECES", 5)
     path = write_pyramid(tmp_path / "a.tif", image, levels=1, **{"tile": 128, **options})
     if not options:
         empty(path, 11)

@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 
 from tests.support.images import make_image, write_pyramid
+from tilestream.clock import Clock
 from tilestream.errors import ConfigError
 from tilestream.readspec import ReadSpec
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.openslide import OpenSlideSource
 from tilestream.sources.tiff import TiffSource
-from tilestream.worker import Clock, Worker, WorkerSettings
+from tilestream.worker import Worker, WorkerSettings
 
 
 def settings(**changes):
     plain = {
         "encoder": "tests.support.encoders:corners", "weights": None, "args": "{}", "precision": "fp32", "device": "cpu", "tile": 96,
-        "batch": 8, "compile": None, "isolate": False, "threads": 2, "decode": "auto", "compute_threads": None,
+        "batch": 8, "compile": None, "isolate": False, "threads": 2, "decode": "auto", "decode_processes": False, "compute_threads": None,
     }  # fmt: skip
     return WorkerSettings(**plain | changes)
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tilestream.decode_processes import DecodeProcesses, SharedPixels
 from tilestream.errors import ConfigError, ReadError
 from tilestream.readspec import GROUPS_IN_WORK
 from tilestream.sources.base import Pixels
@@ -58,13 +59,23 @@ class CpuDecoder:
 
 
 class HostDecoder:
-    """Memory in which threads of the host decode groups of pieces, on their way to a device; used in turn, pinned for CUDA.
+    """Memory in which the host decodes groups of pieces, on their way to a device; used in turn, pinned for CUDA.
 
     Memory bound: `GROUPS_IN_WORK` groups on the host. Not for use by two readers at once.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where pieces go.
+    processes : DecodeProcesses or None
+        What decodes; None where threads of this process do.
     """
 
-    def __init__(self, device: str | torch.device) -> None:
+    def __init__(self, device: str | torch.device, processes: DecodeProcesses | None = None) -> None:
         self.device = torch.device(device)
+        self.processes = processes
+        self.shared: list[SharedPixels | None] = [None] * GROUPS_IN_WORK
+        """The memory of each turn, where processes decode."""
         self._groups: list[Tensor | None] = [None] * GROUPS_IN_WORK
         self._sent: list[torch.cuda.Event | None] = [None] * GROUPS_IN_WORK
 
@@ -75,10 +86,22 @@ class HostDecoder:
             sent.synchronize()
         memory = self._groups[turn]
         if memory is None or len(memory) < count or memory.shape[1:3] != (height, width):
-            memory = torch.empty(count, height, width, 3, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-            self._groups[turn] = memory
+            memory = self._groups[turn] = self._memory(turn, (count, height, width, 3))
         pixels: NDArray[np.uint8] = memory[:count].numpy()
         return pixels
+
+    def _memory(self, turn: int, shape: tuple[int, ...]) -> Tensor:
+        """Memory of a shape for a turn, pinned for CUDA; shared where processes decode."""
+        pinned = self.device.type == "cuda"
+        if self.processes is None:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        if (before := self._groups[turn]) is not None and pinned:
+            torch.cuda.cudart().cudaHostUnregister(before.data_ptr())
+        shared = self.shared[turn] = SharedPixels(int(np.prod(shape)))
+        memory = torch.from_numpy(shared.bytes.reshape(shape))
+        if pinned:  # where it fails, copies are slower and nothing else
+            torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+        return memory
 
     def send(self, group: int, places: list[int]) -> Tensor:
         """(k, height, width, 3) uint8 on the device: the pieces at (k,) ascending places of a group, once they are decoded."""

@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tilestream.decode_processes import Decoded, DecodeProcesses, OpenImage, SharedPixels
 from tilestream.device_decoding import HostDecoder, StreamDecoder
 from tilestream.device_gather import copy_pieces, gather_tiles
 from tilestream.errors import ReadError
 from tilestream.reading import Index, pair_pieces
-from tilestream.readspec import GROUPS_IN_WORK, HOST_GROUP_PIECES, ReadSpec, group_pieces
-from tilestream.sources.base import WHITE, Source
+from tilestream.readspec import GROUPS_IN_WORK, UNIT_PIECES, ReadSpec, group_pieces, host_group
+from tilestream.sources.base import WHITE, Source, SourceOptions
 from tilestream.sources.tiff import TiffSource
 
 GROUP_PIECES = 256
@@ -39,7 +40,7 @@ def can_decode_on_device(source: Source, level: int) -> bool:
     return isinstance(source, TiffSource) and source.has_jpeg_streams(level)
 
 
-Fetched = bytes | int | ReadError | None
+Fetched = bytes | Decoded
 """A stream, or the number of a decoded piece; why there is none; None for background."""
 
 
@@ -60,7 +61,7 @@ class DeviceTileBatch:
 class DeviceTileReader:
     """Reads lists of tiles of one image whose level has a grid of pieces; for a `StreamDecoder` they must be JPEG (`can_decode_on_device`).
 
-    Threads of the pool read encoded bytes, or with a `HostDecoder` decode them; the thread that iterates has the device decode and
+    Threads of the pool read encoded bytes, or with a `HostDecoder` decode them or have its processes do so; the thread that iterates has the device decode and
     gather, on its current CUDA stream. Tiles equal `TileReader`'s as far as the decoder's pixels do; averaged ones exactly where the factor is whole and tiles start on whole
     pixels, else within 1 grey level, since sums are taken in another order.
 
@@ -78,12 +79,22 @@ class DeviceTileReader:
     """
 
     def __init__(
-        self, source: Source, spec: ReadSpec, *, decoder: StreamDecoder | HostDecoder, pool: Executor, threads: int, batch: int
+        self,
+        source: Source,
+        spec: ReadSpec,
+        *,
+        decoder: StreamDecoder | HostDecoder,
+        pool: Executor,
+        threads: int,
+        batch: int,
+        options: SourceOptions | None = None,
     ) -> None:
+        """`options` are those the source was opened with, for a decoder whose processes open it too."""
         on_host = isinstance(decoder, HostDecoder) and source.segment_grid(spec.level) is not None
         assert on_host or can_decode_on_device(source, spec.level), "the caller asks can_decode_on_device first"
         self.source, self.spec, self.decoder = source, spec, decoder
         self.pool, self.threads, self.batch = pool, threads, batch
+        self.image = OpenImage(source.info.address, options or SourceOptions(), source.info.fingerprint)
 
     def read(self, l0_y: Index, l0_x: Index) -> Iterator[DeviceTileBatch]:
         """Batches of the tiles whose level-0 top-left corners are (n,) `l0_y`, `l0_x`. A tile that fails is in `failed`."""
@@ -112,8 +123,16 @@ class DeviceTileReader:
         memory = None
         if isinstance(self.decoder, HostDecoder):
             memory = self.decoder.open(group, len(places), shard.grid.height, shard.grid.width)
+            shared, processes = self.decoder.shared[group % GROUPS_IN_WORK], self.decoder.processes
+            if processes is not None and shared is not None:
+                units = range(0, len(places), UNIT_PIECES)
+                return [self.pool.submit(self._ask, processes, places[k : k + UNIT_PIECES], k, shared, memory.shape) for k in units]
         parts = np.array_split(np.arange(len(places)), max(1, min(self.threads, len(places))))
         return [self.pool.submit(self._fetch, places[part], int(part[0]) if len(part) else 0, memory) for part in parts]
+
+    def _ask(self, processes: DecodeProcesses, places: Index, first: int, shared: SharedPixels, shape: tuple[int, ...]) -> list[Fetched]:
+        """`_fetch` by a process, into memory that it shares."""
+        return [*processes.decode(self.image, self.spec.level, places, first, shared, shape)]
 
     def _fetch(self, places: Index, first: int, memory: NDArray[np.uint8] | None) -> list[Fetched]:
         """The pieces at (k, 2) `places`, row and column, as streams, or as their numbers in `memory` from `first` on."""
@@ -179,7 +198,9 @@ class _Shard:
         self.grid, self.size = grid, source.info.levels[spec.level].size
         end = np.ceil(self.px + spec.extent - 1e-9).astype(np.int64) if spec.resampled else self.start + spec.tile
         pairs = pair_pieces((self.start[0], self.start[1]), (end[0], end[1]), self.grid, self.size)
-        most = HOST_GROUP_PIECES if isinstance(decoder, HostDecoder) else GROUP_PIECES
+        most = GROUP_PIECES
+        if isinstance(decoder, HostDecoder):
+            most = host_group(decoder.processes.count if decoder.processes else 0)
         first = self.start // np.array([[self.grid.height], [self.grid.width]])
         self.plan = _make_plan(pairs, first, batch, group_pieces(self.grid, most))
         self.slots = self.plan.slots.copy()

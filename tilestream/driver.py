@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -32,6 +33,9 @@ from tilestream.worker import WorkerSettings
 
 EXACT_BATCH = 16
 """Tiles a batch in exact mode: rows of a matrix product differ in their last bit between batches of 1, 7 and 16."""
+
+PROCESSES_FROM = 4
+"""Decode threads from which on pieces for a device are decoded in processes: fewer are served by one interpreter."""
 
 LOOK_EVERY = 10.0
 """Seconds without news after which the progress of long tasks is looked up in the store."""
@@ -97,6 +101,7 @@ def worker_settings(config: Config) -> WorkerSettings:
     exact = config.context is not None and config.context.exact
     local = compute.scheduler.kind in ("inline", "local")
     cores = max(1, len(os.sched_getaffinity(0)) // (worker_count(compute) if compute.scheduler.kind == "local" else 1))
+    threads = cores if compute.threads == "auto" else compute.threads
     return WorkerSettings(
         encoder=config.encoder.name,
         weights=_weights_address(config.encoder.weights),
@@ -108,7 +113,8 @@ def worker_settings(config: Config) -> WorkerSettings:
         isolate=compute.isolate,
         decode=config.source.decode,
         batch=EXACT_BATCH if exact else None if compute.batch_size == "auto" else compute.batch_size,
-        threads=cores if compute.threads == "auto" else compute.threads,
+        threads=threads,
+        decode_processes=sys.platform == "linux" and threads >= PROCESSES_FROM,
         compute_threads=cores if local else None,
     )
 

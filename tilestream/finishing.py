@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tilestream.aggregates import WindowWriter, write_larger_windows
+from tilestream.clock import Clock
 from tilestream.config import Pool, Windows
 from tilestream.contextual import CONTEXT_ROWS
 from tilestream.grid import TileGrid
@@ -22,7 +23,6 @@ from tilestream.models.weights import load_weights
 from tilestream.objects import Folder
 from tilestream.overview import draw_overview, principal_colours
 from tilestream.store import SlideStore
-from tilestream.worker import Clock
 
 THUMBNAIL, TISSUE = "thumbnail.png", "tissue.png"
 TILE_ROWS = "tables/tiles/X"

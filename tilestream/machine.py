@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from pathlib import Path
 
 import torch
 
@@ -63,6 +65,18 @@ def peak_memory() -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def children_memory() -> int:
+    """Bytes of resident memory that this process's children hold now, without shared memory (`RssAnon` and `RssFile` of proc(5))."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for thread in Path("/proc/self/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                with contextlib.suppress(OSError):
+                    lines = Path(f"/proc/{child}/status").read_text().splitlines()
+                    total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon", "RssFile")))
+    return total
 
 
 def settle_allocator() -> None:

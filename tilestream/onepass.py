@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tilestream.clock import Clock
 from tilestream.config import Context, Windows
 from tilestream.contextual import STAGE, Sink, build_context, input_end, input_top, row_groups
 from tilestream.errors import InterruptedRunError
 from tilestream.grid import TileGrid
 from tilestream.layout import OK, PADDED, Layout
-from tilestream.machine import peak_memory
 from tilestream.models.context import ContextTransformer
 from tilestream.models.schedules import RowBands, TokenBand
 from tilestream.objects import Folder
@@ -27,7 +27,7 @@ from tilestream.sources.base import SourceOptions
 from tilestream.stages import STOP, ShardReport, count_statuses, open_unchanged, place_results, refuse_tile
 from tilestream.store import SlideStore
 from tilestream.tokens import TokenGrid, tokens_a_side
-from tilestream.worker import Clock, Embedded, WorkerSettings, worker_for
+from tilestream.worker import Embedded, WorkerSettings, worker_for
 
 SEGMENT_HALOS = 16
 """Rows of a segment for each row that its halo adds: at most an eighth is computed twice."""
@@ -97,7 +97,7 @@ def embed_and_mix(task: PassTask) -> ShardReport:
             taken = work.clock.seconds
             work.clock.add("context", time.perf_counter() - start - sum(taken.get(stage, 0.0) for stage in ("wait", "compute", "write")))
     process = f"{os.uname().nodename}:{os.getpid()}"
-    return ShardReport(task.slide, task.first, work.counts, work.clock.seconds, work.errors, peak_memory(), process)
+    return ShardReport(task.slide, task.first, work.counts, work.clock.seconds, work.errors, worker.peak_bytes(), process)
 
 
 class _Pass:

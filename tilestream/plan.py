@@ -48,6 +48,8 @@ class EncoderFacts:
     """Decode threads a worker."""
     mpp_range: tuple[float, float] | None = None
     """Least and greatest µm/px that it serves; None: within 5 % of `mpp`."""
+    processes: int = 0
+    """Decoding processes a worker; 0 where its threads decode."""
     notes: tuple[str, ...] = ()
     """What a person should know of how the encoder runs."""
 

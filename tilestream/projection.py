@@ -11,7 +11,7 @@ from tilestream.contextspec import BAND_BYTES, ContextSpec, choose_schedule
 from tilestream.errors import ConfigError
 from tilestream.layout import Layout
 from tilestream.plan import LANES, EncoderFacts, SlidePlan
-from tilestream.readspec import GROUPS_IN_WORK, HOST_GROUP_PIECES, READ_TILES, group_pieces, pending_tiles
+from tilestream.readspec import GROUPS_IN_WORK, READ_TILES, group_pieces, host_group, pending_tiles
 
 SLACK = 64 * 1024**2
 """Bytes set aside for what the arithmetic does not name: thread stacks, codec scratch, fragmentation."""
@@ -71,7 +71,7 @@ def project_memory(
     cover_bytes = plan.spec.cover**2 * 3 * 5 if plan.spec.resampled else 0  # uint8 and the float32 rows of one average
     reading = pending * (tile_bytes + cover_bytes) + (facts.threads + 1) * piece_bytes * 2
     if facts.device.startswith("cuda") and plan.pieces:  # tiles are put together there
-        reading = (GROUPS_IN_WORK * group_pieces(plan.pieces, HOST_GROUP_PIECES) + facts.threads * 2) * piece_bytes
+        reading = (GROUPS_IN_WORK * group_pieces(plan.pieces, host_group(facts.processes)) + facts.threads * 2) * piece_bytes
     item = 4 + 2 * np.dtype(layout.dtype).itemsize  # float32 results, the stored array and its encoded copy
     columns = layout.dim + layout.tokens * layout.dim
     projection = Projection(

@@ -20,6 +20,9 @@ READ_TILES = 64
 HOST_GROUP_PIECES = 64
 """Pieces of a group that threads of the host decode for a device: some for each thread, sent to the device together."""
 
+UNIT_PIECES = 16
+"""Pieces that a decoding process is sent at once: decoding them takes 3 ms, sending and hearing of them a fiftieth of that."""
+
 GROUP_PIXELS = 1 << 25
 """Pixels of a group for a device, at most, where pieces are large; but at least one piece."""
 
@@ -91,6 +94,11 @@ def pending_tiles(spec: ReadSpec, grid: SegmentGrid | None, level: Level, shard_
     ahead_pieces = (jobs_ahead(spec, grid, threads) + 1) * job_pieces(spec, grid)
     ahead_lines = math.ceil(ahead_pieces * min(grid.height, grid.width) / (short * stride_px)) + 1
     return min(shard_tiles, short * across * (1 + ahead_lines))
+
+
+def host_group(processes: int) -> int:
+    """Pieces of a group that is decoded on the host for a device: by its threads, or by so many processes, each with a unit of its own."""
+    return UNIT_PIECES * processes or HOST_GROUP_PIECES
 
 
 def group_pieces(grid: SegmentGrid, most: int) -> int:

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tilestream.clock import Clock
 from tilestream.errors import ConfigError, InputError, InterruptedRunError
 from tilestream.isolation import Quarantined
 from tilestream.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES, TIMEOUT
-from tilestream.machine import device_name, peak_memory
+from tilestream.machine import device_name
 from tilestream.models.encoders import random_weights
 from tilestream.models.weights import weights_digest
 from tilestream.objects import Folder
@@ -26,7 +27,7 @@ from tilestream.plan import EncoderFacts
 from tilestream.readspec import ReadSpec
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.store import SlideStore
-from tilestream.worker import Clock, Embedded, Worker, WorkerSettings, worker_for
+from tilestream.worker import Embedded, Worker, WorkerSettings, worker_for
 
 STOP = threading.Event()
 """Set in the process that was asked to stop: shards in work end at their next batch."""
@@ -89,11 +90,12 @@ def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
         parameters=sum(p.numel() for p in worker.encoder.parameters()),
         digest=weights_digest(worker.encoder),
         untrained=random_weights(settings.spec, worker.encoder),
-        peak_bytes=peak_memory(),
+        peak_bytes=worker.program_bytes(),
         device=device_name(worker.device),
         precision=kinds[worker.dtype],
         batch=worker.batch,
         threads=settings.threads,
+        processes=worker.processes.count if worker.processes else 0,
         mpp_range=getattr(worker.encoder, "mpp_range", None),
         notes=tuple(worker.notes),
     )
@@ -112,7 +114,7 @@ def embed_shard(task: ShardTask) -> ShardReport:
         refuse_tile(task.slide, errors)
     with clock.timed("write"):
         SlideStore(Folder(task.store)).write_shard(task.shard, arrays, {"counts": counts})
-    return ShardReport(task.slide, task.shard, counts, clock.seconds, errors, peak_memory(), f"{os.uname().nodename}:{os.getpid()}")
+    return ShardReport(task.slide, task.shard, counts, clock.seconds, errors, worker.peak_bytes(), f"{os.uname().nodename}:{os.getpid()}")
 
 
 def open_unchanged(worker: Worker, address: str, options: SourceOptions, fingerprint: str) -> Source:

@@ -8,14 +8,12 @@ another, and results come back while the next batch computes.
 from __future__ import annotations
 
 import json
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,21 +21,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tilestream.clock import Clock
+from tilestream.decode_processes import CHILD_BYTES, DecodeProcesses
 from tilestream.device_decoding import HostDecoder, NvImageCodecDecoder, StreamDecoder
 from tilestream.device_encoding import DeviceEncoder, host_encoder
 from tilestream.device_reading import DeviceTileBatch, DeviceTileReader, can_decode_on_device
 from tilestream.errors import ConfigError
 from tilestream.isolation import IsolatedReader, Job
-from tilestream.machine import pick_device, pick_precision, settle_allocator
+from tilestream.machine import children_memory, peak_memory, pick_device, pick_precision, settle_allocator
 from tilestream.models.encoders import EncoderSpec, build_encoder
 from tilestream.plan import LANES
+from tilestream.readahead import read_ahead, side_stream
 from tilestream.reading import PixelBuffers, TileBatch, TileReader
 from tilestream.readspec import READ_TILES, ReadSpec
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
-
-QUEUE_BATCHES = 2
-"""Batches that wait between reading and computing."""
 
 IN_FLIGHT = 2
 """Batches launched on a device before the results of the first are waited for."""
@@ -68,6 +66,8 @@ class WorkerSettings:
     """Whether tiles are read in a child process."""
     decode: str
     """Where JPEG is decoded: auto, cpu or gpu."""
+    decode_processes: bool
+    """Whether pieces for a device are decoded in processes of their own, as many as `threads`."""
     compute_threads: int | None
     """Threads of torch within one operation; None leaves torch's own choice."""
 
@@ -75,26 +75,6 @@ class WorkerSettings:
     def spec(self) -> EncoderSpec:
         """What the encoder is built from."""
         return EncoderSpec(name=self.encoder, weights=self.weights, args=json.loads(self.args))
-
-
-@dataclass
-class Clock:
-    """Seconds by stage. Reading overlaps computing, so they need not add up to the wall clock."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def add(self, stage: str, seconds: float) -> None:
-        """Add seconds to a stage."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stage, time.perf_counter() - start)
 
 
 @dataclass(frozen=True)
@@ -138,6 +118,7 @@ class Worker:
         self.gathers = self.device.type == "cuda"
         if settings.decode == "gpu" and not self.gathers:
             raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
+        self.processes = DecodeProcesses(settings.threads) if self.gathers and settings.decode_processes else None
         self.dtype = pick_precision(settings.precision, self.device)
         self.encoder = build_encoder(settings.spec).to(self.device)
         if self.dtype is not torch.float32:
@@ -178,6 +159,14 @@ class Worker:
         with self._sources_lock:
             self._sources.pop((address, options), None)
         return self.source(address, options)
+
+    def program_bytes(self) -> int:
+        """Resident memory of the worker before it reads: its own so far, and what its decoding processes will hold."""
+        return peak_memory() + CHILD_BYTES * (self.processes.count if self.processes else 0)
+
+    def peak_bytes(self) -> int:
+        """High-water mark of the worker's own resident memory, and what its children hold now."""
+        return peak_memory() + children_memory()
 
     def embed_tiles(
         self,
@@ -221,9 +210,10 @@ class Worker:
     def _read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of tiles, on the device where they are gathered there and then complete on its stream `_launch` waits for."""
         threads = self.settings.threads
+        with self._sources_lock:
+            known = (key for key, opened in self._sources.items() if opened is source)
+            address, options = next(known, (source.info.address, SourceOptions()))
         if self.settings.isolate:
-            with self._sources_lock:
-                address, options = next(key for key, opened in self._sources.items() if opened is source)
             yield from IsolatedReader(Job(address, options, spec, threads, self.read_batch)).read(l0_y, l0_x)
             return
         if not self.gathers or source.segment_grid(spec.level) is None:
@@ -233,9 +223,11 @@ class Worker:
             return
         on_device = self.settings.decode == "gpu" and can_decode_on_device(source, spec.level)
         free = self._decoders[on_device]
-        decoder = free.pop() if free else NvImageCodecDecoder(self.device) if on_device else HostDecoder(self.device)
+        decoder = free.pop() if free else NvImageCodecDecoder(self.device) if on_device else HostDecoder(self.device, self.processes)
         try:
-            reader = DeviceTileReader(source, spec, decoder=decoder, pool=self.pool, threads=threads, batch=self.read_batch)
+            reader = DeviceTileReader(
+                source, spec, decoder=decoder, pool=self.pool, threads=threads, batch=self.read_batch, options=options
+            )
             with side_stream(self.device) as stream:
                 for batch in reader.read(l0_y, l0_x):
                     yield replace(batch, ready=None if stream is None else stream.record_event())
@@ -280,17 +272,6 @@ class Worker:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-@contextmanager
-def side_stream(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
-    """A CUDA stream of the calling thread's own, so that its work overlaps the encoder's; None on a CPU."""
-    if device.type != "cuda":
-        yield None
-        return
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
-        yield stream
-
-
 _worker: Worker | None = None
 _WORKER_LOCK = threading.Lock()
 
@@ -300,42 +281,8 @@ def worker_for(settings: WorkerSettings) -> Worker:
     global _worker  # noqa: PLW0603  # one encoder a process
     with _WORKER_LOCK:
         if _worker is None or settings not in (_worker.settings, replace(_worker.settings, batch=_worker.batch)):
+            if _worker is not None and _worker.processes is not None:
+                _worker.processes.close()
             _worker = None  # let go of the old encoder before the new one is built
             _worker = Worker(settings)
         return _worker
-
-
-def read_ahead(batches: Iterator[Batch], clock: Clock) -> Generator[Batch, None, None]:
-    """The same batches, read by a thread that runs up to `QUEUE_BATCHES` ahead. Closing the iterator stops the thread."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(QUEUE_BATCHES)
-    stopped = threading.Event()
-
-    def put(item: Batch | BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def produce() -> None:
-        try:
-            while not stopped.is_set():
-                with clock.timed("read"):
-                    batch = next(batches, None)
-                if not put(batch) or batch is None:
-                    return
-        except Exception as error:  # noqa: BLE001  # carried to the thread that consumes, which raises it
-            put(error)
-
-    thread = threading.Thread(target=produce, name="read-ahead", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()

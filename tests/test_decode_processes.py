@@ -1,0 +1,145 @@
+"""Pieces decoded in processes of their own: the same tiles, and a process that dies costs one piece at most."""
+
+import os
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import tests.test_device_reading as reading
+from tests.support.images import make_image, write_pyramid
+from tilestream.decode_processes import DecodeProcesses, OpenImage, SharedPixels
+from tilestream.device_decoding import HostDecoder
+from tilestream.device_reading import DeviceTileReader
+from tilestream.errors import ReadError
+from tilestream.machine import children_memory
+from tilestream.readspec import ReadSpec
+from tilestream.sources.base import SourceOptions
+from tilestream.sources.tiff import TiffSource
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfd_create and SOCK_SEQPACKET are Linux's")
+TILE = 96
+
+
+@pytest.fixture(scope="module")
+def processes():
+    made = DecodeProcesses(2)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def image():
+    return make_image(reading.HEIGHT, reading.WIDTH, seed=3)
+
+
+def image_of(source):
+    return OpenImage(source.info.address, SourceOptions(), source.info.fingerprint)
+
+
+def read(source, spec, y, x, decoder):
+    with ThreadPoolExecutor(2) as pool:
+        return list(DeviceTileReader(source, spec, decoder=decoder, pool=pool, threads=2, batch=16).read(y, x))
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "deflate"}, {"tile": None}])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_the_same_tiles_and_the_same_failures_as_in_this_process(tmp_path, image, processes, monkeypatch, options, scale):
+    monkeypatch.setattr("tilestream.device_reading.UNIT_PIECES", 3)
+    path = write_pyramid(tmp_path / "a.tif", image, levels=1, **{"tile": 128, **options})
+    if not options:
+        reading.empty(path, 11)
+        reading.damage(path, 19, b"\0" * 900)
+    source, spec, decoder = TiffSource(str(path), SourceOptions()), ReadSpec(0, 1.0, TILE, scale), HostDecoder("cpu", processes)
+    for seed in (1, 2):  # the shared memory is used again, and grows
+        y, x = reading.some_tiles(scale, kept=0.5 * seed)
+        batches = read(source, spec, y, x, decoder)
+        pixels, failed = reading.read_host(source, spec, y, x)
+        assert bool(failed) == (not options)
+        assert {k: reason for b in batches for k, reason in b.failed.items()} == failed
+        reading.assert_equal(reading.by_tile(batches), pixels)
+
+
+def test_many_slides_one_after_another(tmp_path, image, processes):
+    """More than a process keeps open, in memory that it must map anew."""
+    for number in range(5):
+        path = write_pyramid(tmp_path / f"{number}.tif", np.roll(image, number * 7, axis=1), tile=128, levels=1)
+        source, spec = TiffSource(str(path), SourceOptions()), ReadSpec(0, 1.0, TILE, 1.0)
+        for _ in range(4):
+            found = read(source, spec, *reading.some_tiles(), HostDecoder("cpu", processes))
+        reading.assert_equal(reading.by_tile(found), reading.read_host(source, spec, *reading.some_tiles())[0])
+
+
+def test_a_file_that_was_changed_is_refused(tmp_path, image, processes):
+    source = TiffSource(str(write_pyramid(tmp_path / "a.tif", image, tile=128, levels=1)), SourceOptions())
+    other = replace(image_of(source), fingerprint="another")
+    (found,) = processes.decode(other, 0, np.array([[0, 0]]), 0, SharedPixels(128 * 128 * 3), (1, 128, 128, 3))
+    assert isinstance(found, ReadError)
+    assert "changed while it was read" in str(found)
+
+
+def test_a_file_that_is_gone_is_named(tmp_path, image, processes):
+    path = write_pyramid(tmp_path / "a.tif", image, tile=128, levels=1)
+    source = TiffSource(str(path), SourceOptions())
+    path.unlink()
+    found = processes.decode(image_of(source), 0, np.array([[0, 0], [0, 1]]), 0, SharedPixels(2 * 128 * 128 * 3), (2, 128, 128, 3))
+    assert all(isinstance(each, ReadError) and str(path) in str(each) for each in found)
+
+
+def test_a_killed_process_is_replaced_and_nothing_is_lost(tmp_path, image):
+    source = TiffSource(str(write_pyramid(tmp_path / "a.tif", image, tile=128, levels=1)), SourceOptions())
+    made, memory = DecodeProcesses(1), SharedPixels(3 * 128 * 128 * 3)
+    places = np.array([[0, 0], [0, 1], [1, 0]])
+    for _ in range(2):
+        assert made.decode(image_of(source), 0, places, 0, memory, (3, 128, 128, 3)) == [0, 1, 2]
+        pixels = memory.bytes.reshape(3, 128, 128, 3).copy()
+        child = made._free.queue[0]._process
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        memory.bytes[:] = 0
+        assert made.decode(image_of(source), 0, places, 0, memory, (3, 128, 128, 3)) == [0, 1, 2]
+        np.testing.assert_array_equal(memory.bytes.reshape(3, 128, 128, 3), pixels)
+    made.close()
+
+
+POISON = """
+import os, sys
+import tilestream.decode_processes as module
+plain = module._decode
+def decode(source, level, row, col, number, out):
+    if (row, col) == (1, 0):
+        os.abort()
+    return plain(source, level, row, col, number, out)
+module._decode = decode
+module.serve(int(sys.argv[1]))
+"""
+
+
+def test_a_piece_that_kills_its_process_fails_alone(tmp_path, image):
+    source = TiffSource(str(write_pyramid(tmp_path / "a.tif", image, tile=128, levels=1)), SourceOptions())
+    made = DecodeProcesses(1, (sys.executable, "-c", POISON))
+    found = made.decode(image_of(source), 0, np.array([[0, 0], [1, 0], [0, 1]]), 0, SharedPixels(3 * 128 * 128 * 3), (3, 128, 128, 3))
+    made.close()
+    assert [found[0], found[2]] == [0, 2]
+    assert "file tile (1, 0): the decoder ended its process, twice" in str(found[1])
+
+
+def test_processes_end_with_the_one_that_asks(tmp_path):
+    code = "from tilestream.decode_processes import DecodeProcesses as D; d = D(2); print([c._process.pid for c in d._free.queue], flush=True); import os; os._exit(9)"
+    import subprocess
+    import time
+
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    pids = [int(number) for number in told.stdout.strip("[]\n ").split(",")]
+    for _ in range(100):
+        if not any(os.path.exists(f"/proc/{pid}") for pid in pids):  # noqa: PTH110
+            return
+        time.sleep(0.1)
+    pytest.fail("processes outlived the one that started them")
+
+
+def test_their_memory_is_counted(processes):
+    assert children_memory() > 2 * 8 * 1024**2
