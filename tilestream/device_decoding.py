@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import Any, Protocol
 
@@ -77,6 +78,7 @@ class HostDecoder:
         self.shared: list[SharedPixels | None] = [None] * GROUPS_IN_WORK
         """The memory of each turn, where processes decode."""
         self._groups: list[Tensor | None] = [None] * GROUPS_IN_WORK
+        self._pinned = [False] * GROUPS_IN_WORK
         self._sent: list[torch.cuda.Event | None] = [None] * GROUPS_IN_WORK
 
     def open(self, group: int, count: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -95,13 +97,24 @@ class HostDecoder:
         pinned = self.device.type == "cuda"
         if self.processes is None:
             return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-        if (before := self._groups[turn]) is not None and pinned:
-            torch.cuda.cudart().cudaHostUnregister(before.data_ptr())
+        self._unpin(turn)
         shared = self.shared[turn] = SharedPixels(int(np.prod(shape)))
         memory = torch.from_numpy(shared.bytes.reshape(shape))
-        if pinned:  # where it fails, copies are slower and nothing else
-            torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+        if pinned:
+            self._pinned[turn] = pin(memory, self.device)
         return memory
+
+    def _unpin(self, turn: int) -> None:
+        """Before memory is given back: CUDA would take what comes to lie there next for pinned."""
+        memory = self._groups[turn]
+        if self._pinned[turn] and memory is not None:
+            torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+        self._pinned[turn] = False
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the interpreter may be ending
+            for turn in range(GROUPS_IN_WORK):
+                self._unpin(turn)
 
     def send(self, group: int, places: list[int]) -> Tensor:
         """(k, height, width, 3) uint8 on the device: the pieces at (k,) ascending places of a group, once they are decoded."""
@@ -114,6 +127,15 @@ class HostDecoder:
             self._sent[turn] = torch.cuda.Event()
             self._sent[turn].record()  # type: ignore[union-attr]
         return pixels if count == len(places) else pixels[torch.tensor(places, device=self.device)]
+
+
+def pin(memory: Tensor, device: torch.device) -> bool:
+    """Have CUDA know a tensor's memory as pinned; False where it refuses, and copies then wait for the host."""
+    if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0:
+        return True
+    with contextlib.suppress(RuntimeError):  # the next launch would report the refusal as its own
+        torch.zeros(1, device=device)
+    return False
 
 
 class NvImageCodecDecoder:

@@ -157,5 +157,5 @@ def _compose(left: NDArray[np.uint8], right: NDArray[np.uint8], title: str, capt
     canvas.paste(Image.fromarray(left), (MARGIN, 2 * HEADER + 6))
     canvas.paste(Image.fromarray(right), (width + 2 * MARGIN, 2 * HEADER + 6))
     buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", optimize=False)
+    canvas.save(buffer, "PNG", compress_level=3)  # 7 % larger than with 6, in half the time
     return buffer.getvalue()

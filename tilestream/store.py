@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ FORMAT = 1
 
 BLOCK_ROWS = 2048
 """Rows of a block of `SlideStore.blocks`."""
+
+BLOCKS_AHEAD = 2
+"""Blocks that are read while the caller works on one."""
 
 TILES, SLIDE = "tables/tiles", "tables/slide"
 LEDGER, COMPLETE = ".tilestream/shards", ".tilestream/complete.json"
@@ -147,11 +152,21 @@ class SlideStore:
     def blocks(self, path: str, skip: int = 0) -> Iterator[NDArray[np.float32]]:
         """The rows of an array in order, (n, d) float32, in blocks that do not depend on how rows were cut into shards.
 
-        After each block, `skip` blocks are left out.
+        After each block, `skip` blocks are left out. `BLOCKS_AHEAD` more are read while the caller works on one.
         """
         array = self.array(path)
-        for start in range(0, array.shape[0], BLOCK_ROWS * (skip + 1)):
-            yield np.asarray(array[start : start + BLOCK_ROWS], np.float32)
+
+        def read(start: int) -> NDArray[np.float32]:
+            return np.asarray(array[start : start + BLOCK_ROWS], np.float32)
+
+        pending: deque[Future[NDArray[np.float32]]] = deque()
+        with ThreadPoolExecutor(BLOCKS_AHEAD, thread_name_prefix="rows") as pool:
+            for start in range(0, array.shape[0], BLOCK_ROWS * (skip + 1)):
+                pending.append(pool.submit(read, start))
+                if len(pending) > BLOCKS_AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
 
     # -- completion -------------------------------------------------------------------------------------------------
 
