@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from tilestream.aggregates import WindowWriter, write_larger_windows
 from tilestream.clock import Clock
@@ -77,7 +78,8 @@ def finish_slide(task: FinishTask) -> FinishReport:
                 write_larger_windows(task.windows, store)
         with clock.timed("overview"):
             thumbnail, mask = _image(store.folder, THUMBNAIL), _image(store.folder, TISSUE) > 0
-            colours = principal_colours(lambda skip: store.blocks(TILE_ROWS, skip), store.layout.tiles)
+            with threadpool_limits(1, "blas"):  # starting sixteen threads for matrices this small took longer than the sums
+                colours = principal_colours(lambda skip: store.blocks(TILE_ROWS, skip), store.layout.tiles)
             store.folder.put("overview.png", draw_overview(thumbnail, mask, task.grid, task.tile_row, task.tile_col, colours, task.title))
     unwanted = ([] if "tiles" in task.save else [TILE_ROWS, CONTEXT_ROWS]) + ([] if "tokens" in task.save else ["tokens"])
     if stored := [path for path in unwanted if path in store.dropping or store.folder.exists(f"{path}/zarr.json")]:
