@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.pretrain import __doc__ as about
 from benchmarks.pretrain.chunks import EXCLUDED, count_sources, find_chunks, load_chunks
+from benchmarks.pretrain.colour import ColourConfig
 from benchmarks.pretrain.methods import METHODS
 from benchmarks.pretrain.train import Run, TrainConfig, Trainer
 from tilestream.models.vit import vit_tiny_patch16_224
@@ -28,6 +29,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=usual.seed)
     parser.add_argument("--batch", type=int, default=usual.batch, help="samples of a step")
     parser.add_argument("--lr", type=float, default=usual.lr, help="largest learning rate")
+    parser.add_argument("--colour", type=float, default=1.0, help="how far colours are changed, as a part of the usual")
     parser.add_argument("--exclude", nargs="*", default=list(EXCLUDED), help="sources that are left out")
     parser.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint, where there is one")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
@@ -44,7 +46,9 @@ def main(arguments: list[str] | None = None) -> Run:
     torch.set_float32_matmul_precision("high")
     paths = find_chunks(chosen.data, tuple(chosen.exclude))
     chunks = load_chunks(paths, device)
-    config = TrainConfig(method=chosen.method, seed=chosen.seed, batch=chosen.batch, lr=chosen.lr)
+    config = TrainConfig(
+        method=chosen.method, seed=chosen.seed, batch=chosen.batch, lr=chosen.lr, colour=ColourConfig().scaled(chosen.colour)
+    )
     vit = vit_tiny_patch16_224(position="sincos", seed=chosen.seed)
     trainer = Trainer(vit, chunks, config, compiled=device.type == "cuda" and not chosen.no_compile)
     facts = {

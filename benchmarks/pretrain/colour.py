@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -59,6 +59,11 @@ class ColourConfig:
     """Largest standard deviation of the noise, of pixels in [0, 1]."""
     jpeg: float = 0.4
     """Chance of a picture with the losses of JPEG."""
+
+    def scaled(self, factor: float) -> ColourConfig:
+        """Changes of colour `factor` times as far; sharpness, noise and JPEG as they are."""
+        names = ("stain_factor", "stain_offset", "brightness", "contrast", "saturation", "hue", "grey")
+        return replace(self, **{name: getattr(self, name) * factor for name in names})
 
 
 class Changes(NamedTuple):
