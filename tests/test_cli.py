@@ -90,7 +90,7 @@ def test_untrained_weights_are_announced_once_in_plain_words(capsys, config_path
         (["tiles.sise=224"], 2, ["tiles.sise", "did you mean tiles.size?"]),
         (["tiles.size=-1", "compute.shard_tiles=0", "pool=meen"], 2, ["tiles.size", "compute.shard_tiles", "pool"]),
         (["tiles.mpp=0.5"], 2, ["tiles.mpp", "tiles.level"]),
-        (["source.icc=true"], 2, ["source.icc", "not available yet"]),
+        (["source.icc=maybe"], 2, ["source.icc", "maybe"]),
         (["encoder=vit_tinny_patch16_224"], 2, ["encoder.name", "Did you mean vit_tiny_patch16_224?"]),
         (["encoder=tests.support.encoders:trained"], 2, ["tiles.size: 224", "256", "encoder.allow_mismatch"]),
         (

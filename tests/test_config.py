@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from tilestream.config import Config, SchedulerSpec, config_schema
-from tilestream.configbase import NOT_YET, ValueRefusedError, bytes_from_text
+from tilestream.configbase import ValueRefusedError, bytes_from_text
 from tilestream.configfile import config_from_mapping
 from tilestream.errors import ConfigError
 
@@ -213,26 +213,6 @@ def test_exactly_one_of_mpp_and_level():
 )
 def test_a_wrong_value_is_refused_by_key_value_and_what_is_allowed(sections, words):
     refused(words, **sections)
-
-
-NOT_AVAILABLE = {
-    "source.icc": ({"source": {"icc": True}}, "true is not available yet; leave it out or set it to false."),
-}
-
-
-@pytest.mark.parametrize("key", NOT_YET)
-def test_what_is_not_available_yet_is_refused_and_never_ignored(key):
-    sections, words = NOT_AVAILABLE[key]
-    refused(f"{key}: {words}", **sections)
-
-
-def test_keys_of_features_to_come_are_taken_where_they_mean_the_default():
-    made = config(
-        source={"icc": False},
-        compute={"compile": "auto", "isolate": False},
-    )
-    assert made.compute.compile == "auto"
-    assert compute(compile=False).compile is False
 
 
 def test_no_pool_means_no_slide_vector():

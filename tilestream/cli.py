@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import sys
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -28,6 +30,9 @@ SetOption = Annotated[
 WIDE = 170
 """Columns of tables that go into a file or a pipe."""
 
+GRACE = 8.0
+"""Seconds that a run has to end after an interrupt; a decoder or a batch may take longer than anyone waits."""
+
 
 @app.command("run")
 def run_command(
@@ -37,7 +42,8 @@ def run_command(
     shard: Annotated[
         str | None,
         typer.Option(
-            metavar="I/N", help="Do every N-th slide from the I-th (0-based): N jobs share one output. 'auto' takes SLURM_ARRAY_TASK_ID."
+            metavar="I/N",
+            help="Do every N-th slide from the I-th (0-based): N jobs share one output. In a SLURM job array this is the default.",
         ),
     ] = None,
     log_format: Annotated[str, typer.Option(help="auto (live on a terminal, lines in a file), text or json.")] = "auto",
@@ -50,7 +56,10 @@ def run_command(
         raise ConfigError(f"--log-format: {log_format!r} is none of auto, text, json.")
     reporter = make_reporter(log_format)
     try:
-        summary = run(config, settings or (), restart=restart, shard=_shard(shard), reporter=reporter)
+        part = _shard(shard)
+        if part is not None and shard is None:
+            reporter.message(f"task {part[0]} of {part[1]} of a job array: every {part[1]}th slide; --shard 0/1 does all of them.")
+        summary = run(config, settings or (), restart=restart, shard=part, reporter=reporter)
     except KeyboardInterrupt as interrupt:
         raise InterruptedRunError("interrupted; what is finished is kept, and the same command resumes.") from interrupt
     finally:
@@ -69,21 +78,35 @@ def _console() -> Console:
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:
-    """`i/n`, or `auto` from the variables of a SLURM job array."""
+    """`i/n`; where it is not given, or `auto`, the place of this task in a SLURM job array; None outside of one."""
+    if text == "auto" or (text is None and "SLURM_ARRAY_TASK_ID" in os.environ):
+        return _shard_from_array(os.environ)
     if text is None:
         return None
-    if text == "auto":
-        try:
-            first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
-            return int(os.environ["SLURM_ARRAY_TASK_ID"]) - first, int(os.environ["SLURM_ARRAY_TASK_COUNT"])
-        except (KeyError, ValueError) as error:
-            raise ConfigError(
-                "--shard auto needs SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT; outside a job array write --shard 0/8."
-            ) from error
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ConfigError(f"--shard: {text!r} is not I/N with 0 <= I < N, e.g. 0/8.")
     return int(index), int(count)
+
+
+def _shard_from_array(environment: Mapping[str, str]) -> tuple[int, int]:
+    """The place of this task among those of its job array, whose numbers may start anywhere and go in steps."""
+    task, count, first, last, step = (
+        environment.get(f"SLURM_ARRAY_TASK_{name}", default) for name, default in (("ID", ""), ("COUNT", ""), ("MIN", "0"), ("MAX", ""), ("STEP", "1"))
+    )  # fmt: skip
+    try:
+        index, odd = divmod(int(task) - int(first), int(step))
+        last_index = int(count) - 1 if last == "" else (int(last) - int(first)) // int(step)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ConfigError(
+            "--shard auto needs SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT; write --shard 0/8, or --shard 0/1 for all slides."
+        ) from error
+    if odd or last_index != int(count) - 1 or not 0 <= index < int(count):
+        raise ConfigError(
+            f"--shard: task {task} of an array of {count} tasks from {first} to {last} in steps of {step} has no place among them. "
+            "Number the tasks 0 to N-1, or write --shard I/N."
+        )
+    return index, int(count)
 
 
 @app.command("plan")
@@ -209,16 +232,42 @@ def schema_command() -> None:
     print(json.dumps(config_schema(), indent=1))
 
 
-def _on_terminate(_signal: int, _frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
+class _Interrupts:
+    """What SIGINT and SIGTERM do: the first ends the run in order, within `GRACE` seconds; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, _signal: int, _frame: Any) -> NoReturn:
+        self.count += 1
+        if self.count > 1:
+            self._leave("interrupted twice: leaving at once")
+        timer = threading.Timer(GRACE, self._leave, [f"work did not end within {GRACE:g} s: leaving now"])
+        timer.daemon = True
+        timer.start()
+        raise KeyboardInterrupt
+
+    def _leave(self, why: str) -> NoReturn:
+        """End without waiting for anything: what is committed is in the store already."""
+        os.write(2, f"tilestream: {why}; what is finished is kept, and the same command resumes.\n".encode())
+        os._exit(InterruptedRunError.exit_code)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
-    signal.signal(signal.SIGTERM, _on_terminate)
+    interrupts = _Interrupts()
+    before = {number: signal.signal(number, interrupts) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         app(arguments)
     except TilestreamError as error:
         print(f"tilestream: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except SystemExit:
+        if interrupts.count:  # outside a run, where the command line makes an exit code of its own
+            sys.exit(InterruptedRunError.exit_code)
+        raise
+    finally:
+        if not interrupts.count:
+            for number, handler in before.items():
+                signal.signal(number, handler)
     sys.exit(0)

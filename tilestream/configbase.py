@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -140,25 +139,6 @@ Bytes = Annotated[int, BeforeValidator(bytes_from_text), WithJsonSchema({"anyOf"
 Saved = Annotated[tuple[Literal["tiles", "slide", "windows", "tokens"], ...], BeforeValidator(_tuple_from_list), Field(min_length=1)]
 
 
-@dataclass(frozen=True)
-class NotYet:
-    """Values of a key whose feature is still to come."""
-
-    find: Callable[[Any], str | None]
-    """The part of a value that is refused, as words; None where all of it is available."""
-    way_out: str
-
-
-def _only_true(value: object) -> str | None:
-    return "true" if value is True else None
-
-
-NOT_YET: Mapping[str, NotYet] = {
-    "source.icc": NotYet(_only_true, "leave it out or set it to false"),
-}
-"""Dotted key to the values that are refused until their feature is there. The whole list: nothing else is accepted and ignored."""
-
-
 class Section(BaseModel):
     """Base of the config's parts: frozen, no unknown keys, null means absent."""
 
@@ -180,15 +160,6 @@ class Section(BaseModel):
             return data
         known = {name for key, field in cls.model_fields.items() for name in (key, field.alias)}
         return {key: value for key, value in data.items() if value is not None or key not in known}
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _refuse_not_yet(cls, value: Any, info: ValidationInfo) -> Any:
-        entry = NOT_YET.get(f"{cls.section}{info.field_name}")
-        refused = entry.find(value) if entry else None
-        if entry and refused is not None:
-            raise ValueRefusedError(f"{refused} is not available yet; {entry.way_out}")
-        return value
 
 
 class Tissue(Section):

@@ -16,6 +16,7 @@ from tilestream.contextual import build_context
 from tilestream.engine import Engine, Outcome, open_engine, worker_count
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
 from tilestream.finishing import FinishReport
+from tilestream.isolation import open_image
 from tilestream.lock import hold_lock
 from tilestream.models.hub import is_hub_id
 from tilestream.objects import Folder
@@ -23,7 +24,6 @@ from tilestream.plan import EncoderFacts, SlidePlan, check_encoder, make_layout,
 from tilestream.projection import Projection, check_memory, project_memory
 from tilestream.recipe import check_recipe, check_source, make_recipe
 from tilestream.slides import SlideRef, list_slides
-from tilestream.sources import open_source
 from tilestream.stages import ShardReport, describe_encoder
 from tilestream.steps import Step, Steps
 from tilestream.store import SlideStore
@@ -273,7 +273,7 @@ class Run:
     def _plan_slide(self, ref: SlideRef, result: SlideResult) -> _SlideRun | None:
         """Open, plan and check a slide, and make its store ready; None where it is finished already."""
         store = self._store(ref)
-        with open_source(ref.address, source_options(self.config, ref)) as source:
+        with open_image(ref.address, source_options(self.config, ref), isolate=self.config.compute.isolate) as source:
             if not self.restart:
                 check_source(store, source.info.fingerprint, source.info.mpp, ref.id)
                 if (mark := store.completion) is not None:

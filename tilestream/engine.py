@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import queue
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,15 @@ from tilestream.stages import STOP
 
 RETRIES = 2
 """Times that a task is tried again after an error that is not ours, such as a worker that died."""
+
+
+DEATHS = 4
+"""Workers that one task may kill: distributed's `allowed-failures` is 3."""
+
+ALONE = 300.0
+"""Seconds that a run waits for a worker when none is left."""
+
+LOST = "the scheduler was lost. What is finished is kept; the same command resumes once a cluster is there."
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,7 @@ class DaskEngine(Engine):
         self._keys: dict[str, Any] = {}
         self._run = os.urandom(4).hex()
         self._count = 0
+        self._alone_since: float | None = None
 
     def submit(self, function: Callable[[Any], Any], task: Any, key: Any) -> None:
         self._count += 1
@@ -140,14 +151,29 @@ class DaskEngine(Engine):
         try:
             future = self._done.get(timeout=timeout)
         except queue.Empty:
+            self._check_cluster()
             return None
         key = self._keys.pop(future.key)
         if future.status == "error":
             error = future.exception()
-            return key, Outcome(error=InterruptedRunError(f"a worker failed {RETRIES + 1} times: {type(error).__name__}: {error}"))
-        if future.status == "cancelled":
-            return key, Outcome(error=InterruptedRunError("the scheduler was lost"))
+            died = type(error).__name__ == "KilledWorker"
+            words = f"{future.key} killed {DEATHS} workers, one after another" if died else f"{future.key}: {type(error).__name__}: {error}"
+            way = "Where a decoder crashes, compute.isolate: true gives up the tile alone. The same command resumes."
+            return key, Outcome(error=InterruptedRunError(f"{words}. {way}"))
+        if future.status in ("cancelled", "lost"):
+            return key, Outcome(error=InterruptedRunError(LOST))
         return key, future.result()
+
+    def _check_cluster(self) -> None:
+        """End a wait that would never end: no scheduler, or no worker for `ALONE` seconds. Raises InterruptedRunError."""
+        if self._client.status != "running":
+            raise InterruptedRunError(LOST)
+        if self._client.scheduler_info(n_workers=-1)["workers"]:
+            self._alone_since = None
+            return
+        self._alone_since = self._alone_since or time.monotonic()
+        if time.monotonic() - self._alone_since > ALONE:
+            raise InterruptedRunError(f"no worker is left for {ALONE:.0f} s. What is finished is kept; the same command resumes.")
 
     def call(self, function: Callable[[Any], Any], task: Any) -> Any:
         outcome = self._client.submit(run_task, function, task, pure=False).result()

@@ -47,12 +47,16 @@ class Folder:
     def flush(self, key: str) -> None:
         """Make a local object and its name durable; object stores are durable when they answer."""
         if self.local is not None:
-            for path in (self.local / key, (self.local / key).parent):
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+            _sync(self.local / key)
+            _sync((self.local / key).parent)
+
+    def flush_all(self, keys: list[str]) -> None:
+        """Make these objects durable, and the names of all that lies in this folder."""
+        if self.local is None:
+            return
+        folders = [path for path in self.local.rglob("*") if path.is_dir()]
+        for path in [*(self.local / key for key in keys), *folders, self.local, self.local.parent]:
+            _sync(path)
 
     def exists(self, key: str) -> bool:
         """Whether there is an object of this name."""
@@ -77,6 +81,14 @@ class Folder:
             return [key async for key in self.store.list_prefix(prefix)]
 
         return sorted(sync(collect()))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remote_store(address: str) -> Store:

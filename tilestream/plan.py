@@ -105,7 +105,7 @@ def source_options(config: Config, ref: SlideRef) -> SourceOptions:
     chosen = config.source
     return SourceOptions(
         backend=chosen.backend, z=chosen.z, t=chosen.t, channels=chosen.channels, window=chosen.window, scene=chosen.scene,
-        mpp=ref.mpp if ref.mpp is not None else chosen.mpp, reduced=config.tiles.fast_downsample and config.tiles.level is None,
+        mpp=ref.mpp if ref.mpp is not None else chosen.mpp, reduced=config.tiles.fast_downsample and config.tiles.level is None, icc=chosen.icc,
     )  # fmt: skip
 
 

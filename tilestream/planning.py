@@ -12,11 +12,11 @@ from tilestream.contextual import build_context
 from tilestream.driver import untrained_parts, worker_settings
 from tilestream.engine import worker_count
 from tilestream.errors import InputError
+from tilestream.isolation import open_image
 from tilestream.layout import Layout
 from tilestream.plan import EncoderFacts, SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
 from tilestream.projection import ContextPlan, Projection, check_memory, gib, project_memory
 from tilestream.slides import list_slides
-from tilestream.sources import open_source
 from tilestream.stages import describe_encoder
 from tilestream.summary import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED
 from tilestream.tokens import tokens_a_side
@@ -54,7 +54,7 @@ def plan_slides(config: Config) -> Planned:
     planned = Planned(config, facts)
     for ref in list_slides(config.slides):
         try:
-            with open_source(ref.address, source_options(config, ref)) as source:
+            with open_image(ref.address, source_options(config, ref), isolate=config.compute.isolate) as source:
                 plan = make_slide_plan(ref, source, config, facts)
         except InputError as error:
             planned.refused[ref.id] = str(error)

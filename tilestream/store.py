@@ -207,6 +207,7 @@ class SlideStore:
         known = {f"{LEDGER}/{SEALED}-000000.json", DROPPING, COMPLETE}
         known |= {key for stage in self.stages if stage != SEALED for entry in self.ledger(stage).values() for key in entry["objects"]}
         others = [key for key in self.folder.names() if key not in known and not key.startswith(f"{LEDGER}/")]
+        self.folder.flush_all(others)  # zarr leaves metadata to the system: a finished slide survives a power cut
         self._record(SEALED, 0, others, {})
 
     def complete(self, summary: dict[str, Any]) -> None:

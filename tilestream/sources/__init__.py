@@ -29,7 +29,7 @@ def open_source(address: str, options: SourceOptions) -> Source:
 
     `options.backend` forces one. With `auto`, a folder or a URL is Zarr; a file is read by file tile where tifffile maps it to a
     regular grid, and through OpenSlide otherwise; what neither reads goes to a plug-in for its suffix or scheme.
-    `info.reason` says in words what was chosen and why.
+    `info.reason` says in words what was chosen and why. With `options.icc`, pixels are converted to sRGB.
 
     Raises
     ------
@@ -38,6 +38,16 @@ def open_source(address: str, options: SourceOptions) -> Source:
     ConfigError
         The options are wrong in themselves.
     """
+    source = _open(address, options)
+    if not options.icc:
+        return source
+    from tilestream.sources.icc import with_profile
+
+    return with_profile(source)
+
+
+def _open(address: str, options: SourceOptions) -> Source:
+    """The image in its file's own colours."""
     openers: dict[str, Callable[[str, SourceOptions], Source]] = {
         "auto": _open_auto,
         "tiff": _open_tiff,

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 WHITE = 255
 """Value of pixels outside an image or under alpha 0."""
 
+LARGEST_PROFILE = 16 * 1024**2
+"""Bytes of a colour profile that is believed; those of scanners have up to 4 MiB."""
+
 Pixels = NDArray[np.uint8]
 """(height, width, 3) uint8 RGB, alpha already composited on white."""
 
@@ -39,6 +42,8 @@ class SourceOptions:
     """Resolution to take in place of the file's, µm/px."""
     reduced: bool = False
     """Whether levels of 1/2 and 1/4 that the decoder can make of a level (JPEG) are offered beside those in the file."""
+    icc: bool = False
+    """Whether colours are converted to sRGB by the file's profile."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,9 @@ class Source(ABC):
     """
 
     info: SlideInfo
+
+    icc_profile: bytes | None = None
+    """The file's colour profile; None where it has none, or the backend knows none."""
 
     @abstractmethod
     def _read(self, level: int, region: Region) -> Pixels:

@@ -17,7 +17,7 @@ from openslide import lowlevel
 
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Level, Region, Size
-from tilestream.sources.base import WHITE, Pixels, SlideInfo, Source, SourceOptions
+from tilestream.sources.base import LARGEST_PROFILE, WHITE, Pixels, SlideInfo, Source, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
 from tilestream.sources.resolution import PLACEHOLDER_MPP, UNKNOWN, Resolution, parse_number, resolution_from_config, resolution_from_file
 from tilestream.sources.samples import composite_straight
@@ -80,13 +80,17 @@ class OpenSlideSource(Source):
         try:
             self._handle: _Handle | None = _Handle(address)
             self._numbers, levels = _levels(self._handle.raw)
+            profile_bytes = int(lowlevel.get_icc_profile_size(self._handle.raw))
             properties = {
                 name: lowlevel.get_property_value(self._handle.raw, name) for name in lowlevel.get_property_names(self._handle.raw)
             }
         except OPENSLIDE_ERRORS as error:
             raise InputError(f"{address}: OpenSlide cannot open it: {str(error) or type(error).__name__}") from error
         stated = _resolution(address, properties, options)
-        kept = {name: value for name, value in properties.items() if name.startswith("openslide.") and ".level[" not in name}
+        if options.icc and profile_bytes:
+            self.icc_profile = _icc_profile(address, profile_bytes)
+        kept = {"icc_profile": f"{profile_bytes} bytes" if profile_bytes else "none"}
+        kept |= {name: value for name, value in properties.items() if name.startswith("openslide.") and ".level[" not in name}
         self.info = SlideInfo(
             address=address,
             backend="openslide",
@@ -130,6 +134,14 @@ class OpenSlideSource(Source):
                     self._handle = _Handle(self._address)
                 except OPENSLIDE_ERRORS as error:
                     raise ReadError(f"{self._address}: cannot be opened again after a read error: {error}") from error
+
+
+def _icc_profile(address: str, size: int) -> bytes:
+    """The slide's colour profile, read through a handle of its own, which it may break; empty where it cannot be one."""
+    try:
+        return bytes(lowlevel.read_icc_profile(_Handle(address).raw) or b"") if size <= LARGEST_PROFILE else b""
+    except OPENSLIDE_ERRORS:
+        return b""
 
 
 def _fingerprint(path: Path, properties: dict[str, str]) -> str:

@@ -40,6 +40,7 @@ class TiffSource(Source):
         index = index_tiff(address, options)
         self._levels = index.levels
         self._rule = index.rule
+        self.icc_profile = index.icc_profile
         self.info = _info(address, index, fingerprint_file(path))
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         self._size = os.fstat(self._file).st_size

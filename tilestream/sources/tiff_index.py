@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Level, Size
-from tilestream.sources.base import SegmentGrid, SourceOptions, ThreadBuffers
+from tilestream.sources.base import LARGEST_PROFILE, SegmentGrid, SourceOptions, ThreadBuffers
 from tilestream.sources.files import NoGridError
 from tilestream.sources.jpeg import JpegDecoder
 from tilestream.sources.resolution import Resolution
@@ -84,6 +84,7 @@ class TiffIndex:
     compression: str
     properties: dict[str, str]
     warnings: tuple[str, ...]
+    icc_profile: bytes | None
 
 
 def index_tiff(address: str, options: SourceOptions) -> TiffIndex:
@@ -123,7 +124,18 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
         warnings = (*warnings, f"the Orientation tag is {page.tags.valueof(274)}; pixels are read in stored order.")
     compression = tifffile.COMPRESSION(page.compression).name.lower()
     facts = _facts(page, series)
-    return TiffIndex(levels, rule, stated, vendor_of(tif, series), compression, facts, warnings + stated.warnings)
+    profile = _icc_profile(page)
+    facts["icc_profile"] = f"{len(profile)} bytes" if profile is not None else "none"
+    return TiffIndex(levels, rule, stated, vendor_of(tif, series), compression, facts, warnings + stated.warnings, profile)
+
+
+def _icc_profile(page: Any) -> bytes | None:
+    """The InterColorProfile tag (34675); empty where it claims more bytes than a profile has."""
+    tag = page.tags.get(34675)
+    if tag is None:
+        return None
+    value = tag.value if int(tag.count) <= LARGEST_PROFILE else b""
+    return value if isinstance(value, bytes) else b""
 
 
 def _with_reduced(levels: tuple[TiffLevel, ...]) -> tuple[TiffLevel, ...]:
@@ -257,7 +269,6 @@ def _facts(page: Any, series: Any) -> dict[str, str]:
         "tiff.series": str(series.kind),
         "tiff.axes": str(series.axes),
         "tiff.photometric": getattr(page.photometric, "name", str(page.photometric)).lower(),
-        "tiff.icc_profile": "yes" if page.tags.get(34675) is not None else "no",
     }
     for name in ("software", "datetime", "description"):
         text = str(getattr(page, name) or "").strip()
