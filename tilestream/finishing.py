@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,9 +78,13 @@ def finish_slide(task: FinishTask) -> FinishReport:
                     _window_vectors(task, store, rows)
                 write_larger_windows(task.windows, store)
         with clock.timed("overview"):
-            thumbnail, mask = _image(store.folder, THUMBNAIL), _image(store.folder, TISSUE) > 0
-            with threadpool_limits(1, "blas"):  # starting sixteen threads for matrices this small took longer than the sums
+            with (
+                ThreadPoolExecutor(1) as pool,
+                threadpool_limits(1, "blas"),
+            ):  # sixteen threads for matrices this small took longer to start
+                images = [pool.submit(_image, store.folder, key) for key in (THUMBNAIL, TISSUE)]
                 colours = principal_colours(lambda skip: store.blocks(TILE_ROWS, skip), store.layout.tiles)
+            thumbnail, mask = images[0].result(), images[1].result() > 0
             store.folder.put("overview.png", draw_overview(thumbnail, mask, task.grid, task.tile_row, task.tile_col, colours, task.title))
     unwanted = ([] if "tiles" in task.save else [TILE_ROWS, CONTEXT_ROWS]) + ([] if "tokens" in task.save else ["tokens"])
     if stored := [path for path in unwanted if path in store.dropping or store.folder.exists(f"{path}/zarr.json")]:
