@@ -21,7 +21,7 @@ HOUSE = [
     "lock recipe summary driver",
     "run opened",
     "progress planning inspecting verifying doctor",
-    "exports.base exports.components exports.multiscale exports.hdf5 exports.geojson exports.omezarr exports.* exports importing",
+    "exports.base exports.components exports.multiscale exports.hdf5 exports.geojson exports.omezarr exports.* exports importing report",
     "cli __main__",
 ]
 ORDER = [name for line in HOUSE for name in line.split()]
