@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "tilestream"
 HOUSE = [
     "errors geometry grid resample contextspec configbase config slides configyaml configfile",
     "sources.base sources.* sources",
-    "thumbnail tissue readspec layout plan projection",
+    "thumbnail tissue readspec layout featurefile chosen plan projection",
     "reading isolation decode_processes device_decoding device_kernel device_gather device_reading",
     "models.positions models.patch_embed models.vit models.windows models.context models.schedules models.pooling models.weights models.hub models.presets models.convert models.adapters models.encoders models",
     "objects tables store",
@@ -21,7 +21,7 @@ HOUSE = [
     "lock recipe summary driver",
     "run opened",
     "progress planning inspecting verifying doctor",
-    "exports.base exports.components exports.multiscale exports.hdf5 exports.geojson exports.omezarr exports.* exports featurefile importing",
+    "exports.base exports.components exports.multiscale exports.hdf5 exports.geojson exports.omezarr exports.* exports importing report",
     "cli __main__",
 ]
 ORDER = [name for line in HOUSE for name in line.split()]

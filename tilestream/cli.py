@@ -180,6 +180,17 @@ def import_command(
     print(import_features(features, slide, out, patch_size_level0=patch_size_level0))
 
 
+@app.command("report")
+def report_command(
+    output: Annotated[str, typer.Argument(help="An output folder.", show_default=False)],
+    to: Annotated[str | None, typer.Option("--to", help="The HTML file; else report.html in the output.")] = None,
+) -> None:
+    """Write one HTML file on all slides of an output: pictures, counts, failures, seconds, throughput, recipe."""
+    from tilestream.report import write_report
+
+    print(write_report(output, to))
+
+
 @app.command("encoders")
 def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the encoders that a config can name."""

@@ -94,6 +94,10 @@ class Tiles(Section):
 
     size: Count = 224
     """Side of a tile as the encoder gets it, in px at the target resolution."""
+    chosen: PathText | None = Field(default=None, alias="from")
+    """HDF5 with `coords` of TRIDENT or CLAM: exactly those tiles are embedded, each averaged to `size` px, whatever the tissue says. One file for one
+    slide, a folder with `<slide id>_patches.h5` or `<slide id>.h5`, or a pattern such as `features/{slide}.h5`. Takes the place of `level`, `mpp`,
+    `stride` and `edge`. Relative to the working directory."""
     level: Index | None = None
     """Pyramid level whose pixels are taken as they are, 0 the finest. Either this or `mpp`."""
     mpp: Positive | None = Field(default=None, validate_default=True)
@@ -115,6 +119,10 @@ class Tiles(Section):
     @classmethod
     def _one_resolution(cls, mpp: float | None, info: ValidationInfo) -> float | None:
         level = info.data.get("level")
+        if info.data.get("chosen") is not None:
+            if mpp is not None or level is not None:
+                raise ValueRefusedError("tiles.from says how large its tiles are in the image. Leave tiles.mpp and tiles.level out")
+            return None
         if mpp is not None and level is not None:
             raise ValueRefusedError(
                 f"{mpp:g}, but tiles.level is {level} as well, and exactly one of them is wanted. Remove one; "
@@ -127,7 +135,16 @@ class Tiles(Section):
     @field_validator("stride", mode="before")
     @classmethod
     def _stride_from_size(cls, stride: Any, info: ValidationInfo) -> Any:
+        if stride is not None and info.data.get("chosen") is not None and stride != info.data.get("size"):
+            raise ValueRefusedError(f"{yaml_word(stride)}, but tiles.from says where tiles lie. Leave tiles.stride out")
         return info.data.get("size", 1) if stride is None else stride
+
+    @field_validator("edge")
+    @classmethod
+    def _edge_of_own_tiles(cls, edge: str, info: ValidationInfo) -> str:
+        if edge != "pad" and info.data.get("chosen") is not None:
+            raise ValueRefusedError(f"{edge}, but tiles.from says which tiles are wanted. Leave tiles.edge out")
+        return edge
 
 
 class Encoder(Section):

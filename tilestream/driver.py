@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tilestream.chosen import check_chosen
 from tilestream.config import Config
 from tilestream.contextual import build_context
 from tilestream.engine import Engine, Outcome, open_engine, worker_count
@@ -22,7 +23,7 @@ from tilestream.models.hub import is_hub_id
 from tilestream.objects import Folder
 from tilestream.plan import EncoderFacts, SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
 from tilestream.projection import Projection, check_memory, project_memory
-from tilestream.recipe import check_recipe, check_source, make_recipe
+from tilestream.recipe import check_recipe, check_source, make_recipe, slide_recipe
 from tilestream.slides import SlideRef, list_slides
 from tilestream.stages import ShardReport, describe_encoder
 from tilestream.steps import Step, Steps
@@ -127,6 +128,7 @@ class Run:
         # Workers may run in another folder: every address that reaches them is absolute.
         self.output = Folder(absolute(config.output.path))
         refs = list_slides(config.slides)
+        check_chosen(config.tiles.chosen, len(refs))
         self.refs = refs if shard is None else refs[shard[0] :: shard[1]]
         self.name = "run" if shard is None else f"run-{shard[0]}-of-{shard[1]}"
         self.results = {ref.id: SlideResult(ref.id, ref.address) for ref in self.refs}
@@ -174,7 +176,7 @@ class Run:
         self.summary.encoder = vars(self.facts) | {}
         if not self.restart:
             for ref in self.refs:
-                check_recipe(self._store(ref), self.recipe, ref.id)
+                self._check_recipe(ref)
         for note in self.facts.notes:
             self.reporter.message(note, level="warning")
         self.summary.workers, self.summary.device = engine.workers, self.facts.device
@@ -184,6 +186,13 @@ class Run:
             )
         self.workers = engine.workers
         self.reporter.started(len(self.refs), self.facts, engine.workers)
+
+    def _check_recipe(self, ref: SlideRef) -> None:
+        """Refuse a store of another recipe now; a slide whose own part of the recipe cannot be read is refused in its turn."""
+        try:
+            check_recipe(self._store(ref), slide_recipe(self.recipe, self.config, ref.id), ref.id)
+        except InputError as error:
+            self.reporter.message(str(error), level="warning")
 
     def _store(self, ref: SlideRef) -> SlideStore:
         return SlideStore(self.output / f"{ref.id}.zarr")
@@ -289,7 +298,7 @@ class Run:
         check_memory(projection, self.config, plan)
         self.summary.projected_bytes = max(self.summary.projected_bytes, projection.total)
         if fresh:
-            self.steps.create(store, plan, layout, self.recipe)
+            self.steps.create(store, plan, layout, slide_recipe(self.recipe, self.config, ref.id))
         elif lost := store.forget_damaged():
             self.reporter.message(f"{ref.id}: {lost} shards do not hold what was written; they are done again.", level="warning")
         committed = store.ledger()

@@ -7,12 +7,13 @@ Sources: https://github.com/mahmoodlab/TRIDENT and https://github.com/mahmoodlab
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.errors import InputError
+from tilestream.errors import ConfigError, InputError
 from tilestream.sources.base import SlideInfo
 
 GRID_TOLERANCE = 1
@@ -60,43 +61,32 @@ class TilePlaces:
     """Whether they lie on a grid anchored at level-0 (0, 0); else row and col are ranks among the y and x that occur."""
 
 
-class FeatureFile:
-    """An open HDF5 file of features.
+class PlaceFile:
+    """An open HDF5 file of places, with features or without.
 
     Raises
     ------
     InputError
-        It lacks one of the two datasets, or their shapes do not fit.
+        It has no `coords` of shape (n, 2) whole numbers.
     """
+
+    no_size = "Add --patch-size-level0 with the side of a tile in level-0 px."
+    """The way out for a file that does not say how large a tile is."""
 
     def __init__(self, path: str, file: Any) -> None:
         self.path = path
-        missing = [name for name in ("features", "coords") if name not in file]
-        if missing:
+        if "coords" not in file:
             raise InputError(
-                f"{path}: has no dataset {' and no '.join(missing)}. Give a file that holds both, as TRIDENT and CLAM write them."
+                f"{path}: has no dataset coords, only {', '.join(file) or 'nothing'}. Give a file of TRIDENT's or CLAM's patches."
             )
-        self.features, self.coords = file["features"], file["coords"]
-        shapes = self.features.shape, self.coords.shape
-        if len(shapes[0]) != 2 or shapes[0][1] < 1 or shapes[1] != (shapes[0][0], 2):
-            raise InputError(f"{path}: features {shapes[0]} and coords {shapes[1]} are not (n, d) and (n, 2) of the same tiles.")
+        self.coords = file["coords"]
+        shape: tuple[int, ...] = getattr(self.coords, "shape", ())
+        if len(shape) != 2 or shape[1] != 2 or self.coords.dtype.kind not in "iu":
+            dtype = getattr(self.coords, "dtype", "a group")
+            raise InputError(f"{path}: coords is {shape} {dtype}, but it must be (n, 2) whole numbers: x, y in level-0 px.")
         self.attributes: dict[str, Any] = dict(self.coords.attrs)
-        encoder = self.features.attrs.get("encoder", "unknown")
-        self.encoder = encoder.decode() if isinstance(encoder, bytes) else str(encoder)
-
-    @property
-    def dtype(self) -> str:
-        """The dtype that holds the features without loss, float16 or float32."""
-        return "float16" if self.features.dtype == np.float16 else "float32"
-
-    def read(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Features (m, d) float32 of rows of the file, in the order asked for."""
-        if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
-            return np.asarray(self.features[int(index[0]) : int(index[0]) + len(index)], np.float32)
-        order = np.argsort(index, kind="stable")  # HDF5 takes lists of rows in rising order only
-        out = np.empty((len(index), self.features.shape[1]), np.float32)
-        out[order] = self.features[index[order]]
-        return out
+        if "l0_extent" in file.attrs:  # ours: the side of a tile before it was rounded
+            self.attributes["patch_size_level0"] = float(file.attrs["l0_extent"])
 
     def tiling(self, info: SlideInfo | None, l0_extent: float | None) -> Tiling:
         """How its tiles were cut, by its attributes.
@@ -126,7 +116,7 @@ class FeatureFile:
         if l0_extent is None or l0_extent <= 0:
             raise InputError(
                 f"{self.path}: does not say how large a tile is: coords has neither patch_size_level0 nor a patch_size of a level that is known. "
-                "Add --patch-size-level0 with the side of a tile in level-0 px."
+                + self.no_size
             )
         tile = max(1, round(told.get("patch_size", l0_extent) / ratio))
         return Tiling(tile, max(1, tile - round(told.get("overlap", 0))), l0_extent / tile, level)
@@ -142,6 +132,60 @@ class FeatureFile:
             tiling = replace(tiling, scale=step / tiling.stride)
         order = np.lexsort((col, row))
         return TilePlaces(order, row[order], col[order], y[order], x[order], tiling, step is not None)
+
+
+class FeatureFile(PlaceFile):
+    """An open HDF5 file of features.
+
+    Raises
+    ------
+    InputError
+        It lacks one of the two datasets, or their shapes do not fit.
+    """
+
+    def __init__(self, path: str, file: Any) -> None:
+        missing = [name for name in ("features", "coords") if name not in file]
+        if missing:
+            raise InputError(
+                f"{path}: has no dataset {' and no '.join(missing)}. Give a file that holds both, as TRIDENT and CLAM write them."
+            )
+        self.features = file["features"]
+        shapes = self.features.shape, file["coords"].shape
+        if len(shapes[0]) != 2 or shapes[0][1] < 1 or shapes[1] != (shapes[0][0], 2):
+            raise InputError(f"{path}: features {shapes[0]} and coords {shapes[1]} are not (n, d) and (n, 2) of the same tiles.")
+        super().__init__(path, file)
+        encoder = self.features.attrs.get("encoder", "unknown")
+        self.encoder = encoder.decode() if isinstance(encoder, bytes) else str(encoder)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that holds the features without loss, float16 or float32."""
+        return "float16" if self.features.dtype == np.float16 else "float32"
+
+    def read(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features (m, d) float32 of rows of the file, in the order asked for."""
+        if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
+            return np.asarray(self.features[int(index[0]) : int(index[0]) + len(index)], np.float32)
+        order = np.argsort(index, kind="stable")  # HDF5 takes lists of rows in rising order only
+        out = np.empty((len(index), self.features.shape[1]), np.float32)
+        out[order] = self.features[index[order]]
+        return out
+
+
+def load_h5py() -> ModuleType:
+    """The module h5py.
+
+    Raises
+    ------
+    ConfigError
+        It is not installed.
+    """
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise ConfigError("HDF5 files need the package h5py, which is not installed: pip install 'tilestream[h5]'.") from error
+    found: ModuleType = h5py
+    return found
 
 
 def grid_step(y: NDArray[np.int64], x: NDArray[np.int64], stated: float) -> float | None:

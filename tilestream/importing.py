@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from tilestream import __version__
 from tilestream.errors import ConfigError, InputError, OutputError
-from tilestream.exports.hdf5 import load_h5py
-from tilestream.featurefile import GRID_TOLERANCE, FeatureFile, TilePlaces
+from tilestream.featurefile import GRID_TOLERANCE, FeatureFile, TilePlaces, load_h5py
 from tilestream.geometry import Size
 from tilestream.layout import NONFINITE, OK, PADDED, STATUSES, Layout, TileColumns
 from tilestream.lock import hold_lock

@@ -85,7 +85,7 @@ def embed_and_mix(task: PassTask) -> ShardReport:
             model = build_context(task.context, work.layout.dim, task.precision).to(worker.device)
             start = time.perf_counter()
             tiles, groups = work.reach(model, sink.first_row)
-            y, x = task.grid.l0_origins(work.places.tile_row[tiles]), task.grid.l0_origins(work.places.tile_col[tiles])
+            y, x = task.grid.l0_y(work.places.tile_row[tiles]), task.grid.l0_x(work.places.tile_col[tiles])
             cuts = [work.places.tiles_between(row, row).start - tiles.start for row, _ in groups[1:]]
             with closing(worker.embed_tiles(source, task.spec, y, x, work.clock, cuts)) as embedded:
                 bands = (TokenBand(b.tokens.to(worker.device), b.tok_row, b.tok_col, b.upto) for b in work.bands(embedded, tiles, groups))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,58 @@ class Opened:
         import anndata
 
         return anndata.read_zarr(f"{self.path}/tables/tiles")
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the overview into matplotlib axes, new ones where none are given, and return them.
+
+        Raises
+        ------
+        ConfigError
+            matplotlib is not installed.
+        InputError
+            The slide has no picture yet.
+        """
+        import io
+
+        from PIL import Image
+
+        from tilestream.errors import ConfigError, InputError
+
+        try:
+            from matplotlib import pyplot as plt
+        except ModuleNotFoundError as error:
+            raise ConfigError("plot needs the package matplotlib, which is not installed: pip install 'tilestream[plot]'.") from error
+        raw = self._picture()
+        if raw is None:
+            raise InputError(f"{self.path} has no picture. Finish its run, or plot .positions yourself.")
+        axes = plt.subplots(figsize=(12, 6), layout="constrained")[1] if axes is None else axes
+        axes.imshow(Image.open(io.BytesIO(raw)))
+        axes.set_axis_off()
+        return axes
+
+    def _picture(self) -> bytes | None:
+        """The overview, else the thumbnail, as PNG; None for imported slides, which have neither."""
+        return self._store.folder.get("overview.png") or self._store.folder.get("thumbnail.png")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picture, small, with shape and recipe."""
+        import base64
+        import io
+        from html import escape
+
+        from PIL import Image
+
+        layout, raw, image = self._store.layout, self._picture(), ""
+        if raw is not None:
+            with Image.open(io.BytesIO(raw)) as opened:
+                picture = opened.convert("RGB")
+            picture.thumbnail((720, 720))
+            buffer = io.BytesIO()
+            picture.save(buffer, "WEBP", quality=75)
+            image = f'<img alt="overview" src="data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+        recipe = escape(json.dumps(self.recipe, indent=1, ensure_ascii=False))
+        words = f"{layout.tiles:,} tiles x {layout.dim} {layout.dtype}" + (f", context {layout.context_dim}" if layout.context_dim else "")
+        return f"<div><b>{escape(self.path)}</b><br>{words}<br>{image}<details><summary>recipe</summary><pre>{recipe}</pre></details></div>"
 
     def __repr__(self) -> str:
         layout = self._store.layout

@@ -121,12 +121,29 @@ def draw_overview(
 def _tile_of_pixel(grid: TileGrid, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64], panel: tuple[int, int]) -> NDArray[np.int64]:
     """(h, w) index of the kept tile under each pixel of a panel, -1 where there is none."""
     width, height = panel
+    if not grid.regular:
+        return _painted(grid, tile_row, tile_col, panel)
     table = np.full((grid.rows + 1, grid.cols + 1), -1, np.int64)
     table[tile_row, tile_col] = np.arange(len(tile_row))
     step = grid.stride * grid.scale
-    row = ((np.arange(height) + 0.5) * grid.l0_size.height / height / step).astype(np.int64)
-    col = ((np.arange(width) + 0.5) * grid.l0_size.width / width / step).astype(np.int64)
+    y0, x0 = grid.l0_offset
+    row = np.floor(((np.arange(height) + 0.5) * grid.l0_size.height / height - y0) / step).astype(np.int64)
+    col = np.floor(((np.arange(width) + 0.5) * grid.l0_size.width / width - x0) / step).astype(np.int64)
+    row[row < 0], col[col < 0] = grid.rows, grid.cols
     return table[np.minimum(row, grid.rows)[:, None], np.minimum(col, grid.cols)[None, :]]
+
+
+def _painted(grid: TileGrid, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64], panel: tuple[int, int]) -> NDArray[np.int64]:
+    """As `_tile_of_pixel`, for tiles that lie on no lattice: each painted where it is, at least one pixel, later ones over earlier ones."""
+    width, height = panel
+    place = np.full((height, width), -1, np.int64)
+    starts = grid.l0_y(tile_row) * (height / grid.l0_size.height), grid.l0_x(tile_col) * (width / grid.l0_size.width)
+    side = grid.l0_extent * height / grid.l0_size.height
+    tops, lefts = (np.floor(start).astype(np.int64).tolist() for start in starts)
+    bottoms, rights = (np.ceil(start + side).astype(np.int64).tolist() for start in starts)
+    for tile, (top, left, bottom, right) in enumerate(zip(tops, lefts, bottoms, rights, strict=True)):
+        place[top:bottom, left:right] = tile
+    return place
 
 
 def _borders(place: NDArray[np.int64]) -> NDArray[np.bool_]:

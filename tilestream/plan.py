@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tilestream.chosen import find_file, place_tiles
 from tilestream.config import Config, Tiles
 from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import level_for_scale, scale_from_mpp
-from tilestream.grid import TileGrid
+from tilestream.grid import PlacedGrid, TileGrid
 from tilestream.layout import Layout, TileColumns
 from tilestream.readspec import ReadSpec
 from tilestream.slides import SlideRef
@@ -81,6 +83,8 @@ class SlidePlan:
     @property
     def candidates(self) -> int:
         """Number of tiles before tissue was looked at."""
+        if isinstance(self.grid, PlacedGrid):
+            return self.tiles
         return self.grid.rows * self.grid.cols if self.grid.edge == "pad" else len(self.grid.candidates()[0])
 
     @property
@@ -91,7 +95,7 @@ class SlidePlan:
     @property
     def columns(self) -> TileColumns:
         """What is known of the tiles before a pixel is read."""
-        y, x = self.grid.l0_origins(self.tile_row), self.grid.l0_origins(self.tile_col)
+        y, x = self.grid.l0_y(self.tile_row), self.grid.l0_x(self.tile_col)
         return TileColumns(self.tile_row, self.tile_col, y, x, self.tissue, self.grid.l0_extent)
 
     @property
@@ -149,17 +153,46 @@ def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: Encode
         The image cannot serve this config: see `make_grid`, or its resolution does not suit the encoder.
     """
     info = source.info
+    chosen = config.tiles.chosen
     check_resolution(facts, config, info.mpp, ref.id)
-    grid, spec = make_grid(info, config.tiles, ref.id)
+    if chosen is None:
+        grid, spec = make_grid(info, config.tiles, ref.id)
+        tile_row, tile_col = grid.candidates()
+    else:
+        grid, tile_row, tile_col = place_tiles(find_file(chosen, ref.id), info, config.tiles.size, ref.id)
+        spec = _placed_spec(grid, info, ref.id)
+        _refuse_placed(grid, info.mpp, config, facts, ref.id)
     options = TissueOptions(**config.tiles.tissue.model_dump())
     thumbnail = read_thumbnail(source)
     mask = find_tissue(thumbnail, options, um_per_px=None if info.mpp is None else info.mpp * thumbnail.downsample)
-    tile_row, tile_col = grid.candidates()
     fraction = tile_fractions(mask, thumbnail.downsample, grid, tile_row, tile_col)
-    if options.method != "none":
+    if options.method != "none" and chosen is None:
         keep = (fraction >= options.min_fraction) & (fraction > 0)
         tile_row, tile_col, fraction = tile_row[keep], tile_col[keep], fraction[keep]
     return SlidePlan(ref, info, grid, spec, source.segment_grid(spec.level), tile_row, tile_col, fraction, thumbnail, mask)
+
+
+def _placed_spec(grid: TileGrid, info: SlideInfo, name: str) -> ReadSpec:
+    """How tiles that a file gave are read."""
+    level = level_for_scale(info.levels, grid.scale)
+    if level is None:
+        raise InputError(
+            f"{name}: tiles.from has tiles of {grid.l0_extent:g} level-0 px, and tiles.size is {grid.tile}: pixels are averaged, never invented. "
+            f"Set tiles.size to {math.floor(grid.l0_extent)} or less."
+        )
+    return ReadSpec(level, info.levels[level].downsample, grid.tile, grid.scale)
+
+
+def _refuse_placed(grid: TileGrid, mpp: float | None, config: Config, facts: EncoderFacts, name: str) -> None:
+    """Refuse what places of a file cannot serve: a resolution that the encoder was not made for, neighbours where there is no lattice."""
+    if facts.mpp is not None and mpp is not None and not config.encoder.allow_mismatch:
+        _refuse_mpp(facts, mpp * grid.scale, f"{name}: tiles.from, tiles.size {grid.tile}")
+    if not grid.regular and (config.context is not None or "windows" in config.output.save):
+        what = "context" if config.context is not None else "output.save: windows"
+        raise InputError(
+            f"{name}: {what} needs tiles on a lattice, and those of {config.tiles.chosen} lie on none. Leave it out for this slide, "
+            "or let tilestream choose the tiles."
+        )
 
 
 def check_encoder(facts: EncoderFacts, config: Config) -> None:
@@ -199,10 +232,8 @@ def _refuse_mpp(facts: EncoderFacts, mpp: float, what: str) -> None:
     if not low <= mpp <= high:
         served = f"{facts.mpp:.4g}" if facts.mpp_range is None else f"{low:.4g} to {high:.4g}"
         kind = ConfigError if what == "tiles.mpp" else InputError
-        raise kind(
-            f"{what}: {mpp:.4g} µm/px, but encoder {facts.name} was trained at {served}. "
-            f"Set tiles.mpp to {facts.mpp:.4g}, or encoder.allow_mismatch to true."
-        )
+        way = "Set tiles.size so that they meet" if "tiles.from" in what else f"Set tiles.mpp to {facts.mpp:.4g}"
+        raise kind(f"{what}: {mpp:.4g} µm/px, but encoder {facts.name} was trained at {served}. {way}, or encoder.allow_mismatch to true.")
 
 
 def make_layout(plan_tiles: int, config: Config, facts: EncoderFacts) -> Layout:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
+from tilestream.chosen import check_chosen
 from tilestream.config import Config
 from tilestream.contextual import build_context
 from tilestream.driver import untrained_parts, worker_settings
@@ -52,7 +53,9 @@ def plan_slides(config: Config) -> Planned:
     if config.context is not None:
         build_context(config.context, facts.dim)
     planned = Planned(config, facts)
-    for ref in list_slides(config.slides):
+    refs = list_slides(config.slides)
+    check_chosen(config.tiles.chosen, len(refs))
+    for ref in refs:
         try:
             with open_image(ref.address, source_options(config, ref), isolate=config.compute.isolate) as source:
                 plan = make_slide_plan(ref, source, config, facts)

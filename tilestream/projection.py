@@ -11,7 +11,7 @@ from tilestream.contextspec import BAND_BYTES, ContextSpec, choose_schedule
 from tilestream.errors import ConfigError
 from tilestream.layout import Layout
 from tilestream.plan import LANES, EncoderFacts, SlidePlan
-from tilestream.readspec import GROUPS_IN_WORK, READ_TILES, group_pieces, host_group, pending_tiles
+from tilestream.readspec import GROUPS_IN_WORK, READ_TILES, group_pieces, host_group, job_pieces, jobs_ahead, pending_tiles
 
 SLACK = 64 * 1024**2
 """Bytes set aside for what the arithmetic does not name: thread stacks, codec scratch, fragmentation."""
@@ -58,6 +58,23 @@ class Projection:
         return self.program + self.reading + self.batches + self.shard + self.context + self.thumbnail + self.finishing + SLACK
 
 
+def _scattered(plan: SlidePlan, shard_tiles: int, regular: int, threads: int) -> int:
+    """Upper bound of the tiles open at once where they lie on no lattice: those that begin within reach of the pieces in work, counted."""
+    if plan.pieces is None:
+        return regular
+    side, spec = max(plan.pieces.height, plan.pieces.width), plan.spec
+    most = 1
+    for start in range(0, plan.tiles, shard_tiles):
+        part = slice(start, start + shard_tiles)
+        places = [spec.px_origins(places[part]) for places in (plan.columns.y, plan.columns.x)]
+        short = max(1, int(min(np.ptp(px) for px in places) // side))  # pieces of a line
+        lines = 2 + -(-(jobs_ahead(spec, plan.pieces, threads) + 1) * job_pieces(spec, plan.pieces) // short)
+        for px in places:
+            begin = np.sort(px)
+            most = max(most, int((np.searchsorted(begin, begin + spec.cover + lines * side, "right") - np.arange(len(begin))).max()))
+    return min(shard_tiles, most)
+
+
 def project_memory(
     plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts, workers: int
 ) -> tuple[Projection, ContextPlan | None]:
@@ -67,6 +84,8 @@ def project_memory(
     stride_px = plan.grid.stride * plan.grid.scale / level.downsample
     rows = min(layout.shard_tiles, layout.tiles)
     pending = pending_tiles(plan.spec, plan.pieces, level, max(1, rows), stride_px, facts.threads)
+    if not plan.grid.regular:
+        pending = _scattered(plan, max(1, rows), pending, facts.threads)
     tile_bytes = plan.spec.tile**2 * 3
     cover_bytes = plan.spec.cover**2 * 3 * 5 if plan.spec.resampled else 0  # uint8 and the float32 rows of one average
     reading = pending * (tile_bytes + cover_bytes) + (facts.threads + 1) * piece_bytes * 2

@@ -5,10 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from tilestream import __version__
+from tilestream.chosen import find_file, places_digest
 from tilestream.config import Config
 from tilestream.errors import OutputError
 from tilestream.plan import EncoderFacts
 from tilestream.store import FORMAT, SlideStore
+
+
+def slide_recipe(recipe: dict[str, Any], config: Config, slide: str) -> dict[str, Any]:
+    """The recipe of one slide: with the digest of the file that its tiles come from, where there is one.
+
+    Raises
+    ------
+    InputError
+        That file cannot be read.
+    """
+    if config.tiles.chosen is None:
+        return recipe
+    return {**recipe, "tiles": {**recipe["tiles"], "from_sha256": places_digest(find_file(config.tiles.chosen, slide))}}
 
 
 def make_recipe(config: Config, facts: EncoderFacts) -> dict[str, Any]:
@@ -17,7 +31,7 @@ def make_recipe(config: Config, facts: EncoderFacts) -> dict[str, Any]:
         "format": FORMAT,
         "tilestream": __version__,
         "source": config.source.model_dump(mode="json", exclude={"backend", "decode"}),
-        "tiles": config.tiles.model_dump(mode="json"),
+        "tiles": config.tiles.model_dump(mode="json", exclude={"chosen"}),
         "encoder": {
             "name": config.encoder.name,
             "args": dict(config.encoder.args),

@@ -10,6 +10,7 @@ from tilestream.config import Config, Windows
 from tilestream.contextspec import ContextSpec
 from tilestream.contextual import STAGE, ContextTask, mix_slide
 from tilestream.finishing import THUMBNAIL, TISSUE, FinishTask, finish_slide, png_bytes
+from tilestream.grid import PlacedGrid, TileGrid
 from tilestream.layout import Layout
 from tilestream.onepass import PassTask, embed_and_mix, segments
 from tilestream.plan import EncoderFacts, SlidePlan, source_options
@@ -37,7 +38,7 @@ class Steps:
                   "height": info.size.height, "width": info.size.width, "level": plan.spec.level, "downsample": plan.spec.downsample,
                   "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(info.warnings),
                   "thumbnail_downsample": plan.thumbnail.downsample, "bounds": _bounds(info),
-                  "icc_profile": info.properties.get("icc_profile", "none"), "icc": info.properties.get("icc", "ignored")}  # fmt: skip
+                  "icc_profile": info.properties.get("icc_profile", "none"), "icc": info.properties.get("icc", "ignored"), **_placed(plan.grid)}  # fmt: skip
         uns: dict[str, Any] = {"spatial_unit": "px of level 0", "slide": plan.ref.id}
         if info.mpp is not None:
             uns["mpp"] = float(info.mpp)
@@ -80,7 +81,7 @@ class Steps:
 
     def _shard_task(self, plan: SlidePlan, store: SlideStore, layout: Layout, shard: int) -> ShardTask:
         rows = layout.rows(shard)
-        y, x = plan.grid.l0_origins(plan.tile_row[rows]), plan.grid.l0_origins(plan.tile_col[rows])
+        y, x = plan.grid.l0_y(plan.tile_row[rows]), plan.grid.l0_x(plan.tile_col[rows])
         return ShardTask(
             slide=plan.ref.id, address=plan.ref.address, options=source_options(self.config, plan.ref), fingerprint=plan.info.fingerprint,
             spec=plan.spec, l0_y=y, l0_x=x, padded=plan.grid.overhangs(plan.tile_row[rows], plan.tile_col[rows]), shard=shard,
@@ -118,3 +119,11 @@ def _bounds(info: SlideInfo) -> dict[str, str] | None:
     if info.backend != "openslide":
         return None
     return {name: value for name, value in info.properties.items() if name.startswith("openslide.bounds-")}
+
+
+def _placed(grid: TileGrid) -> dict[str, Any]:
+    """What a reader must know of places that a file gave: the step between tiles, px at the target resolution, and where tile (0, 0) lies."""
+    if not isinstance(grid, PlacedGrid):
+        return {}
+    offset = list(grid.l0_offset)
+    return {"grid": {"regular": grid.regular, "stride": grid.stride, "l0_offset": offset, "rows": grid.rows, "cols": grid.cols}}

@@ -246,7 +246,7 @@ def tile_fractions(
     np.cumsum(mask, axis=0, dtype=np.int32, out=table[1:, 1:])
     np.cumsum(table, axis=1, out=table)
     rows, cols = np.unique(tile_row), np.unique(tile_col)
-    top, left = (grid.l0_origins(index) / downsample for index in (rows, cols))
+    top, left = grid.l0_y(rows) / downsample, grid.l0_x(cols) / downsample
     side = grid.l0_extent / downsample
     bottom, right = np.minimum(top + side, grid.l0_size.height / downsample), np.minimum(left + side, grid.l0_size.width / downsample)
     bands = _at(table, bottom, 0) - _at(table, top, 0)

@@ -80,7 +80,8 @@ class TokenGrid:
     def _inside(self, tok_row: Index, tok_col: Index) -> NDArray[np.bool_]:
         """Which tokens start inside the image; those of the white border are absent, not zero."""
         step = self.grid.stride * self.grid.scale / self.side
-        return (tok_row * step < self.grid.l0_size.height) & (tok_col * step < self.grid.l0_size.width)
+        y0, x0 = self.grid.l0_offset
+        return (tok_row * step + y0 < self.grid.l0_size.height) & (tok_col * step + x0 < self.grid.l0_size.width)
 
     def owners(self, tok_row: Index, tok_col: Index) -> Index:
         """(n,) tile that each token belongs to."""

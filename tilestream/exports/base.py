@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tilestream.errors import ConfigError, IncompleteError, InputError
 from tilestream.geometry import Size
-from tilestream.grid import TileGrid
+from tilestream.grid import PlacedGrid, TileGrid
 from tilestream.layout import OK, PADDED, STATUSES
 from tilestream.store import BLOCK_ROWS, TILES, SlideStore
 
@@ -97,7 +97,9 @@ class StoredSlide:
         self.mpp: float | None = self.source["mpp"]
         self.scale: float = self.source["scale"]
         self.tile: int = self.recipe["tiles"]["size"]
-        self.stride: int = self.recipe["tiles"]["stride"] or self.tile
+        self.placed: dict[str, Any] | None = self.source.get("grid")
+        """Of tiles that a file gave: their step and where they begin."""
+        self.stride: float = self.placed["stride"] if self.placed else self.recipe["tiles"]["stride"] or self.tile
         self.encoder: str = self.recipe["encoder"]["name"]
         self.good = is_good(self._column("status/codes")[:])
 
@@ -118,10 +120,16 @@ class StoredSlide:
         Raises
         ------
         InputError
-            The tiles were imported and lie on none.
+            Another program chose the tiles, and they lie on none.
         """
-        if self.recipe.get("imported", {}).get("grid") == "ranks":
-            raise InputError(f"{self.id}: its tiles were imported and lie on no regular grid. Export them as geojson, parquet or csv.")
+        if self.recipe.get("imported", {}).get("grid") == "ranks" or (self.placed and not self.placed["regular"]):
+            raise InputError(
+                f"{self.id}: its tiles come from another program and lie on no regular grid. Export them as geojson, parquet or csv."
+            )
+        if self.placed:
+            lines = [start + np.rint(np.arange(self.placed[count]) * self.stride * self.scale).astype(np.int64)
+                     for start, count in zip(self.placed["l0_offset"], ("rows", "cols"), strict=True)]  # fmt: skip
+            return PlacedGrid(self.size, self.tile, self.stride, self.scale, "pad", l0_ys=lines[0], l0_xs=lines[1])
         return TileGrid(self.size, self.tile, self.stride, self.scale, self.recipe["tiles"].get("edge", "pad"))
 
     def blocks(self) -> Iterator[Rows]:
@@ -144,7 +152,7 @@ class StoredSlide:
 
 
 @contextmanager
-def new_target(target: Path) -> Iterator[Path]:
+def new_target(target: Path, option: str = "--out") -> Iterator[Path]:
     """A path to write to, in a folder of its own beside `target`; renamed to it when the block ends well, removed when it does not.
 
     A file that is there is replaced. A folder is not: what else lies in it is not known.
@@ -155,12 +163,14 @@ def new_target(target: Path) -> Iterator[Path]:
         `target` is a folder that is there already, or its own folder cannot be made.
     """
     if target.is_dir():
-        raise ConfigError(f"--out: {target} is there already. Delete it, or name another.")
+        raise ConfigError(f"{option}: {target} is there already. Delete it, or name another.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=".export-", dir=target.parent))
     except OSError as error:
-        raise ConfigError(f"--out: {target.parent} cannot be written to: {error.strerror or error}. Name another with --out.") from error
+        raise ConfigError(
+            f"{option}: {target.parent} cannot be written to: {error.strerror or error}. Name another with {option}."
+        ) from error
     try:
         yield beside / target.name
         (beside / target.name).replace(target)

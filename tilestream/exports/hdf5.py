@@ -7,35 +7,19 @@ Sources: https://github.com/mahmoodlab/TRIDENT and https://github.com/mahmoodlab
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from tilestream.errors import ConfigError, InputError
+from tilestream.errors import InputError
 from tilestream.exports.base import StoredSlide, Written, new_target
+from tilestream.featurefile import load_h5py
 
 CHUNK_ROWS = 256
 """Rows of an HDF5 chunk."""
 
 UM_MAGNIFICATION = 10.0
 """µm/px times magnification: 20x is 0.5 µm/px."""
-
-
-def load_h5py() -> ModuleType:
-    """The module h5py.
-
-    Raises
-    ------
-    ConfigError
-        It is not installed.
-    """
-    try:
-        import h5py
-    except ModuleNotFoundError as error:
-        raise ConfigError("HDF5 files need the package h5py, which is not installed: pip install 'tilestream[h5]'.") from error
-    found: ModuleType = h5py
-    return found
 
 
 def write_trident(slide: StoredSlide, target: Path) -> Written:
@@ -62,7 +46,7 @@ def write_trident(slide: StoredSlide, target: Path) -> Written:
         "patch_size_level0": round(slide.l0_extent),
         "level0_magnification": round(UM_MAGNIFICATION / slide.mpp),
         "target_magnification": found,
-        "overlap": slide.tile - slide.stride,
+        "overlap": slide.tile - round(slide.stride),
         "level0_width": slide.size.width,
         "level0_height": slide.size.height,
         **place,
@@ -92,6 +76,7 @@ def _write(slide: StoredSlide, target: Path, coords_attributes: dict[str, Any], 
         chunk = max(1, min(CHUNK_ROWS, count))
         features = file.create_dataset("features", (count, dim), np.float32, chunks=(chunk, dim), maxshape=(None, dim))
         coords = file.create_dataset("coords", (count, 2), np.int64, chunks=(chunk, 2), maxshape=(None, 2))
+        file.attrs["l0_extent"] = slide.l0_extent  # px of level 0, as it is: their attributes are whole numbers
         features.attrs.update(features_attributes)
         coords.attrs.update(coords_attributes)
         start = 0

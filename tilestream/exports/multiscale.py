@@ -34,17 +34,17 @@ class Place:
 
     step: float
     """From pixel to pixel, in `unit`."""
-    first: float
-    """Centre of pixel (0, 0) from the image's corner in y and x, in `unit`."""
+    first: tuple[float, float]
+    """y, x of the centre of pixel (0, 0) from the image's corner, in `unit`."""
     unit: str | None
     """micrometer, or None for level-0 px."""
 
     def transformations(self, level: int, axes: str) -> list[dict[str, Any]]:
         """Scale and translation of a level, each pixel of which is the mean of 2^level x 2^level of the finest."""
         step = self.step * 2**level
-        middle = self.first + self.step * (2**level - 1) / 2
+        middle = {axis: first + self.step * (2**level - 1) / 2 for axis, first in zip("yx", self.first, strict=True)}
         scale = [step if axis in "yx" else 1.0 for axis in axes]
-        translation = [middle if axis in "yx" else 0.0 for axis in axes]
+        translation = [middle.get(axis, 0.0) for axis in axes]
         return [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
 
     def axes(self, names: str) -> list[dict[str, str]]:

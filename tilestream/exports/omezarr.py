@@ -67,7 +67,8 @@ def grid_shape(slide: StoredSlide) -> tuple[int, int]:
 def grid_place(slide: StoredSlide) -> Place:
     """Where the tiles of the grid lie. Raises InputError where they lie on none."""
     grid, length = slide.grid(), 1.0 if slide.mpp is None else slide.mpp
-    return Place(grid.stride * grid.scale * length, grid.l0_extent / 2 * length, None if slide.mpp is None else "micrometer")
+    y, x = ((start + grid.l0_extent / 2) * length for start in grid.l0_offset)
+    return Place(grid.stride * grid.scale * length, (y, x), None if slide.mpp is None else "micrometer")
 
 
 def grid_bands(

@@ -55,7 +55,15 @@ def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
         _annotate(zarr.open_group(path / TILES, mode="r+"), slide.layout.tiles)
         labels = root.create_group("labels", attributes={"ome": {"labels": [REGION]}})
         step, side = slide.stride * slide.scale, slide.l0_extent
-        array = _raster(labels, REGION, shape, np.uint32, step, (side - step) / 2, {"image-label": {"version": VERSION}})
+        array = _raster(
+            labels,
+            REGION,
+            shape,
+            np.uint32,
+            step,
+            tuple(start + (side - step) / 2 for start in slide.grid().l0_offset),
+            {"image-label": {"version": VERSION}},
+        )
         for k, band in enumerate(_number_bands(slide)):
             array[k * CHUNK : k * CHUNK + band.shape[0]] = band
         raw = slide.store.folder.get(THUMBNAIL)
@@ -63,7 +71,7 @@ def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
             pixels = np.moveaxis(np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")), 2, 0)
             channels = {"omero": {"channels": [{"label": name} for name in "rgb"]}}
             images = root.create_group("images")
-            _raster(images, "thumbnail", pixels.shape, np.uint8, mask_downsample(slide, pixels.shape[1:]), 0.0, channels)[:] = pixels
+            _raster(images, "thumbnail", pixels.shape, np.uint8, mask_downsample(slide, pixels.shape[1:]), (0.0, 0.0), channels)[:] = pixels
     return Written(slide.layout.tiles)
 
 
@@ -107,16 +115,17 @@ def _number_bands(slide: StoredSlide) -> Iterator[NDArray[Any]]:
 
 
 def _raster(
-    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: Any, step: float, corner: float, more: dict[str, Any]
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: Any, step: float, corner: tuple[float, ...], more: dict[str, Any]
 ) -> zarr.Array[Any]:
-    """An image or labels of one level, to be filled: `step` level-0 px a pixel, pixel (0, 0) beginning at `corner`."""
+    """An image or labels of one level, to be filled: `step` level-0 px a pixel, pixel (0, 0) beginning at y, x `corner`."""
     names = "cyx"[-len(shape) :]
     axes = [{"name": axis, "type": "channel" if axis == "c" else "space"} for axis in names]
     spaces = {
         "input": {"name": names, "axes": [_with_unit(axis) for axis in axes]},
         "output": {"name": "global", "axes": [_with_unit(axis) for axis in axes]},
     }
-    scale, translation = ([number if axis in "yx" else other for axis in names] for number, other in ((step, 1.0), (corner, 0.0)))
+    scale = [step if axis in "yx" else 1.0 for axis in names]
+    translation = [*([0.0] * (len(names) - 2)), *corner]
     steps = [{"type": "scale", "scale": scale, **spaces}, {"type": "translation", "translation": translation, **spaces}]
     multiscale = {
         "name": name,

@@ -1,0 +1,112 @@
+"""The report: whole in one file, safe with any name and cause, and there for outputs of every kind."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from tests.support.images import make_image, write_pyramid
+from tests.support.runs import embed
+from tests.support.stores import make_store
+from tilestream.cli import main
+from tilestream.errors import ConfigError, InputError
+from tilestream.report import write_report
+
+EVIL = "<script>alert(1)</script>\"'&"
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.addresses, self.rows = [], [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        found = dict(attrs)
+        self.addresses += [found[name] for name in ("src", "href") if name in found]
+        self.rows += tag == "tr" and "data-text" in found
+
+
+def report(output, **options):
+    write_report(str(output), **options)
+    text = (output / "report.html").read_text()
+    return text, Page(text)
+
+
+def test_a_run_with_a_failed_slide_is_reported(tmp_path):
+    slide = write_pyramid(tmp_path / "a.tif", make_image(900, 700))
+    (tmp_path / "broken.tif").write_bytes(b"no image")
+    output = tmp_path / "out"
+    embed([slide, tmp_path / "broken.tif"], output, compute={"shard_tiles": 4})
+    before = {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
+    text, page = report(output)
+    assert page.rows == 2
+    assert page.tags.count("img") == 1
+    assert ">refused<" in text
+    assert "broken.tif" in text
+    assert "encoder.name" in text
+    assert "tiles/s" in text
+    assert all(address.startswith("data:") for address in page.addresses)
+    assert not re.search(r"https?://", text)
+    assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file() and p.name != "report.html"} == before
+
+
+def test_words_from_outside_are_never_markup(tmp_path):
+    make_store(tmp_path / "a <script>b.zarr", failed=[2], address=EVIL)
+    told = {
+        "id": f"x{EVIL}",
+        "address": EVIL,
+        "status": "refused",
+        "error": EVIL,
+        "tile_errors": {"3": EVIL},
+        "note": EVIL,
+        "seconds": {EVIL: 1.0},
+    }
+    run = {"slides": [told], "bound": EVIL, "encoder": {"device": EVIL}, "seconds_by_stage": {EVIL: 2.0}, "versions": {EVIL: EVIL}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    text, page = report(tmp_path)
+    assert page.tags.count("script") == 1  # our own
+    assert page.rows == 2
+    assert "alert(1)" in text
+    assert "<script>alert" not in text
+
+
+def test_unfinished_empty_and_failed_slides_are_rows(tmp_path):
+    make_store(tmp_path / "part.zarr", finish=False)
+    make_store(tmp_path / "none.zarr", keep=np.zeros((4, 5), bool))
+    make_store(tmp_path / "bad.zarr", failed=[0, 5])
+    (tmp_path / "torn.zarr").mkdir()
+    (tmp_path / "run.json").write_text('{"slides": [')  # cut short
+    text, page = report(tmp_path)
+    assert page.rows == 4
+    assert text.count("<td class=unfinished>") == 2
+    assert "no tissue found" in text
+
+
+def test_the_place_is_checked_and_a_file_is_replaced_whole(tmp_path):
+    make_store(tmp_path / "a.zarr")
+    with pytest.raises(ConfigError, match="lies in a slide's store"):
+        write_report(str(tmp_path), str(tmp_path / "a.zarr" / "r.html"))
+    with pytest.raises(ConfigError, match="is one slide's store"):
+        write_report(str(tmp_path / "a.zarr"))
+    with pytest.raises(InputError, match="no output of tilestream here"):
+        write_report(str(tmp_path / "nowhere"))
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            main(["report", str(tmp_path), "--to", str(tmp_path / "sub" / "r.html")])
+        assert ended.value.code == 0
+    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["r.html"]
+
+
+def test_many_slides_stay_one_readable_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("tilestream.report.PICTURE_BYTES", 200_000)
+    make_store(tmp_path / "s.zarr")
+    (tmp_path / "s.zarr" / "overview.png").write_bytes((tmp_path / "s.zarr" / "thumbnail.png").read_bytes())
+    for k in range(60):
+        (tmp_path / f"s{k}.zarr").symlink_to(tmp_path / "s.zarr")
+    text, page = report(tmp_path)
+    assert page.rows == 61
+    assert len(text) < 400_000
