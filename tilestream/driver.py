@@ -121,6 +121,7 @@ class Run:
         # Workers may run in another folder: every address that reaches them is absolute.
         self.output = Folder(absolute(config.output.path))
         refs = list_slides(config.slides)
+        refuse_links(self.output, refs)
         self.refs = refs if shard is None else refs[shard[0] :: shard[1]]
         self.name = "run" if shard is None else f"run-{shard[0]}-of-{shard[1]}"
         self.results = {ref.id: SlideResult(ref.id, ref.address) for ref in self.refs}
@@ -308,6 +309,25 @@ class Run:
 def absolute(address: str) -> str:
     """A local path made absolute; a URL as it is."""
     return address if "://" in address else os.path.abspath(address)  # noqa: PTH100  # keeps the text of links
+
+
+def refuse_links(output: Folder, refs: list[SlideRef]) -> None:
+    """Refuse slides whose place in the output is a link to somewhere else: what is there would be deleted.
+
+    Raises
+    ------
+    ConfigError
+        Naming the link.
+    """
+    if output.local is None:
+        return
+    home = output.local.resolve()
+    for ref in refs:
+        place = output.local / f"{ref.id}.zarr"
+        if place.is_symlink() and not place.resolve().is_relative_to(home):
+            raise ConfigError(
+                f"output: {place} is a link to {place.resolve()}, outside the output. Remove the link, or choose another output."
+            )
 
 
 def _weights_address(weights: str | None) -> str | None:

@@ -1,6 +1,8 @@
 """Encoders for tests, named in configs as `tests.support.encoders:<factory>`."""
 
+import os
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +59,36 @@ class SlowCorners(Corners):
 
 def slow_corners() -> nn.Module:
     return SlowCorners()
+
+
+class CountedCorners(Corners):
+    """Writes a line for each call into the file that TILESTREAM_TEST_COUNT names: how many tiles it had."""
+
+    def forward(self, tiles):
+        with Path(os.environ["TILESTREAM_TEST_COUNT"]).open("a") as file:  # appending a few bytes is one step
+            file.write(f"{len(tiles)}\n")
+        time.sleep(0.15)
+        return super().forward(tiles)
+
+
+def counted_corners() -> nn.Module:
+    return CountedCorners()
+
+
+class Stuck(Corners):
+    """Never ends once it has served its first batch."""
+
+    served = 0
+
+    def forward(self, tiles):
+        self.served += 1
+        if self.served > 1:
+            time.sleep(600)
+        return super().forward(tiles)
+
+
+def stuck() -> nn.Module:
+    return Stuck()
 
 
 def nans() -> nn.Module:
