@@ -656,22 +656,3 @@ def test_30_one_interrupt_ends_within_10_s_and_a_second_at_once(tmp_path, undist
         assert (again.communicate(timeout=60), again.returncode)[1] == 0
         assert same_store(opened(tmp_path / "out", "a"), undisturbed[1])
     say(f"30 {number.name} x {times} ({encoder})", "5 within 10 s, work kept" if times == 1 else "5 at once", f"5 after {seconds:.1f} s")
-
-
-def test_a_cohort_with_broken_slides_ends_with_4_and_lists_them(capsys, tmp_path, say):
-    folder = tmp_path / "slides"
-    folder.mkdir()
-    for k in range(18):
-        write_pyramid(folder / f"good{k:02}.tif", make_image(200, 200, k), tile=64, levels=1)
-    (folder / "empty.tif").write_bytes(b"")
-    (folder / "words.tif").write_text("this is no image")
-    code, _words = run(capsys, tmp_path, f"{folder}/*.tif", compute={"shard_tiles": 10})
-    told = json.loads((tmp_path / "out" / "run.json").read_text())
-    refused = {s["id"]: s["error"] for s in told["slides"] if s["status"] == "refused"}
-    assert (code, set(refused)) == (4, {"empty", "words"})
-    assert all(refused.values())
-    assert sum(s["status"] == "done" for s in told["slides"]) == 18
-    code, _ = run(capsys, tmp_path, f"{folder}/*.tif")
-    again = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert (code, again["new_tiles"]) == (4, 0)
-    say("cohort: 2 of 20 broken", "18 done, 2 listed with causes, 4; rerun does nothing", "4, 0 new tiles")
