@@ -624,7 +624,7 @@ def test_29_a_poison_tile_ends_with_5_and_without_it_workers_live_on(tmp_path, u
     ("encoder", "number", "times"),
     [
         ("counted_corners", signal.SIGINT, 1),
-        ("stuck", signal.SIGTERM, 1),
+        pytest.param("stuck", signal.SIGTERM, 1, marks=pytest.mark.slow),
         pytest.param("counted_corners", signal.SIGTERM, 1, marks=pytest.mark.slow),
         pytest.param("stuck", signal.SIGINT, 2, marks=pytest.mark.slow),
         pytest.param("stuck", signal.SIGTERM, 2, marks=pytest.mark.slow),
