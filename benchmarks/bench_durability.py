@@ -3,7 +3,7 @@
     python -m benchmarks.bench_durability [--side 16384] [--rounds 5] [--verify-rows 1000000] [--json]
 
 In one run, in turns: the whole program as it is, and the same without checksums, ledger and fsync; and how long `verify` takes over an output
-of many rows, in seconds for each GB.
+of many rows, in seconds for each GB. And the whole program with decoding in a child process (`compute.isolate`).
 """
 
 import argparse
@@ -25,17 +25,18 @@ from tilestream.sources.sample import ensure_sample
 from tilestream.store import SlideStore
 
 
-def program(side: int, output: Path, *, durable: bool) -> float:
+def program(side: int, output: Path, *, durable: bool, isolate: bool = False) -> float:
     """Tiles a second of one run, start-up excluded."""
     shutil.rmtree(output, ignore_errors=True)
     config = {
         "slides": f"sample://he?width={side}&height={side}", "output": {"path": str(output), "save": ["tiles"]},
         "tiles": {"size": 224, "level": 0, "tissue": "none"}, "encoder": "benchmarks.encoders:one_pixel", "pool": "none",
-        "compute": {"scheduler": "inline"},
+        "compute": {"scheduler": "inline", "isolate": isolate},
     }  # fmt: skip
     with ExitStack() as stack:
         if not durable:
             stack.enter_context(mock.patch.object(Folder, "flush"))
+            stack.enter_context(mock.patch.object(Folder, "flush_all"))
             stack.enter_context(mock.patch.object(SlideStore, "_checksum", return_value=""))
             stack.enter_context(mock.patch.object(SlideStore, "_record"))
         return tilestream.run(config).tiles_per_second
@@ -84,16 +85,24 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
         folder = Path(name)
         program(chosen.side, folder / "out", durable=True)  # warm
         pairs = [[program(chosen.side, folder / "out", durable=durable) for durable in (True, False)] for _ in range(chosen.rounds)]
+        apart = [program(chosen.side, folder / "out", durable=True, isolate=True) for _ in range(min(3, chosen.rounds))]
         shutil.rmtree(folder / "out")
         checked = verify(chosen.verify_rows, chosen.dim, folder)
     safe, bare = (median(pair[k] for pair in pairs) for k in (0, 1))
-    found: dict[str, object] = {"durable": safe, "without": bare, "cost": median(1 - a / b for a, b in pairs), "verify": checked}
+    found: dict[str, object] = {
+        "durable": safe,
+        "without": bare,
+        "cost": median(1 - a / b for a, b in pairs),
+        "isolated": median(apart),
+        "verify": checked,
+    }
     if chosen.json:
         print(json.dumps(found, indent=1))
     else:
         print(
             f"tiles/s: {safe:.0f} with checksums, ledger and fsync, {bare:.0f} without; cost {found['cost']:.1%} (median of {chosen.rounds} pairs)"
         )
+        print(f"tiles/s: {found['isolated']:.0f} with compute.isolate, which costs {1 - median(apart) / safe:.0%}")
         print(
             f"verify: {checked['rows']} rows, {checked['gb']:.2f} GB in {checked['seconds']:.2f} s, {checked['seconds_per_gb']:.2f} s a GB"
         )

@@ -22,7 +22,7 @@ import torch
 
 import tilestream
 from tilestream.config import Config
-from tilestream.driver import worker_settings
+from tilestream.settings import worker_settings
 from tilestream.sources.sample import ensure_sample
 from tilestream.worker import Worker, worker_for
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import bench_context, bench_durability, bench_memory, bench_pipeline, bench_reading, fuzz_sources
+from benchmarks import bench_context, bench_durability, bench_memory, bench_pipeline, bench_reading, bench_soak, fuzz_sources
 
 
 @pytest.mark.slow
@@ -94,3 +94,12 @@ def test_durability_is_measured_both_ways(capsys, tmp_path, monkeypatch):
     assert json.loads(capsys.readouterr().out) == told
     assert told["durable"] > 0
     assert told["verify"]["rows"] == 5000
+
+
+def test_a_long_run_holds_what_it_held_at_first(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TILESTREAM_SAMPLE_DIR", str(tmp_path))
+    told = bench_soak.main(["--side", "2048", "--tile", "32", "--shard-tiles", "128", "--json"])
+    assert json.loads(capsys.readouterr().out) == told
+    assert told["tiles"] == 4096
+    assert told["growth"] < 0.25  # a run of seconds has just started its threads; the claim is the long run's
+    assert told["more_handles"] <= 2

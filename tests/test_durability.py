@@ -1,7 +1,6 @@
 """Nothing lost: kills, full disks, damaged and missing objects; the same command again ends with the same output."""
 
 import errno
-import json
 import os
 import random
 import signal
@@ -9,23 +8,19 @@ import subprocess
 import sys
 import time
 
-import numpy as np
+import distributed
 import psutil
 import pytest
 
 import tilestream
 from tests.support.images import make_image, write_pyramid
-from tests.support.runs import config, embed, opened, same_store
+from tests.support.resuming import SECTIONS, SHARD, TILES, damage, ends_equal, hurt, killed_at, start, wait_for_shard, write_config
+from tests.support.runs import embed, opened
 from tilestream.errors import InterruptedRunError
 from tilestream.objects import Folder
-from tilestream.store import SlideStore
+from tilestream.plan import LANES
 
-CONTEXT = {"window": 4, "depth": 2, "heads": 3, "exact": True}
-SECTIONS = {
-    "tiles": {"size": 96, "level": 0, "tissue": "none"}, "encoder": "tests.support.encoders:corners", "context": CONTEXT, "pool": "gated_attention",
-    "output": {"save": ["tiles", "slide"]},
-}  # fmt: skip
-TILES = 72
+SHARDS = -(-TILES // SHARD)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +33,6 @@ def undisturbed(path, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed")
     embed(path, output, compute={"shard_tiles": 10}, **SECTIONS)
     return opened(output, "a")
-
-
-def ends_equal(output, undisturbed):
-    found = opened(output, "a")
-    assert same_store(found, undisturbed)
-    np.testing.assert_array_equal(found.slide_vector, undisturbed.slide_vector)
-    assert SlideStore(Folder(str(output / "a.zarr"))).damage() == []
 
 
 @pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
@@ -74,30 +62,6 @@ def test_a_write_that_fails_ends_with_5_and_resumes_wherever_it_was(path, undist
     ends_equal(tmp_path / "out", undisturbed)
 
 
-def killed_at(moments, path, folder, **compute):
-    """Run the command, killed at each of the moments (seconds after the first shard), then once to its end; tiles embedded in all."""
-    given = config(
-        path,
-        folder / "out",
-        **{**SECTIONS, "compute": {"scheduler": "inline", "shard_tiles": 10, "batch_size": 2, "threads": 1, **compute}},
-    )
-    given["encoder"] = "tests.support.encoders:slow_corners"
-    (folder / "c.yaml").write_text(json.dumps(given))
-    ledger = folder / "out" / "a.zarr" / ".tilestream" / "shards"
-    for moment in moments:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "tilestream", "run", str(folder / "c.yaml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        before = set(ledger.iterdir()) if ledger.is_dir() else set()
-        while run.poll() is None and not (ledger.is_dir() and set(ledger.iterdir()) - before):
-            time.sleep(0.005)
-        time.sleep(moment)
-        run.kill()
-        run.wait()
-    summary = tilestream.run(given)
-    assert summary.exit_code == 0
-
-
 @pytest.mark.parametrize("seed", range(1))
 def test_kill_9_at_random_moments_ends_the_same(path, undisturbed, tmp_path, seed):
     chance = random.Random(seed)
@@ -106,34 +70,107 @@ def test_kill_9_at_random_moments_ends_the_same(path, undisturbed, tmp_path, see
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_kill_9_at_fifty_random_moments_ends_the_same(path, undisturbed, tmp_path):
-    chance = random.Random(7)
+@pytest.mark.timeout(1800)
+def test_kill_9_at_fifty_random_moments_ends_the_same_and_repeats_no_more_than_was_in_flight(path, undisturbed, tmp_path, monkeypatch):
+    chance, in_flight, kills, cut_short = random.Random(7), LANES + 1, 5, 0
     for k in range(10):
         folder = tmp_path / str(k)
         folder.mkdir()
-        killed_at([chance.uniform(0, 0.6) for _ in range(5)], path, folder)
+        monkeypatch.setenv("TILESTREAM_TEST_COUNT", str(folder / "count"))
+        killed_at([chance.uniform(0, 0.4) for _ in range(kills)], path, folder, "counted_corners")
         ends_equal(folder / "out", undisturbed)
+        # Each shard is one call of the encoder; each start makes two more, by which the encoder is known.
+        shards = len((folder / "count").read_text().split()) - 2 * (kills + 1)
+        assert SHARDS <= shards <= SHARDS + kills * in_flight
+        cut_short += shards - SHARDS
+    assert cut_short > 0
 
 
-def test_workers_that_are_killed_are_replaced(path, undisturbed, tmp_path):
-    given = config(
-        path,
-        tmp_path / "out",
-        **{**SECTIONS, "compute": {"scheduler": "local", "workers": 2, "shard_tiles": 10, "batch_size": 2, "threads": 1}},
-    )
-    given["encoder"] = "tests.support.encoders:slow_corners"
-    (tmp_path / "c.yaml").write_text(json.dumps(given))
-    run = subprocess.Popen(
-        [sys.executable, "-m", "tilestream", "run", str(tmp_path / "c.yaml")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    ledger = tmp_path / "out" / "a.zarr" / ".tilestream" / "shards"
-    while run.poll() is None and not (ledger.is_dir() and any(ledger.iterdir())):
-        time.sleep(0.02)
-    workers = [p for p in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
-    os.kill(workers[-1].pid, signal.SIGKILL)
+@pytest.mark.parametrize("step", [3, pytest.param(0, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+def test_kill_9_at_a_step_of_a_commit_ends_the_same(path, undisturbed, tmp_path, step):
+    """At one step of a first run; or at every step, one after another, each run going on from where the one before it died."""
+    given = write_config(path, tmp_path, "corners")
+    for at in [step] if step else range(1, 1000):
+        run = start(tmp_path, "-m", "tests.support.dying", TILESTREAM_TEST_DIE_AT=str(at))
+        _, words = run.communicate(timeout=120)
+        if run.returncode == 0:
+            break
+        assert run.returncode == -signal.SIGKILL, words
+    assert at > 3 or step
+    assert tilestream.run(given).exit_code == 0
+    ends_equal(tmp_path / "out", undisturbed)
+
+
+def dask_workers(run):
+    """Worker processes of a run's own cluster, without their nannies' helpers."""
+    return [p for p in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+
+
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), pytest.param(signal.SIGSEGV, marks=pytest.mark.slow)],
+)
+def test_workers_that_end_are_replaced(path, undisturbed, tmp_path, number):
+    write_config(path, tmp_path, scheduler="local", workers=2)
+    run = start(tmp_path)
+    wait_for_shard(run, tmp_path)
+    os.kill(dask_workers(run)[-1].pid, number)
     _, err = run.communicate(timeout=120)
     assert run.returncode == 0, err
+    ends_equal(tmp_path / "out", undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_workers_killed_again_and_again_end_with_the_same_output_or_5(path, undisturbed, tmp_path, monkeypatch):
+    chance = random.Random(3)
+    write_config(path, tmp_path, "counted_corners", scheduler="local", workers=2)
+    for _ in range(6):
+        run = start(tmp_path, TILESTREAM_TEST_COUNT=str(tmp_path / "count"))
+        wait_for_shard(run, tmp_path)
+        while run.poll() is None:
+            if found := dask_workers(run):
+                chance.choice(found).send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
+            time.sleep(chance.uniform(0.5, 4))
+        _, err = run.communicate(timeout=120)
+        assert run.returncode in (0, 5), err
+        if run.returncode == 0:
+            break
+    monkeypatch.setenv("TILESTREAM_TEST_COUNT", str(tmp_path / "count"))
+    assert tilestream.run(write_config(path, tmp_path, "counted_corners")).exit_code == 0
+    ends_equal(tmp_path / "out", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_lost_ends_the_run_with_5_and_its_work_is_kept(path, undisturbed, tmp_path):
+    file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"], [sys.executable, "-m", "distributed.cli.dask_worker"]
+    scheduler = subprocess.Popen([*dask[0], "--scheduler-file", str(file), "--port", "0", "--no-dashboard"], stderr=subprocess.DEVNULL)
+    worker = subprocess.Popen(
+        [*dask[1], "--scheduler-file", str(file), "--nthreads", "3", "--no-dashboard", "--death-timeout", "30"],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"TILESTREAM_TEST_COUNT": str(tmp_path / "count")},
+    )
+    try:
+        while not file.exists():
+            time.sleep(0.05)
+        with distributed.Client(scheduler_file=str(file), set_as_default=False) as client:
+            client.wait_for_workers(1, timeout=60)
+        write_config(path, tmp_path, "counted_corners", scheduler=f"file:{file}")
+        run = start(tmp_path)
+        wait_for_shard(run, tmp_path)
+        scheduler.kill()
+        _, err = run.communicate(timeout=90)
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+    assert run.returncode == 5, err
+    assert "scheduler was lost" in err
+    write_config(path, tmp_path, "counted_corners")
+    again = start(tmp_path, TILESTREAM_TEST_COUNT=str(tmp_path / "count"))
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
     ends_equal(tmp_path / "out", undisturbed)
 
 
@@ -151,19 +188,6 @@ def test_what_a_power_cut_took_is_found_and_done_again(path, undisturbed, tmp_pa
     ends_equal(tmp_path / "out", undisturbed)
 
 
-def damage(folder, stage, harm):
-    array = {"tiles": "X", "context": "obsm/context"}[stage]
-    target = folder / "tables" / "tiles" / array / "c" / "3" / "0"
-    if harm == "ledger":
-        target = folder / ".tilestream" / "shards" / f"{stage}-000003.json"
-    raw = bytearray(target.read_bytes())
-    raw[len(raw) // 2] ^= 255
-    if harm == "deleted":
-        target.unlink()
-    else:
-        target.write_bytes(raw if harm == "flipped" else raw[: len(raw) // 2])
-
-
 @pytest.mark.parametrize("harm", ["flipped", pytest.param("cut", marks=pytest.mark.slow), pytest.param("deleted", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "target", ["tables/tiles/X/c/3/0", "tables/slide/X/c/0/0", "overview.png", "tables/tiles/obs/row/c/0", "tables/tiles/zarr.json"]
@@ -173,12 +197,7 @@ def test_verify_finds_what_is_damaged_and_run_repairs_that_alone(path, undisturb
 
     embed(path, tmp_path / "out", compute={"shard_tiles": 10}, **SECTIONS)
     victim = tmp_path / "out" / "a.zarr" / target
-    raw = bytearray(victim.read_bytes())
-    raw[len(raw) // 2] ^= 255
-    if harm == "deleted":
-        victim.unlink()
-    else:
-        victim.write_bytes(raw if harm == "flipped" else raw[: len(raw) // 2])
+    hurt(victim, harm)
     said = []
     assert verify_output(str(tmp_path / "out"), said.append, repair=True) == 4
     assert any(target in line for line in said)

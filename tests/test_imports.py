@@ -18,7 +18,7 @@ HOUSE = [
     "tokens aggregates contextual onepass",
     "overview finishing steps",
     "engine",
-    "lock recipe summary driver",
+    "lock recipe summary settings driver",
     "run opened",
     "progress planning inspecting verifying doctor",
     "exports.base exports.components exports.multiscale exports.hdf5 exports.geojson exports.omezarr exports.* exports importing report",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,29 +11,22 @@ from typing import Any
 from tilestream.chosen import check_chosen
 from tilestream.config import Config
 from tilestream.contextual import build_context
-from tilestream.engine import Engine, Outcome, open_engine, worker_count
+from tilestream.engine import Engine, Outcome, open_engine
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
 from tilestream.finishing import FinishReport
 from tilestream.isolation import open_image
 from tilestream.lock import hold_lock
-from tilestream.models.hub import is_hub_id
 from tilestream.objects import Folder
 from tilestream.plan import EncoderFacts, SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
 from tilestream.projection import Projection, check_memory, project_memory
 from tilestream.recipe import check_recipe, check_source, make_recipe, slide_recipe
+from tilestream.settings import absolute, untrained_parts, worker_settings
 from tilestream.slides import SlideRef, list_slides
 from tilestream.stages import ShardReport, describe_encoder
 from tilestream.steps import Step, Steps
 from tilestream.store import SlideStore
 from tilestream.summary import SlideResult, Summary
 from tilestream.tokens import tokens_a_side
-from tilestream.worker import WorkerSettings
-
-EXACT_BATCH = 16
-"""Tiles a batch in exact mode: rows of a matrix product differ in their last bit between batches of 1, 7 and 16."""
-
-PROCESSES_FROM = 4
-"""Decode threads from which on pieces for a device are decoded in processes: fewer are served by one interpreter."""
 
 LOOK_EVERY = 10.0
 """Seconds without news after which the progress of long tasks is looked up in the store."""
@@ -96,30 +86,6 @@ class _Job:
     task: Any
 
 
-def worker_settings(config: Config) -> WorkerSettings:
-    """How workers are set up: with `auto`, cores are shared out between the workers of this machine."""
-    compute = config.compute
-    exact = config.context is not None and config.context.exact
-    local = compute.scheduler.kind in ("inline", "local")
-    cores = max(1, len(os.sched_getaffinity(0)) // (worker_count(compute) if compute.scheduler.kind == "local" else 1))
-    threads = cores if compute.threads == "auto" else compute.threads
-    return WorkerSettings(
-        encoder=config.encoder.name,
-        weights=_weights_address(config.encoder.weights),
-        args=json.dumps(dict(config.encoder.args), sort_keys=True),
-        precision="fp32" if exact else config.encoder.precision,
-        device=compute.device,
-        tile=config.tiles.size,
-        compile=False if exact else None if compute.compile == "auto" else compute.compile,
-        isolate=compute.isolate,
-        decode=config.source.decode,
-        batch=EXACT_BATCH if exact else None if compute.batch_size == "auto" else compute.batch_size,
-        threads=threads,
-        decode_processes=sys.platform == "linux" and threads >= PROCESSES_FROM,
-        compute_threads=cores if local else None,
-    )
-
-
 class Run:
     """One run over the slides of a config; `execute` does it."""
 
@@ -129,6 +95,7 @@ class Run:
         self.output = Folder(absolute(config.output.path))
         refs = list_slides(config.slides)
         check_chosen(config.tiles.chosen, len(refs))
+        refuse_links(self.output, refs)
         self.refs = refs if shard is None else refs[shard[0] :: shard[1]]
         self.name = "run" if shard is None else f"run-{shard[0]}-of-{shard[1]}"
         self.results = {ref.id: SlideResult(ref.id, ref.address) for ref in self.refs}
@@ -320,21 +287,20 @@ class Run:
         return run
 
 
-def absolute(address: str) -> str:
-    """A local path made absolute; a URL as it is."""
-    return address if "://" in address else os.path.abspath(address)  # noqa: PTH100  # keeps the text of links
+def refuse_links(output: Folder, refs: list[SlideRef]) -> None:
+    """Refuse slides whose place in the output is a link to somewhere else: what is there would be deleted.
 
-
-def _weights_address(weights: str | None) -> str | None:
-    """As workers can find it: a path made absolute, a repository of the hub as it is."""
-    return weights if weights is None or is_hub_id(weights) else absolute(weights)
-
-
-def untrained_parts(config: Config, facts: EncoderFacts) -> list[str]:
-    """The parts of the line whose weights are random."""
-    parts = [f"encoder {facts.name}"] if facts.untrained else []
-    if config.context is not None and config.context.weights is None:
-        parts.append("context")
-    if config.pool.name in ("gated_attention", "queries") and config.pool.weights is None:
-        parts.append(f"pool {config.pool.name}")
-    return parts
+    Raises
+    ------
+    ConfigError
+        Naming the link.
+    """
+    if output.local is None:
+        return
+    home = output.local.resolve()
+    for ref in refs:
+        place = output.local / f"{ref.id}.zarr"
+        if place.is_symlink() and not place.resolve().is_relative_to(home):
+            raise ConfigError(
+                f"output: {place} is a link to {place.resolve()}, outside the output. Remove the link, or choose another output."
+            )

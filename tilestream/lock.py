@@ -35,7 +35,11 @@ def hold_lock(output: Folder, name: str) -> Iterator[None]:
         for rival in output.names(FOLDER):
             if rival.endswith(".lock") and _sharing(rival) != _sharing(key):
                 _refuse_living(output, rival)
-        output.put(key, json.dumps(owner).encode())
+        try:
+            output.put(key, json.dumps(owner).encode())
+        except OSError:  # a full disk, perhaps, with the lock in place but not synced
+            output.delete(key)
+            raise
     try:
         yield
     finally:

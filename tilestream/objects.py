@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from tilestream.errors import ConfigError
+
+SYNCS_AT_ONCE = 16
 
 
 class Folder:
@@ -55,8 +59,8 @@ class Folder:
         if self.local is None:
             return
         folders = [path for path in self.local.rglob("*") if path.is_dir()]
-        for path in [*(self.local / key for key in keys), *folders, self.local, self.local.parent]:
-            _sync(path)
+        with ThreadPoolExecutor(SYNCS_AT_ONCE) as pool:  # file systems commit what is asked for together at once
+            deque(pool.map(_sync, [*(self.local / key for key in keys), *folders, self.local, self.local.parent]), maxlen=0)
 
     def exists(self, key: str) -> bool:
         """Whether there is an object of this name."""

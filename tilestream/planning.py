@@ -10,13 +10,13 @@ from rich.table import Table
 from tilestream.chosen import check_chosen
 from tilestream.config import Config
 from tilestream.contextual import build_context
-from tilestream.driver import untrained_parts, worker_settings
 from tilestream.engine import worker_count
 from tilestream.errors import InputError
 from tilestream.isolation import open_image
 from tilestream.layout import Layout
 from tilestream.plan import EncoderFacts, SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
 from tilestream.projection import ContextPlan, Projection, check_memory, gib, project_memory
+from tilestream.settings import untrained_parts, worker_settings
 from tilestream.slides import list_slides
 from tilestream.stages import describe_encoder
 from tilestream.summary import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED

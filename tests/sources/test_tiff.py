@@ -17,7 +17,7 @@ from tests.sources.suite import Image, SourceSuite, random_regions
 from tests.support.images import make_image, pyramid, write_pyramid, write_svs
 from tilestream.errors import ConfigError, InputError, ReadError
 from tilestream.geometry import Region, Size
-from tilestream.sources import jpeg, tiff_index
+from tilestream.sources import jpeg, open_source, tiff_index
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.files import NoGridError
 from tilestream.sources.tiff import TiffSource
@@ -589,3 +589,12 @@ def test_no_level_is_made_where_the_file_has_it_or_the_codec_cannot(tmp_path: Pa
     cannot = write_pyramid(tmp_path / "b.tif", image, tile=128, levels=2, compression="deflate")
     with TiffSource(str(cannot), SourceOptions(reduced=True)) as source:
         assert [level.downsample for level in source.info.levels] == [1.0, 2.0]
+
+
+def test_an_index_that_lists_too_few_pieces_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((256, 256, 3), np.uint8), photometric="rgb", tile=(64, 64))
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        tif.pages[0].tags["ImageWidth"].overwrite(4_194_560)
+    with pytest.raises(InputError, match=r"lists 16 pieces where 4 x 65540 x 1 belong"):
+        open_source(str(path), SourceOptions())  # OpenSlide opens it, and fails on each of 262,144 tiles

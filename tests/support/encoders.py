@@ -1,6 +1,9 @@
 """Encoders for tests, named in configs as `tests.support.encoders:<factory>`."""
 
+import os
+import signal
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +60,50 @@ class SlowCorners(Corners):
 
 def slow_corners() -> nn.Module:
     return SlowCorners()
+
+
+class CountedCorners(Corners):
+    """Writes a line for each call into the file that TILESTREAM_TEST_COUNT names: how many tiles it had."""
+
+    def forward(self, tiles):
+        with Path(os.environ["TILESTREAM_TEST_COUNT"]).open("a") as file:  # appending a few bytes is one step
+            file.write(f"{len(tiles)}\n")
+        time.sleep(0.15)
+        return super().forward(tiles)
+
+
+def counted_corners() -> nn.Module:
+    return CountedCorners()
+
+
+class Poison(CountedCorners):
+    """Kills its process whenever it is called after the two calls by which it is known, as a crashing library would."""
+
+    def forward(self, tiles):
+        out = super().forward(tiles)
+        if out.shape[0] and len(Path(os.environ["TILESTREAM_TEST_COUNT"]).read_text().split()) > 2:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return out
+
+
+def poison() -> nn.Module:
+    return Poison()
+
+
+class Stuck(Corners):
+    """Never ends on a tile; the noise by which the encoder is known goes through."""
+
+    served = 0
+
+    def forward(self, tiles):
+        self.served += 1
+        if self.served > 2:
+            time.sleep(600)
+        return super().forward(tiles)
+
+
+def stuck() -> nn.Module:
+    return Stuck()
 
 
 def nans() -> nn.Module:

@@ -1,9 +1,13 @@
 """Colour profiles for tests."""
 
+from functools import cache
+
 from PIL import ImageCms
 
 
+@cache
 def srgb_profile() -> bytes:
+    """The same within a process: a new one holds the time of its making."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 

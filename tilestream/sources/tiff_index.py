@@ -241,6 +241,11 @@ def _plane(tif: tifffile.TiffFile, series: Any, number: int, grid: SegmentGrid, 
     planes = int(page.samplesperpixel) if int(page.planarconfig) == 2 else 1
     offsets, counts = (np.asarray(values, np.int64) for values in (frame.dataoffsets, frame.databytecounts))
     wanted = planes * grid.rows * grid.cols
+    if min(len(offsets), len(counts)) < wanted:  # other readers would take minutes to fail on every piece that is missing
+        raise InputError(
+            f"{address}: the file lists {min(len(offsets), len(counts))} pieces where {grid.rows} x {grid.cols} x {planes} belong. "
+            "Its index or its size is damaged; export it again."
+        )
     if len(offsets) != wanted or len(counts) != wanted:
         raise NoGridError(f"{address}: the file lists {len(offsets)} pieces where {grid.rows} x {grid.cols} x {planes} belong")
     return TiffPlane(
