@@ -1,5 +1,7 @@
 """One process, worker processes and an external cluster give equal outputs, and no pixel crosses the scheduler."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -138,3 +140,22 @@ def test_a_cluster_class_is_started_with_its_arguments(image_path, inline_store,
     summary = tilestream.run(config(image_path, tmp_path, **LINE, compute={"scheduler": scheduler, "workers": 1, "shard_tiles": 32}))
     assert summary.exit_code == 0
     assert same_store(inline_store, opened(tmp_path, "a"))
+
+
+def test_a_result_that_is_lost_with_its_worker_is_computed_again():
+    with open_engine(compute_section(scheduler="local", workers=2)) as engine:
+        engine.submit(double, 21, "key")
+        client = engine._client
+        future = engine._done.get(timeout=60)  # the task has ended, and nobody has asked for its result yet
+        engine._done.put(future)
+        (holder,) = client.who_has([future])[future.key]
+        pids = client.run(os.getpid)
+        os.kill(pids[holder], signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while future.status == "finished" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        ended = None
+        while ended is None and time.monotonic() < deadline:
+            ended = engine.wait_next(1)
+        assert ended is not None
+        assert (ended[0], ended[1].value, ended[1].error) == ("key", 42, None)

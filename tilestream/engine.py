@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import queue
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -153,6 +155,10 @@ class DaskEngine(Engine):
         except queue.Empty:
             self._check_cluster()
             return None
+        if future.status in ("lost", "pending"):  # the worker that held the result died; another one does the task again
+            self._check_cluster()
+            threading.Thread(target=self._await_again, args=[future], daemon=True).start()
+            return None
         key = self._keys.pop(future.key)
         if future.status == "error":
             error = future.exception()
@@ -160,9 +166,16 @@ class DaskEngine(Engine):
             words = f"{future.key} killed {DEATHS} workers, one after another" if died else f"{future.key}: {type(error).__name__}: {error}"
             way = "Where a decoder crashes, compute.isolate: true gives up the tile alone. The same command resumes."
             return key, Outcome(error=InterruptedRunError(f"{words}. {way}"))
-        if future.status in ("cancelled", "lost"):
+        try:
+            return key, future.result()
+        except CancelledError:
             return key, Outcome(error=InterruptedRunError(LOST))
-        return key, future.result()
+
+    def _await_again(self, future: Any) -> None:
+        """Hand a future on once more when it is done again, or cannot be."""
+        with suppress(CancelledError):
+            future.exception()  # waits; whether there is one is seen where outcomes are
+        self._done.put(future)
 
     def _check_cluster(self) -> None:
         """End a wait that would never end: no scheduler, or no worker for `ALONE` seconds. Raises InterruptedRunError."""
