@@ -1,10 +1,12 @@
 """One process, worker processes and an external cluster give equal outputs, and no pixel crosses the scheduler."""
 
 import os
+import queue
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import CancelledError
 
 import distributed
 import pytest
@@ -15,7 +17,7 @@ from tests.support.runs import config, opened, same_store
 from tilestream.config import Config
 from tilestream.configfile import load_config
 from tilestream.engine import DaskEngine, InlineEngine, open_engine
-from tilestream.errors import ConfigError, InputError
+from tilestream.errors import ConfigError, InputError, InterruptedRunError
 
 LINE = {
     "encoder": {"name": "vit_tiny_patch16_224", "precision": "fp32"},
@@ -159,3 +161,20 @@ def test_a_result_that_is_lost_with_its_worker_is_computed_again():
             ended = engine.wait_next(1)
         assert ended is not None
         assert (ended[0], ended[1].value, ended[1].error) == ("key", 42, None)
+
+
+@pytest.mark.parametrize("trouble", [ConnectionResetError(104, "reset by peer"), CancelledError()])
+def test_a_connection_that_breaks_while_a_result_comes_is_a_lost_scheduler(trouble):
+    class Broken:
+        status, key = "finished", "task"
+
+        def result(self):
+            raise trouble
+
+    engine = DaskEngine.__new__(DaskEngine)
+    engine._done, engine._keys = queue.SimpleQueue(), {"task": "key"}
+    engine._done.put(Broken())
+    key, outcome = engine.wait_next(1)
+    assert key == "key"
+    assert isinstance(outcome.error, InterruptedRunError)
+    assert "the scheduler was lost" in str(outcome.error)

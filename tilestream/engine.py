@@ -168,12 +168,12 @@ class DaskEngine(Engine):
             return key, Outcome(error=InterruptedRunError(f"{words}. {way}"))
         try:
             return key, future.result()
-        except CancelledError:
+        except (CancelledError, OSError):  # what tasks raise is in their status; this is the connection
             return key, Outcome(error=InterruptedRunError(LOST))
 
     def _await_again(self, future: Any) -> None:
         """Hand a future on once more when it is done again, or cannot be."""
-        with suppress(CancelledError):
+        with suppress(CancelledError, OSError):
             future.exception()  # waits; whether there is one is seen where outcomes are
         self._done.put(future)
 
@@ -181,7 +181,11 @@ class DaskEngine(Engine):
         """End a wait that would never end: no scheduler, or no worker for `ALONE` seconds. Raises InterruptedRunError."""
         if self._client.status != "running":
             raise InterruptedRunError(LOST)
-        if self._client.scheduler_info(n_workers=-1)["workers"]:
+        try:
+            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        except OSError as error:
+            raise InterruptedRunError(LOST) from error
+        if workers:
             self._alone_since = None
             return
         self._alone_since = self._alone_since or time.monotonic()
