@@ -23,7 +23,7 @@ from tilestream.models.pooling import SoftmaxPool, make_pool
 from tilestream.models.schedules import TokenBand
 from tilestream.models.weights import load_weights
 from tilestream.objects import Folder
-from tilestream.overview import draw_overview, principal_colours
+from tilestream.overview import SlidePanel, draw_overview, draw_slide_panel, principal_colours
 from tilestream.store import SlideStore
 
 THUMBNAIL, TISSUE = "thumbnail.png", "tissue.png"
@@ -78,20 +78,26 @@ def finish_slide(task: FinishTask) -> FinishReport:
                     _window_vectors(task, store, rows)
                 write_larger_windows(task.windows, store)
         with clock.timed("overview"):
-            with (
-                ThreadPoolExecutor(1) as pool,
-                threadpool_limits(1, "blas"),
-            ):  # sixteen threads for matrices this small took longer to start
-                images = [pool.submit(_image, store.folder, key) for key in (THUMBNAIL, TISSUE)]
-                colours = principal_colours(lambda skip: store.blocks(TILE_ROWS, skip), store.layout.tiles)
-            thumbnail, mask = images[0].result(), images[1].result() > 0
-            store.folder.put("overview.png", draw_overview(thumbnail, mask, task.grid, task.tile_row, task.tile_col, colours, task.title))
+            _draw(task, store)
     unwanted = ([] if "tiles" in task.save else [TILE_ROWS, CONTEXT_ROWS]) + ([] if "tokens" in task.save else ["tokens"])
     if stored := [path for path in unwanted if path in store.dropping or store.folder.exists(f"{path}/zarr.json")]:
         store.drop(stored)
     with clock.timed("seal"):
         store.seal()
     return FinishReport(task.slide, clock.seconds, peak_memory())
+
+
+def _draw(task: FinishTask, store: SlideStore) -> None:
+    """Write the overview; what does not depend on embeddings is drawn while they are read."""
+
+    def slide_panel() -> SlidePanel:
+        thumbnail, mask = _image(store.folder, THUMBNAIL), _image(store.folder, TISSUE) > 0
+        return draw_slide_panel(thumbnail, mask, task.grid, task.tile_row, task.tile_col)
+
+    with ThreadPoolExecutor(1) as pool, threadpool_limits(1, "blas"):  # sixteen threads for matrices this small took longer to start
+        panel = pool.submit(slide_panel)
+        colours = principal_colours(lambda skip: store.blocks(TILE_ROWS, skip), store.layout.tiles)
+        store.folder.put("overview.png", draw_overview(panel.result(), colours, task.title))
 
 
 def _pool_slide(task: FinishTask, store: SlideStore, rows: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
@@ -80,16 +81,22 @@ def principal_axes(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]
     return np.asarray(axes)
 
 
-def draw_overview(
-    thumbnail: NDArray[np.uint8],
-    mask: NDArray[np.bool_],
-    grid: TileGrid,
-    tile_row: NDArray[np.int64],
-    tile_col: NDArray[np.int64],
-    colours: NDArray[np.uint8],
-    title: str,
-) -> bytes:
-    """PNG: the thumbnail with tissue outline and kept tiles, beside the map of the embeddings.
+@dataclass(frozen=True)
+class SlidePanel:
+    """The left half of the picture, which can be drawn before any embedding is known."""
+
+    pixels: NDArray[np.uint8]
+    """(h, w, 3): the thumbnail with tissue outline and kept tiles."""
+    place: NDArray[np.int64]
+    """(h, w): the kept tile under each pixel, -1 where there is none."""
+    tiles: int
+    """Kept tiles."""
+
+
+def draw_slide_panel(
+    thumbnail: NDArray[np.uint8], mask: NDArray[np.bool_], grid: TileGrid, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64]
+) -> SlidePanel:
+    """The thumbnail with tissue outline and kept tiles.
 
     Parameters
     ----------
@@ -101,10 +108,6 @@ def draw_overview(
         Where tiles lie.
     tile_row, tile_col : (n,) int64
         Kept tiles.
-    colours : (n, 3) uint8
-        Of their embeddings, from `principal_colours`.
-    title : str
-        Words above the panels.
     """
     height, width = thumbnail.shape[:2]
     factor = PANEL_PX / max(height, width)
@@ -114,8 +117,23 @@ def draw_overview(
     tissue = np.array(Image.fromarray(mask).resize(panel, Image.Resampling.NEAREST))
     slide[_borders(place)] = KEPT
     slide[_edges(tissue)] = OUTLINE
-    embedding_map = np.concatenate([colours, np.array([EMPTY], np.uint8)])[place]  # -1 picks the last row: no tile
-    return _compose(slide, embedding_map, title, f"{len(tile_row)} tiles kept (blue), tissue outlined (green)")
+    return SlidePanel(slide, place, len(tile_row))
+
+
+def draw_overview(panel: SlidePanel, colours: NDArray[np.uint8], title: str) -> bytes:
+    """PNG: the slide's panel beside the map of the embeddings.
+
+    Parameters
+    ----------
+    panel : SlidePanel
+        From `draw_slide_panel`.
+    colours : (n, 3) uint8
+        Of the kept tiles' embeddings, from `principal_colours`.
+    title : str
+        Words above the panels.
+    """
+    embedding_map = np.concatenate([colours, np.array([EMPTY], np.uint8)])[panel.place]  # -1 picks the last row: no tile
+    return _compose(panel.pixels, embedding_map, title, f"{panel.tiles} tiles kept (blue), tissue outlined (green)")
 
 
 def _tile_of_pixel(grid: TileGrid, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64], panel: tuple[int, int]) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ FORMAT = 1
 BLOCK_ROWS = 2048
 """Rows of a block of `SlideStore.blocks`."""
 
-BLOCKS_AHEAD = 2
+BLOCKS_AHEAD = 4
 """Blocks that are read while the caller works on one."""
 
 TILES, SLIDE = "tables/tiles", "tables/slide"
