@@ -15,7 +15,11 @@ from tilestream.geometry import Region
 from tilestream.sources.base import WHITE, Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
 from tilestream.sources.jpeg import scan_markers
+from tilestream.sources.lzw import REVERSED, check_lzw
 from tilestream.sources.tiff_index import JPEG, JPEG_2000, MAX_PIECE_BYTES, TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, index_tiff
+
+LZW = 5
+"""In the Compression tag."""
 
 SIZ = b"\xff\x4f\xff\x51"
 """Start of a JPEG 2000 codestream and its size marker; length, capabilities, then Xsiz, Ysiz, XOsiz, YOsiz follow (ISO 15444-1, A.5.1)."""
@@ -125,6 +129,8 @@ class TiffSource(Source):
             return None
         try:
             _check_claim(data, page.codec, grid)
+            if page.codec == LZW:
+                check_lzw(data if page.fill_order == 1 else data.translate(REVERSED))
             decoded, _, _ = page.decode(data, index, jpegtables=page.tables)
         except TIFFFILE_ERRORS as error:
             raise ReadError(f"decoder: {str(error) or type(error).__name__}") from error

@@ -59,6 +59,8 @@ class TiffPlane:
     """Our own decoder, for 8-bit grey and colour JPEG with interleaved samples."""
     codec: int
     """The Compression tag."""
+    fill_order: int
+    """The FillOrder tag: 2 where the bits of each byte are stored in the other order."""
 
 
 @dataclass(frozen=True)
@@ -248,9 +250,8 @@ def _plane(tif: tifffile.TiffFile, series: Any, number: int, grid: SegmentGrid, 
         )
     if len(offsets) != wanted or len(counts) != wanted:
         raise NoGridError(f"{address}: the file lists {len(offsets)} pieces where {grid.rows} x {grid.cols} x {planes} belong")
-    return TiffPlane(
-        offsets, counts, planes, page.decode, page.jpegtables, _jpeg_decoder(page, grid, buffers, address), int(page.compression)
-    )
+    jpeg = _jpeg_decoder(page, grid, buffers, address)
+    return TiffPlane(offsets, counts, planes, page.decode, page.jpegtables, jpeg, int(page.compression), int(page.fillorder))
 
 
 def _jpeg_decoder(page: Any, grid: SegmentGrid, buffers: ThreadBuffers, address: str) -> JpegDecoder | None:
