@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tilestream.errors import IncompleteError
 from tilestream.layout import STATUSES, Layout, TileColumns, WindowGrid
 from tilestream.objects import Folder
+from tilestream.sources.zarr_chunks import chunk_reader
 from tilestream.tables import ARRAY, CATEGORICAL, create_table, write_plain, write_strings
 
 FORMAT = 1
@@ -155,9 +156,19 @@ class SlideStore:
         After each block, `skip` blocks are left out. `BLOCKS_AHEAD` more are read while the caller works on one.
         """
         array = self.array(path)
+        chunks = chunk_reader(array)
 
         def read(start: int) -> NDArray[np.float32]:
-            return np.asarray(array[start : start + BLOCK_ROWS], np.float32)
+            stop = min(start + BLOCK_ROWS, array.shape[0])
+            if chunks is None:
+                return np.asarray(array[start:stop], np.float32)
+            rows = array.chunks[0]
+            out = np.empty((stop - start, *array.shape[1:]), np.float32)
+            for number in range(start // rows, -(-stop // rows)):
+                first, last = max(start, number * rows), min(stop, (number + 1) * rows)
+                piece = chunks.chunk((number, *(0 for _ in array.shape[1:])))
+                out[first - start : last - start] = piece[first - number * rows : last - number * rows]
+            return out
 
         pending: deque[Future[NDArray[np.float32]]] = deque()
         with ThreadPoolExecutor(BLOCKS_AHEAD, thread_name_prefix="rows") as pool:
