@@ -175,6 +175,12 @@ class Child:
         theirs.close()
         self.pipe.recv()
 
+    def replace(self) -> None:
+        """End the process and start another."""
+        self.process.kill()
+        self.process.join()
+        self.start()
+
     def take(self) -> tuple[str, float, int]:
         """The outcome of the case that was sent; a crash or a hang is one too."""
         try:
@@ -183,9 +189,7 @@ class Child:
             told = "hang"
         except EOFError:
             told = "crash"
-        self.process.kill()
-        self.process.join()
-        self.start()
+        self.replace()
         return told, 3 * LIMIT_SECONDS, 0
 
 
@@ -214,8 +218,10 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
         told, seconds, used = child.take()
         slowest, most = max(slowest, seconds), max(most, used)
         kind = told if told in ("done", "partial", "refused", "crash", "hang") else "foreign error"
-        if kind in ("done", "partial", "refused") and seconds > LIMIT_SECONDS:
-            kind = "slow"
+        if kind in ("done", "partial", "refused"):
+            kind = "slow" if seconds > LIMIT_SECONDS else "large" if used > LIMIT_BYTES else kind
+        if kind == "large":  # what a process used at most stays with it
+            child.replace()
         counts[kind] += 1
         if kind not in ("done", "partial", "refused"):
             bad[case] = told

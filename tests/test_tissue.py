@@ -154,6 +154,31 @@ def test_each_file_piece_is_read_once_where_the_level_is_all_there_is():
     assert source.pieces_read == 7 * 10
 
 
+class Strips(Pyramid):
+    """File tiles of eight rows across the whole image."""
+
+    largest = 0
+
+    def segment_grid(self, level):
+        size = self.info.levels[level].size
+        return SegmentGrid(8, size.width, -(-size.height // 8), 1)
+
+    def _read(self, level, region):
+        self.largest = max(self.largest, region.height * region.width)
+        return super()._read(level, region)
+
+
+def test_a_thumbnail_row_of_long_strips_is_not_read_at_once(monkeypatch):
+    pixels = make_image(150, 6000, seed=2)
+    whole = read_thumbnail(Strips(pixels, mpp=0.2))
+    monkeypatch.setattr("tilestream.thumbnail.BLOCK_BYTES", 15 * 100 * 100)
+    strips = Strips(pixels, mpp=0.2)
+    thumbnail = read_thumbnail(strips)
+    assert thumbnail.downsample == 40
+    assert np.array_equal(thumbnail.pixels, whole.pixels)
+    assert strips.largest == 8 * 6000
+
+
 def test_a_thumbnail_is_bounded_however_coarse_the_image(monkeypatch):
     monkeypatch.setattr("tilestream.thumbnail.MOST_SIDE", 100)
     thumbnail = read_thumbnail(Pyramid(np.zeros((150, 330, 3), np.uint8), mpp=500_000.0))

@@ -51,7 +51,8 @@ def read_thumbnail(source: Source, um_per_px: float = THUMBNAIL_UM) -> Thumbnail
 
     A block that cannot be read is halved until only the broken file tiles are white: the rest of the slide keeps its tissue.
 
-    Memory bound: the thumbnail, and one block of the level that is read, of about `BLOCK_BYTES`.
+    Memory bound: the thumbnail, and one block of the level that is read, of about `BLOCK_BYTES`, or of one row of file tiles where
+    those, as strips do, go across the whole image.
     """
     info = source.info
     longest = max(info.size.height, info.size.width)
@@ -93,7 +94,7 @@ def _fill(out: tuple[Pixels, NDArray[np.bool_]], source: Source, level: int, reg
     top, left = region.px_y // step, region.px_x // step
     rows, cols = region.height // step, region.width // step
     try:
-        pixels = source.read_region(level, region)
+        sums = _sums(source, level, region, step)
     except ReadError:
         y, x = region.px_y, region.px_x
         if region.width > unit[1]:
@@ -108,6 +109,24 @@ def _fill(out: tuple[Pixels, NDArray[np.bool_]], source: Source, level: int, reg
         for half in halves:
             _fill(out, source, level, half, step, unit)
         return
-    # Two sums of integers: a mean over both axes at once is 12 times slower, and slower than decoding.
-    sums = pixels.reshape(rows, step, -1).sum(axis=1, dtype=np.uint32).reshape(rows, cols, step, 3).sum(axis=2, dtype=np.uint64)
     out[0][top : top + rows, left : left + cols] = (sums + step**2 // 2) // step**2
+
+
+def _sums(source: Source, level: int, region: Region, step: int) -> NDArray[np.uint64]:
+    """(rows, cols, 3) sums over the region's squares of `step` px; one row of squares that is too large is read in strips of its own.
+
+    Two sums of integers: a mean over both axes at once is 12 times slower, and slower than decoding.
+    """
+    cols = region.width // step
+    if region.height > step or region.height * region.width <= 2 * BLOCK_BYTES // 15:
+        pixels = source.read_region(level, region)
+        across = pixels.reshape(region.height // step, step, -1).sum(axis=1, dtype=np.uint32)
+        sums: NDArray[np.uint64] = across.reshape(-1, cols, step, 3).sum(axis=2, dtype=np.uint64)
+        return sums
+    total = np.zeros((1, cols, 3), np.uint64)
+    pieces = source.segment_grid(level)
+    high = max(pieces.height if pieces else 1, BLOCK_BYTES // 15 // region.width)
+    for y in range(0, step, high):
+        pixels = source.read_region(level, Region(region.px_y + y, region.px_x, min(high, step - y), region.width))
+        total[0] += pixels.sum(axis=0, dtype=np.uint32).reshape(cols, step, 3).sum(axis=1, dtype=np.uint64)
+    return total
