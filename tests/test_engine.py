@@ -163,18 +163,51 @@ def test_a_result_that_is_lost_with_its_worker_is_computed_again():
         assert (ended[0], ended[1].value, ended[1].error) == ("key", 42, None)
 
 
+class Answer:
+    """A future that is done: with a result, with trouble on the way to it, or with the error of its task."""
+
+    status, key = "finished", "task"
+
+    def __init__(self, trouble=None, error=None):
+        self.trouble, self.error = trouble, error
+
+    def exception(self):
+        return self.error
+
+    def result(self):
+        raise self.trouble
+
+
 @pytest.mark.parametrize("trouble", [ConnectionResetError(104, "reset by peer"), CancelledError()])
 def test_a_connection_that_breaks_while_a_result_comes_is_a_lost_scheduler(trouble):
-    class Broken:
-        status, key = "finished", "task"
-
-        def result(self):
-            raise trouble
-
     engine = DaskEngine.__new__(DaskEngine)
     engine._done, engine._keys = queue.SimpleQueue(), {"task": "key"}
-    engine._done.put(Broken())
+    engine._done.put(Answer(trouble))
     key, outcome = engine.wait_next(1)
     assert key == "key"
     assert isinstance(outcome.error, InterruptedRunError)
     assert "the scheduler was lost" in str(outcome.error)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Answer(ConnectionResetError(104, "reset by peer")), "the scheduler was lost"),
+        (Answer(error=CancelledError()), "the scheduler was lost"),
+        (Answer(error=OSError("no such device")), "task: OSError: no such device"),
+        (Answer(error=distributed.KilledWorker("task", None, 3)), "task killed 4 workers"),
+    ],
+)
+def test_preparing_workers_ends_with_our_own_error(answer, words):
+    class Client:
+        def submit(self, *arguments, **options):
+            return answer
+
+        def scheduler_info(self, **options):
+            return {"workers": {"tcp://a": {}}}
+
+    engine = DaskEngine.__new__(DaskEngine)
+    engine._client = Client()
+    for call in (engine.call, engine.call_all):
+        with pytest.raises(InterruptedRunError, match=words):
+            call(abs, -1)

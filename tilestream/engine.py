@@ -160,16 +160,10 @@ class DaskEngine(Engine):
             threading.Thread(target=self._await_again, args=[future], daemon=True).start()
             return None
         key = self._keys.pop(future.key)
-        if future.status == "error":
-            error = future.exception()
-            died = type(error).__name__ == "KilledWorker"
-            words = f"{future.key} killed {DEATHS} workers, one after another" if died else f"{future.key}: {type(error).__name__}: {error}"
-            way = "Where a decoder crashes, compute.isolate: true gives up the tile alone. The same command resumes."
-            return key, Outcome(error=InterruptedRunError(f"{words}. {way}"))
         try:
-            return key, future.result()
-        except (CancelledError, OSError):  # what tasks raise is in their status; this is the connection
-            return key, Outcome(error=InterruptedRunError(LOST))
+            return key, _outcome(future)
+        except InterruptedRunError as error:
+            return key, Outcome(error=error)
 
     def _await_again(self, future: Any) -> None:
         """Hand a future on once more when it is done again, or cannot be."""
@@ -193,24 +187,43 @@ class DaskEngine(Engine):
             raise InterruptedRunError(f"no worker is left for {ALONE:.0f} s. What is finished is kept; the same command resumes.")
 
     def call(self, function: Callable[[Any], Any], task: Any) -> Any:
-        outcome = self._client.submit(run_task, function, task, pure=False).result()
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.value
+        return _value(self._client.submit(run_task, function, task, pure=False))
 
     def call_all(self, function: Callable[[Any], Any], task: Any) -> list[Any]:
         addresses = list(self._client.scheduler_info(n_workers=-1)["workers"])
         started = [self._client.submit(run_task, function, task, pure=False, workers=[a], allow_other_workers=False) for a in addresses]
-        outcomes = self._client.gather(started)
-        for outcome in outcomes:
-            if outcome.error is not None:
-                raise outcome.error
-        return [outcome.value for outcome in outcomes]
+        return [_value(future) for future in started]
 
     def close(self) -> None:
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()
+
+
+def _value(future: Any) -> Any:
+    """What a task gave, when it is there; raises its error, or InterruptedRunError."""
+    outcome = _outcome(future)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.value
+
+
+def _outcome(future: Any) -> Outcome:
+    """How a task ended, when it has. Raises InterruptedRunError where that cannot be known."""
+    try:
+        error = future.exception()
+        if error is None:
+            outcome: Outcome = future.result()
+            return outcome
+    except (CancelledError, OSError) as broken:  # what tasks raise is handed over; this is the connection
+        raise InterruptedRunError(LOST) from broken
+    if isinstance(error, CancelledError):
+        raise InterruptedRunError(LOST) from error
+    died = type(error).__name__ == "KilledWorker"
+    words = f"{future.key} killed {DEATHS} workers, one after another" if died else f"{future.key}: {type(error).__name__}: {error}"
+    raise InterruptedRunError(
+        f"{words}. Where a decoder crashes, compute.isolate: true gives up the tile alone. The same command resumes."
+    ) from error
 
 
 def open_engine(compute: Compute) -> Engine:
