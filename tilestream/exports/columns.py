@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,13 +60,7 @@ def write_parquet(slide: StoredSlide, target: Path) -> Written:
     ConfigError
         pyarrow is not installed.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "--to parquet needs the package pyarrow, which is not installed: pip install 'tilestream[parquet]' or pip install pyarrow, or use --to csv."
-        ) from error
+    pa, pq = load_pyarrow("parquet")
     kinds = [pa.int64()] * 4 + [pa.float32(), pa.string()]
     fields = [*zip(COLUMNS, kinds, strict=True), *((f"f{k}", pa.float32()) for k in range(slide.layout.dim))]
     about = {"tilestream": json.dumps({"slide": slide.id, "source": slide.source, "recipe": slide.recipe})}
@@ -77,3 +72,15 @@ def write_parquet(slide: StoredSlide, target: Path) -> Written:
             arrays = [pa.array(values, kind.type, from_pandas=True) for values, kind in zip(columns, schema, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
     return Written(slide.layout.tiles)
+
+
+def load_pyarrow(name: str) -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet, which the format `name` needs. Raises ConfigError where they are not installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--to {name} needs the package pyarrow, which is not installed: pip install 'tilestream[parquet]' or pip install pyarrow, or use --to csv."
+        ) from error
+    return pyarrow, pyarrow.parquet
