@@ -277,18 +277,18 @@ def test_spatialdata_ties_rows_to_squares_and_labels(tmp_path):
     root = zarr.open_group(path, mode="r")
     assert root.attrs["spatialdata_attrs"]["version"] == "0.2"
     attributes = root["tables/tiles"].attrs
-    keys = {"region": "tiles", "region_key": "region", "instance_key": "tile_id"}
+    keys = {"region": "tile_squares", "region_key": "region", "instance_key": "tile_id"}
     assert {name: attributes[name] for name in keys} == keys
     assert attributes["spatialdata-encoding-type"] == "ngff:regions_table"
     assert attributes["version"] == "0.2"
     table = anndata.read_zarr(f"{path}/tables/tiles")
     assert table.uns["spatialdata_attrs"] == keys
-    assert (table.obs["region"] == "tiles").all()
+    assert (table.obs["region"] == "tile_squares").all()
     assert np.array_equal(table.X, tilestream.open(tmp_path / "a.zarr").embeddings[:], equal_nan=True)
     labels = root["labels/tile_grid/0"][:]
     assert np.array_equal(labels[table.obs["row"], table.obs["col"]], table.obs["tile_id"])
     assert labels[1, 2] == 0
-    squares = pq.read_table(f"{path}/shapes/tiles/shapes.parquet")
+    squares = pq.read_table(f"{path}/shapes/tile_squares/shapes.parquet")
     assert squares["tile_id"].to_pylist() == table.obs["tile_id"].tolist()
     corners = np.array([np.frombuffer(raw[13:], "<f8").reshape(5, 2) for raw in squares["geometry"].to_pylist()])
     assert np.array_equal(corners[:, 0], table.obs[["x", "y"]])

@@ -77,10 +77,10 @@ def write_parquet(slide: StoredSlide, target: Path) -> Written:
 def load_pyarrow(name: str) -> tuple[Any, Any]:
     """The modules pyarrow and pyarrow.parquet, which the format `name` needs. Raises ConfigError where they are not installed."""
     try:
-        import pyarrow
-        import pyarrow.parquet
+        import pyarrow as pa
+        import pyarrow.parquet as pq
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"--to {name} needs the package pyarrow, which is not installed: pip install 'tilestream[parquet]' or pip install pyarrow, or use --to csv."
         ) from error
-    return pyarrow, pyarrow.parquet
+    return pa, pq

@@ -30,14 +30,15 @@ from tilestream.tables import ARRAY, CATEGORICAL, DICT, write_plain, write_scala
 CONTAINER, RASTER, TABLE = "0.2", "0.3", "0.2"
 """Versions of the parts of the format."""
 
-REGION, REGION_KEY, INSTANCE_KEY = "tiles", "region", "tile_id"
+REGION, REGION_KEY, INSTANCE_KEY = "tile_squares", "region", "tile_id"
 GRID, MASK = "tile_grid", "tissue"
+"""No two elements may share a name, and the table is `tiles`."""
 
 
 def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
-    """`tables/tiles`, the slide's own table with the columns that tie its rows to `shapes/tiles`; labels; `images/thumbnail`.
+    """`tables/tiles`, the slide's own table with the columns that tie its rows to `shapes/tile_squares`; labels; `images/thumbnail`.
 
-    `shapes/tiles` are the tiles' squares, whose index is `tile_id`, the tile's row in the table + 1; there are none in a slide without
+    `shapes/tile_squares` are the tiles' squares, whose index is `tile_id`, the tile's row in the table + 1; there are none in a slide without
     tiles. `labels/tile_grid` (rows, cols) uint32 has one pixel a tile, whose value is its `tile_id`; `labels/tissue` uint8 is 1 where the
     mask of the thumbnail's size found tissue. Failed tiles keep their rows, with NaN.
 
