@@ -74,7 +74,7 @@ def check_ome_zarr(path, told):
     assert label.attributes.ome.image_label.source.image == "../../"
     tiles = np.array(told["tiles"], np.int64).reshape(-1, 4)
     image_node, *others = Reader(parse_url(path))()
-    (label_node,) = (node for node in others if node.zarr.path().rstrip("/").endswith("tissue"))
+    (label_node,) = (node for node in others if node.zarr.path.rstrip("/").endswith("tissue"))
     for node in (image_node, label_node):
         for level, (data, steps) in enumerate(zip(node.data, node.metadata["coordinateTransformations"], strict=True)):
             by_kind = {step["type"]: step[step["type"]] for step in steps}

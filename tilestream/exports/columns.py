@@ -31,7 +31,7 @@ def write_csv(slide: StoredSlide, target: Path) -> Written:
     digits = DIGITS[slide.layout.dtype]
     with new_target(target) as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, *(f"f{k}" for k in range(slide.layout.dim))])
+        writer.writerow([*COLUMNS, *(f"f{k}" for k in range(slide.dim))])
         for rows in slide.blocks():
             writer.writerows(_lines(rows, digits))
     return Written(slide.layout.tiles)
@@ -62,7 +62,7 @@ def write_parquet(slide: StoredSlide, target: Path) -> Written:
     """
     pa, pq = load_pyarrow("parquet")
     kinds = [pa.int64()] * 4 + [pa.float32(), pa.string()]
-    fields = [*zip(COLUMNS, kinds, strict=True), *((f"f{k}", pa.float32()) for k in range(slide.layout.dim))]
+    fields = [*zip(COLUMNS, kinds, strict=True), *((f"f{k}", pa.float32()) for k in range(slide.dim))]
     about = {"tilestream": json.dumps({"slide": slide.id, "source": slide.source, "recipe": slide.recipe})}
     schema = pa.schema(fields, metadata=about)
     with new_target(target) as path, pq.ParquetWriter(path, schema) as writer:
