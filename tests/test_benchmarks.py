@@ -17,10 +17,10 @@ def test_memory_stays_below_the_projection(capsys):
 
 @pytest.mark.slow
 def test_exports_of_more_tiles_take_no_more_memory(capsys):
-    rows = bench_export.main(["--tiles", "2000", "20000", "--dim", "256", "--json"])
+    formats = [name for name in bench_export.FORMATS if name != "csv"]  # it takes a minute
+    rows = bench_export.main(["--tiles", "4000", "40000", "--dim", "1024", "--formats", *formats, "--json"])  # 156 MiB of float32
     assert json.loads(capsys.readouterr().out) == rows
-    assert {row["format"] for row in rows} == set(bench_export.FORMATS)
-    grown = {name: bench_export.growth(rows, name) for name in bench_export.FORMATS}
+    grown = {name: bench_export.growth(rows, name) for name in formats}
     assert {name: mib for name, mib in grown.items() if mib > bench_export.GROWTH_MIB} == {}
 
 

@@ -19,13 +19,22 @@ from tilestream.cli import main
 from tilestream.errors import ConfigError, InputError
 from tilestream.exports import FORMATS, export_slides
 
+CORNERS = "tests.support.encoders:corners"
+
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     """An output of one slide with context, vector and attention, whose file is gone."""
     folder = tmp_path_factory.mktemp("vectors")
     slide = write_pyramid(folder / "a.tif", make_image(900, 1100), mpp=0.5)
-    embed(slide, folder / "out", context={"window": 2, "depth": 2, "heads": 1}, pool={"name": "gated_attention"}, tiles={"tissue": "otsu"})
+    embed(
+        slide,
+        folder / "out",
+        context={"window": 2, "depth": 2, "heads": 2},
+        pool={"name": "gated_attention"},
+        tiles={"tissue": "otsu"},
+        encoder=CORNERS,
+    )
     slide.unlink()
     return folder / "out"
 
