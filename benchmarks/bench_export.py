@@ -2,9 +2,10 @@
 
     python -m benchmarks.bench_export [--tiles 10000 100000] [--dim 384] [--formats geojson ...] [--json]
 
-Each export runs in a process of its own, on a made store; its peak resident memory is what the system counted. What grows a little with the
-slide is a few bytes a tile: its status, and the index of the file that is written (Parquet: of each column of each block). `pt` maps the file that it saves, and pages of it
-that the system may drop at any time count as resident: its bound is the file's size on top.
+Each export runs in a process of its own, on a made store; its peak resident memory is what the system counted. The fewest tiles should be
+several blocks of 2048 rows, since up to four of them are held at once. What grows a little with the slide is a few bytes a tile: its status, and
+the index of the file that is written (Parquet: of each column of each block). `pt` maps the file that it saves, and pages of it that the
+system may drop at any time count as resident: its bound is the file's size on top.
 """
 
 import argparse
