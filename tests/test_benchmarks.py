@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import bench_context, bench_durability, bench_memory, bench_pipeline, bench_reading, bench_soak, fuzz_sources
+from benchmarks import bench_context, bench_durability, bench_export, bench_memory, bench_pipeline, bench_reading, bench_soak, fuzz_sources
 
 
 @pytest.mark.slow
@@ -13,6 +13,15 @@ def test_memory_stays_below_the_projection(capsys):
     assert json.loads(capsys.readouterr().out) == rows
     assert all(row["peak_mib"] <= row["projected_mib"] for row in rows)
     assert [row["tiles"] > 0 for row in rows] == [True, True]
+
+
+@pytest.mark.slow
+def test_exports_of_more_tiles_take_no_more_memory(capsys):
+    formats = [name for name in bench_export.FORMATS if name != "csv"]  # it takes a minute
+    rows = bench_export.main(["--tiles", "12000", "48000", "--dim", "1024", "--formats", *formats, "--json"])  # 140 MiB more
+    assert json.loads(capsys.readouterr().out) == rows
+    grown = {name: bench_export.growth(rows, name) for name in formats}
+    assert {name: mib for name, mib in grown.items() if mib > bench_export.GROWTH_MIB} == {}
 
 
 def test_readers_are_measured(capsys):

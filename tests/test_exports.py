@@ -9,6 +9,7 @@ from pathlib import Path
 import anndata
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import zarr
@@ -109,7 +110,6 @@ def test_csv_gives_every_number_back(tmp_path, dtype):
 
 
 def test_parquet_has_a_row_a_tile(tmp_path):
-    pq = pytest.importorskip("pyarrow.parquet")
     make_store(tmp_path / "a.zarr", failed=[2])
     path, _ = export(tmp_path, "parquet")
     table = pq.read_table(path)
@@ -269,7 +269,7 @@ def test_bands_of_a_tall_grid_come_together(tmp_path):
     assert np.array_equal(np.isfinite(zarr.open_group(path, mode="r")["0"][:][0]), keep)
 
 
-def test_spatialdata_ties_rows_to_labels(tmp_path):
+def test_spatialdata_ties_rows_to_squares_and_labels(tmp_path):
     keep = np.ones((4, 5), bool)
     keep[1, 2] = False
     make_store(tmp_path / "a.zarr", keep=keep, failed=[3], thumbnail_downsample=32.0)
@@ -277,25 +277,28 @@ def test_spatialdata_ties_rows_to_labels(tmp_path):
     root = zarr.open_group(path, mode="r")
     assert root.attrs["spatialdata_attrs"]["version"] == "0.2"
     attributes = root["tables/tiles"].attrs
-    keys = {"region": "tile_grid", "region_key": "region", "instance_key": "tile_id"}
+    keys = {"region": "tile_squares", "region_key": "region", "instance_key": "tile_id"}
     assert {name: attributes[name] for name in keys} == keys
     assert attributes["spatialdata-encoding-type"] == "ngff:regions_table"
     assert attributes["version"] == "0.2"
     table = anndata.read_zarr(f"{path}/tables/tiles")
     assert table.uns["spatialdata_attrs"] == keys
-    assert (table.obs["region"] == "tile_grid").all()
+    assert (table.obs["region"] == "tile_squares").all()
     assert np.array_equal(table.X, tilestream.open(tmp_path / "a.zarr").embeddings[:], equal_nan=True)
     labels = root["labels/tile_grid/0"][:]
     assert np.array_equal(labels[table.obs["row"], table.obs["col"]], table.obs["tile_id"])
     assert labels[1, 2] == 0
+    squares = pq.read_table(f"{path}/shapes/tile_squares/shapes.parquet")
+    assert squares["tile_id"].to_pylist() == table.obs["tile_id"].tolist()
+    corners = np.array([np.frombuffer(raw[13:], "<f8").reshape(5, 2) for raw in squares["geometry"].to_pylist()])
+    assert np.array_equal(corners[:, 0], table.obs[["x", "y"]])
+    assert np.array_equal(corners[:, 2], table.obs[["x", "y"]] + 224)
+    assert root["labels/tissue/0"][:].sum() == 24 * 29 - 4  # the mask's rectangle without its hole
     assert root["images/thumbnail/0"].shape == (3, 28, 35)
     assert not anndata.read_zarr(tmp_path / "a.zarr" / "tables" / "tiles").uns.get("spatialdata_attrs")  # the store itself is as it was
 
 
 # -- what holds for all -----------------------------------------------------------------------------------------------
-
-NEEDS = {"parquet": "pyarrow"}
-
 
 BINARY = ("trident-h5", "clam-h5", "pt", "ome-zarr", "spatialdata")
 
@@ -322,8 +325,6 @@ def test_an_export_never_holds_a_slides_embeddings(tmp_path, name, small_blocks)
 
 @pytest.mark.parametrize("name", sorted(FORMATS.keys() - set(BINARY)))
 def test_an_export_as_text_or_columns_asks_for_one_block_at_a_time(tmp_path, name, small_blocks, monkeypatch):
-    if name in NEEDS:
-        pytest.importorskip(NEEDS[name])
     make_store(tmp_path / "a.zarr", 100, 200, 32, thumbnail=224)
     asked = []
 
@@ -341,16 +342,12 @@ def test_an_export_as_text_or_columns_asks_for_one_block_at_a_time(tmp_path, nam
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_slide_without_tissue_is_exported(tmp_path, name):
-    if name in NEEDS:
-        pytest.importorskip(NEEDS[name])
     make_store(tmp_path / "a.zarr", keep=np.zeros((4, 5), bool))
     assert "a: 0 tiles" in export(tmp_path, name)[1]
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_export_cut_short_leaves_nothing(tmp_path, name, monkeypatch):
-    if name in NEEDS:
-        pytest.importorskip(NEEDS[name])
     make_store(tmp_path / "a.zarr", 60, 60, 4)
 
     def broken(self):

@@ -153,6 +153,9 @@ def export_command(
         str,
         typer.Option("--to", help="trident-h5, clam-h5, pt, parquet, csv, geojson (QuPath), ome-zarr or spatialdata.", show_default=False),
     ],
+    what: Annotated[
+        str, typer.Option(help="tiles: their embeddings; context: their context in its place; slide: the slide's vector.")
+    ] = "tiles",
     slide: Annotated[str | None, typer.Option(help="Id of one slide; else all of the output.")] = None,
     out: Annotated[str | None, typer.Option(help="The file for one slide, or a folder; else exports/FORMAT in the output.")] = None,
     in_bounds: Annotated[
@@ -163,7 +166,7 @@ def export_command(
     """Write finished slides in the formats of other programs."""
     from tilestream.exports import export_slides
 
-    for line in export_slides(output, to, slide=slide, out=out, in_bounds=in_bounds, allow_unfinished=allow_unfinished):
+    for line in export_slides(output, to, what=what, slide=slide, out=out, in_bounds=in_bounds, allow_unfinished=allow_unfinished):
         print(line)
 
 

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from tilestream.errors import ConfigError
-from tilestream.exports.base import StoredSlide, Written
+from tilestream.exports.base import VECTORS, StoredSlide, Written
 from tilestream.exports.columns import write_csv, write_parquet
 from tilestream.exports.geojson import write_geojson
 from tilestream.exports.hdf5 import write_clam, write_trident
 from tilestream.exports.omezarr import write_ome_zarr
 from tilestream.exports.spatialdata import write_spatialdata
 from tilestream.exports.tensors import write_tensor
+from tilestream.exports.vectors import VECTOR_WRITERS
 from tilestream.objects import Folder
 from tilestream.verifying import find_stores
 
@@ -41,7 +42,14 @@ FORMATS = {
 
 
 def export_slides(
-    output: str, name: str, *, slide: str | None = None, out: str | None = None, in_bounds: bool = False, allow_unfinished: bool = False
+    output: str,
+    name: str,
+    *,
+    what: str = "tiles",
+    slide: str | None = None,
+    out: str | None = None,
+    in_bounds: bool = False,
+    allow_unfinished: bool = False,
 ) -> Iterator[str]:
     """Export the slides of an output; yields a line of words for each file that is there.
 
@@ -53,10 +61,13 @@ def export_slides(
         An output folder, or one store in it.
     name : str
         A key of `FORMATS`.
+    what : str
+        A key of `VECTORS`: the tiles' embeddings, their context in place of them, or the slide's vector.
     slide : str, optional
         Id of the one slide that is wanted.
     out : str, optional
-        The file for one slide named by `slide` or `output`, else the folder of all; by default `exports/<format>` in the output.
+        The file for one slide named by `slide` or `output`, else the folder of all; by default `exports/<format>` in the output,
+        `exports/<format>-<what>` where `what` is not tiles.
     in_bounds : bool
         See `write_geojson`.
     allow_unfinished : bool
@@ -75,7 +86,7 @@ def export_slides(
         raise ConfigError(f"--to: {name!r} is none of {', '.join(FORMATS)}.")
     if in_bounds and name != "geojson":
         raise ConfigError(f"--in-bounds: is for --to geojson only, not {name}.")
-    write = partial(write_geojson, in_bounds=True) if in_bounds else FORMATS[name].write
+    write = partial(write_geojson, in_bounds=True) if in_bounds else _writer(name, what)
     stores = find_stores(output)
     is_store = Folder(output).exists("zarr.json")
     if slide is not None:
@@ -83,15 +94,28 @@ def export_slides(
         if wanted not in stores:
             raise ConfigError(f"--slide: {slide!r} is not in {output}, which holds {_some([n.removesuffix('.zarr') for n in stores])}.")
         stores = {wanted: stores[wanted]}
-    slides = [StoredSlide(key, store, allow_unfinished=allow_unfinished) for key, store in stores.items()]
+    slides = [StoredSlide(key, store, what=what, allow_unfinished=allow_unfinished) for key, store in stores.items()]
     for found in slides:
         target = (
-            _default_target(output, found.id, name, is_store=is_store)
+            _default_target(output, found.id, name, what, is_store=is_store)
             if out is None
             else _named_target(out, found.id, name, alone=slide is not None or is_store)
         )
         written = write(found, target)
         yield f"{found.id}: {written.tiles} tiles -> {target}" + "".join(f"; {note}" for note in written.notes)
+
+
+def _writer(name: str, what: str) -> Callable[[StoredSlide, Path], Written]:
+    """What writes `what` in a format. Raises ConfigError where that cannot be."""
+    if what not in VECTORS:
+        raise ConfigError(f"--what: {what!r} is none of {', '.join(VECTORS)}.")
+    if what == "slide":
+        if name not in VECTOR_WRITERS:
+            raise ConfigError(f"--what slide: is for --to {', '.join(VECTOR_WRITERS)}, not {name}.")
+        return VECTOR_WRITERS[name]
+    if what == "context" and name == "spatialdata":
+        raise ConfigError("--what context: spatialdata holds it anyhow, as obsm/context of the table. Leave it out.")
+    return FORMATS[name].write
 
 
 def _named_target(out: str, slide: str, name: str, *, alone: bool) -> Path:
@@ -101,12 +125,13 @@ def _named_target(out: str, slide: str, name: str, *, alone: bool) -> Path:
     return path / f"{slide}{FORMATS[name].suffix}" if is_folder else path
 
 
-def _default_target(output: str, slide: str, name: str, *, is_store: bool) -> Path:
+def _default_target(output: str, slide: str, name: str, what: str, *, is_store: bool) -> Path:
     """The file of a slide below its output."""
     if "://" in output:
         raise ConfigError(f"--out: is needed for {output}, since exports are written to a local disk. Name a folder.")
     folder = Path(output).parent if is_store else Path(output)
-    return folder / "exports" / name / f"{slide}{FORMATS[name].suffix}"
+    kind = name if what == "tiles" else f"{name}-{what}"
+    return folder / "exports" / kind / f"{slide}{FORMATS[name].suffix}"
 
 
 def _some(names: list[str]) -> str:

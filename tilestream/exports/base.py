@@ -17,7 +17,10 @@ from tilestream.errors import ConfigError, IncompleteError, InputError
 from tilestream.geometry import Size
 from tilestream.grid import PlacedGrid, TileGrid
 from tilestream.layout import OK, PADDED, STATUSES
-from tilestream.store import BLOCK_ROWS, TILES, SlideStore
+from tilestream.store import BLOCK_ROWS, SLIDE, TILES, SlideStore
+
+VECTORS = {"tiles": f"{TILES}/X", "context": f"{TILES}/obsm/context", "slide": f"{SLIDE}/X"}
+"""Where a store keeps the vectors that an export may be of."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Rows:
     status: NDArray[np.int8]
     """(m,) code in `STATUSES`; -1 where the tile was never embedded."""
     embeddings: NDArray[np.float32]
-    """(m, d); NaN in the rows of tiles that failed."""
+    """(m, d) vectors, of what is exported; NaN in the rows of tiles that failed."""
 
     @property
     def good(self) -> NDArray[np.bool_]:
@@ -73,12 +76,12 @@ class StoredSlide:
     Raises
     ------
     InputError
-        There is no store of ours, or its embeddings were not kept.
+        There is no store of ours, or it does not hold the vectors `what`, a key of `VECTORS`.
     IncompleteError
         The slide is not finished, unless `allow_unfinished`.
     """
 
-    def __init__(self, name: str, store: SlideStore, *, allow_unfinished: bool = False) -> None:
+    def __init__(self, name: str, store: SlideStore, *, what: str = "tiles", allow_unfinished: bool = False) -> None:
         self.id, self.store = name.removesuffix(".zarr"), store
         attributes = store.attributes
         if attributes is None:
@@ -90,9 +93,16 @@ class StoredSlide:
         self.recipe: dict[str, Any] = attributes["recipe"]
         self.source: dict[str, Any] = attributes["source"]
         self.layout = store.layout
-        if not store.folder.exists(f"{TILES}/X/zarr.json"):
+        self.vectors = VECTORS[what]
+        """Path of the array that is exported."""
+        if not store.folder.exists(f"{self.vectors}/zarr.json"):
             saved = ", ".join(self.recipe["output"]["save"])
-            raise InputError(f"{store.folder.address}: holds no embeddings of tiles, output.save was {saved}. Run with tiles among them.")
+            raise InputError(f"{store.folder.address}: " + {
+                "tiles": f"holds no embeddings of tiles, output.save was {saved}. Run with tiles among them.",
+                "context": f"holds no context of tiles, output.save was {saved}. Run with a context, and with tiles among them.",
+                "slide": f"holds no vector of the slide, output.save was {saved}. Run with a pool, and with slide among them.",
+            }[what])  # fmt: skip
+        self.dim = int(store.array(self.vectors).shape[1])
         self.size = Size(self.source["height"], self.source["width"])
         self.mpp: float | None = self.source["mpp"]
         self.scale: float = self.source["scale"]
@@ -136,7 +146,7 @@ class StoredSlide:
         """All tiles in order, `BLOCK_ROWS` at a time."""
         names = ("row", "col", "y", "x", "tissue", "status/codes")
         columns = [self._column(name) for name in names]
-        embeddings = self.store.array(f"{TILES}/X")
+        embeddings = self.store.array(self.vectors)
         for start in range(0, self.layout.tiles, BLOCK_ROWS):
             part = slice(start, start + BLOCK_ROWS)
             row, col, y, x, tissue, status = (np.asarray(column[part]) for column in columns)

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ def write_csv(slide: StoredSlide, target: Path) -> Written:
     digits = DIGITS[slide.layout.dtype]
     with new_target(target) as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, *(f"f{k}" for k in range(slide.layout.dim))])
+        writer.writerow([*COLUMNS, *(f"f{k}" for k in range(slide.dim))])
         for rows in slide.blocks():
             writer.writerows(_lines(rows, digits))
     return Written(slide.layout.tiles)
@@ -59,15 +60,9 @@ def write_parquet(slide: StoredSlide, target: Path) -> Written:
     ConfigError
         pyarrow is not installed.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "--to parquet needs the package pyarrow, which is not installed: pip install 'tilestream[parquet]' or pip install pyarrow, or use --to csv."
-        ) from error
+    pa, pq = load_pyarrow("parquet")
     kinds = [pa.int64()] * 4 + [pa.float32(), pa.string()]
-    fields = [*zip(COLUMNS, kinds, strict=True), *((f"f{k}", pa.float32()) for k in range(slide.layout.dim))]
+    fields = [*zip(COLUMNS, kinds, strict=True), *((f"f{k}", pa.float32()) for k in range(slide.dim))]
     about = {"tilestream": json.dumps({"slide": slide.id, "source": slide.source, "recipe": slide.recipe})}
     schema = pa.schema(fields, metadata=about)
     with new_target(target) as path, pq.ParquetWriter(path, schema) as writer:
@@ -77,3 +72,15 @@ def write_parquet(slide: StoredSlide, target: Path) -> Written:
             arrays = [pa.array(values, kind.type, from_pandas=True) for values, kind in zip(columns, schema, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
     return Written(slide.layout.tiles)
+
+
+def load_pyarrow(name: str) -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet, which the format `name` needs. Raises ConfigError where they are not installed."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--to {name} needs the package pyarrow, which is not installed: pip install 'tilestream[parquet]' or pip install pyarrow, or use --to csv."
+        ) from error
+    return pa, pq

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from tilestream.exports.base import StoredSlide
 from tilestream.overview import principal_axes
-from tilestream.store import TILES
 
 COMPONENTS = 3
 
@@ -33,16 +32,16 @@ class Components:
 
 
 def find_components(slide: StoredSlide) -> Components:
-    """The components of a slide's embeddings.
+    """The components of the vectors of a slide's tiles that are exported.
 
     Memory bound: a block of rows, and two matrices of (d, d) float64.
     """
-    dim = slide.layout.dim
+    dim = slide.dim
     total, count = np.zeros(dim), 0
 
     def blocks() -> Iterator[NDArray[np.float32]]:
         nonlocal total, count
-        for rows in slide.store.blocks(f"{TILES}/X"):
+        for rows in slide.store.blocks(slide.vectors):
             good = rows[np.isfinite(rows).all(axis=1)]
             total, count = total + good.sum(axis=0, dtype=np.float64), count + len(good)
             yield rows

@@ -71,7 +71,7 @@ def write_clam(slide: StoredSlide, target: Path) -> Written:
 def _write(slide: StoredSlide, target: Path, coords_attributes: dict[str, Any], features_attributes: dict[str, Any]) -> Written:
     """Write both datasets block by block."""
     h5py = load_h5py()
-    count, dim = int(slide.good.sum()), slide.layout.dim
+    count, dim = int(slide.good.sum()), slide.dim
     with new_target(target) as path, h5py.File(path, "w") as file:
         chunk = max(1, min(CHUNK_ROWS, count))
         features = file.create_dataset("features", (count, dim), np.float32, chunks=(chunk, dim), maxshape=(None, dim))

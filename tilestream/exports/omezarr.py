@@ -16,15 +16,21 @@ from numpy.typing import NDArray
 from tilestream.exports.base import StoredSlide, Written, new_target
 from tilestream.exports.components import COMPONENTS, Components, find_components
 from tilestream.exports.multiscale import CHUNK, VERSION, Place, halve_largest, halve_means, write_pyramid
+from tilestream.store import TILES
 
 COLOURS = ("FF0000", "00FF00", "0000FF")
+ATTENTION_COLOUR = "FFFFFF"
+
+ATTENTION = f"{TILES}/obsm/attention"
+"""Path of the attention (n, heads) in a store."""
 
 TISSUE = 1
 """Label of tiles that hold tissue; 0 is background."""
 
 
 def write_ome_zarr(slide: StoredSlide, target: Path) -> Written:
-    """A multiscale image (c, y, x) float32: the first three principal components of each tile, NaN where there is no embedding.
+    """A multiscale image (c, y, x) float32: the first three principal components of each tile, NaN where there is no embedding; then,
+    where the store has it, the attention that the pool paid to the tile, a channel a head.
 
     Pixel (row, col) is centred on its tile: scale is the step between tiles and translation half a tile, in µm from the corner of
     the image, or in level-0 px where the slide has no resolution. `labels/tissue` is 1 where a tile was kept for its tissue.
@@ -41,7 +47,7 @@ def write_ome_zarr(slide: StoredSlide, target: Path) -> Written:
         components = find_components(slide)
         root = zarr.create_group(path)
         image = write_pyramid(
-            root, slide.id, _component_bands(slide, components), (COMPONENTS, *grid_shape(slide)), place, halve_means, np.nan
+            root, slide.id, _bands(slide, components), (COMPONENTS + _heads(slide), *grid_shape(slide)), place, halve_means, np.nan
         )
         about: dict[str, Any] = {"version": VERSION, "multiscales": [image], "omero": {"channels": _channels(root)}}
         root.attrs["ome"] = about
@@ -108,9 +114,26 @@ def grid_bands(
         band = empty() if top < rows else band
 
 
-def _component_bands(slide: StoredSlide, components: Components) -> Iterator[NDArray[Any]]:
-    values = ((rows.row, rows.col, components.scores(rows.embeddings)) for rows in slide.blocks())
-    return grid_bands(slide, np.full(COMPONENTS, np.nan, np.float32), values)
+def _heads(slide: StoredSlide) -> int:
+    """Heads whose attention the store has."""
+    return int(slide.store.array(ATTENTION).shape[1]) if slide.store.folder.exists(f"{ATTENTION}/zarr.json") else 0
+
+
+def _bands(slide: StoredSlide, components: Components) -> Iterator[NDArray[Any]]:
+    """(3 + heads, CHUNK, cols) float32."""
+    heads = _heads(slide)
+    attention = slide.store.array(ATTENTION) if heads else None
+
+    def values() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]]:
+        start = 0
+        for rows in slide.blocks():
+            found = [components.scores(rows.embeddings)]
+            if attention is not None:
+                found.append(np.asarray(attention[start : start + len(rows.row)], np.float32))
+            start += len(rows.row)
+            yield rows.row, rows.col, np.concatenate(found, axis=1)
+
+    return grid_bands(slide, np.full(COMPONENTS + heads, np.nan, np.float32), values())
 
 
 def _tissue_bands(slide: StoredSlide) -> Iterator[NDArray[Any]]:
@@ -120,13 +143,16 @@ def _tissue_bands(slide: StoredSlide) -> Iterator[NDArray[Any]]:
 
 
 def _channels(image: zarr.Group) -> list[dict[str, Any]]:
-    """Names, colours and ranges of the components, for viewers; ranges are those of the coarsest level, which is small."""
+    """Names, colours and ranges of the channels, for viewers; ranges are those of the coarsest level, which is small."""
     coarsest = image[max(image.array_keys(), key=int)]
     assert isinstance(coarsest, zarr.Array)
     channels = []
-    for number, (colour, plane) in enumerate(zip(COLOURS, np.asarray(coarsest[:]), strict=True), start=1):
+    for number, plane in enumerate(np.asarray(coarsest[:])):
+        is_component = number < COMPONENTS
+        label = f"PC{number + 1}" if is_component else f"attention {number - COMPONENTS + 1}"
+        colour = COLOURS[number] if is_component else ATTENTION_COLOUR
         seen = plane[np.isfinite(plane)]
         low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
         window = {"min": low, "max": high, "start": low, "end": high}
-        channels.append({"label": f"PC{number}", "color": colour, "active": True, "window": window})
+        channels.append({"label": label, "color": colour, "active": is_component, "window": window})
     return channels

@@ -1,7 +1,7 @@
-"""A slide as a SpatialData container, which `spatialdata.read_zarr` opens: the table of tiles, the tiles as labels, the thumbnail.
+"""A slide as a SpatialData container, which `spatialdata.read_zarr` opens: the table of tiles, the tiles as squares and as labels, tissue, thumbnail.
 
 Sources: https://spatialdata.scverse.org/en/stable/design_doc.html and https://github.com/scverse/spatialdata (container 0.2, rasters 0.3,
-tables 0.2). The one coordinate system, `global`, is level-0 px.
+shapes 0.3, tables 0.2). The one coordinate system, `global`, is level-0 px.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tilestream.exports.base import StoredSlide, Written, new_target
 from tilestream.exports.geojson import mask_downsample
 from tilestream.exports.multiscale import CHUNK, VERSION
 from tilestream.exports.omezarr import grid_bands, grid_shape
-from tilestream.finishing import THUMBNAIL
+from tilestream.exports.shapes import write_shapes
+from tilestream.finishing import THUMBNAIL, TISSUE
 from tilestream.objects import Folder
 from tilestream.store import TILES
 from tilestream.tables import ARRAY, CATEGORICAL, DICT, write_plain, write_scalar, write_strings
@@ -29,14 +30,17 @@ from tilestream.tables import ARRAY, CATEGORICAL, DICT, write_plain, write_scala
 CONTAINER, RASTER, TABLE = "0.2", "0.3", "0.2"
 """Versions of the parts of the format."""
 
-REGION, REGION_KEY, INSTANCE_KEY = "tile_grid", "region", "tile_id"
+REGION, REGION_KEY, INSTANCE_KEY = "tile_squares", "region", "tile_id"
+GRID, MASK = "tile_grid", "tissue"
+"""No two elements may share a name, and the table is `tiles`."""
 
 
 def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
-    """`tables/tiles`, the slide's own table with the columns that tie its rows to labels; `labels/tile_grid`; `images/thumbnail`.
+    """`tables/tiles`, the slide's own table with the columns that tie its rows to `shapes/tile_squares`; labels; `images/thumbnail`.
 
-    `labels/tile_grid` (rows, cols) uint32 has one pixel a tile, whose value is the tile's `tile_id`, its row in the table + 1. Failed tiles
-    keep their rows, with NaN.
+    `shapes/tile_squares` are the tiles' squares, whose index is `tile_id`, the tile's row in the table + 1; there are none in a slide without
+    tiles. `labels/tile_grid` (rows, cols) uint32 has one pixel a tile, whose value is its `tile_id`; `labels/tissue` uint8 is 1 where the
+    mask of the thumbnail's size found tissue. Failed tiles keep their rows, with NaN.
 
     Memory bound: the largest object of the store (one shard), and bands of 256 rows of the tile grid.
 
@@ -44,6 +48,8 @@ def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
     ------
     InputError
         The tiles lie on no regular grid.
+    ConfigError
+        pyarrow is not installed.
     """
     shape = grid_shape(slide)
     with new_target(target) as path:
@@ -53,11 +59,14 @@ def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
         root.create_group("tables")
         copy_objects(slide.store.folder, Folder(str(path)), TILES)
         _annotate(zarr.open_group(path / TILES, mode="r+"), slide.layout.tiles)
-        labels = root.create_group("labels", attributes={"ome": {"labels": [REGION]}})
+        if slide.layout.tiles:
+            write_shapes(root.create_group("shapes"), path / "shapes", REGION, INSTANCE_KEY, slide)
+        mask = slide.store.folder.get(TISSUE)
+        labels = root.create_group("labels", attributes={"ome": {"labels": [GRID, *([MASK] if mask else [])]}})
         step, side = slide.stride * slide.scale, slide.l0_extent
         array = _raster(
             labels,
-            REGION,
+            GRID,
             shape,
             np.uint32,
             step,
@@ -66,6 +75,10 @@ def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
         )
         for k, band in enumerate(_number_bands(slide)):
             array[k * CHUNK : k * CHUNK + band.shape[0]] = band
+        if mask is not None:
+            tissue = (np.asarray(Image.open(io.BytesIO(mask))) > 0).astype(np.uint8)
+            step = mask_downsample(slide, tissue.shape)
+            _raster(labels, MASK, tissue.shape, np.uint8, step, (0.0, 0.0), {"image-label": {"version": VERSION}})[:] = tissue
         raw = slide.store.folder.get(THUMBNAIL)
         if raw is not None:
             pixels = np.moveaxis(np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")), 2, 0)
@@ -84,7 +97,7 @@ def copy_objects(source: Folder, target: Folder, prefix: str) -> None:
 
 
 def _annotate(table: zarr.Group, tiles: int) -> None:
-    """Tie row k of a table to label k + 1 of the region; a table without rows is tied to nothing, as SpatialData demands."""
+    """Tie row k of a table to square k + 1 of the region; a table without rows is tied to nothing, as SpatialData demands."""
     keys = {"region": REGION, "region_key": REGION_KEY, "instance_key": INSTANCE_KEY}
     tied: dict[str, Any] = keys if tiles else dict.fromkeys(keys)
     table.attrs.update({"spatialdata-encoding-type": "ngff:regions_table", **tied, "version": TABLE})

@@ -17,7 +17,7 @@ def write_tensor(slide: StoredSlide, target: Path) -> Written:
     """
     import torch
 
-    count, dim = int(slide.good.sum()), slide.layout.dim
+    count, dim = int(slide.good.sum()), slide.dim
     with new_target(target) as path:
         scratch = path.with_name(f"{target.name}.rows")
         with scratch.open("wb") as file:

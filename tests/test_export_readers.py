@@ -1,0 +1,87 @@
+"""What other programs read from our exports, in an environment of theirs: no package of it is one of ours."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tilestream
+from tests.support.stores import make_store, png
+from tilestream.exports import FORMATS, export_slides
+from tilestream.exports.base import StoredSlide
+from tilestream.objects import Folder
+from tilestream.store import SlideStore
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+SUPPORT = Path(__file__).parent / "support"
+READ = ("spatialdata", "ome-zarr", "geojson")
+DOWNSAMPLE = 32.0
+
+
+@pytest.fixture(scope="session")
+def readers(tmp_path_factory):
+    """The Python of the readers' environment: that of TILESTREAM_READERS, or a new one with the versions of `support/readers.txt`."""
+    if stated := os.environ.get("TILESTREAM_READERS"):
+        return stated
+    folder = tmp_path_factory.mktemp("readers")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / "bin" / "python")
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "-r", str(SUPPORT / "readers.txt")], check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"the readers cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+    return python
+
+
+def check(python, folder, names=READ, *, corner=(0, 0), in_bounds=False):
+    """Export the slide `a` and let the readers open it; places are of tiles as row, col, x, y, and lengths in level-0 px."""
+    for name in names:
+        list(export_slides(str(folder), name, in_bounds=in_bounds))
+    slide = StoredSlide("a", SlideStore(Folder(str(folder / "a.zarr"))))
+    grid, obs = slide.grid(), tilestream.open(folder / "a.zarr").obs
+    np.save(folder / "mask.npy", np.asarray(Image.open(folder / "a.zarr" / "tissue.png")) > 0)
+    told = {
+        "exports": {name: str(folder / "exports" / name / f"a{FORMATS[name].suffix}") for name in names}, "mask": str(folder / "mask.npy"),
+        "tiles": obs[["row", "col", "x", "y"]].to_numpy().tolist(), "failed": np.flatnonzero(~slide.good).tolist(), "corner": corner,
+        "side": slide.l0_extent, "step": slide.stride * slide.scale, "grid": [grid.rows, grid.cols], "downsample": DOWNSAMPLE,
+        "width": slide.size.width, "height": slide.size.height, "mpp": slide.mpp,
+    }  # fmt: skip
+    (folder / "told.json").write_text(json.dumps(told))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [python, str(SUPPORT / "read_exports.py"), str(folder / "told.json")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == [f"{name}: ok" for name in names]
+
+
+@pytest.mark.parametrize(("scale", "stride"), [(1.0, 224), (1.3, 200)])
+def test_readers_find_every_tile_at_its_place(tmp_path, readers, scale, stride):
+    keep = np.random.default_rng(1).random((150, 90)) < 0.4
+    make_store(tmp_path / "a.zarr", 150, 90, keep=keep, failed=[3, 700], scale=scale, stride=stride, thumbnail_downsample=DOWNSAMPLE)
+    check(readers, tmp_path)
+
+
+def test_readers_open_a_slide_without_tiles(tmp_path, readers):
+    make_store(tmp_path / "a.zarr", keep=np.zeros((4, 5), bool), thumbnail_downsample=DOWNSAMPLE)
+    check(readers, tmp_path)
+
+
+def test_readers_open_a_slide_whose_tiles_all_failed(tmp_path, readers):
+    make_store(tmp_path / "a.zarr", failed=range(20), thumbnail_downsample=DOWNSAMPLE)
+    check(readers, tmp_path)
+
+
+def test_outlines_of_ragged_tissue_are_valid_polygons(tmp_path, readers):
+    bounds = {"openslide.bounds-x": "100", "openslide.bounds-y": "30"}
+    make_store(tmp_path / "a.zarr", thumbnail_downsample=DOWNSAMPLE, bounds=bounds)
+    ragged = np.random.default_rng(2).random((28, 35)) < 0.6  # pieces and holes that touch at corners, of one px, at every edge
+    (tmp_path / "a.zarr" / "tissue.png").write_bytes(png(ragged))
+    check(readers, tmp_path, ["geojson"], corner=(30, 100), in_bounds=True)
