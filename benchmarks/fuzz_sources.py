@@ -147,6 +147,8 @@ def try_case(path: Path, folder: Path) -> str:
 
 def serve(pipe, seed: int, slides: Path | None) -> None:
     """A process that tries cases until it is told to stop."""
+    from tilestream.machine import peak_memory
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 28, 1 << 28))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -156,7 +158,7 @@ def serve(pipe, seed: int, slides: Path | None) -> None:
         while (case := pipe.recv()) is not None:
             start = time.process_time()  # of the processor: other work on the machine makes no case slow
             told = try_case(write_case(case, seed, seeds, folder), folder)
-            pipe.send((told, time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+            pipe.send((told, time.process_time() - start, peak_memory()))
 
 
 class Child:
