@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2, vq
@@ -11,6 +13,14 @@ from tilestream.view.slide import Floats
 
 SAMPLE = 4096
 """Tiles that the centres are found on, spread over all, about."""
+
+
+def _centres(rows: NDArray[np.float64], k: int, seed: int) -> NDArray[np.float64]:
+    """(k, c) centres of groups of rows (m, c), of more distinct ones than k."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "One of the clusters is empty", UserWarning)  # fewer groups than asked for are shown as they are
+        found: NDArray[np.float64] = kmeans2(rows, k, minit="++", rng=np.random.default_rng(seed))[0]
+    return found
 
 
 def cluster(scores: Floats, k: int, seed: int = 0) -> NDArray[np.int64]:
@@ -26,10 +36,7 @@ def cluster(scores: Floats, k: int, seed: int = 0) -> NDArray[np.int64]:
     sample = good[:: max(1, len(good) // SAMPLE)]
     rows = scores[sample][:, known].astype(np.float64)
     distinct = np.unique(rows, axis=0)
-    if len(distinct) <= k:
-        centres = distinct
-    else:
-        centres = kmeans2(rows, k, minit="++", rng=np.random.default_rng(seed), missing="warn")[0]
+    centres = distinct if len(distinct) <= k else _centres(rows, k, seed)
     for start in range(0, len(good), BLOCK_ROWS):
         part = good[start : start + BLOCK_ROWS]
         groups[part] = vq(scores[part][:, known].astype(np.float64), centres)[0]

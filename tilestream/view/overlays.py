@@ -117,6 +117,12 @@ def tissue_overlay(slide: ViewedSlide, places: PlaceMap) -> Overlay:
     return on_places(places, colours, f"tissue of a tile, {low:.2f} to {high:.2f}" if known else "no tissue was looked for")
 
 
+def similarity_overlay(similar: Floats, places: PlaceMap) -> Overlay:
+    """(n,) cosines as dark to light."""
+    colours, low, high = heat_colours(similar)
+    return on_places(places, colours, f"cosine to the marked tile, {low:.2f} (dark) to {high:.2f} (light)")
+
+
 def attention_overlay(slide: ViewedSlide, places: PlaceMap) -> Overlay | None:
     """The share of each tile in the slide's vector, mean over heads; None where the pool has no attention."""
     path = f"{TILES}/obsm/attention"

@@ -12,8 +12,7 @@ from bokeh.models import Range1d
 from tilestream.view.catalogue import Catalogue
 from tilestream.view.panel import Panel
 
-TEMPLATE = """{% extends base %}
-{% block preamble %}
+TEMPLATE = """{% block preamble %}
 <style>
 html, body { height: 100%; margin: 0; font: 13px/1.4 system-ui, sans-serif; background: #fff; }
 </style>

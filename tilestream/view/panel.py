@@ -13,6 +13,7 @@ from bokeh.events import Tap
 from bokeh.models import Div, Range1d, Select, Slider, WMTSTileSource
 from numpy.typing import NDArray
 
+from tilestream.layout import STATUSES
 from tilestream.view import overlays
 from tilestream.view.catalogue import Catalogue, Output
 from tilestream.view.clusters import cluster
@@ -20,7 +21,7 @@ from tilestream.view.deepzoom import Zoom
 from tilestream.view.neighbours import nearest, similarity
 from tilestream.view.pictures import GALLERY, TILE_SIDE, Pictures
 from tilestream.view.scatter import sample_rows, umap_points
-from tilestream.view.slide import Floats, ViewedSlide
+from tilestream.view.slide import Floats, PlaceMap, ViewedSlide
 
 STATUS, TISSUE, EMBEDDINGS, CLUSTERS, SIMILARITY, ATTENTION, WINDOWS, NOTHING = (
     "tiles and status", "tissue", "embeddings", "clusters", "similarity", "attention", "windows", "none",
@@ -34,6 +35,7 @@ class Panel:
 
     def __init__(self, doc: Document, catalogue: Catalogue, output: Output, ranges: tuple[Range1d, Range1d], workers: Executor) -> None:
         self.doc, self.catalogue, self.output, self.workers = doc, catalogue, output, workers
+        self.number = output.first.number
         self.turn = 0
         """Counts slides and clicks: results of earlier ones are dropped."""
         self.similar: Floats | None = None
@@ -47,16 +49,13 @@ class Panel:
         self.title, self.legend = Div(name="title", width_policy="max"), Div(name="legend")
         self.pictures.slide.on_event(Tap, lambda event: self.on_click(-event.y, event.x))
         self.pictures.gallery.on_event(Tap, lambda event: self.follow(event.x, event.y))
-        self.pictures.points.selected.on_change("indices", lambda _name, _old, new: self.light(new))
-        self.choose_overlay.on_change("value", lambda *_: self.draw())
-        self.choose_slide.on_change("value", lambda _name, _old, new: self.show(int(new)))
-        self.opacity.on_change("value", lambda _name, _old, new: self.pictures.set_opacity(new))
-        self.groups.on_change("value_throttled", lambda *_: self.draw(CLUSTERS))
-        self.points.on_change("value", lambda *_: self.scatter())
-        self.number = output.first.number
-        self.choose_slide.value = str(self.number)
-        if self.number == output.entries[0].number:  # Select takes its first option unasked, and then nothing changes
-            self.show(self.number)
+        self.pictures.points.selected.on_change("indices", lambda _attr, _old, new: self.light(new))
+        self.choose_overlay.on_change("value", lambda _attr, _old, _new: self.draw())
+        self.choose_slide.on_change("value", lambda _attr, _old, new: self.show(int(new)) if int(new) != self.number else None)
+        self.opacity.on_change("value", lambda _attr, _old, new: self.pictures.set_opacity(new))
+        self.groups.on_change("value_throttled", lambda _attr, _old, _new: self.regroup())
+        self.points.on_change("value", lambda _attr, _old, _new: self.scatter())
+        self.show(self.number)
 
     @property
     def slide(self) -> ViewedSlide:
@@ -102,7 +101,7 @@ class Panel:
 
     def draw(self, kind: str | None = None) -> None:
         """Lay the chosen overlay over the slide; `kind` chooses it."""
-        if kind is not None and self.choose_overlay.value != kind:
+        if kind not in (None, self.choose_overlay.value):
             self.choose_overlay.value = kind  # which draws
             return
         turn, slide, chosen, k, places = self.turn, self.slide, self.choose_overlay.value, int(self.groups.value), self.places
@@ -121,9 +120,14 @@ class Panel:
         else:
             self.later(make, lay)
 
+    def regroup(self) -> None:
+        """Group the tiles anew, and show the groups on the slide and in the scatter."""
+        self.draw(CLUSTERS)
+        self.scatter()
+
     def scatter(self) -> None:
         """Fill the scatter with the tiles, or an even sample of them."""
-        turn, slide, kind, k = self.turn, self.slide, self.points.value, int(self.groups.value)
+        slide, kind, k = self.slide, self.points.value, int(self.groups.value)
         if not slide.good.any():
             self.pictures.set_points(np.empty(0, np.int64), np.empty((0, 2), np.float32), np.empty((0, 4), np.uint8), "no tiles")
             return
@@ -135,7 +139,7 @@ class Panel:
             return rows, where, overlays.cluster_colours(cluster(scores, k))[rows], words
 
         def lay(found: tuple[NDArray[np.int64], Floats, NDArray[np.uint8], str]) -> None:
-            if turn >= 0 and slide is self.slide:
+            if slide is self.slide and k == int(self.groups.value) and kind == self.points.value:
                 self.pictures.set_points(*found)
 
         self.later(make, lay)
@@ -153,7 +157,7 @@ class Panel:
         self.pictures.mark(float(slide.y[tile]), float(slide.x[tile]), slide.l0_extent)
         query = slide.embedding(tile)
         self.similar = similarity(slide, query)
-        self.draw(SIMILARITY) if self.choose_overlay.value != SIMILARITY else self.draw()
+        self.draw(SIMILARITY)
         own = [(self.number, int(k), float(self.similar[k])) for k in nearest(self.similar, GALLERY, tile)]
         self.pictures.set_gallery(own, [], self._name)
         others = [e.number for e in self.output.entries if e.number != self.number]
@@ -228,26 +232,23 @@ class Panel:
         return next(entry.id for entry in self.output.entries if entry.number == number)
 
 
-def make_overlay(slide: ViewedSlide, places: overlays.PlaceMap, chosen: str, k: int, similar: Floats | None) -> overlays.Overlay | None:
+def make_overlay(slide: ViewedSlide, places: PlaceMap, chosen: str, k: int, similar: Floats | None) -> overlays.Overlay | None:
     """The overlay of a name; None where there is nothing to lay."""
-    if chosen == TISSUE:
-        return overlays.tissue_overlay(slide, places)
-    if chosen == EMBEDDINGS:
-        return overlays.on_places(
-            places, overlays.component_colours(slide.scores(), slide.good), "first three principal components as colours"
-        )
-    if chosen == CLUSTERS:
-        return overlays.on_places(places, overlays.cluster_colours(cluster(slide.scores(), k)), "")
-    if chosen == ATTENTION:
-        return overlays.attention_overlay(slide, places)
+
+    def on_tiles(colours: overlays.Colours, words: str) -> overlays.Overlay:
+        return overlays.on_places(places, colours, words)
+
     if chosen.startswith(WINDOWS):
         return overlays.window_overlay(slide, int(chosen.rpartition(" ")[2]))
-    if chosen == SIMILARITY and similar is not None:
-        colours, low, high = overlays.heat_colours(similar)
-        return overlays.on_places(places, colours, f"cosine to the marked tile, {low:.2f} (dark) to {high:.2f} (light)")
-    if chosen == STATUS:
-        return overlays.on_places(places, overlays.status_colours(slide.status), overlays.status_words(slide.status))
-    return None
+    makers: dict[str, Callable[[], overlays.Overlay | None]] = {
+        TISSUE: lambda: overlays.tissue_overlay(slide, places),
+        EMBEDDINGS: lambda: on_tiles(overlays.component_colours(slide.scores(), slide.good), "first three principal components as colours"),
+        CLUSTERS: lambda: on_tiles(overlays.cluster_colours(cluster(slide.scores(), k)), ""),
+        ATTENTION: lambda: overlays.attention_overlay(slide, places),
+        SIMILARITY: lambda: None if similar is None else overlays.similarity_overlay(similar, places),
+        STATUS: lambda: on_tiles(overlays.status_colours(slide.status), overlays.status_words(slide.status)),
+    }
+    return makers[chosen]() if chosen in makers else None
 
 
 def legend(chosen: str, slide: ViewedSlide, k: int, overlay: overlays.Overlay | None) -> str:
@@ -257,7 +258,7 @@ def legend(chosen: str, slide: ViewedSlide, k: int, overlay: overlays.Overlay | 
     if chosen == CLUSTERS:
         return "".join(_patch(overlays.PALETTE[g % len(overlays.PALETTE)], str(g + 1)) for g in range(k))
     if chosen == STATUS:
-        present = [(code, name) for code, name in enumerate(overlays.STATUSES) if (slide.status == code).any()]
+        present = [(code, name) for code, name in enumerate(STATUSES) if (slide.status == code).any()]
         return "".join(_patch(overlays.STATUS_COLOURS[code], f"{name} {int((slide.status == code).sum()):,}") for code, name in present)
     return escape(overlay.words) if overlay is not None else ""
 

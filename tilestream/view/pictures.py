@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from bokeh.core.property.descriptors import UnsetValueError
 from bokeh.models import ColumnDataSource, CustomJS, Div, LassoSelectTool, PanTool, Range1d, ScaleBar, WheelZoomTool, WMTSTileSource
 from bokeh.models.annotations.dimensional import CustomDimensional
 from bokeh.plotting import figure
@@ -100,7 +101,10 @@ class Pictures:
         self._look(l0_y, l0_x, l0_width, 0.0)
 
     def _look(self, y: float, x: float, width: float, height: float) -> None:
-        ratio = (self.slide.inner_height or 700) / (self.slide.inner_width or 900)  # None before the page is laid out
+        try:
+            ratio = self.slide.inner_height / self.slide.inner_width
+        except (UnsetValueError, ZeroDivisionError):  # the page is not laid out yet; the browser will keep pixels square
+            ratio = height / width
         width = max(width, height / ratio)
         height = width * ratio
         self.slide.x_range.update(start=x - width / 2, end=x + width / 2)
