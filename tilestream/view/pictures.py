@@ -178,7 +178,7 @@ def _image_data(overlay: Overlay | None) -> dict[str, list[object]]:
 
 def _units(mpp: float | None) -> CustomDimensional:
     """What the scale bar counts in: µm and mm where the resolution is known, else px."""
-    ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500]
+    ticks = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0]
     if mpp is None:
         return CustomDimensional(basis={"px": (1.0, "px"), "kpx": (1000.0, "kpx")}, ticks=ticks)
     return CustomDimensional(basis={"px": (mpp, "px"), "µm": (1.0, "µm"), "mm": (1000.0, "mm")}, ticks=ticks, exclude=["px"])

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,7 @@ from tilestream.sources.sample import parse_sample, sample_folder
 SOURCES_OPEN = 4
 """Images that are open at once, when nobody reads from more."""
 
-CHOICES = ("z", "t", "window", "scene", "icc")
+CHOICES = ("z", "t", "channels", "window", "scene", "icc")
 """Keys of the recipe's `source` section that decide which pixels an image has."""
 
 
@@ -101,13 +102,11 @@ def _open(slide: StoredSlide) -> tuple[Source | None, str]:
 def source_options(slide: StoredSlide) -> SourceOptions:
     """The choices that a slide's image was read with."""
     chosen = slide.recipe.get("source") or {}
-    channels = chosen.get("channels")
-    kept = {key: tuple(chosen[key]) if isinstance(chosen[key], list) else chosen[key] for key in CHOICES if chosen.get(key) is not None}
+    kept: dict[str, Any] = {key: tuple(chosen[key]) if isinstance(chosen[key], list) else chosen[key] for key in CHOICES if chosen.get(key) is not None}
     backend = slide.source.get("backend")
     local = "://" not in slide.source["address"]
     return SourceOptions(
         backend=backend if local and backend in ("tiff", "openslide", "zarr") else "auto",
-        channels=None if channels is None else tuple(channels),
         mpp=slide.mpp,
         **kept,
     )

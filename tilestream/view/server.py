@@ -45,7 +45,7 @@ class _Refused(RequestHandler):
         self.finish("This address is not the one that the viewer was started for: see --host.\n")
 
 
-class _Tornado(BokehTornado):
+class _Tornado(BokehTornado):  # type: ignore[misc]
     """Bokeh's application behind a check of Host and Origin: a page elsewhere whose name is made to lead here gets nothing, the websocket included."""
 
     def __init__(self, apps: dict[str, Application], hosts: frozenset[str], patterns: list[Any]) -> None:
