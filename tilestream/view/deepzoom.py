@@ -51,11 +51,13 @@ class Zoom:
         return 1 << (self.deepest - level)
 
     def has(self, level: int, col: int, row: int) -> bool:
-        """Whether an address is a tile that meets the image."""
-        if not 0 <= level <= self.deepest:
-            return False
+        """Whether an address is a tile of the square that level 0 covers; browsers ask for those beside the image too."""
+        return 0 <= level <= self.deepest and max(col, row) < 1 << level and min(col, row) >= 0
+
+    def meets(self, level: int, col: int, row: int) -> bool:
+        """Whether a tile shows a part of the image."""
         step = SIDE * self.scale(level)
-        return 0 <= row * step < self.size.height and 0 <= col * step < self.size.width
+        return row * step < self.size.height and col * step < self.size.width
 
 
 class DeepZoom:
@@ -72,10 +74,12 @@ class DeepZoom:
         self._lock, self._thumbnail_lock = threading.Lock(), threading.Lock()
 
     def tile(self, number: int, slide: StoredSlide, address: tuple[int, int, int]) -> bytes | None:
-        """JPEG of (level, column, row); None for an address that does not meet the image."""
+        """JPEG of (level, column, row), white beside the image; None for an address that is no tile."""
         zoom = Zoom(slide.size)
         if not zoom.has(*address):
             return None
+        if not zoom.meets(*address):
+            return BESIDE
         level, col, row = address
         key = (number, *address)
         with self._lock:
@@ -158,3 +162,7 @@ def encode_jpeg(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
+
+
+BESIDE = encode_jpeg(blank(8, 8))
+"""A tile beside the image; browsers stretch it."""

@@ -53,6 +53,8 @@ def _lay_out(panel: Panel, *, wide: bool) -> Any:
     )  # fmt: skip
     if wide:
         return row(
-            slide, column(panel.pictures.gallery, panel.pictures.scatter, width=460, sizing_mode="stretch_height"), sizing_mode="stretch_both"
+            slide,
+            column(panel.pictures.gallery, panel.pictures.scatter, width=460, sizing_mode="stretch_height"),
+            sizing_mode="stretch_both",
         )
     return column(slide, panel.pictures.gallery, panel.pictures.scatter, sizing_mode="stretch_both")

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from bokeh.core.property.descriptors import UnsetValueError
-from bokeh.models import ColumnDataSource, CustomJS, Div, LassoSelectTool, PanTool, Range1d, ScaleBar, WheelZoomTool, WMTSTileSource
-from bokeh.models.annotations.dimensional import CustomDimensional
+from bokeh.models import ColumnDataSource, CustomJS, Div, LassoSelectTool, Metric, PanTool, Range1d, ScaleBar, WheelZoomTool, WMTSTileSource
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
@@ -29,6 +28,8 @@ class Pictures:
     """The figures and the data behind them."""
 
     def __init__(self, ranges: tuple[Range1d, Range1d]) -> None:
+        self.unit = 1.0
+        """What the scale bar counts for a level-0 px."""
         self.readout = Div(text="&nbsp;", name="position")
         self.image, self.lit, self.marked, self.shown, self.points = (
             ColumnDataSource(data={key: [] for key in keys}, name=name)
@@ -56,16 +57,20 @@ class Pictures:
         found.image_rgba(image="image", source=self.lit, global_alpha=0.75, **where)
         for colour, width in (("white", 4), ("black", 2)):
             found.rect(x="x", y="y", width="side", height="side", source=self.marked, fill_alpha=0, line_color=colour, line_width=width)
-        self.bar = ScaleBar(range=found.x_range, unit="px", dimensional=_units(None), location="bottom_left", background_fill_alpha=0.8)
+        self.bar_range = Range1d(0, 1)
+        self.bar = ScaleBar(range=self.bar_range, location="bottom_left", background_fill_alpha=0.8, **_units(None))
         found.add_layout(self.bar)
+        self.follow_zoom = CustomJS(args={"seen": found.x_range, "bar": self.bar_range, "unit": 1.0}, code=BAR)
+        found.x_range.js_on_change("start", self.follow_zoom)
+        found.x_range.js_on_change("end", self.follow_zoom)
         self.follow_mouse = CustomJS(args={"box": self.readout, "mpp": 0.0}, code=POSITION)
         found.js_on_event("mousemove", self.follow_mouse)
         return found
 
     def _gallery(self) -> figure:
         found = figure(
-            x_range=Range1d(0, GALLERY), y_range=Range1d(0, 2.6), tools="", toolbar_location=None, height=190, sizing_mode="stretch_width",
-            title="nearest tiles: this slide above, the output's other slides below", name="gallery",
+            x_range=Range1d(0, GALLERY), y_range=Range1d(0, 2.6), tools="", toolbar_location=None, height=215, sizing_mode="stretch_width",
+            title="nearest tiles: of this slide above, of the output's others below", name="gallery",
         )  # fmt: skip
         found.axis.visible = False
         found.grid.visible = False
@@ -76,7 +81,7 @@ class Pictures:
     def _scatter(self) -> figure:
         lasso = LassoSelectTool(continuous=False)
         found = figure(
-            tools=[lasso, "wheel_zoom", "reset"], height=330, sizing_mode="stretch_width", title="embeddings", output_backend="webgl", name="scatter",
+            tools=[lasso, "wheel_zoom", "reset"], min_height=300, sizing_mode="stretch_both", title="embeddings", output_backend="webgl", name="scatter",
         )  # fmt: skip
         found.toolbar.active_drag = lasso
         found.toolbar.logo = None
@@ -91,7 +96,9 @@ class Pictures:
     def set_image(self, tiles: WMTSTileSource, size: Size, mpp: float | None, *, move: bool) -> None:
         """Show another image; `move` shows all of it."""
         self.tiles.tile_source = tiles
-        self.bar.dimensional = _units(mpp)
+        self.unit = mpp or 1.0
+        self.bar.update(**_units(mpp))
+        self.follow_zoom.args = {"seen": self.slide.x_range, "bar": self.bar_range, "unit": self.unit}
         self.follow_mouse.args = {"box": self.readout, "mpp": mpp or 0.0}
         if move:
             self._look(size.height / 2, size.width / 2, float(size.width), float(size.height))
@@ -107,6 +114,7 @@ class Pictures:
             ratio = height / width
         width = max(width, height / ratio)
         height = width * ratio
+        self.bar_range.update(start=(x - width / 2) * self.unit, end=(x + width / 2) * self.unit)
         self.slide.x_range.update(start=x - width / 2, end=x + width / 2)
         self.slide.y_range.update(start=-y - height / 2, end=-y + height / 2)
 
@@ -170,18 +178,23 @@ box.text = `x ${x} px, y ${y} px` + um;
 """
 
 
+BAR = "bar.setv({start: seen.start * unit, end: seen.end * unit})"
+"""Keeps the range of the scale bar, in its own unit, to what is seen of the slide."""
+
+BAR_TICKS = [1, 2, 5, 10, 20, 50, 100, 200, 500]
+
+
 def _image_data(overlay: Overlay | None) -> dict[str, list[object]]:
     if overlay is None:
         return {"image": [], "x": [], "y": [], "dw": [], "dh": []}
     return {"image": [overlay.rgba], "x": [overlay.l0_x], "y": [-overlay.l0_y], "dw": [overlay.l0_width], "dh": [overlay.l0_height]}
 
 
-def _units(mpp: float | None) -> CustomDimensional:
+def _units(mpp: float | None) -> dict[str, object]:
     """What the scale bar counts in: µm and mm where the resolution is known, else px."""
-    ticks = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0]
     if mpp is None:
-        return CustomDimensional(basis={"px": (1.0, "px"), "kpx": (1000.0, "kpx")}, ticks=ticks)
-    return CustomDimensional(basis={"px": (mpp, "px"), "µm": (1.0, "µm"), "mm": (1000.0, "mm")}, ticks=ticks, exclude=["px"])
+        return {"unit": "px", "dimensional": Metric(base_unit="px", include=["px"], ticks=BAR_TICKS)}
+    return {"unit": "µm", "dimensional": Metric(base_unit="m", include=["µm", "mm"], ticks=BAR_TICKS)}
 
 
 def _css(rgba: NDArray[np.uint32]) -> list[str]:

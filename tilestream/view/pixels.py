@@ -102,7 +102,9 @@ def _open(slide: StoredSlide) -> tuple[Source | None, str]:
 def source_options(slide: StoredSlide) -> SourceOptions:
     """The choices that a slide's image was read with."""
     chosen = slide.recipe.get("source") or {}
-    kept: dict[str, Any] = {key: tuple(chosen[key]) if isinstance(chosen[key], list) else chosen[key] for key in CHOICES if chosen.get(key) is not None}
+    kept: dict[str, Any] = {
+        key: tuple(chosen[key]) if isinstance(chosen[key], list) else chosen[key] for key in CHOICES if chosen.get(key) is not None
+    }
     backend = slide.source.get("backend")
     local = "://" not in slide.source["address"]
     return SourceOptions(
