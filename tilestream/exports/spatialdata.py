@@ -21,9 +21,8 @@ from tilestream.exports.base import StoredSlide, Written, new_target
 from tilestream.exports.geojson import mask_downsample
 from tilestream.exports.multiscale import CHUNK, VERSION
 from tilestream.exports.omezarr import grid_bands, grid_shape
-from tilestream.finishing import THUMBNAIL
 from tilestream.objects import Folder
-from tilestream.store import TILES
+from tilestream.store import THUMBNAIL, TILES
 from tilestream.tables import ARRAY, CATEGORICAL, DICT, write_plain, write_scalar, write_strings
 
 CONTAINER, RASTER, TABLE = "0.2", "0.3", "0.2"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tilestream.layout import STATUSES
 from tilestream.overview import principal_colours
-from tilestream.store import TILES
+from tilestream.store import TILES, TISSUE
 from tilestream.view.slide import Floats, PlaceMap, ViewedSlide
 
 Colours = NDArray[np.uint8]
@@ -104,7 +104,7 @@ def lit_colours(count: int, lit: NDArray[np.int64]) -> Colours:
 
 def tissue_overlay(slide: ViewedSlide, places: PlaceMap) -> Overlay:
     """The tissue mask over the whole image; where none is stored, the fraction of each tile."""
-    raw = slide.store.folder.get("tissue.png")
+    raw = slide.store.folder.get(TISSUE)
     if raw is not None:
         with Image.open(io.BytesIO(raw)) as opened:
             mask = opened.convert("L")

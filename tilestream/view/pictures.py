@@ -32,7 +32,7 @@ class Pictures:
         """What the scale bar counts for a level-0 px."""
         self.readout = Div(text="&nbsp;", name="position")
         self.image, self.lit, self.marked, self.shown, self.points = (
-            ColumnDataSource(data={key: [] for key in keys}, name=name)
+            ColumnDataSource(data={key: [] for key in keys}, name=f"{name} data")
             for name, keys in {
                 "overlay": ("image", "x", "y", "dw", "dh"), "lit": ("image", "x", "y", "dw", "dh"), "marked": ("x", "y", "side"),
                 "gallery": ("url", "x", "y", "words", "number", "tile"), "points": ("x", "y", "colour", "tile"),

@@ -18,6 +18,7 @@ from tilestream.exports.base import StoredSlide
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.sources.sample import parse_sample, sample_folder
+from tilestream.store import THUMBNAIL
 
 SOURCES_OPEN = 4
 """Images that are open at once, when nobody reads from more."""
@@ -116,7 +117,7 @@ def source_options(slide: StoredSlide) -> SourceOptions:
 
 def stored_thumbnail(slide: StoredSlide) -> Image.Image | None:
     """The thumbnail in the store, RGB, stretched over the whole image; None where there is none."""
-    raw = slide.store.folder.get("thumbnail.png")
+    raw = slide.store.folder.get(THUMBNAIL)
     if raw is None:
         return None
     try:
