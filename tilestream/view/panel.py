@@ -14,11 +14,27 @@ from bokeh.models import Div, Range1d, Select, Slider, WMTSTileSource
 from numpy.typing import NDArray
 
 from tilestream.layout import STATUSES
-from tilestream.view import overlays
 from tilestream.view.catalogue import Catalogue, Output
 from tilestream.view.clusters import cluster
 from tilestream.view.deepzoom import Zoom
 from tilestream.view.neighbours import nearest, similarity
+from tilestream.view.overlays import (
+    PALETTE,
+    STATUS_COLOURS,
+    Colours,
+    Overlay,
+    attention_overlay,
+    cluster_colours,
+    component_colours,
+    lit_colours,
+    on_places,
+    similarity_overlay,
+    status_colours,
+    status_words,
+    tissue_overlay,
+    window_overlay,
+    window_sides,
+)
 from tilestream.view.pictures import GALLERY, TILE_SIDE, Pictures
 from tilestream.view.scatter import sample_rows, umap_points
 from tilestream.view.slide import Floats, PlaceMap, ViewedSlide
@@ -88,7 +104,7 @@ class Panel:
         self.places = slide.places()
         kinds = [STATUS, TISSUE, EMBEDDINGS, CLUSTERS, SIMILARITY]
         kinds += [ATTENTION] if slide.store.folder.exists("tables/tiles/obsm/attention/zarr.json") else []
-        kinds += [f"{WINDOWS} {side}" for side in overlays.window_sides(slide)]
+        kinds += [f"{WINDOWS} {side}" for side in window_sides(slide)]
         self.choose_overlay.options = [*kinds, NOTHING]
         if self.choose_overlay.value not in self.choose_overlay.options:
             self.choose_overlay.value = STATUS
@@ -107,10 +123,10 @@ class Panel:
         turn, slide, chosen, k, places = self.turn, self.slide, self.choose_overlay.value, int(self.groups.value), self.places
         similar = self.similar
 
-        def make() -> overlays.Overlay | None:
+        def make() -> Overlay | None:
             return make_overlay(slide, places, chosen, k, similar)
 
-        def lay(overlay: overlays.Overlay | None) -> None:
+        def lay(overlay: Overlay | None) -> None:
             if turn == self.turn and chosen == self.choose_overlay.value and k == int(self.groups.value):
                 self.pictures.set_overlay(overlay)
                 self.legend.text = legend(chosen, slide, k, overlay)
@@ -136,7 +152,7 @@ class Panel:
             scores = slide.scores()
             rows = sample_rows(slide.good, kind)
             where, words = (scores[rows, :2].astype(np.float32), "PCA") if kind == "PCA" else umap_points(scores[rows])
-            return rows, where, overlays.cluster_colours(cluster(scores, k))[rows], words
+            return rows, where, cluster_colours(cluster(scores, k))[rows], words
 
         def lay(found: tuple[NDArray[np.int64], Floats, NDArray[np.uint8], str]) -> None:
             if slide is self.slide and k == int(self.groups.value) and kind == self.points.value:
@@ -200,7 +216,7 @@ class Panel:
     def light(self, points: list[int]) -> None:
         """Light up the tiles of points of the scatter on the slide."""
         lit = self.pictures.tiles_of_points(points)
-        self.pictures.set_lit(overlays.on_places(self.places, overlays.lit_colours(self.slide.layout.tiles, lit), ""))
+        self.pictures.set_lit(on_places(self.places, lit_colours(self.slide.layout.tiles, lit), ""))
         if len(lit):
             self.legend.text = f"{len(lit):,} tiles selected"
 
@@ -232,34 +248,34 @@ class Panel:
         return next(entry.id for entry in self.output.entries if entry.number == number)
 
 
-def make_overlay(slide: ViewedSlide, places: PlaceMap, chosen: str, k: int, similar: Floats | None) -> overlays.Overlay | None:
+def make_overlay(slide: ViewedSlide, places: PlaceMap, chosen: str, k: int, similar: Floats | None) -> Overlay | None:
     """The overlay of a name; None where there is nothing to lay."""
 
-    def on_tiles(colours: overlays.Colours, words: str) -> overlays.Overlay:
-        return overlays.on_places(places, colours, words)
+    def on_tiles(colours: Colours, words: str) -> Overlay:
+        return on_places(places, colours, words)
 
     if chosen.startswith(WINDOWS):
-        return overlays.window_overlay(slide, int(chosen.rpartition(" ")[2]))
-    makers: dict[str, Callable[[], overlays.Overlay | None]] = {
-        TISSUE: lambda: overlays.tissue_overlay(slide, places),
-        EMBEDDINGS: lambda: on_tiles(overlays.component_colours(slide.scores(), slide.good), "first three principal components as colours"),
-        CLUSTERS: lambda: on_tiles(overlays.cluster_colours(cluster(slide.scores(), k)), ""),
-        ATTENTION: lambda: overlays.attention_overlay(slide, places),
-        SIMILARITY: lambda: None if similar is None else overlays.similarity_overlay(similar, places),
-        STATUS: lambda: on_tiles(overlays.status_colours(slide.status), overlays.status_words(slide.status)),
+        return window_overlay(slide, int(chosen.rpartition(" ")[2]))
+    makers: dict[str, Callable[[], Overlay | None]] = {
+        TISSUE: lambda: tissue_overlay(slide, places),
+        EMBEDDINGS: lambda: on_tiles(component_colours(slide.scores(), slide.good), "first three principal components as colours"),
+        CLUSTERS: lambda: on_tiles(cluster_colours(cluster(slide.scores(), k)), ""),
+        ATTENTION: lambda: attention_overlay(slide, places),
+        SIMILARITY: lambda: None if similar is None else similarity_overlay(similar, places),
+        STATUS: lambda: on_tiles(status_colours(slide.status), status_words(slide.status)),
     }
     return makers[chosen]() if chosen in makers else None
 
 
-def legend(chosen: str, slide: ViewedSlide, k: int, overlay: overlays.Overlay | None) -> str:
+def legend(chosen: str, slide: ViewedSlide, k: int, overlay: Overlay | None) -> str:
     """HTML: what the colours mean."""
     if chosen == SIMILARITY and overlay is None:
         return "click a tile"
     if chosen == CLUSTERS:
-        return "".join(_patch(overlays.PALETTE[g % len(overlays.PALETTE)], str(g + 1)) for g in range(k))
+        return "".join(_patch(PALETTE[g % len(PALETTE)], str(g + 1)) for g in range(k))
     if chosen == STATUS:
         present = [(code, name) for code, name in enumerate(STATUSES) if (slide.status == code).any()]
-        return "".join(_patch(overlays.STATUS_COLOURS[code], f"{name} {int((slide.status == code).sum()):,}") for code, name in present)
+        return "".join(_patch(STATUS_COLOURS[code], f"{name} {int((slide.status == code).sum()):,}") for code, name in present)
     return escape(overlay.words) if overlay is not None else ""
 
 
