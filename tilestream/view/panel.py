@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from bokeh.document import Document
-from bokeh.events import Tap
+from bokeh.events import DocumentReady, Tap
 from bokeh.models import Div, Range1d, Select, Slider, WMTSTileSource
 from numpy.typing import NDArray
 
@@ -52,6 +52,8 @@ class Panel:
     def __init__(self, doc: Document, catalogue: Catalogue, output: Output, ranges: tuple[Range1d, Range1d], workers: Executor) -> None:
         self.doc, self.catalogue, self.output, self.workers = doc, catalogue, output, workers
         self.number = output.first.number
+        self.ready = False
+        """Whether the page is there: what takes longer than the first picture waits for it."""
         self.turn = 0
         """Counts slides and clicks: results of earlier ones are dropped."""
         self.similar: Floats | None = None
@@ -72,6 +74,7 @@ class Panel:
         self.groups.on_change("value_throttled", lambda _attr, _old, _new: self.regroup())
         self.points.on_change("value", lambda _attr, _old, _new: self.scatter())
         self.show(self.number)
+        doc.on_event(DocumentReady, lambda _event: self.begin())
 
     @property
     def slide(self) -> ViewedSlide:
@@ -141,8 +144,16 @@ class Panel:
         self.draw(CLUSTERS)
         self.scatter()
 
+    def begin(self) -> None:
+        """The first picture is there: do what takes longer."""
+        self.ready = True
+        if self.catalogue.problem(self.number) is None:
+            self.scatter()
+
     def scatter(self) -> None:
         """Fill the scatter with the tiles, or an even sample of them."""
+        if not self.ready:
+            return
         slide, kind, k = self.slide, self.points.value, int(self.groups.value)
         if not slide.good.any():
             self.pictures.set_points(np.empty(0, np.int64), np.empty((0, 2), np.float32), np.empty((0, 4), np.uint8), "no tiles")
