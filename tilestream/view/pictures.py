@@ -81,7 +81,7 @@ class Pictures:
     def _scatter(self) -> figure:
         lasso = LassoSelectTool(continuous=False)
         found = figure(
-            tools=[lasso, "wheel_zoom", "reset"], min_height=300, sizing_mode="stretch_both", title="embeddings", output_backend="webgl", name="scatter",
+            tools=[lasso, "wheel_zoom", "reset"], min_height=300, sizing_mode="stretch_both", title="embeddings", name="scatter",
         )  # fmt: skip
         found.toolbar.active_drag = lasso
         found.toolbar.logo = None
