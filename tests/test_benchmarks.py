@@ -4,7 +4,17 @@ import json
 
 import pytest
 
-from benchmarks import bench_context, bench_durability, bench_export, bench_memory, bench_pipeline, bench_reading, bench_soak, fuzz_sources
+from benchmarks import (
+    bench_context,
+    bench_durability,
+    bench_export,
+    bench_memory,
+    bench_pipeline,
+    bench_reading,
+    bench_soak,
+    bench_view,
+    fuzz_sources,
+)  # fmt: skip
 
 
 @pytest.mark.slow
@@ -56,6 +66,16 @@ def test_the_program_and_the_memory_of_reading_are_measured(capsys):
     assert row["tiles"] == 100
     assert row["shards_tiles_per_second"] >= row["program_tiles_per_second"] > 0
     assert all(row["added_mib"] <= row["bound_mib"] for row in told["memory"])
+
+
+@pytest.mark.slow
+def test_the_viewer_is_measured(capsys):
+    pytest.importorskip("bokeh", reason="needs the extra view: bokeh is not installed")
+    told = bench_view.main(["--side", "2048", "--clicks", "0", "--tiles", "10", "--json"])
+    assert json.loads(capsys.readouterr().out) == told
+    assert told["tiles"] == 81
+    assert 0 < told["peak_mib"] < 600
+    assert told["tile_p95_ms"] >= told["tile_ms"] > 0
 
 
 @pytest.mark.slow

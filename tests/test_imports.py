@@ -22,6 +22,7 @@ HOUSE = [
     "run opened",
     "progress planning inspecting verifying doctor",
     "exports.base exports.components exports.multiscale exports.hdf5 exports.geojson exports.omezarr exports.* exports importing report",
+    "view.pixels view.deepzoom view.slide view.overlays view.neighbours view.clusters view.scatter view.catalogue view.pictures view.panel view.page view.server view",
     "cli __main__",
 ]
 ORDER = [name for line in HOUSE for name in line.split()]

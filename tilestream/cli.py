@@ -194,6 +194,28 @@ def report_command(
     print(write_report(output, to))
 
 
+@app.command("view")
+def view_command(
+    outputs: Annotated[
+        list[str], typer.Argument(help="Output folders, or <slide id>.zarr in them; several side by side.", show_default=False)
+    ],
+    slide: Annotated[str | None, typer.Option(help="Id of the slide that is shown first.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address or name to listen on; others than loopback are reachable from the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 is any free one.")] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
+) -> None:
+    """Look at slides and their embeddings in the browser. Writes nothing; Ctrl-C ends it."""
+    try:
+        import bokeh  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigError("view needs the package bokeh, which is not installed: pip install 'tilestream[view]'.") from error
+    from tilestream.view.server import serve
+
+    serve(outputs, lambda words: print(words, flush=True), slide=slide, host=host, port=port, browser=not no_browser)
+
+
 @app.command("encoders")
 def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the encoders that a config can name."""

@@ -24,9 +24,8 @@ from tilestream.models.schedules import TokenBand
 from tilestream.models.weights import load_weights
 from tilestream.objects import Folder
 from tilestream.overview import SlidePanel, draw_overview, draw_slide_panel, principal_colours
-from tilestream.store import SlideStore
+from tilestream.store import THUMBNAIL, TISSUE, SlideStore
 
-THUMBNAIL, TISSUE = "thumbnail.png", "tissue.png"
 TILE_ROWS = "tables/tiles/X"
 
 

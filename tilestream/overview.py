@@ -58,8 +58,8 @@ def principal_colours(blocks: Callable[[int], Iterable[NDArray[np.float32]]], co
     return colours
 
 
-def principal_axes(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float64] | None:
-    """The first three principal axes (d, <= 3) of the rows that are finite; None for fewer than two.
+def principal_axes(blocks: Iterable[NDArray[np.float32]], most: int = 3) -> NDArray[np.float64] | None:
+    """The first `most` principal axes (d, <= most) of the rows that are finite; None for fewer than two.
 
     Sums are taken around the first row, which keeps the covariance from being a difference of two large numbers.
     """
@@ -75,7 +75,7 @@ def principal_axes(blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]
     if count < 2:
         return None
     mean = total / count
-    first = max(0, len(mean) - 3)
+    first = max(0, len(mean) - most)
     axes = scipy.linalg.eigh(products - count * np.outer(mean, mean), subset_by_index=[first, len(mean) - 1])[1][:, ::-1]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
     return np.asarray(axes)

@@ -9,7 +9,7 @@ from tilestream.aggregates import window_grids
 from tilestream.config import Config, Windows
 from tilestream.contextspec import ContextSpec
 from tilestream.contextual import STAGE, ContextTask, mix_slide
-from tilestream.finishing import THUMBNAIL, TISSUE, FinishTask, finish_slide, png_bytes
+from tilestream.finishing import FinishTask, finish_slide, png_bytes
 from tilestream.grid import PlacedGrid, TileGrid
 from tilestream.layout import Layout
 from tilestream.onepass import PassTask, embed_and_mix, segments
@@ -17,7 +17,7 @@ from tilestream.plan import EncoderFacts, SlidePlan, source_options
 from tilestream.projection import ContextPlan
 from tilestream.sources.base import SlideInfo
 from tilestream.stages import ShardTask, embed_shard
-from tilestream.store import SlideStore
+from tilestream.store import THUMBNAIL, TISSUE, SlideStore
 from tilestream.tokens import tokens_a_side
 from tilestream.worker import WorkerSettings
 

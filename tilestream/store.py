@@ -29,6 +29,7 @@ BLOCKS_AHEAD = 4
 """Blocks that are read while the caller works on one."""
 
 TILES, SLIDE = "tables/tiles", "tables/slide"
+THUMBNAIL, TISSUE = "thumbnail.png", "tissue.png"
 LEDGER, COMPLETE = ".tilestream/shards", ".tilestream/complete.json"
 _REMADE = ("tables/slide/", "tables/tiles/obsm/attention/", "windows/", "overview.png")
 """Objects that finishing a slide writes anew."""

@@ -21,7 +21,7 @@ from PIL import Image
 from tilestream.errors import InputError
 from tilestream.exports.base import StoredSlide, Written, new_target
 from tilestream.exports.components import find_components
-from tilestream.finishing import TISSUE
+from tilestream.store import TISSUE
 
 Ring = list[list[float]]
 """Corners x, y in px of full resolution; the last is the first."""

@@ -22,9 +22,8 @@ from tilestream.exports.geojson import mask_downsample
 from tilestream.exports.multiscale import CHUNK, VERSION
 from tilestream.exports.omezarr import grid_bands, grid_shape
 from tilestream.exports.shapes import write_shapes
-from tilestream.finishing import THUMBNAIL, TISSUE
 from tilestream.objects import Folder
-from tilestream.store import TILES
+from tilestream.store import THUMBNAIL, TILES, TISSUE
 from tilestream.tables import ARRAY, CATEGORICAL, DICT, write_plain, write_scalar, write_strings
 
 CONTAINER, RASTER, TABLE = "0.2", "0.3", "0.2"

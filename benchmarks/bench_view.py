@@ -1,0 +1,167 @@
+"""Claim: the viewer shows a slide in under 2 s, answers a click in under 200 ms, and stays below 600 MiB.
+
+    python -m benchmarks.bench_view [--side 65536] [--dim 192] [--clicks 20] [--tiles 200] [--json]
+
+The slide is a made one, drawn at the first run, which takes minutes for a large one; its embeddings are random, one tile of 224 px at 0.25 µm/px
+for each place. The viewer is a process of its own.
+
+first    Seconds from opening the page in headless Chromium until the first tile of the zoom has arrived; median of three pages.
+tile     Milliseconds from asking for a tile of the zoom, of random levels and places, until its bytes are here; none is asked for twice.
+click    Milliseconds from a click in the browser until the similarity map and the gallery are there; the first click, which takes the
+         lengths of the embeddings, is told by itself.
+peak     Resident memory of the viewer at its highest, MiB.
+
+Chromium is taken from /usr/bin/chromium or --chromium. Without it first and click are left out.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from tilestream.layout import Layout, TileColumns
+from tilestream.objects import Folder
+from tilestream.sources import open_source
+from tilestream.sources.base import SourceOptions
+from tilestream.store import SlideStore
+from tilestream.thumbnail import read_thumbnail
+
+TILE = 224
+WAIT = "window.Bokeh && Bokeh.documents.length && [...Bokeh.documents[0]._all_models.values()].some((m) => m.tiles && m.tiles.size && [...m.tiles.values()].some((t) => t.loaded))"
+CLICK = """([across, down]) => new Promise((done) => {
+  const named = (name) => [...Bokeh.documents[0]._all_models.values()].find((m) => { try { return m.name === name } catch { return false } });
+  const view = Bokeh.index.find_one(named("slide")), from = performance.now(), frame = view.frame.bbox;
+  let left = 2;
+  for (const name of ["overlay data", "gallery data"]) {
+    const source = named(name), heard = () => { source.properties.data.change.disconnect(heard); if (!--left) done(performance.now() - from) };
+    source.properties.data.change.connect(heard);
+  }
+  const at = view.el.getBoundingClientRect(), place = {bubbles: true, composed: true, pointerId: 1, isPrimary: true, button: 0, pointerType: "mouse",
+    clientX: at.left + frame.left + frame.width * across, clientY: at.top + frame.top + frame.height * down};
+  const target = view.canvas_view.events_el;
+  target.dispatchEvent(new PointerEvent("pointerdown", {...place, buttons: 1}));
+  target.dispatchEvent(new PointerEvent("pointerup", place));
+})"""
+
+
+def make_output(folder: Path, side: int, dim: int) -> int:
+    """A finished store of random embeddings over a made slide; returns its tiles."""
+    address = f"sample://he?width={side}&height={side}"
+    with open_source(address, SourceOptions()) as source:
+        info, small = source.info, read_thumbnail(source, 16.0)
+    count = side // TILE
+    row, col = (places.astype(np.int64) for places in np.divmod(np.arange(count**2), count))
+    layout = Layout(count**2, dim, 2048, "float16")
+    tiles = {"size": TILE, "stride": TILE, "edge": "drop"}
+    recipe = {"tiles": tiles, "encoder": {"name": "random"}, "output": {"save": ["tiles"]}}
+    about = {"address": address, "mpp": info.mpp, "height": side, "width": side, "level": 0, "downsample": 1.0, "scale": 1.0}
+    store = SlideStore(Folder(str(folder / "slide.zarr")))
+    columns = TileColumns(row, col, row * TILE, col * TILE, np.ones(count**2, np.float32), float(TILE))
+    from tilestream.finishing import png_bytes
+
+    store.create(layout, columns, {"recipe": recipe, "source": about}, uns={}, objects={"thumbnail.png": png_bytes(small.pixels)})
+    made = np.random.default_rng(0)
+    for shard in range(layout.shards):
+        rows = layout.rows(shard)
+        values = made.standard_normal((rows.stop - rows.start, dim)).astype(np.float16)
+        status = np.zeros(len(values), np.int8)
+        store.write_shard(shard, {"tables/tiles/X": values, "tables/tiles/obs/status/codes": status}, {"counts": {}})
+    store.seal()
+    store.complete({"tiles": layout.tiles, "counts": {}})
+    return layout.tiles
+
+
+def time_tiles(address: str, side: int, count: int) -> list[float]:
+    """Milliseconds of each of `count` tiles of the zoom."""
+    from tilestream.geometry import Size
+    from tilestream.view.deepzoom import Zoom
+
+    zoom, chosen = Zoom(Size(side, side)), random.Random(0)
+    every = [(z, x, y) for z in range(zoom.deepest + 1) for x in range(1 << z) for y in range(1 << z) if zoom.meets(z, x, y)]
+    link = http.client.HTTPConnection(urlsplit(address).netloc)
+    spent = []
+    for z, x, y in chosen.sample(every, min(count, len(every))):
+        start = time.perf_counter()
+        link.request("GET", f"/tiles/0/{z}/{x}/{y}.jpg")
+        answer = link.getresponse()
+        answer.read()
+        assert answer.status == 200
+        spent.append((time.perf_counter() - start) * 1e3)
+    link.close()
+    return spent
+
+
+def time_page(address: str, chromium: Path, clicks: int) -> dict[str, Any]:
+    """First pictures, s, and clicks, ms."""
+    from playwright.sync_api import sync_playwright
+
+    first, spent = [], []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"])
+        for _ in range(3):
+            page = browser.new_page(viewport={"width": 1440, "height": 860})
+            start = time.perf_counter()
+            page.goto(address, wait_until="commit")
+            page.wait_for_function(WAIT, polling=20)
+            first.append(time.perf_counter() - start)
+        page.wait_for_timeout(4000)  # the scatter is made meanwhile
+        chosen = random.Random(1)
+        for _ in range(clicks + 1):
+            spent.append(page.evaluate(CLICK, [0.3 + 0.4 * chosen.random(), 0.3 + 0.4 * chosen.random()]))
+            page.wait_for_timeout(300)
+        browser.close()
+    return {"first_s": median(first), "first_click_ms": spent[0], **quantiles("click", spent[1:])}
+
+
+def quantiles(name: str, spent: list[float]) -> dict[str, float]:
+    """Median and 95th percentile."""
+    return {f"{name}_ms": median(spent), f"{name}_p95_ms": float(np.percentile(spent, 95))}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and return what was printed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=65536)
+    parser.add_argument("--dim", type=int, default=192)
+    parser.add_argument("--clicks", type=int, default=20)
+    parser.add_argument("--tiles", type=int, default=200)
+    parser.add_argument("--chromium", type=Path, default=Path("/usr/bin/chromium"))
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        told: dict[str, Any] = {"side": chosen.side, "dim": chosen.dim, "tiles": make_output(Path(folder), chosen.side, chosen.dim)}
+        command = [sys.executable, "-m", "tilestream", "view", folder, "--no-browser"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            try:
+                address = process.stdout.readline().split()[0]
+                if chosen.chromium.exists() and chosen.clicks:
+                    told |= time_page(address, chosen.chromium, chosen.clicks)
+                told |= quantiles("tile", time_tiles(address, chosen.side, chosen.tiles))
+            finally:
+                process.send_signal(signal.SIGINT)
+                usage = os.wait4(process.pid, 0)[2]
+                process.returncode = 0
+        told["peak_mib"] = usage.ru_maxrss / 1024
+    if chosen.json:
+        print(json.dumps(told))
+    else:
+        for key, value in told.items():
+            print(f"{key:<16}{value:,.1f}" if isinstance(value, float) else f"{key:<16}{value:,}")
+    return told
+
+
+if __name__ == "__main__":
+    main()
