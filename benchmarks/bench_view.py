@@ -17,7 +17,6 @@ Chromium is the `chromium` on the path, or --chromium. Without it first and clic
 import argparse
 import http.client
 import json
-import os
 import random
 import shutil
 import signal
