@@ -443,3 +443,5 @@ def test_a_slide_without_embeddings_is_refused_by_name(tmp_path):
     with ThreadPoolExecutor(1) as workers:
         make_page(page, catalogue, workers)
     assert "cannot be shown" in page.select_one({"name": "title"}).text
+    page.select_one({"name": "points data"}).selected.indices = [0]
+    page.select_one({"name": "choose points"}).value = "UMAP"

@@ -52,6 +52,8 @@ class Panel:
     def __init__(self, doc: Document, catalogue: Catalogue, output: Output, ranges: tuple[Range1d, Range1d], workers: Executor) -> None:
         self.doc, self.catalogue, self.output, self.workers = doc, catalogue, output, workers
         self.number = output.first.number
+        self.shown = False
+        """Whether the slide can be shown at all."""
         self.ready = False
         """Whether the page is there: what takes longer than the first picture waits for it."""
         self.turn = 0
@@ -89,9 +91,12 @@ class Panel:
         self.number, self.similar = number, None
         self.catalogue.refresh(number)
         self.choose_slide.value = str(number)
+        self.shown = False  # what clearing sets off has nothing to act on
+        self.pictures.clear()
         problem = self.catalogue.problem(number)
+        self.shown = problem is None
         if problem is not None:
-            self.title.text = f"<b>{escape(self.output.entries[0].id)}</b> cannot be shown: {escape(problem)}"
+            self.title.text = f"<b>{escape(self._name(number))}</b> cannot be shown: {escape(problem)}"
             return
         slide, zoom = self.slide, Zoom(self.slide.size)
         with self.catalogue.zoom.images.using(number, slide) as (_, why):
@@ -111,7 +116,6 @@ class Panel:
         self.choose_overlay.options = [*kinds, NOTHING]
         if self.choose_overlay.value not in self.choose_overlay.options:
             self.choose_overlay.value = STATUS
-        self.pictures.clear()
         self.draw()
         self.scatter()
         if tile is not None:
@@ -120,6 +124,8 @@ class Panel:
 
     def draw(self, kind: str | None = None) -> None:
         """Lay the chosen overlay over the slide; `kind` chooses it."""
+        if not self.shown:
+            return
         if kind not in (None, self.choose_overlay.value):
             self.choose_overlay.value = kind  # which draws
             return
@@ -147,12 +153,11 @@ class Panel:
     def begin(self) -> None:
         """The first picture is there: do what takes longer."""
         self.ready = True
-        if self.catalogue.problem(self.number) is None:
-            self.scatter()
+        self.scatter()
 
     def scatter(self) -> None:
         """Fill the scatter with the tiles, or an even sample of them."""
-        if not self.ready:
+        if not (self.ready and self.shown):
             return
         slide, kind, k = self.slide, self.points.value, int(self.groups.value)
         if not slide.good.any():
@@ -175,6 +180,8 @@ class Panel:
 
     def click(self, l0_y: float, l0_x: float) -> None:
         """Mark the tile at a place, show how like it the others are, and its nearest ones; those of other slides follow."""
+        if not self.shown:
+            return
         slide, tile = self.slide, self.slide.tile_at(l0_y, l0_x)
         if tile is None or not slide.good[tile]:
             self.legend.text = "no tile with an embedding is here"
@@ -226,6 +233,8 @@ class Panel:
 
     def light(self, points: list[int]) -> None:
         """Light up the tiles of points of the scatter on the slide."""
+        if not self.shown:
+            return
         lit = self.pictures.tiles_of_points(points)
         self.pictures.set_lit(on_places(self.places, lit_colours(self.slide.layout.tiles, lit), ""))
         if len(lit):

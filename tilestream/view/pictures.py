@@ -172,9 +172,8 @@ class Pictures:
 
 
 POSITION = """
-const x = Math.floor(cb_obj.x), y = Math.floor(-cb_obj.y);
-const um = mpp > 0 ? `   x ${(cb_obj.x * mpp).toFixed(1)} µm, y ${(-cb_obj.y * mpp).toFixed(1)} µm` : "   no resolution known";
-box.text = `x ${x} px, y ${y} px` + um;
+const um = `y ${(-cb_obj.y * mpp).toFixed(1)} µm, x ${(cb_obj.x * mpp).toFixed(1)} µm`;
+box.text = `y ${Math.floor(-cb_obj.y)} px, x ${Math.floor(cb_obj.x)} px &ensp; ` + (mpp > 0 ? um : "no resolution known");
 """
 
 
