@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def _draw(task: FinishTask, store: SlideStore) -> None:
 
     with ThreadPoolExecutor(1) as pool, threadpool_limits(1, "blas"):  # sixteen threads for matrices this small took longer to start
         panel = pool.submit(slide_panel)
-        colours = principal_colours(lambda skip: store.blocks(TILE_ROWS, skip), store.layout.tiles)
+        colours = principal_colours(partial(store.map_blocks, TILE_ROWS), store.layout.tiles)
         store.folder.put("overview.png", draw_overview(panel.result(), colours, task.title))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import scipy.linalg
@@ -12,6 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tilestream.grid import TileGrid
+
+T = TypeVar("T")
+
+Rows = NDArray[np.float32]
 
 AXES_ROWS = 4096
 """Rows that the principal axes of a slide are taken from, about."""
@@ -24,7 +30,16 @@ OUTLINE = (0, 140, 60)
 KEPT = (40, 90, 200)
 
 
-def principal_colours(blocks: Callable[[int], Iterable[NDArray[np.float32]]], count: int) -> NDArray[np.uint8]:
+class EachBlock(Protocol):
+    """Goes over the rows of a slide anew each time, and gives what `work` makes of each block (m, d) float32, in order.
+
+    After each block, `skip` blocks are left out. Blocks may be worked on at once.
+    """
+
+    def __call__(self, work: Callable[[Rows], T], skip: int) -> Iterable[T]: ...
+
+
+def principal_colours(each: EachBlock, count: int) -> NDArray[np.uint8]:
     """Colours (n, 3) uint8 of n rows: the first three principal components, each stretched between its 2nd and 98th percentile.
 
     The sign of a component is free: each is turned so that its largest loading is positive, so that the same embeddings
@@ -32,21 +47,21 @@ def principal_colours(blocks: Callable[[int], Iterable[NDArray[np.float32]]], co
 
     Parameters
     ----------
-    blocks : callable
-        Gives the rows anew each time, in blocks of (m, d) float32, `skip` of them left out after each one; axes come from about
-        `AXES_ROWS` rows spread over all, and no more than a block is held.
+    each : EachBlock
+        Goes over the rows; axes come from about `AXES_ROWS` rows spread over all.
     count : int
         Number of rows, n.
     """
-    axes = principal_axes(blocks(max(0, count // AXES_ROWS - 1)))
-    parts = []
-    for rows in blocks(0):
+    axes = _axes(each(Moments.of, max(0, count // AXES_ROWS - 1)), 3)
+
+    def project(rows: Rows) -> Rows:
         scores = np.full((len(rows), 3), np.nan, np.float32)
-        good = np.isfinite(rows).all(axis=1)
         if axes is not None:
-            scores[good, : axes.shape[1]] = rows[good] @ axes.astype(np.float32)
-        parts.append(scores)
-    scores = np.concatenate([np.empty((0, 3), np.float32), *parts])
+            with np.errstate(invalid="ignore"):  # rows that are not finite give what is not, which becomes grey
+                scores[:, : axes.shape[1]] = rows @ axes.astype(np.float32)
+        return scores
+
+    scores = np.concatenate([np.empty((0, 3), np.float32), *each(project, 0)])
     colours = np.full(scores.shape, 128, np.uint8)
     for component in range(3 if axes is None else axes.shape[1]):
         column = scores[:, component]
@@ -58,25 +73,42 @@ def principal_colours(blocks: Callable[[int], Iterable[NDArray[np.float32]]], co
     return colours
 
 
-def principal_axes(blocks: Iterable[NDArray[np.float32]], most: int = 3) -> NDArray[np.float64] | None:
-    """The first `most` principal axes (d, <= most) of the rows that are finite; None for fewer than two.
+def principal_axes(blocks: Iterable[Rows], most: int = 3) -> NDArray[np.float64] | None:
+    """The first `most` principal axes (d, <= most) of the rows (m, d) of all blocks that are finite; None for fewer than two."""
+    return _axes(map(Moments.of, blocks), most)
 
-    Sums are taken around the first row, which keeps the covariance from being a difference of two large numbers.
-    """
-    count, origin = 0, None
-    total, products = np.zeros(1), np.zeros((1, 1))
-    for rows in blocks:
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean (d,) and scatter around it (d, d) of some rows."""
+
+    count: int
+    mean: NDArray[np.float64]
+    scatter: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, rows: Rows) -> Moments:
+        """Those of the rows of a block that are finite."""
         good = rows[np.isfinite(rows).all(axis=1)]
-        if len(good) and origin is None:
-            origin = good[0]
-        if origin is not None:
-            good = good - origin
-            count, total, products = count + len(good), total + good.sum(axis=0, dtype=np.float64), products + good.T @ good
-    if count < 2:
+        mean = good.mean(axis=0, dtype=np.float64) if len(good) else np.zeros(rows.shape[1])
+        away = good - mean.astype(np.float32)
+        return cls(len(good), mean, (away.T @ away).astype(np.float64))
+
+    def merge(self, other: Moments) -> Moments:
+        """Those of both sets of rows (Chan, Golub and LeVeque 1983, https://doi.org/10.1080/00031305.1983.10483115)."""
+        if not self.count or not other.count:
+            return other if other.count else self
+        count, apart = self.count + other.count, other.mean - self.mean
+        scatter = self.scatter + other.scatter + np.outer(apart, apart) * (self.count * other.count / count)
+        return Moments(count, self.mean + apart * (other.count / count), scatter)
+
+
+def _axes(parts: Iterable[Moments], most: int) -> NDArray[np.float64] | None:
+    moments = functools.reduce(Moments.merge, parts, Moments(0, np.zeros(1), np.zeros((1, 1))))
+    if moments.count < 2:
         return None
-    mean = total / count
-    first = max(0, len(mean) - most)
-    axes = scipy.linalg.eigh(products - count * np.outer(mean, mean), subset_by_index=[first, len(mean) - 1])[1][:, ::-1]
+    dim = len(moments.mean)
+    axes = scipy.linalg.eigh(moments.scatter, subset_by_index=[max(0, dim - most), dim - 1])[1][:, ::-1]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
     return np.asarray(axes)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
@@ -18,6 +18,8 @@ from tilestream.layout import STATUSES, Layout, TileColumns, WindowGrid
 from tilestream.objects import Folder
 from tilestream.sources.zarr_chunks import chunk_reader
 from tilestream.tables import ARRAY, CATEGORICAL, create_table, write_plain, write_strings
+
+T = TypeVar("T")
 
 FORMAT = 1
 """Version of this layout; a store of another version is refused."""
@@ -151,10 +153,17 @@ class SlideStore:
         """Stages with entries in the ledger."""
         return sorted({key.rsplit("/", 1)[-1].rsplit("-", 1)[0] for key in self.folder.names(LEDGER)})
 
-    def blocks(self, path: str, skip: int = 0) -> Iterator[NDArray[np.float32]]:
+    def blocks(self, path: str) -> Iterator[NDArray[np.float32]]:
         """The rows of an array in order, (n, d) float32, in blocks that do not depend on how rows were cut into shards.
 
-        After each block, `skip` blocks are left out. `BLOCKS_AHEAD` more are read while the caller works on one.
+        `BLOCKS_AHEAD` more are read while the caller works on one.
+        """
+        return self.map_blocks(path, lambda rows: rows)
+
+    def map_blocks(self, path: str, work: Callable[[NDArray[np.float32]], T], skip: int = 0) -> Iterator[T]:
+        """What `work` makes of each of the blocks that `blocks` gives, in their order; it is called by the threads that read.
+
+        After each block, `skip` blocks are left out.
         """
         array = self.array(path)
         chunks = chunk_reader(array)
@@ -171,10 +180,10 @@ class SlideStore:
                 out[first - start : last - start] = piece[first - number * rows : last - number * rows]
             return out
 
-        pending: deque[Future[NDArray[np.float32]]] = deque()
+        pending: deque[Future[T]] = deque()
         with ThreadPoolExecutor(BLOCKS_AHEAD, thread_name_prefix="rows") as pool:
             for start in range(0, array.shape[0], BLOCK_ROWS * (skip + 1)):
-                pending.append(pool.submit(read, start))
+                pending.append(pool.submit(lambda start: work(read(start)), start))
                 if len(pending) > BLOCKS_AHEAD:
                     yield pending.popleft().result()
             while pending:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from tilestream.layout import STATUSES
 from tilestream.overview import principal_colours
 from tilestream.store import TILES, TISSUE
 from tilestream.view.slide import Floats, PlaceMap, ViewedSlide
+
+T = TypeVar("T")
 
 Colours = NDArray[np.uint8]
 
@@ -144,11 +147,11 @@ def window_overlay(slide: ViewedSlide, side: int) -> Overlay:
     stored = slide.store.array(f"windows/{side}")
     rows, cols = stored.shape[:2]
 
-    def blocks(skip: int) -> Iterator[Floats]:
+    def each(work: Callable[[Floats], T], skip: int) -> Iterator[T]:
         for row in range(0, rows, skip + 1):
-            yield np.asarray(stored[row], np.float32)
+            yield work(np.asarray(stored[row], np.float32))
 
-    seen = np.concatenate([np.isfinite(block).all(axis=1) for block in blocks(0)])
-    rgba = _opaque(principal_colours(blocks, rows * cols), seen).view(np.uint32).reshape(rows, cols)
+    seen = np.concatenate(list(each(lambda block: np.isfinite(block).all(axis=1), 0)))
+    rgba = _opaque(principal_colours(each, rows * cols), seen).view(np.uint32).reshape(rows, cols)
     l0_side = float(stored.attrs["side_l0_px"])  # type: ignore[arg-type]
     return Overlay(rgba, 0.0, 0.0, rows * l0_side, cols * l0_side, f"windows of {side} tokens: first three principal components")
