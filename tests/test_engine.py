@@ -9,6 +9,7 @@ import time
 from concurrent.futures import CancelledError
 
 import distributed
+import psutil
 import pytest
 
 import tilestream
@@ -127,6 +128,10 @@ def test_every_engine_keeps_one_contract(settings, tmp_path):
         if settings["scheduler"] == "local":
             engine.submit(die_once, str(tmp_path / "died"), "retried")
             assert engine.wait_next()[1].value == "done"
+            processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+            open_ports = [c.laddr for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            assert {address.ip for address in open_ports} == {"127.0.0.1"}
+            assert 8787 not in {address.port for address in open_ports}  # two runs on one machine would want it
 
 
 def test_a_cluster_class_that_cannot_be_imported_is_named():
@@ -137,7 +142,7 @@ def test_a_cluster_class_that_cannot_be_imported_is_named():
 def test_a_cluster_class_is_started_with_its_arguments(image_path, inline_store, tmp_path):
     scheduler = {
         "class": "distributed.LocalCluster",
-        "args": {"n_workers": 0, "threads_per_worker": 2, "processes": True, "dashboard_address": None},
+        "args": {"n_workers": 0, "threads_per_worker": 2, "processes": True, "dashboard_address": "127.0.0.1:0"},
     }
     summary = tilestream.run(config(image_path, tmp_path, **LINE, compute={"scheduler": scheduler, "workers": 1, "shard_tiles": 32}))
     assert summary.exit_code == 0

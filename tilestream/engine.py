@@ -259,9 +259,11 @@ def _start_cluster(spec: SchedulerSpec, workers: int) -> Any:
 
     if spec.kind == "local":
         # The nanny's own memory limit is off: the plan refuses what does not fit, and a kill would only repeat the shard.
+        # Without a dashboard there still is a page of metrics, which left alone is at port 8787 of every address, for one run a machine.
         return distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=LANES + 1, processes=True, memory_limit=None, dashboard_address=None
-        )
+            n_workers=workers, threads_per_worker=LANES + 1, processes=True, memory_limit=None, dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+        )  # fmt: skip
     module, _, name = (spec.cls or "").rpartition(".")
     try:
         factory = getattr(importlib.import_module(module), name)
