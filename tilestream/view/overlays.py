@@ -99,9 +99,9 @@ def heat_colours(values: Floats) -> tuple[Colours, float, float]:
 
 
 def lit_colours(count: int, lit: NDArray[np.int64]) -> Colours:
-    """(n, 4) RGBA: the tiles of a selection yellow, the rest clear."""
+    """(n, 4) RGBA: the tiles of a selection cyan, which neither stains nor `HEAT` have; the rest clear."""
     colours = np.zeros((count, 4), np.uint8)
-    colours[lit] = (255, 235, 0, 255)
+    colours[lit] = (0, 240, 255, 255)
     return colours
 
 

@@ -61,11 +61,11 @@ class Panel:
         self.similar: Floats | None = None
         self.on_click: Callable[[float, float], None] = self.click
         self.pictures = Pictures(ranges)
-        self.choose_slide = Select(title="slide", options=[(str(e.number), e.id) for e in output.entries], width=260, name="choose slide")
-        self.choose_overlay = Select(title="overlay", options=[STATUS], value=STATUS, width=160, name="choose overlay")
-        self.opacity = Slider(title="opacity", start=0, end=1, step=0.05, value=0.5, width=150, name="opacity")
-        self.groups = Slider(title="clusters", start=2, end=20, step=1, value=6, width=150, name="k")
-        self.points = Select(title="scatter", options=["PCA", "UMAP"], value="PCA", width=100, name="choose points")
+        self.choose_slide = Select(title="slide", options=[(str(e.number), e.id) for e in output.entries], width=220, name="choose slide")
+        self.choose_overlay = Select(title="overlay", options=[STATUS], value=STATUS, width=150, name="choose overlay")
+        self.opacity = Slider(title="opacity", start=0, end=1, step=0.05, value=0.5, width=110, name="opacity")
+        self.groups = Slider(title="clusters", start=2, end=20, step=1, value=6, width=110, name="k")
+        self.points = Select(title="scatter", options=["PCA", "UMAP"], value="PCA", width=90, name="choose points")
         self.title, self.legend = Div(name="title", width_policy="max"), Div(name="legend")
         self.pictures.slide.on_event(Tap, lambda event: self.on_click(-event.y, event.x))
         self.pictures.gallery.on_event(Tap, lambda event: self.follow(event.x, event.y))

@@ -6,7 +6,19 @@ from collections.abc import Callable
 
 import numpy as np
 from bokeh.core.property.descriptors import UnsetValueError
-from bokeh.models import ColumnDataSource, CustomJS, Div, LassoSelectTool, Metric, PanTool, Range1d, ScaleBar, WheelZoomTool, WMTSTileSource
+from bokeh.models import (
+    ColumnDataSource,
+    CustomJS,
+    Div,
+    HoverTool,
+    LassoSelectTool,
+    Metric,
+    PanTool,
+    Range1d,
+    ScaleBar,
+    WheelZoomTool,
+    WMTSTileSource,
+)
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
@@ -16,6 +28,9 @@ from tilestream.view.slide import Floats
 
 GALLERY = 6
 """Tiles in a row of the gallery."""
+
+CROP = 0.94
+"""Side of a tile of the gallery, of the place that it has."""
 
 TILE_SIDE = 256
 """Side at which a tile of the zoom is drawn, at most; it has twice the pixels, which keeps it sharp down to half of that and on fine screens."""
@@ -35,7 +50,7 @@ class Pictures:
             ColumnDataSource(data={key: [] for key in keys}, name=f"{name} data")
             for name, keys in {
                 "overlay": ("image", "x", "y", "dw", "dh"), "lit": ("image", "x", "y", "dw", "dh"), "marked": ("x", "y", "side"),
-                "gallery": ("url", "x", "y", "words", "number", "tile"), "points": ("x", "y", "colour", "tile"),
+                "gallery": ("url", "x", "y", "right", "bottom", "words", "slide", "number", "tile"), "points": ("x", "y", "colour", "tile"),
             }.items()
         )  # fmt: skip
         self.slide = self._slide(ranges)
@@ -74,8 +89,10 @@ class Pictures:
         )  # fmt: skip
         found.axis.visible = False
         found.grid.visible = False
-        found.image_url(url="url", x="x", y="y", w=0.94, h=0.94, anchor="top_left", source=self.shown)
+        found.image_url(url="url", x="x", y="y", w=CROP, h=CROP, anchor="top_left", source=self.shown)
         found.text(x="x", y="y", text="words", y_offset=-2, text_font_size="11px", source=self.shown)
+        places = found.quad(left="x", right="right", top="y", bottom="bottom", fill_alpha=0, line_alpha=0, source=self.shown)
+        found.add_tools(HoverTool(renderers=[places], tooltips=[("slide", "@slide"), ("tile", "@tile"), ("cosine", "@words")]))
         return found
 
     def _scatter(self) -> figure:
@@ -145,17 +162,19 @@ class Pictures:
     def set_gallery(self, own: Hits, others: Hits, name: Callable[[int], str]) -> None:
         """Show tiles of this slide above, of others below."""
         rows = [(hit, k + 0.03, 2.3) for k, hit in enumerate(own)] + [(hit, k + 0.03, 1.05) for k, hit in enumerate(others)]
-        words = [f"{hit[2]:.3f}" for hit in own] + [f"{hit[2]:.2f} {name(hit[0])[:8]}" for hit in others]
         self.shown.data = {
-            "url": [f"/crops/{hit[0]}/{hit[1]}.jpg" for hit, _, _ in rows], "x": [x for _, x, _ in rows], "y": [y for _, _, y in rows],
-            "words": words, "number": [hit[0] for hit, _, _ in rows], "tile": [hit[1] for hit, _, _ in rows],
+            "url": [f"/crops/{hit[0]}/{hit[1]}.jpg" for hit, _, _ in rows],
+            "x": [x for _, x, _ in rows], "y": [y for _, _, y in rows],
+            "right": [x + CROP for _, x, _ in rows], "bottom": [y - CROP for _, _, y in rows],
+            "words": [f"{hit[2]:.3f}" for hit, _, _ in rows], "slide": [name(hit[0]) for hit, _, _ in rows],
+            "number": [hit[0] for hit, _, _ in rows], "tile": [hit[1] for hit, _, _ in rows],
         }  # fmt: skip
 
     def in_gallery(self, x: float, y: float) -> tuple[int, int] | None:
         """Slide and tile at a place in the gallery, or None."""
         data = self.shown.data
         for k, (left, top) in enumerate(zip(data["x"], data["y"], strict=True)):
-            if left <= x <= left + 0.94 and top - 0.94 <= y <= top:
+            if left <= x <= left + CROP and top - CROP <= y <= top:
                 return data["number"][k], data["tile"][k]
         return None
 
