@@ -512,7 +512,7 @@ def test_24_a_disk_that_fails_ends_with_5_and_resumes(capsys, tmp_path, undistur
     monkeypatch.setattr(Folder, "flush", fail)
     code, words = run(capsys, tmp_path, undisturbed[0], **SECTIONS)
     assert code == 5
-    assert "cannot be written" in words
+    assert "cannot be written or read" in words
     again, _ = run(capsys, tmp_path, undisturbed[0], **SECTIONS)
     assert again == 0
     ends_equal(tmp_path / "out", undisturbed[1])

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tilestream"
 
 HOUSE = [
-    "errors geometry grid resample contextspec configbase config slides configyaml configfile",
+    "errors remote geometry grid resample contextspec configbase config slides configyaml configfile",
     "sources.base sources.* sources",
     "thumbnail tissue readspec layout featurefile chosen plan projection",
     "reading isolation decode_processes device_decoding device_kernel device_gather device_reading",

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError
+from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
 
 app = typer.Typer(
     name="tilestream", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -298,6 +298,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except TilestreamError as error:
         print(f"tilestream: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if (meant := storage_error(error)) is None:
+            raise
+        print(f"tilestream: {meant}", file=sys.stderr)
+        sys.exit(meant.exit_code)
     except SystemExit:
         if interrupts.count:  # outside a run, where the command line makes an exit code of its own
             sys.exit(InterruptedRunError.exit_code)

@@ -115,6 +115,7 @@ class Run:
 
     def _execute(self) -> Summary:
         start = time.perf_counter()
+        self.output.reach()
         with hold_lock(self.output, self.name):
             try:
                 with open_engine(self.config.compute) as engine:

@@ -53,10 +53,11 @@ _STORAGE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.
 
 
 def storage_error(error: OSError) -> InterruptedRunError | None:
-    """What a failed write means to a user, or None for an error that is not the storage's."""
+    """What a failed write or read of an output means to a user, or None for an error that is not the storage's."""
     if error.errno not in _STORAGE:
         return None
     where = f" ({error.filename})" if error.filename else ""
     return InterruptedRunError(
-        f"the output cannot be written: {error.strerror}{where}. What is written is kept. Make room or mend the disk, then run the same command again."
+        f"the output cannot be written or read: {error.strerror}{where}. What is written is kept. "
+        "Make room, or mend the disk or the connection, then run the same command again."
     )

@@ -31,12 +31,13 @@ def hold_lock(output: Folder, name: str) -> Iterator[None]:
     }  # fmt: skip
     key = f"{FOLDER}/{name}.lock"
     with _one_at_a_time(output):
-        _refuse_living(output, key)
         for rival in output.names(FOLDER):
             if rival.endswith(".lock") and _sharing(rival) != _sharing(key):
                 _refuse_living(output, rival)
         try:
-            output.put(key, json.dumps(owner).encode())
+            while not output.put_new(key, json.dumps(owner).encode()):
+                _refuse_living(output, key)
+                output.delete(key)  # its owner is dead
         except OSError:  # a full disk, perhaps, with the lock in place but not synced
             output.delete(key)
             raise
@@ -53,7 +54,10 @@ def _sharing(key: str) -> str:
 
 @contextmanager
 def _one_at_a_time(output: Folder) -> Iterator[None]:
-    """Looking at locks and taking one is one step on a local disk: of two that find a dead owner, one takes over."""
+    """Looking at locks and taking one is one step on a local disk: of two that find a dead owner, one takes over.
+
+    In an object store it is only the taking: of two that find no owner, one becomes it.
+    """
     if output.local is None:
         yield
         return

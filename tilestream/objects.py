@@ -6,7 +6,6 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
@@ -14,6 +13,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from tilestream.errors import ConfigError
+from tilestream.remote import RemoteStore, open_remote
 
 SYNCS_AT_ONCE = 16
 
@@ -28,6 +28,22 @@ class Folder:
         self.address = address
         self.local = None if "://" in address else Path(address)
         self.store: Store = LocalStore(self.local) if self.local is not None else _remote_store(address)
+
+    def reach(self) -> None:
+        """Ask an object store for anything at all.
+
+        Raises
+        ------
+        ConfigError
+            It does not answer, or refuses.
+        """
+        if self.local is None:
+            try:
+                self.names(".tilestream")
+            except OSError as error:
+                raise ConfigError(
+                    f"output: {self.address} cannot be reached: {error.strerror}. Check bucket, credentials and endpoint (AWS_ENDPOINT_URL and others)."
+                ) from error
 
     def __truediv__(self, key: str) -> Folder:
         """The folder below this one."""
@@ -47,6 +63,15 @@ class Folder:
         """Write an object whole; it survives a power cut once this returns."""
         sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
         self.flush(key)
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Write an object where there is none; False where there is one. On a local disk the caller sees to it that nobody comes between."""
+        if isinstance(self.store, RemoteStore):
+            return bool(sync(self.store.set_new(key, data)))
+        if self.exists(key):
+            return False
+        self.put(key, data)
+        return True
 
     def flush(self, key: str) -> None:
         """Make a local object and its name durable; object stores are durable when they answer."""
@@ -97,12 +122,8 @@ def _sync(path: Path) -> None:
 
 def _remote_store(address: str) -> Store:
     try:
-        from obstore.store import from_url
+        return open_remote(address)
     except ModuleNotFoundError as error:
         raise ConfigError(f"output: {address} needs the extra `s3`: pip install 'tilestream[s3]'.") from error
-    from zarr.storage import ObjectStore
-
-    options: dict[str, Any] = (
-        {"client_options": {"allow_http": True}} if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://") else {}
-    )
-    return ObjectStore(from_url(address, **options))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"output: {address} is no URL of an object store: {error}.") from error

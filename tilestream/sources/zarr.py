@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Region
+from tilestream.remote import open_remote
 from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.samples import Choices, SampleRule, axis_keys
 from tilestream.sources.zarr_chunks import ChunkReader, chunk_reader
@@ -23,12 +23,6 @@ MAX_CHUNK_BYTES = 256 * 1024**2
 
 STORE_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError)
 """What zarr, numcodecs and the object stores raise on damaged or missing metadata and chunks; zarr's own errors are ValueErrors."""
-
-
-def store_errors() -> tuple[type[Exception], ...]:
-    """`STORE_ERRORS`, and obstore's own where a store of its kind has been opened."""
-    exceptions = sys.modules.get("obstore.exceptions")
-    return STORE_ERRORS if exceptions is None else (*STORE_ERRORS, exceptions.BaseError)
 
 
 class ZarrSource(Source):
@@ -55,7 +49,7 @@ class ZarrSource(Source):
             self._grids = tuple(_grid(image, array, address) for array in image.arrays)
             self._chunks = tuple(chunk_reader(array) for array in image.arrays)
             self.info = _info(address, reason, node, image, choices)
-        except store_errors() as error:
+        except STORE_ERRORS as error:
             raise InputError(f"{address}: the Zarr metadata cannot be read: {str(error) or type(error).__name__}") from error
 
     def close(self) -> None:
@@ -124,7 +118,7 @@ class ZarrSource(Source):
         """Turn what stores and codecs raise into a ReadError that names the place."""
         try:
             yield
-        except store_errors() as error:
+        except STORE_ERRORS as error:
             words = str(error).partition("\n")[0] or type(error).__name__
             place = f"{region.height} x {region.width} px at ({region.px_y}, {region.px_x})"
             raise ReadError(f"{self.info.address}: level {level}, {place}: {words}") from error
@@ -143,17 +137,14 @@ def open_node(address: str) -> Any:
         if "://" not in address:
             return zarr.open(store=address, mode="r")
         try:
-            import obstore.exceptions
-            import obstore.store
-        except ImportError:
+            store = open_remote(address, read_only=True)
+        except ModuleNotFoundError:
             return zarr.open(store=address, mode="r")  # fsspec, where it knows the scheme
-        options: dict[str, Any] = {"client_options": {"allow_http": True}} if address.startswith("http:") else {}
-        store = zarr.storage.ObjectStore(obstore.store.from_url(address, **options), read_only=True)
         return zarr.open(store=store, mode="r")
     except ImportError as error:
         raise InputError(f"{address}: reading a URL needs the extra `s3`: pip install 'tilestream[s3]' ({error})") from error
-    except store_errors() as error:
-        words = str(error).partition("\n")[0] or type(error).__name__  # obstore adds pages of debug output
+    except STORE_ERRORS as error:
+        words = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{address}: cannot be opened as Zarr: {words}") from error
 
 

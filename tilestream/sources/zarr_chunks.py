@@ -22,6 +22,7 @@ import zarr.codecs
 import zarr.storage
 from numpy.typing import NDArray
 
+from tilestream.remote import failures_are_oserrors
 from tilestream.sources.base import ThreadBuffers
 
 Decode = Callable[[bytes, NDArray[np.uint8]], object]
@@ -176,9 +177,10 @@ def _get_range(store: Any, key: str, offset: int, length: int | None) -> bytes |
     import obstore
 
     try:
-        if offset >= 0 and length is not None:
-            return bytes(obstore.get_range(store, key, start=offset, length=length))
-        options: Any = None if length is None else {"range": {"suffix": length}}
-        return bytes(obstore.get(store, key, options=options).bytes())
+        with failures_are_oserrors(key):
+            if offset >= 0 and length is not None:
+                return bytes(obstore.get_range(store, key, start=offset, length=length))
+            options: Any = None if length is None else {"range": {"suffix": length}}
+            return bytes(obstore.get(store, key, options=options).bytes())
     except FileNotFoundError:
         return None

@@ -1,0 +1,96 @@
+"""Object stores by URL. Their failures are OSErrors with the object's name, as a disk's are."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import ObjectStore
+
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_ENDPOINT_URL", "AZURE_ENDPOINT")
+"""Variables that name a server other than the provider's own; one within reach of the machine is often plain http."""
+
+
+def open_remote(address: str, *, read_only: bool = False) -> Store:
+    """The Zarr store below a URL (s3, gs, az, http, https, file), by obstore, with credentials and endpoint from the environment.
+
+    Nothing is asked of the server yet.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Obstore is not installed.
+    OSError, ValueError
+        The URL names nothing that obstore opens.
+    """
+    from obstore.store import from_url
+
+    plain = address.startswith("http:") or any(os.environ.get(name, "").startswith("http:") for name in ENDPOINTS)
+    options: dict[str, Any] = {"client_options": {"allow_http": True}} if plain else {}
+    with failures_are_oserrors(address):
+        return RemoteStore(from_url(address, **options), read_only=read_only)
+
+
+@contextmanager
+def failures_are_oserrors(name: str) -> Iterator[None]:
+    """Obstore's errors as OSErrors (EIO) about `name`, in the server's own words or else their first line: the rest is debug output by the page."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except BaseError as error:
+        said = re.search(r"<Code>(\w+)</Code>\s*<Message>([^<]*)", str(error))
+        words = f"{said[2]} ({said[1]})" if said else str(error).partition("\n")[0]
+        raise OSError(errno.EIO, words, name) from error
+
+
+class RemoteStore(ObjectStore[Any]):
+    """Zarr's store over obstore, with its failures as OSErrors."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """An object or part of it; None where there is no such object."""
+        with failures_are_oserrors(key):
+            return await super().get(key, prototype, byte_range)
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        with failures_are_oserrors(key):
+            return await super().exists(key)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write an object whole."""
+        with failures_are_oserrors(key):
+            await super().set(key, value)
+
+    async def set_new(self, key: str, data: bytes) -> bool:
+        """Write an object where there is none; False, and nothing is written, where there is one."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        with failures_are_oserrors(key):
+            try:
+                await obstore.put_async(self.store, key, data, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; a missing one is no error."""
+        with failures_are_oserrors(key):
+            await super().delete(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Remove all objects below a prefix."""
+        with failures_are_oserrors(prefix):
+            await super().delete_dir(prefix)
+
+    async def _list(self, prefix: str | None = None) -> AsyncGenerator[Any, None]:
+        with failures_are_oserrors(prefix or ""):
+            async for entry in super()._list(prefix):
+                yield entry
