@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,8 @@ import tilestream
 from tests.support.stores import make_store, png
 from tilestream.exports import FORMATS, export_slides
 from tilestream.exports.base import StoredSlide
+from tilestream.exports.omezarr import grid_shape
+from tilestream.importing import import_features
 from tilestream.objects import Folder
 from tilestream.store import SlideStore
 
@@ -45,13 +48,15 @@ def check(python, folder, names=READ, *, corner=(0, 0), in_bounds=False):
     for name in names:
         list(export_slides(str(folder), name, in_bounds=in_bounds))
     slide = StoredSlide("a", SlideStore(Folder(str(folder / "a.zarr"))))
-    grid, obs = slide.grid(), tilestream.open(folder / "a.zarr").obs
-    np.save(folder / "mask.npy", np.asarray(Image.open(folder / "a.zarr" / "tissue.png")) > 0)
+    obs, mask = tilestream.open(folder / "a.zarr").obs, folder / "a.zarr" / "tissue.png"
+    if mask.exists():
+        np.save(folder / "mask.npy", np.asarray(Image.open(mask)) > 0)
     told = {
         "exports": {name: str(folder / "exports" / name / f"a{FORMATS[name].suffix}") for name in names}, "mask": str(folder / "mask.npy"),
         "tiles": obs[["row", "col", "x", "y"]].to_numpy().tolist(), "failed": np.flatnonzero(~slide.good).tolist(), "corner": corner,
-        "side": slide.l0_extent, "step": slide.stride * slide.scale, "grid": [grid.rows, grid.cols], "downsample": DOWNSAMPLE,
-        "width": slide.size.width, "height": slide.size.height, "mpp": slide.mpp,
+        "side": slide.l0_extent, "step": slide.stride * slide.scale, "grid": grid_shape(slide) if slide.gridded else None, "downsample": DOWNSAMPLE,
+        "labels": [*(["tile_grid"] if slide.gridded else []), *(["tissue"] if mask.exists() else [])],
+        "images": ["thumbnail"] if (folder / "a.zarr" / "thumbnail.png").exists() else [], "width": slide.size.width, "height": slide.size.height, "mpp": slide.mpp,
     }  # fmt: skip
     (folder / "told.json").write_text(json.dumps(told))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -77,6 +82,15 @@ def test_readers_open_a_slide_without_tiles(tmp_path, readers):
 def test_readers_open_a_slide_whose_tiles_all_failed(tmp_path, readers):
     make_store(tmp_path / "a.zarr", failed=range(20), thumbnail_downsample=DOWNSAMPLE)
     check(readers, tmp_path)
+
+
+def test_readers_open_tiles_on_no_grid(tmp_path, readers):
+    xy = [(517, 103), (37, 103), (517, 359), (1111, 700)]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"], file["coords"] = np.ones((4, 5), np.float32), np.array(xy)
+        file["coords"].attrs.update(patch_size=256, patch_level=0)
+    import_features(str(tmp_path / "a.h5"), "a", str(tmp_path))
+    check(readers, tmp_path, ["spatialdata"])
 
 
 def test_outlines_of_ragged_tissue_are_valid_polygons(tmp_path, readers):

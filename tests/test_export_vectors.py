@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 import torch
 import zarr
 
@@ -132,3 +133,33 @@ def test_a_slide_whose_file_is_gone_has_no_bounds_to_count_from(tmp_path, output
     with pytest.raises(InputError, match=r"a: --in-bounds needs the bounds .*Or leave it out"):
         list(export_slides(str(output), "geojson", in_bounds=True, out=str(tmp_path / "all")))
     assert list(export_slides(str(output), "geojson", out=str(tmp_path / "all")))
+
+
+def test_every_export_of_failed_tiles_and_of_no_tiles(tmp_path):
+    white = write_pyramid(tmp_path / "white.tif", np.full((600, 700, 3), 255, np.uint8), levels=2, compression=None)
+    hurt = write_pyramid(tmp_path / "hurt.tif", make_image(600, 700, 1), levels=1)
+    with tifffile.TiffFile(hurt) as opened:
+        place, length = opened.pages[0].dataoffsets[0], opened.pages[0].databytecounts[0]
+    raw = bytearray(hurt.read_bytes())
+    raw[place : place + length] = bytes(length)
+    hurt.write_bytes(raw)
+    out = tmp_path / "out"
+    tiles = {"size": 64, "level": 0, "tissue": "otsu"}
+    embed([white, hurt], out, tiles=tiles, encoder=CORNERS, context={"window": 4, "depth": 2, "heads": 1}, pool="gated_attention")
+    store = tilestream.open(out / "hurt.zarr")
+    good = np.isfinite(np.asarray(store.context[:])).all(axis=1)
+    assert 0 < good.sum() < len(good)
+    for name in FORMATS:
+        for what in ("tiles", "context") if name != "spatialdata" else ("tiles",):
+            list(export_slides(str(out), name, what=what, out=str(tmp_path / name / what)))
+    for suffix in ("pt", "trident-h5", "parquet"):
+        assert {path.stem for path in (tmp_path / suffix / "context").iterdir()} == {"white", "hurt"}
+    with h5py.File(tmp_path / "trident-h5" / "context" / "hurt.h5") as file:
+        assert np.array_equal(file["features"][:], np.asarray(store.context[:], np.float32)[good])
+        assert np.array_equal(file["coords"][:], store.positions[good][:, ::-1])
+    assert torch.load(tmp_path / "pt" / "context" / "white.pt", weights_only=True).shape == (0, store.context.shape[1])
+    table = pq.read_table(tmp_path / "parquet" / "context" / "hurt.parquet")
+    assert table.num_rows == len(good)
+    assert np.array_equal(np.isfinite(np.asarray(table["f0"].to_pandas(), np.float32)), good)
+    attention = zarr.open_group(tmp_path / "ome-zarr" / "tiles" / "hurt.ome.zarr", mode="r")["0"][3]
+    assert np.isfinite(attention).sum() == good.sum()

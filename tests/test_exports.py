@@ -482,7 +482,7 @@ def test_places_off_the_grid_become_ranks(tmp_path):
     assert store.positions.tolist() == [[103, 37], [103, 517], [359, 517], [700, 1111]]
     assert np.array_equal(store.embeddings[:], values[[1, 0, 2, 3]])
     assert store.source["mpp"] is None
-    with pytest.raises(InputError, match=r"lie on no regular grid\. Export them as geojson"):
+    with pytest.raises(InputError, match=r"lie on no regular grid\. Export them as spatialdata, geojson"):
         export(tmp_path / "out", "ome-zarr")
     annotations, tiles = read_features(export(tmp_path / "out", "geojson")[0])
     assert annotations == []

@@ -409,6 +409,22 @@ def test_the_gallery_leads_to_its_places_and_panels_are_linked(output):
 
 
 @pytest.mark.slow
+def test_the_sample_slide_opens_with_the_encoder_of_the_package(tmp_path):
+    tiles = {"mpp": 0.5, "level": None, "tissue": "otsu"}
+    embed("sample://he?width=4096&height=4096&seed=0", tmp_path, encoder="tilestream-tiny", tiles=tiles)
+    store = viewed(next(tmp_path.glob("*.zarr")))
+    tile = int(np.flatnonzero(store.good)[7])
+    with browsing(tmp_path) as (page, asked):
+        assert page.evaluate("tsModel('points data').data.x.length") == store.good.sum() > 20
+        half = store.l0_extent / 2
+        page.mouse.click(*page.evaluate(f"tsPoint('slide', {store.x[tile] + half}, {-store.y[tile] - half})"))
+        page.wait_for_function("tsModel('gallery data').data.number.length == 6")
+        assert page.evaluate("tsImage('overlay data').filter((v) => v).length") == store.good.sum()
+        page.wait_for_timeout(500)
+        assert any("/crops/0/" in url for url in asked)
+
+
+@pytest.mark.slow
 def test_every_kind_of_output_opens(output, tmp_path):
     make_store(tmp_path / "gone.zarr", rows=8, cols=9, address=str(tmp_path / "gone.svs"), failed=[3])
     with browsing(tmp_path) as (page, _):

@@ -124,6 +124,11 @@ class StoredSlide:
         failed = len(self.good) - int(self.good.sum())
         return (f"{failed} failed {'tile' if failed == 1 else 'tiles'} left out, without an embedding",) if failed else ()
 
+    @property
+    def gridded(self) -> bool:
+        """Whether the tiles lie on a regular grid; those that another program chose may not."""
+        return self.recipe.get("imported", {}).get("grid") != "ranks" and (not self.placed or bool(self.placed["regular"]))
+
     def grid(self) -> TileGrid:
         """The regular grid that the tiles lie on.
 
@@ -132,9 +137,9 @@ class StoredSlide:
         InputError
             Another program chose the tiles, and they lie on none.
         """
-        if self.recipe.get("imported", {}).get("grid") == "ranks" or (self.placed and not self.placed["regular"]):
+        if not self.gridded:
             raise InputError(
-                f"{self.id}: its tiles come from another program and lie on no regular grid. Export them as geojson, parquet or csv."
+                f"{self.id}: its tiles come from another program and lie on no regular grid. Export them as spatialdata, geojson, parquet or csv."
             )
         if self.placed:
             lines = [start + np.rint(np.arange(self.placed[count]) * self.stride * self.scale).astype(np.int64)

@@ -33,24 +33,23 @@ REGION, REGION_KEY, INSTANCE_KEY = "tile_squares", "region", "tile_id"
 GRID, MASK = "tile_grid", "tissue"
 """No two elements may share a name, and the table is `tiles`."""
 
+LABEL = {"image-label": {"version": VERSION}}
+
 
 def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
     """`tables/tiles`, the slide's own table with the columns that tie its rows to `shapes/tile_squares`; labels; `images/thumbnail`.
 
     `shapes/tile_squares` are the tiles' squares, whose index is `tile_id`, the tile's row in the table + 1; there are none in a slide without
     tiles. `labels/tile_grid` (rows, cols) uint32 has one pixel a tile, whose value is its `tile_id`; `labels/tissue` uint8 is 1 where the
-    mask of the thumbnail's size found tissue. Failed tiles keep their rows, with NaN.
+    mask of the thumbnail's size found tissue. Tiles on no regular grid are squares alone. Failed tiles keep their rows, with NaN.
 
     Memory bound: the largest object of the store (one shard), and bands of 256 rows of the tile grid.
 
     Raises
     ------
-    InputError
-        The tiles lie on no regular grid.
     ConfigError
         pyarrow is not installed.
     """
-    shape = grid_shape(slide)
     with new_target(target) as path:
         root = zarr.create_group(
             path, attributes={"spatialdata_attrs": {"version": CONTAINER, "spatialdata_software_version": f"tilestream {__version__}"}}
@@ -60,31 +59,35 @@ def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
         _annotate(zarr.open_group(path / TILES, mode="r+"), slide.layout.tiles)
         if slide.layout.tiles:
             write_shapes(root.create_group("shapes"), path / "shapes", REGION, INSTANCE_KEY, slide)
-        mask = slide.store.folder.get(TISSUE)
-        labels = root.create_group("labels", attributes={"ome": {"labels": [GRID, *([MASK] if mask else [])]}})
-        step, side = slide.stride * slide.scale, slide.l0_extent
-        array = _raster(
-            labels,
-            GRID,
-            shape,
-            np.uint32,
-            step,
-            tuple(start + (side - step) / 2 for start in slide.grid().l0_offset),
-            {"image-label": {"version": VERSION}},
-        )
-        for k, band in enumerate(_number_bands(slide)):
-            array[k * CHUNK : k * CHUNK + band.shape[0]] = band
-        if mask is not None:
-            tissue = (np.asarray(Image.open(io.BytesIO(mask))) > 0).astype(np.uint8)
-            step = mask_downsample(slide, tissue.shape)
-            _raster(labels, MASK, tissue.shape, np.uint8, step, (0.0, 0.0), {"image-label": {"version": VERSION}})[:] = tissue
-        raw = slide.store.folder.get(THUMBNAIL)
-        if raw is not None:
-            pixels = np.moveaxis(np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")), 2, 0)
-            channels = {"omero": {"channels": [{"label": name} for name in "rgb"]}}
-            images = root.create_group("images")
-            _raster(images, "thumbnail", pixels.shape, np.uint8, mask_downsample(slide, pixels.shape[1:]), (0.0, 0.0), channels)[:] = pixels
-    return Written(slide.layout.tiles)
+        mask, thumbnail = (None if raw is None else Image.open(io.BytesIO(raw)) for raw in map(slide.store.folder.get, (TISSUE, THUMBNAIL)))
+        names = [*([GRID] if slide.gridded else []), *([MASK] if mask else [])]
+        if names:
+            labels = root.create_group("labels", attributes={"ome": {"labels": names}})
+            if slide.gridded:
+                _write_grid(labels, slide)
+            if mask is not None:
+                _write_image(labels, MASK, (np.asarray(mask) > 0).astype(np.uint8), slide, LABEL)
+        if thumbnail is not None:
+            pixels = np.moveaxis(np.asarray(thumbnail.convert("RGB")), 2, 0)
+            _write_image(
+                root.create_group("images"), "thumbnail", pixels, slide, {"omero": {"channels": [{"label": name} for name in "rgb"]}}
+            )
+    notes = () if slide.gridded else ("tiles on no regular grid: without labels of them",)
+    return Written(slide.layout.tiles, notes)
+
+
+def _write_grid(labels: zarr.Group, slide: StoredSlide) -> None:
+    """The tiles of a regular grid, one pixel each."""
+    step, side = slide.stride * slide.scale, slide.l0_extent
+    corner = tuple(start + (side - step) / 2 for start in slide.grid().l0_offset)
+    array = _raster(labels, GRID, grid_shape(slide), np.uint32, step, corner, LABEL)
+    for k, band in enumerate(_number_bands(slide)):
+        array[k * CHUNK : k * CHUNK + band.shape[0]] = band
+
+
+def _write_image(group: zarr.Group, name: str, pixels: NDArray[np.uint8], slide: StoredSlide, more: dict[str, Any]) -> None:
+    """A picture of the whole slide."""
+    _raster(group, name, pixels.shape, np.uint8, mask_downsample(slide, pixels.shape[-2:]), (0.0, 0.0), more)[:] = pixels
 
 
 def copy_objects(source: Folder, target: Folder, prefix: str) -> None:
