@@ -201,7 +201,7 @@ def read_alone(side: int, threads: int, shard_tiles: int) -> Row:
     try:
         from tilestream.machine import settle_allocator
 
-        settle_allocator()  # as a worker does
+        settle_allocator(computes=True)  # as a worker does
     except ImportError:  # without torch
         pass
     places = all_tiles(side)

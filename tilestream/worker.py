@@ -110,11 +110,11 @@ class Worker:
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
-        settle_allocator()
+        self.device = pick_device(settings.device)
+        settle_allocator(computes=self.device.type == "cpu")
         self.settings = settings
         if settings.compute_threads is not None:
             torch.set_num_threads(settings.compute_threads)
-        self.device = pick_device(settings.device)
         self.gathers = self.device.type == "cuda"
         if settings.decode == "gpu" and not self.gathers:
             raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
