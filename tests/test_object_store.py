@@ -1,11 +1,15 @@
 """Slides read from an object store and outputs written to one: a real S3 server, and what is told when it fails."""
 
+import errno
 import logging
 import threading
 import time
+from unittest.mock import Mock
 
+import boto3
 import numpy as np
 import pytest
+from moto.server import ThreadedMotoServer
 
 import tilestream
 from tests.support.images import make_image, write_ome_zarr, write_pyramid
@@ -18,10 +22,6 @@ from tilestream.objects import Folder
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
 
-pytest.importorskip("obstore", reason="needs the extra s3: obstore is not installed")
-boto3 = pytest.importorskip("boto3", reason="moto is not installed")
-moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
-
 IMAGE = make_image(760, 820, seed=5)  # 8 x 9 tiles of 96 px
 
 
@@ -29,7 +29,7 @@ class Server:
     """An S3 server that can be away for a while; what it holds stays."""
 
     def __init__(self):
-        self.server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self.server.start()
         self.port = self.server.get_host_and_port()[1]
 
@@ -37,7 +37,7 @@ class Server:
         self.server.stop()
 
     def again(self):
-        self.server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
         self.server.start()
 
 
@@ -168,6 +168,12 @@ def test_one_run_at_a_time_in_a_bucket(client, monkeypatch):
     other.__exit__(None, None, None)
     assert output.names() == []
     monkeypatch.undo()
+    with hold_lock(output, "run"):  # the server fails another run as it tries to take the lock
+        other = Folder("s3://lab/locked")
+        monkeypatch.setattr(other, "put_new", Mock(side_effect=OSError(errno.EIO, "away")))
+        with pytest.raises(OSError, match="away"), hold_lock(other, "run"):
+            pass
+        assert output.names() == [".tilestream/run.lock"]
     output.put(".tilestream/run.lock", b'{"host": ')  # its owner died as it wrote
     with hold_lock(output, "run"):
         pass

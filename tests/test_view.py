@@ -15,28 +15,26 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import sync_playwright
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
+from tornado.websocket import websocket_connect
 
 from tests.support.images import make_image, write_pyramid
+from tests.support.needs import without
 from tests.support.runs import embed
 from tests.support.stores import make_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import Region, Size
 from tilestream.store import SlideStore
+from tilestream.view.catalogue import Catalogue
 from tilestream.view.clusters import cluster
 from tilestream.view.deepzoom import SIDE, DeepZoom, Zoom
 from tilestream.view.neighbours import nearest, similarity
 from tilestream.view.overlays import on_places, status_colours, tissue_overlay
 from tilestream.view.pixels import Images
-from tilestream.view.slide import BlockCache, ViewedSlide
-
-pytest.importorskip("bokeh", reason="needs the extra view: bokeh is not installed")
-
-from tornado.httpclient import AsyncHTTPClient, HTTPRequest
-from tornado.websocket import websocket_connect
-
-from tilestream.view.catalogue import Catalogue
 from tilestream.view.server import Viewer
+from tilestream.view.slide import BlockCache, ViewedSlide
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -302,10 +300,9 @@ window.tsImage = (name) => { const d = tsModel(name).data, i = d.image; return i
 @contextmanager
 def browsing(*outputs):
     """A page of the viewer, what it asked for, and what it complained of, which must be nothing."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
-        pytest.skip("no Chromium on the path")
-    with running(*outputs) as (address, _), playwright.sync_playwright() as driver:
+        without("no Chromium on the path")
+    with running(*outputs) as (address, _), sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         asked, wrong = [], []

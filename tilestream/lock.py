@@ -34,17 +34,23 @@ def hold_lock(output: Folder, name: str) -> Iterator[None]:
         for rival in output.names(FOLDER):
             if rival.endswith(".lock") and _sharing(rival) != _sharing(key):
                 _refuse_living(output, rival)
-        try:
-            while not output.put_new(key, json.dumps(owner).encode()):
-                _refuse_living(output, key)
-                output.delete(key)  # its owner is dead
-        except OSError:  # a full disk, perhaps, with the lock in place but not synced
-            output.delete(key)
-            raise
+        while not _take(output, key, json.dumps(owner).encode()):
+            _refuse_living(output, key)
+            output.delete(key)  # its owner is dead
     try:
         yield
     finally:
         output.delete(key)
+
+
+def _take(output: Folder, key: str, owner: bytes) -> bool:
+    """Write the lock where there is none; False where there is one."""
+    try:
+        return output.put_new(key, owner)
+    except OSError:
+        if output.local is not None:  # a full disk, perhaps: in place but not synced. In an object store it may be another's
+            output.delete(key)
+        raise
 
 
 def _sharing(key: str) -> str:

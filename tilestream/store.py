@@ -31,9 +31,10 @@ BLOCKS_AHEAD = 4
 """Blocks that are read while the caller works on one."""
 
 TILES, SLIDE = "tables/tiles", "tables/slide"
+ATTENTION = f"{TILES}/obsm/attention"
 THUMBNAIL, TISSUE = "thumbnail.png", "tissue.png"
 LEDGER, COMPLETE = ".tilestream/shards", ".tilestream/complete.json"
-_REMADE = ("tables/slide/", "tables/tiles/obsm/attention/", "windows/", "overview.png")
+_REMADE = (f"{SLIDE}/", f"{ATTENTION}/", "windows/", "overview.png")
 """Objects that finishing a slide writes anew."""
 
 DROPPING, SEALED = ".tilestream/dropping.json", "sealed"

@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 from tilestream.exports.base import StoredSlide, Written, new_target
 from tilestream.exports.components import COMPONENTS, Components, find_components
 from tilestream.exports.multiscale import CHUNK, VERSION, Place, halve_largest, halve_means, write_pyramid
-from tilestream.store import TILES
+from tilestream.store import ATTENTION
 
 COLOURS = ("FF0000", "00FF00", "0000FF")
 ATTENTION_COLOUR = "FFFFFF"
 
-ATTENTION = f"{TILES}/obsm/attention"
-"""Path of the attention (n, heads) in a store."""
 
 TISSUE = 1
 """Label of tiles that hold tissue; 0 is background."""

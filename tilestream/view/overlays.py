@@ -13,8 +13,8 @@ from PIL import Image
 
 from tilestream.layout import STATUSES
 from tilestream.overview import principal_colours
-from tilestream.store import TILES, TISSUE
-from tilestream.view.slide import Floats, PlaceMap, ViewedSlide
+from tilestream.store import ATTENTION, TISSUE
+from tilestream.view.slide import Extent, Floats, PlaceMap, ViewedSlide
 
 T = TypeVar("T")
 
@@ -39,14 +39,11 @@ MASK_SIDE = 1024
 
 @dataclass(frozen=True)
 class Overlay:
-    """A picture and the rectangle of level-0 px that it covers."""
+    """A picture and where it lies."""
 
     rgba: NDArray[np.uint32]
     """(h, w) red in the lowest byte, alpha in the highest."""
-    l0_y: float
-    l0_x: float
-    l0_height: float
-    l0_width: float
+    extent: Extent
     words: str
     """What the colours mean, or why there are none."""
 
@@ -55,7 +52,7 @@ def on_places(places: PlaceMap, colours: Colours, words: str) -> Overlay:
     """The overlay that shows (n, 4) uint8 RGBA colours of tiles where the tiles lie."""
     table = np.concatenate([colours, np.zeros((1, 4), np.uint8)])  # -1 picks the last row: no tile
     rgba = np.ascontiguousarray(table[places.tile]).view(np.uint32)[..., 0]
-    return Overlay(rgba, places.l0_y, places.l0_x, places.l0_height, places.l0_width, words)
+    return Overlay(rgba, places.extent, words)
 
 
 def _opaque(rgb: Colours, shown: NDArray[np.bool_]) -> Colours:
@@ -114,7 +111,7 @@ def tissue_overlay(slide: ViewedSlide, places: PlaceMap) -> Overlay:
         mask.thumbnail((MASK_SIDE, MASK_SIDE), Image.Resampling.NEAREST)
         inside = np.asarray(mask) > 0
         rgba = np.where(inside, np.array([0, 150, 70, 255], np.uint8).view(np.uint32)[0], np.uint32(0)).astype(np.uint32)
-        return Overlay(rgba, 0.0, 0.0, float(slide.size.height), float(slide.size.width), f"tissue: {inside.mean():.0%} of the slide")
+        return Overlay(rgba, Extent.of(slide.size), f"tissue: {inside.mean():.0%} of the slide")
     colours, low, high = heat_colours(slide.tissue)
     known = bool(np.isfinite(slide.tissue).any())
     return on_places(places, colours, f"tissue of a tile, {low:.2f} to {high:.2f}" if known else "no tissue was looked for")
@@ -128,10 +125,9 @@ def similarity_overlay(similar: Floats, places: PlaceMap) -> Overlay:
 
 def attention_overlay(slide: ViewedSlide, places: PlaceMap) -> Overlay | None:
     """The share of each tile in the slide's vector, mean over heads; None where the pool has no attention."""
-    path = f"{TILES}/obsm/attention"
-    if not slide.store.folder.exists(f"{path}/zarr.json"):
+    if not slide.store.folder.exists(f"{ATTENTION}/zarr.json"):
         return None
-    shares = np.asarray(slide.store.array(path)[:], np.float32).mean(axis=1)
+    shares = np.asarray(slide.store.array(ATTENTION)[:], np.float32).mean(axis=1)
     colours, low, high = heat_colours(np.where(slide.good, shares, np.nan).astype(np.float32))
     return on_places(places, colours, f"attention, {low:.2e} to {high:.2e} of the slide's vector")
 
@@ -154,4 +150,4 @@ def window_overlay(slide: ViewedSlide, side: int) -> Overlay:
     seen = np.concatenate(list(each(lambda block: np.isfinite(block).all(axis=1), 0)))
     rgba = _opaque(principal_colours(each, rows * cols), seen).view(np.uint32).reshape(rows, cols)
     l0_side = float(stored.attrs["side_l0_px"])  # type: ignore[arg-type]
-    return Overlay(rgba, 0.0, 0.0, rows * l0_side, cols * l0_side, f"windows of {side} tokens: first three principal components")
+    return Overlay(rgba, Extent(0.0, 0.0, rows * l0_side, cols * l0_side), f"windows of {side} tokens: first three principal components")

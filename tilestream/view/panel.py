@@ -13,6 +13,7 @@ from bokeh.events import DocumentReady, Tap
 from bokeh.models import Div, Range1d, Select, Slider, WMTSTileSource
 from numpy.typing import NDArray
 
+from tilestream import store
 from tilestream.layout import STATUSES
 from tilestream.view.catalogue import Catalogue, Output
 from tilestream.view.clusters import cluster
@@ -111,7 +112,7 @@ class Panel:
         )  # fmt: skip
         self.places = slide.places()
         kinds = [STATUS, TISSUE, EMBEDDINGS, CLUSTERS, SIMILARITY]
-        kinds += [ATTENTION] if slide.store.folder.exists("tables/tiles/obsm/attention/zarr.json") else []
+        kinds += [ATTENTION] if slide.store.folder.exists(f"{store.ATTENTION}/zarr.json") else []
         kinds += [f"{WINDOWS} {side}" for side in window_sides(slide)]
         self.choose_overlay.options = [*kinds, NOTHING]
         if self.choose_overlay.value not in self.choose_overlay.options:

@@ -205,7 +205,8 @@ BAR_TICKS = [1, 2, 5, 10, 20, 50, 100, 200, 500]
 def _image_data(overlay: Overlay | None) -> dict[str, list[object]]:
     if overlay is None:
         return {"image": [], "x": [], "y": [], "dw": [], "dh": []}
-    return {"image": [overlay.rgba], "x": [overlay.l0_x], "y": [-overlay.l0_y], "dw": [overlay.l0_width], "dh": [overlay.l0_height]}
+    where = overlay.extent
+    return {"image": [overlay.rgba], "x": [where.l0_x], "y": [-where.l0_y], "dw": [where.l0_width], "dh": [where.l0_height]}
 
 
 def _units(mpp: float | None) -> dict[str, object]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tilestream.errors import InputError
 from tilestream.exports.base import StoredSlide, is_good
+from tilestream.geometry import Size
 from tilestream.overview import AXES_ROWS, principal_axes
 from tilestream.store import BLOCK_ROWS, TILES, SlideStore
 
@@ -58,15 +59,27 @@ class BlockCache:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """A rectangle of level-0 px that a picture covers."""
+
+    l0_y: float
+    l0_x: float
+    l0_height: float
+    l0_width: float
+
+    @classmethod
+    def of(cls, size: Size) -> Extent:
+        """That of a whole image."""
+        return cls(0.0, 0.0, float(size.height), float(size.width))
+
+
+@dataclass(frozen=True)
 class PlaceMap:
     """Which tile lies where: cells of one size over a rectangle of the image."""
 
     tile: NDArray[np.int64]
     """(h, w) number of the tile in each cell, -1 where there is none."""
-    l0_y: float
-    l0_x: float
-    l0_height: float
-    l0_width: float
+    extent: Extent
 
 
 class ViewedSlide(StoredSlide):
@@ -181,7 +194,7 @@ class ViewedSlide(StoredSlide):
         table[self.row, self.col] = np.arange(self.layout.tiles)
         step = grid.stride * grid.scale
         y, x = grid.l0_offset
-        return PlaceMap(table, y, x, grid.rows * step, grid.cols * step)
+        return PlaceMap(table, Extent(y, x, grid.rows * step, grid.cols * step))
 
     def _painted(self) -> PlaceMap:
         factor = min(1.0, MOST_PLACES / max(self.size.height, self.size.width), 8 / self.l0_extent)
@@ -190,4 +203,4 @@ class ViewedSlide(StoredSlide):
         for tile, (y, x) in enumerate(zip(self.y.tolist(), self.x.tolist(), strict=True)):
             top, left = max(0, int(y * factor)), max(0, int(x * factor))
             table[top : max(top + 1, int((y + self.l0_extent) * factor)), left : max(left + 1, int((x + self.l0_extent) * factor))] = tile
-        return PlaceMap(table, 0.0, 0.0, float(self.size.height), float(self.size.width))
+        return PlaceMap(table, Extent.of(self.size))
