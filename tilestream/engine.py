@@ -121,10 +121,9 @@ class InlineEngine(Engine):
 class DaskEngine(Engine):
     """Tasks on a `distributed` cluster, ours or one that was running already."""
 
-    def __init__(self, spec: SchedulerSpec, workers: int, lanes_memory: int = 0) -> None:
+    def __init__(self, spec: SchedulerSpec, workers: int) -> None:
         import distributed
 
-        del lanes_memory
         self._cluster: Any = None
         if spec.kind == "address":
             self._client = distributed.Client(spec.address, set_as_default=False)

@@ -29,6 +29,9 @@ from tilestream.store import THUMBNAIL, TISSUE, SlideStore
 
 TILE_ROWS = "tables/tiles/X"
 
+OVERVIEW_ROWS = 256
+"""Rows of a block that the overview reads: few, so that many threads share them and the axes come of many places of the slide."""
+
 
 @dataclass(frozen=True)
 class FinishTask:
@@ -49,6 +52,8 @@ class FinishTask:
     save: tuple[str, ...]
     """What is kept: tiles, slide, windows, tokens."""
     title: str
+    threads: int
+    """Threads that read rows for the overview."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ def _draw(task: FinishTask, store: SlideStore) -> None:
 
     with ThreadPoolExecutor(1) as pool, threadpool_limits(1, "blas"):  # sixteen threads for matrices this small took longer to start
         panel = pool.submit(slide_panel)
-        colours = principal_colours(partial(store.map_blocks, TILE_ROWS), store.layout.tiles)
+        each = partial(store.map_blocks, TILE_ROWS, block_rows=OVERVIEW_ROWS, threads=task.threads)
+        colours = principal_colours(each, store.layout.tiles)
         store.folder.put("overview.png", draw_overview(panel.result(), colours, task.title))
 
 

@@ -109,7 +109,7 @@ class Steps:
         return FinishTask(
             slide=plan.ref.id, store=store.folder.address, grid=plan.grid, tile_row=plan.tile_row, tile_col=plan.tile_col,
             context=self.config.context is not None, pool=self.config.pool, save=self.config.output.save, windows=self.config.windows,
-            vectors=self.facts.tokens == 1,
+            vectors=self.facts.tokens == 1, threads=self.settings.threads,
             title=f"{plan.ref.id}: {plan.info.size.width} x {plan.info.size.height} px, tiles of {plan.grid.tile} px at {mpp}, {self.facts.name}",
         )  # fmt: skip
 

@@ -161,8 +161,16 @@ class SlideStore:
         """
         return self.map_blocks(path, lambda rows: rows)
 
-    def map_blocks(self, path: str, work: Callable[[NDArray[np.float32]], T], skip: int = 0) -> Iterator[T]:
-        """What `work` makes of each of the blocks that `blocks` gives, in their order; it is called by the threads that read.
+    def map_blocks(
+        self,
+        path: str,
+        work: Callable[[NDArray[np.float32]], T],
+        skip: int = 0,
+        *,
+        block_rows: int = BLOCK_ROWS,
+        threads: int = BLOCKS_AHEAD,
+    ) -> Iterator[T]:
+        """What `work` makes of each block of `block_rows` rows, in their order; it is called by the threads that read.
 
         After each block, `skip` blocks are left out.
         """
@@ -170,7 +178,7 @@ class SlideStore:
         chunks = chunk_reader(array)
 
         def read(start: int) -> NDArray[np.float32]:
-            stop = min(start + BLOCK_ROWS, array.shape[0])
+            stop = min(start + block_rows, array.shape[0])
             if chunks is None:
                 return np.asarray(array[start:stop], np.float32)
             rows = array.chunks[0]
@@ -182,10 +190,10 @@ class SlideStore:
             return out
 
         pending: deque[Future[T]] = deque()
-        with ThreadPoolExecutor(BLOCKS_AHEAD, thread_name_prefix="rows") as pool:
-            for start in range(0, array.shape[0], BLOCK_ROWS * (skip + 1)):
+        with ThreadPoolExecutor(threads, thread_name_prefix="rows") as pool:
+            for start in range(0, array.shape[0], block_rows * (skip + 1)):
                 pending.append(pool.submit(lambda start: work(read(start)), start))
-                if len(pending) > BLOCKS_AHEAD:
+                if len(pending) > threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
