@@ -20,6 +20,7 @@ from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Region
 from tilestream.sources.base import SegmentGrid, SourceOptions
 from tilestream.sources.zarr import ZarrSource
+from tilestream.sources.zarr_chunks import chunk_reader
 
 HEIGHT, WIDTH = 301, 414
 
@@ -240,6 +241,7 @@ CODINGS: dict[str, dict[str, Any]] = {
     "v3 gzip": {"compressors": zarr.codecs.GzipCodec()},
     "v3 raw": {"compressors": None},
     "v3 sharded": {"shards": (128, 192, 3)},
+    "v3 index first": {"shards": {"shape": (128, 192, 3), "index_location": "start"}},
     "v2 zlib": {"zarr_format": 2, "compressors": numcodecs.Zlib()},
     "v2 blosc": {"zarr_format": 2, "compressors": numcodecs.Blosc()},
     "v2 raw": {"zarr_format": 2, "compressors": None},
@@ -257,6 +259,18 @@ def test_chunks_read_past_zarr_equal_zarrs_own(tmp_path: Path, coding: str, sche
         for row, col in np.ndindex(source.segment_grid(0).rows, source.segment_grid(0).cols):
             expected = array[row * 64 : row * 64 + 64, col * 96 : col * 96 + 96]
             np.testing.assert_array_equal(source.read_segment(0, row, col), expected)
+
+
+@pytest.mark.parametrize("endian", ["little", "big"])
+@pytest.mark.parametrize("shards", [None, (4, 6)])
+def test_numbers_are_read_in_their_byte_order(tmp_path: Path, endian: str, shards: tuple[int, int] | None) -> None:
+    values = np.arange(48, dtype="u2").reshape(8, 6) + 300
+    codec = zarr.codecs.BytesCodec(endian=endian)
+    array = zarr.create_array(tmp_path / "a.zarr", shape=values.shape, chunks=(2, 3), shards=shards, dtype="u2", serializer=codec)
+    array[:] = values
+    chunks = chunk_reader(zarr.open_array(tmp_path / "a.zarr", mode="r"))
+    assert chunks is not None
+    np.testing.assert_array_equal(chunks.chunk((3, 1)), values[6:8, 3:6])
 
 
 def test_codecs_that_only_zarr_knows_are_left_to_zarr(tmp_path: Path) -> None:

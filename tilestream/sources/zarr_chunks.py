@@ -12,13 +12,12 @@ from __future__ import annotations
 import os
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import google_crc32c
 import numcodecs
 import numpy as np
-import zarr.codecs
 import zarr.storage
 from numpy.typing import NDArray
 
@@ -97,21 +96,30 @@ def chunk_reader(array: Any) -> ChunkReader | None:
     if array.metadata.zarr_format == 2:
         decode = _v2_decoder(array.metadata)
         return None if decode is None else ChunkReader(array, fetch, decode, np.dtype(array.dtype), index_first=None)
-    codecs: tuple[Any, ...] = tuple(array.metadata.codecs)
-    index_first = None
-    if len(codecs) == 1 and isinstance(codecs[0], zarr.codecs.ShardingCodec):
-        sharding: Any = codecs[0]
-        plain = [type(codec) for codec in sharding.index_codecs] == [zarr.codecs.BytesCodec, zarr.codecs.Crc32cCodec]
-        divides = all(s % c == 0 for s, c in zip(array.shards, array.chunks, strict=True))
-        if not (plain and divides and getattr(sharding.index_codecs[0].endian, "value", None) == "little"):
-            return None
-        codecs, index_first = tuple(sharding.codecs), sharding.index_location.value == "start"
-    if not codecs or not isinstance(codecs[0], zarr.codecs.BytesCodec) or len(codecs) > 2:
+    # What the file says, not the objects that a version of zarr makes of it.
+    described = array.metadata.to_dict()
+    if described["chunk_grid"]["name"] != "regular":
         return None
-    decode = _v3_decoder(codecs[1] if len(codecs) == 2 else None)
-    big = getattr(codecs[0].endian, "value", "little") == "big"
+    codecs = [_named(codec) for codec in described["codecs"]]
+    index_first = None
+    if len(codecs) == 1 and codecs[0][0] == "sharding_indexed":
+        sharding = codecs[0][1]
+        plain = [_named(codec) for codec in sharding["index_codecs"]] == [("bytes", {"endian": "little"}), ("crc32c", {})]
+        divides = all(s % c == 0 for s, c in zip(array.shards, array.chunks, strict=True))
+        if not (plain and divides):
+            return None
+        codecs, index_first = [_named(codec) for codec in sharding["codecs"]], sharding.get("index_location", "end") == "start"
+    if not 1 <= len(codecs) <= 2 or codecs[0][0] != "bytes":
+        return None
+    decode = _v3_decoder(codecs[1][0] if len(codecs) == 2 else None)
+    big = codecs[0][1].get("endian", "little") == "big"
     dtype = np.dtype(array.dtype).newbyteorder(">" if big else "<")
     return None if decode is None else ChunkReader(array, fetch, decode, dtype, index_first=index_first)
+
+
+def _named(codec: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Name and configuration of a codec; one without configuration may be its name alone (v3, extension definition)."""
+    return (codec, {}) if isinstance(codec, str) else (codec["name"], codec.get("configuration") or {})
 
 
 def _v2_decoder(metadata: Any) -> Decode | None:
@@ -121,9 +129,8 @@ def _v2_decoder(metadata: Any) -> Decode | None:
     return _decoder("raw" if compressor is None else str(compressor.codec_id))
 
 
-def _v3_decoder(codec: Any) -> Decode | None:
-    names = {zarr.codecs.ZstdCodec: "zstd", zarr.codecs.BloscCodec: "blosc", zarr.codecs.GzipCodec: "gzip", type(None): "raw"}
-    return _decoder(names.get(type(codec), ""))
+def _v3_decoder(codec: str | None) -> Decode | None:
+    return _decoder({"zstd": "zstd", "blosc": "blosc", "gzip": "gzip", None: "raw"}.get(codec, ""))
 
 
 def _decoder(name: str) -> Decode | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import threading
@@ -170,6 +171,8 @@ def serve(
     ConfigError
         No output has the slide, or the host or the port cannot be had.
     """
+    # A page that is closed while it is sent something is no event.
+    logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)
 
     async def run() -> None:
         viewer = Viewer(Catalogue(outputs, slide), host, port)
