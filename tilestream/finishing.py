@@ -29,8 +29,8 @@ from tilestream.store import THUMBNAIL, TISSUE, SlideStore
 
 TILE_ROWS = "tables/tiles/X"
 
-OVERVIEW_ROWS = 256
-"""Rows of a block that the overview reads: few, so that many threads share them and the axes come of many places of the slide."""
+OVERVIEW_ROWS, OVERVIEW_THREADS = 1024, 8
+"""Rows of a block that the overview reads, and threads that do it, at most: more of either took longer."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _draw(task: FinishTask, store: SlideStore) -> None:
 
     with ThreadPoolExecutor(1) as pool, threadpool_limits(1, "blas"):  # sixteen threads for matrices this small took longer to start
         panel = pool.submit(slide_panel)
-        each = partial(store.map_blocks, TILE_ROWS, block_rows=OVERVIEW_ROWS, threads=task.threads)
+        each = partial(store.map_blocks, TILE_ROWS, block_rows=OVERVIEW_ROWS, threads=min(OVERVIEW_THREADS, task.threads))
         colours = principal_colours(each, store.layout.tiles)
         store.folder.put("overview.png", draw_overview(panel.result(), colours, task.title))
 
