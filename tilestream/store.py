@@ -167,13 +167,14 @@ class SlideStore:
         work: Callable[[NDArray[np.float32]], T],
         skip: int = 0,
         *,
-        block_rows: int = BLOCK_ROWS,
+        block_rows: int | None = None,
         threads: int = BLOCKS_AHEAD,
     ) -> Iterator[T]:
-        """What `work` makes of each block of `block_rows` rows, in their order; it is called by the threads that read.
+        """What `work` makes of each block of `block_rows` rows, `BLOCK_ROWS` by default, in their order; it is called by the threads that read.
 
         After each block, `skip` blocks are left out.
         """
+        block_rows = block_rows or BLOCK_ROWS
         array = self.array(path)
         chunks = chunk_reader(array)
 
