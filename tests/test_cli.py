@@ -244,7 +244,7 @@ def test_the_module_runs_as_the_script_does(config_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_with_5_and_resumes(tmp_path, number):
     tifffile.imwrite(
         tmp_path / "big.tif", np.tile(make_image(512, 512, seed=1), (10, 10, 1)), photometric="rgb", tile=(256, 256), compression="jpeg"

@@ -70,6 +70,7 @@ def test_two_local_workers_give_the_same_output(image_path, inline_store, tmp_pa
     assert same_store(inline_store, opened(tmp_path, "a"))
 
 
+@pytest.mark.slow
 def test_an_external_cluster_gives_the_same_output_and_moves_no_pixels(image_path, inline_store, cluster, tmp_path):
     summary = tilestream.run(config(image_path, tmp_path / "out", **LINE, compute={"scheduler": f"file:{cluster}", "shard_tiles": 32}))
     assert summary.exit_code == 0
@@ -139,6 +140,7 @@ def test_a_cluster_class_that_cannot_be_imported_is_named():
         open_engine(compute_section(scheduler={"class": "no_such_package.Cluster", "args": {}}))
 
 
+@pytest.mark.slow
 def test_a_cluster_class_is_started_with_its_arguments(image_path, inline_store, tmp_path):
     scheduler = {
         "class": "distributed.LocalCluster",

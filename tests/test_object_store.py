@@ -114,6 +114,7 @@ def test_damage_in_a_bucket_is_found_and_mended(client, path, local, capsys):
     ends_equal("s3://lab/hurt", local)
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_interrupts_and_the_same_run_resumes(server, client, path, local):
     sections = SECTIONS | {"encoder": "tests.support.encoders:slow_corners"}
     run = config(path, "s3://lab/away", **sections, compute={"shard_tiles": 10, "batch_size": 2, "threads": 1})

@@ -76,7 +76,9 @@ def test_tile_vectors_in_any_schedule_give_the_bits_of_the_whole(image, whole, t
         np.testing.assert_array_equal(seen, expected)
 
 
-@pytest.mark.parametrize("save", [["tiles", "slide"], ["tiles", "slide", "tokens"]], ids=["one_pass", "stored"])
+@pytest.mark.parametrize(
+    "save", [["tiles", "slide"], pytest.param(["tiles", "slide", "tokens"], marks=pytest.mark.slow)], ids=["one_pass", "stored"]
+)
 def test_two_processes_give_the_bits_of_one(image, whole, tmp_path, save):
     path, sections = settings(image, scheduler="local", workers=2, threads=1, memory_limit="1GiB")
     summary = embed(path, tmp_path, output={"save": save}, **sections)
