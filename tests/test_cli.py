@@ -247,7 +247,7 @@ def test_the_module_runs_as_the_script_does(config_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_with_5_and_resumes(tmp_path, number):
     tifffile.imwrite(
-        tmp_path / "big.tif", np.tile(make_image(512, 512, seed=1), (10, 10, 1)), photometric="rgb", tile=(256, 256), compression="jpeg"
+        tmp_path / "big.tif", np.tile(make_image(512, 512, seed=1), (7, 7, 1)), photometric="rgb", tile=(256, 256), compression="jpeg"
     )
     given = config(tmp_path / "big.tif", tmp_path / "out", encoder="vit_tiny_patch16_224", compute={"shard_tiles": 16, "batch_size": 8})
     (tmp_path / "c.yaml").write_text(json.dumps(given))
@@ -270,7 +270,7 @@ def test_an_interrupted_run_ends_with_5_and_resumes(tmp_path, number):
     assert "resumes" in err
     ledger = tmp_path / "out" / "big.zarr" / ".tilestream" / "shards"
     kept = len(list(ledger.iterdir()))
-    assert 1 <= kept < 33
+    assert 1 <= kept < 16
     summary = tilestream.run(given)
     assert summary.exit_code == 0
-    assert summary.new_tiles == 529 - 16 * kept
+    assert summary.new_tiles == 256 - 16 * kept

@@ -151,6 +151,7 @@ def test_a_cluster_class_is_started_with_its_arguments(image_path, inline_store,
     assert same_store(inline_store, opened(tmp_path, "a"))
 
 
+@pytest.mark.slow
 def test_a_result_that_is_lost_with_its_worker_is_computed_again():
     with open_engine(compute_section(scheduler="local", workers=2)) as engine:
         engine.submit(double, 21, "key")

@@ -99,6 +99,7 @@ def test_worker_processes_write_to_a_bucket(client, path, local):
     ends_equal("s3://lab/workers", local)
 
 
+@pytest.mark.slow
 def test_damage_in_a_bucket_is_found_and_mended(client, path, local, capsys):
     run_there(path, "s3://lab/hurt")
     key = "hurt/a.zarr/tables/tiles/X/c/"
