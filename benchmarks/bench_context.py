@@ -18,10 +18,10 @@ from statistics import median
 
 import torch
 
-from tilestream.machine import peak_memory
 from tilestream.models.context import ContextTransformer
-from tilestream.models.schedules import Rect, RowBands, TokenBand, mix_rect
+from tilestream.models.context_streaming import Rect, RowBands, TokenBand, mix_rect
 from tilestream.models.windows import attend_windows
+from tilestream.stages.hardware import peak_memory
 
 MIB = 1024**2
 SECTIONS = ("schedules", "memory", "kernels")

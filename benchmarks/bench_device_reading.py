@@ -22,14 +22,14 @@ import simplejpeg
 import tifffile
 import torch
 
-from tilestream.device_decoding import CpuDecoder, HostDecoder, NvImageCodecDecoder, StreamDecoder
-from tilestream.device_reading import DeviceTileReader
 from tilestream.errors import ConfigError
-from tilestream.reading import PixelBuffers, TileReader
-from tilestream.readspec import ReadSpec
 from tilestream.sources.base import SourceOptions, ThreadBuffers
 from tilestream.sources.jpeg import JpegDecoder
 from tilestream.sources.tiff import TiffSource
+from tilestream.tiles.device_decoding import CpuDecoder, HostDecoder, NvImageCodecDecoder, StreamDecoder
+from tilestream.tiles.device_reader import DeviceTileReader
+from tilestream.tiles.read_spec import ReadSpec
+from tilestream.tiles.tile_reader import PixelBuffers, TileReader
 
 TILE, BATCH, PERIOD = 224, 512, 2048
 

@@ -19,10 +19,10 @@ from unittest import mock
 import numpy as np
 
 import tilestream
-from tilestream.layout import Layout, TileColumns
-from tilestream.objects import Folder
-from tilestream.sources.sample import ensure_sample
-from tilestream.store import SlideStore
+from tilestream.sources.made.slide import ensure_sample
+from tilestream.store.folder import Folder
+from tilestream.store.layout import Layout, TileColumns
+from tilestream.store.slide_store import SlideStore
 
 
 def program(side: int, output: Path, *, durable: bool, isolate: bool = False) -> float:

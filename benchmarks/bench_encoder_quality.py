@@ -29,9 +29,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.pretrain.colour import ColourConfig, Recolour, jitter_stain
 from benchmarks.probing import bootstrap_accuracy, cross_validate, stratified_folds
+from tilestream.encoders.weights import apply_weights, load_weights
 from tilestream.models.patch_embed import normalise_pixels
 from tilestream.models.vit import VisionTransformer, vit_tiny_patch16_224
-from tilestream.models.weights import apply_weights, load_weights
 
 TILE = 224
 FOLDS, REPEATS = 5, 4

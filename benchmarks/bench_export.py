@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tilestream.exports import FORMATS
-from tilestream.layout import Layout, TileColumns
-from tilestream.objects import Folder
-from tilestream.store import SlideStore
+from tilestream.interop.exports import FORMATS
+from tilestream.store.folder import Folder
+from tilestream.store.layout import Layout, TileColumns
+from tilestream.store.slide_store import SlideStore
 
 MIB = 1024**2
 
@@ -29,7 +29,7 @@ GROWTH_MIB = 48.0
 
 CHILD = """
 import json, pathlib, sys, time
-from tilestream.exports import export_slides
+from tilestream.interop.exports import export_slides
 start = time.perf_counter()
 list(export_slides(sys.argv[1], sys.argv[2], out=sys.argv[3], slide="a"))
 status = pathlib.Path("/proc/self/status").read_text()  # getrusage would count what its parent had at most

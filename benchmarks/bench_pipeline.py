@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 import tilestream
-from tilestream.config import Config
-from tilestream.settings import worker_settings
-from tilestream.sources.sample import ensure_sample
-from tilestream.worker import Worker, worker_for
+from tilestream.config.schema import Config
+from tilestream.sources.made.slide import ensure_sample
+from tilestream.stages.worker import Worker, worker_for
+from tilestream.stages.worker_settings import worker_settings
 
 MIB = 1024**2
 TILE = 224
@@ -118,7 +118,7 @@ def measure(encoder: str, address: str, path: str, chosen: argparse.Namespace, f
         "device_mib": torch.cuda.max_memory_allocated() / MIB if worker.device.type == "cuda" else 0, "notes": list(worker.notes),
     }  # fmt: skip
     if chosen.baseline:
-        from tilestream.models.encoders import EncoderSpec, build_encoder
+        from tilestream.encoders.registry import EncoderSpec, build_encoder
 
         half = None if worker.device.type == "cpu" else torch.bfloat16
         plain_encoder = build_encoder(EncoderSpec(encoder)).to(worker.device)

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 import tilestream
-from tilestream.driver import Reporter
-from tilestream.sources.sample import ensure_sample
+from tilestream.runner.driver import Reporter
+from tilestream.sources.made.slide import ensure_sample
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

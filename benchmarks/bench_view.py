@@ -31,12 +31,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from tilestream.layout import Layout, TileColumns
-from tilestream.objects import Folder
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
-from tilestream.store import SlideStore
-from tilestream.thumbnail import read_thumbnail
+from tilestream.store.folder import Folder
+from tilestream.store.layout import Layout, TileColumns
+from tilestream.store.slide_store import SlideStore
+from tilestream.tiles.thumbnail import read_thumbnail
 
 TILE = 224
 WAIT = "window.Bokeh && Bokeh.documents.length && [...Bokeh.documents[0]._all_models.values()].some((m) => m.tiles && m.tiles.size && [...m.tiles.values()].some((t) => t.loaded))"
@@ -69,7 +69,7 @@ def make_output(folder: Path, side: int, dim: int) -> int:
     about = {"address": address, "mpp": info.mpp, "height": side, "width": side, "level": 0, "downsample": 1.0, "scale": 1.0}
     store = SlideStore(Folder(str(folder / "slide.zarr")))
     columns = TileColumns(row, col, row * TILE, col * TILE, np.ones(count**2, np.float32), float(TILE))
-    from tilestream.finishing import png_bytes
+    from tilestream.stages.finish_slide import png_bytes
 
     store.create(layout, columns, {"recipe": recipe, "source": about}, uns={}, objects={"thumbnail.png": png_bytes(small.pixels)})
     made = np.random.default_rng(0)
@@ -86,7 +86,7 @@ def make_output(folder: Path, side: int, dim: int) -> int:
 def time_tiles(address: str, side: int, count: int) -> list[float]:
     """Milliseconds of each of `count` tiles of the zoom."""
     from tilestream.geometry import Size
-    from tilestream.view.deepzoom import Zoom
+    from tilestream.viewer.deepzoom import Zoom
 
     zoom, chosen = Zoom(Size(side, side)), random.Random(0)
     every = [(z, x, y) for z in range(zoom.deepest + 1) for x in range(1 << z) for y in range(1 << z) if zoom.meets(z, x, y)]

@@ -126,7 +126,7 @@ def try_case(path: Path, folder: Path) -> str:
     """What `inspect` and a one-shard run make of a file: done, partial, refused, or the traceback of an error that is not ours."""
     import tilestream
     from tilestream.errors import TilestreamError
-    from tilestream.inspecting import describe_image
+    from tilestream.sources.describe import describe_image
 
     output = folder / "out"
     shutil.rmtree(output, ignore_errors=True)
@@ -147,7 +147,7 @@ def try_case(path: Path, folder: Path) -> str:
 
 def serve(pipe, seed: int, slides: Path | None) -> None:
     """A process that tries cases until it is told to stop."""
-    from tilestream.machine import peak_memory
+    from tilestream.stages.hardware import peak_memory
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 28, 1 << 28))
     with tempfile.TemporaryDirectory() as name:

@@ -14,7 +14,7 @@ from zarr.codecs import ZstdCodec
 
 from tilestream.geometry import Size
 from tilestream.grid import TileGrid
-from tilestream.sources.histology import KINDS, LABEL_CELL, choose_period, make_labels, make_texture
+from tilestream.sources.made.histology import KINDS, LABEL_CELL, choose_period, make_labels, make_texture
 
 QUALITY = 85
 """Of JPEG, as scanners use it."""

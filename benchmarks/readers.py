@@ -18,10 +18,10 @@ import tifffile
 from numpy.typing import NDArray
 
 from benchmarks.pictures import OUR_SHARD, Case
-from tilestream.reading import TileReader
-from tilestream.readspec import ReadSpec
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
+from tilestream.tiles.read_spec import ReadSpec
+from tilestream.tiles.tile_reader import TileReader
 
 BATCH = 16
 """Tiles a batch, as the program has it on a CPU."""

@@ -19,10 +19,10 @@ from benchmarks.pictures import needed_pieces
 from benchmarks.readers import BATCH, count_reads, read_shards
 from tilestream.geometry import Size
 from tilestream.grid import TileGrid
-from tilestream.reading import TileReader
-from tilestream.readspec import ReadSpec, pending_tiles
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
+from tilestream.tiles.read_spec import ReadSpec, pending_tiles
+from tilestream.tiles.tile_reader import TileReader
 
 Row = dict[str, Any]
 Tiles = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -87,7 +87,7 @@ def _program_row(chosen: argparse.Namespace, folder: Path, source: Source, place
 def _run_program(chosen: argparse.Namespace, output: Path, threads: int) -> Row:
     """Seconds of one run from its first shard on: all of it, up to the last shard, and by stage."""
     import tilestream
-    from tilestream.driver import Reporter
+    from tilestream.runner.driver import Reporter
 
     class Watch(Reporter):
         last_shard = slide = 0.0
@@ -199,7 +199,7 @@ def reading_bound(source: Source, shard_tiles: int, threads: int) -> int:
 def read_alone(side: int, threads: int, shard_tiles: int) -> Row:
     """Read a whole slide and return what it added to this process's resident memory."""
     try:
-        from tilestream.machine import settle_allocator
+        from tilestream.stages.hardware import settle_allocator
 
         settle_allocator(computes=True)  # as a worker does
     except ImportError:  # without torch

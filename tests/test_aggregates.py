@@ -8,10 +8,10 @@ import zarr
 
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import embed, opened
-from tilestream.aggregates import WindowVectors, pool_rows
 from tilestream.errors import ConfigError
+from tilestream.models.context_streaming import TokenBand
 from tilestream.models.pooling import make_pool
-from tilestream.models.schedules import TokenBand
+from tilestream.stages.region_vectors import WindowVectors, pool_rows
 
 CORNERS = "tests.support.encoders:corners"
 TOKENS = {"name": "patch_embed", "args": {"dim": 32}}

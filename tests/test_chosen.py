@@ -11,15 +11,15 @@ import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config, opened
 from tilestream.cli import main
-from tilestream.configfile import load_config
+from tilestream.config.load import load_config
 from tilestream.errors import ConfigError, OutputError
-from tilestream.exports import export_slides
-from tilestream.exports.base import StoredSlide
 from tilestream.geometry import Region
-from tilestream.objects import Folder
+from tilestream.interop.exports import export_slides
+from tilestream.interop.stored_slide import StoredSlide
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
-from tilestream.store import SlideStore
+from tilestream.store.folder import Folder
+from tilestream.store.slide_store import SlideStore
 
 CORNERS = "tests.support.encoders:corners"
 

@@ -9,9 +9,9 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from tilestream.config import Config, SchedulerSpec, config_schema
-from tilestream.configbase import ValueRefusedError, bytes_from_text
-from tilestream.configfile import config_from_mapping
+from tilestream.config.load import config_from_mapping
+from tilestream.config.schema import Config, SchedulerSpec, config_schema
+from tilestream.config.types import ValueRefusedError, bytes_from_text
 from tilestream.errors import ConfigError
 
 LEAST = {"slides": "slides/*.svs", "output": "embeddings", "tiles": {"mpp": 0.5}, "encoder": "patch_embed"}
@@ -235,7 +235,5 @@ def test_every_key_is_documented():
 
 
 def test_config_imports_neither_torch_nor_zarr_nor_dask():
-    code = (
-        "import sys, tilestream.configfile, tilestream.slides; print([m for m in ('torch', 'zarr', 'dask', 'numpy') if m in sys.modules])"
-    )
+    code = "import sys, tilestream.config.load, tilestream.config.slide_list; print([m for m in ('torch', 'zarr', 'dask', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

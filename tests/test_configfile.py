@@ -2,7 +2,7 @@
 
 import pytest
 
-from tilestream.configfile import apply_overrides, load_config
+from tilestream.config.load import apply_overrides, load_config
 from tilestream.errors import ConfigError
 
 LEAST = "slides: a.svs\noutput: out\ntiles: {mpp: 0.5}\nencoder: patch_embed\n"

@@ -11,14 +11,14 @@ import pytest
 
 import tests.test_device_reading as reading
 from tests.support.images import make_image, write_pyramid
-from tilestream.decode_processes import DecodeProcesses, OpenImage, SharedPixels
-from tilestream.device_decoding import HostDecoder
-from tilestream.device_reading import DeviceTileReader
 from tilestream.errors import ReadError
-from tilestream.machine import children_memory
-from tilestream.readspec import ReadSpec
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.tiff import TiffSource
+from tilestream.stages.hardware import children_memory
+from tilestream.tiles.decode_processes import DecodeProcesses, OpenImage, SharedPixels
+from tilestream.tiles.device_decoding import HostDecoder
+from tilestream.tiles.device_reader import DeviceTileReader
+from tilestream.tiles.read_spec import ReadSpec
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfd_create and SOCK_SEQPACKET are Linux's")
 TILE = 96
@@ -48,7 +48,7 @@ def read(source, spec, y, x, decoder):
 @pytest.mark.parametrize("options", [{}, {"compression": "deflate"}, {"tile": None}])
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_the_same_tiles_and_the_same_failures_as_in_this_process(tmp_path, image, processes, monkeypatch, options, scale):
-    monkeypatch.setattr("tilestream.device_reading.UNIT_PIECES", 3)
+    monkeypatch.setattr("tilestream.tiles.device_reader.UNIT_PIECES", 3)
     path = write_pyramid(tmp_path / "a.tif", image, levels=1, **{"tile": 128, **options})
     if not options:
         reading.empty(path, 11)
@@ -107,7 +107,7 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(tmp_path, image):
 
 POISON = """
 import os, sys
-import tilestream.decode_processes as module
+import tilestream.tiles.decode_processes as module
 plain = module._decode
 def decode(source, level, row, col, number, out):
     if (row, col) == (1, 0):
@@ -128,7 +128,7 @@ def test_a_piece_that_kills_its_process_fails_alone(tmp_path, image):
 
 
 def test_processes_end_with_the_one_that_asks(tmp_path):
-    code = "from tilestream.decode_processes import DecodeProcesses as D; d = D(2); print([c._process.pid for c in d._free.queue], flush=True); import os; os._exit(9)"
+    code = "from tilestream.tiles.decode_processes import DecodeProcesses as D; d = D(2); print([c._process.pid for c in d._free.queue], flush=True); import os; os._exit(9)"
     import subprocess
     import time
 

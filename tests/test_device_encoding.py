@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from tilestream import machine
-from tilestream.device_encoding import DeviceEncoder, check_output, host_encoder
 from tilestream.errors import ConfigError, InterruptedRunError
-from tilestream.summary import SlideResult, Summary
+from tilestream.runner.summary import SlideResult, Summary
+from tilestream.stages import hardware as machine
+from tilestream.stages.device_encoding import DeviceEncoder, check_output, host_encoder
 
 
 class Greedy(nn.Module):

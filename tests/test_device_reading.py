@@ -12,17 +12,17 @@ import simplejpeg
 import tifffile
 import torch
 
-import tilestream.device_reading as module
+import tilestream.tiles.device_reader as module
 from benchmarks import bench_device_reading
 from tests.support.images import make_image, write_pyramid
-from tilestream.device_decoding import CpuDecoder, HostDecoder, NvImageCodecDecoder
-from tilestream.device_reading import DeviceTileReader, can_decode_on_device
 from tilestream.errors import ConfigError, ReadError
-from tilestream.reading import TileReader
-from tilestream.readspec import ReadSpec
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.jpeg import scan_markers
 from tilestream.sources.tiff import TiffSource
+from tilestream.tiles.device_decoding import CpuDecoder, HostDecoder, NvImageCodecDecoder
+from tilestream.tiles.device_reader import DeviceTileReader, can_decode_on_device
+from tilestream.tiles.read_spec import ReadSpec
+from tilestream.tiles.tile_reader import TileReader
 
 HEIGHT, WIDTH, TILE = 700, 1100, 96
 WAYS = {
@@ -107,7 +107,7 @@ def test_tiles_equal_those_decoded_one_by_one(tmp_path, image, monkeypatch, way,
 @pytest.mark.parametrize("options", [{}, {"compression": "deflate"}, {"tile": None}])
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_pieces_decoded_by_threads_of_the_host_give_the_same_tiles(tmp_path, image, monkeypatch, options, scale):
-    monkeypatch.setattr("tilestream.readspec.HOST_GROUP_PIECES", 5)
+    monkeypatch.setattr("tilestream.tiles.read_spec.HOST_GROUP_PIECES", 5)
     path = write_pyramid(tmp_path / "a.tif", image, levels=1, **{"tile": 128, **options})
     if not options:
         empty(path, 11)

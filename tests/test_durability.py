@@ -17,8 +17,8 @@ from tests.support.images import make_image, write_pyramid
 from tests.support.resuming import SECTIONS, SHARD, TILES, damage, ends_equal, hurt, killed_at, start, wait_for_shard, write_config
 from tests.support.runs import embed, opened
 from tilestream.errors import InterruptedRunError
-from tilestream.objects import Folder
-from tilestream.plan import LANES
+from tilestream.runner.slide_plan import LANES
+from tilestream.store.folder import Folder
 
 SHARDS = -(-TILES // SHARD)
 
@@ -193,7 +193,7 @@ def test_what_a_power_cut_took_is_found_and_done_again(path, undisturbed, tmp_pa
     "target", ["tables/tiles/X/c/3/0", "tables/slide/X/c/0/0", "overview.png", "tables/tiles/obs/row/c/0", "tables/tiles/zarr.json"]
 )
 def test_verify_finds_what_is_damaged_and_run_repairs_that_alone(path, undisturbed, tmp_path, harm, target):
-    from tilestream.verifying import verify_output
+    from tilestream.store.verify import verify_output
 
     embed(path, tmp_path / "out", compute={"shard_tiles": 10}, **SECTIONS)
     victim = tmp_path / "out" / "a.zarr" / target

@@ -15,10 +15,10 @@ import pytest
 import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config, opened, same_store
-from tilestream.config import Config
-from tilestream.configfile import load_config
-from tilestream.engine import DaskEngine, InlineEngine, open_engine
+from tilestream.config.load import load_config
+from tilestream.config.schema import Config
 from tilestream.errors import ConfigError, InputError, InterruptedRunError
+from tilestream.runner.executors import DaskEngine, InlineEngine, open_engine
 
 LINE = {
     "encoder": {"name": "vit_tiny_patch16_224", "precision": "fp32"},

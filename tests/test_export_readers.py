@@ -14,12 +14,12 @@ from PIL import Image
 import tilestream
 from tests.support.needs import without
 from tests.support.stores import make_store, png
-from tilestream.exports import FORMATS, export_slides
-from tilestream.exports.base import StoredSlide
-from tilestream.exports.omezarr import grid_shape
-from tilestream.importing import import_features
-from tilestream.objects import Folder
-from tilestream.store import SlideStore
+from tilestream.interop.exports import FORMATS, export_slides
+from tilestream.interop.importing import import_features
+from tilestream.interop.omezarr import grid_shape
+from tilestream.interop.stored_slide import StoredSlide
+from tilestream.store.folder import Folder
+from tilestream.store.slide_store import SlideStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

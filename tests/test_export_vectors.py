@@ -18,7 +18,7 @@ from tests.support.runs import embed
 from tests.support.stores import make_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, InputError
-from tilestream.exports import FORMATS, export_slides
+from tilestream.interop.exports import FORMATS, export_slides
 
 CORNERS = "tests.support.encoders:corners"
 

@@ -20,13 +20,13 @@ from tests.support.runs import embed
 from tests.support.stores import make_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, IncompleteError, InputError, OutputError
-from tilestream.exports import FORMATS, export_slides
-from tilestream.exports.base import StoredSlide
-from tilestream.exports.geojson import outlines
-from tilestream.exports.multiscale import halve_means
-from tilestream.featurefile import grid_step
-from tilestream.importing import import_features
-from tilestream.verifying import verify_output
+from tilestream.interop.exports import FORMATS, export_slides
+from tilestream.interop.geojson import outlines
+from tilestream.interop.importing import import_features
+from tilestream.interop.multiscale import halve_means
+from tilestream.interop.stored_slide import StoredSlide
+from tilestream.store.verify import verify_output
+from tilestream.tiles.coords_file import grid_step
 
 
 def export(output, name, **options):

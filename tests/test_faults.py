@@ -24,10 +24,10 @@ from tests.support.images import make_image, write_pyramid, write_svs
 from tests.support.profiles import odd_profile
 from tests.support.resuming import SECTIONS, damage, ends_equal, hurt, killed_at, start, wait_for_shard, write_config
 from tests.support.runs import config, embed, opened, same_store
-from tilestream import isolation
 from tilestream.cli import main
-from tilestream.machine import peak_memory
-from tilestream.objects import Folder
+from tilestream.stages.hardware import peak_memory
+from tilestream.store.folder import Folder
+from tilestream.tiles import isolation
 
 TILE, SIDE = 96, 640
 
@@ -552,8 +552,8 @@ def test_26_verify_finds_damage_and_no_reader_gets_zeros(capsys, tmp_path, undis
 
 
 def test_27_and_28_one_run_at_a_time_of_one_recipe(capsys, tmp_path, image, say):
-    from tilestream.lock import hold_lock
-    from tilestream.objects import Folder
+    from tilestream.store.folder import Folder
+    from tilestream.store.lock import hold_lock
 
     assert run(capsys, tmp_path, image[0])[0] == 0
     with hold_lock(Folder(str(tmp_path / "out")), "run"):
@@ -584,7 +584,7 @@ def test_27_a_dead_owner_is_replaced_even_where_its_number_lives_on(capsys, tmp_
 
 @pytest.mark.parametrize(("held", "code"), [("run", 6), ("run-1-of-4", 6), ("run-1-of-2", 0)])
 def test_27_jobs_share_an_output_only_where_they_share_out_its_slides(capsys, tmp_path, image, say, held, code):
-    from tilestream.lock import hold_lock
+    from tilestream.store.lock import hold_lock
 
     shutil.copyfile(image[0], tmp_path / "b.tif")
     given = config([image[0], tmp_path / "b.tif"], tmp_path / "out", tiles={"size": TILE})

@@ -6,9 +6,9 @@ import pytest
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import embed, opened, same_store
 from tilestream.errors import InputError
-from tilestream.isolation import IsolatedReader, Job, Quarantined
-from tilestream.readspec import ReadSpec
 from tilestream.sources.base import SourceOptions
+from tilestream.tiles.isolation import IsolatedReader, Job, Quarantined
+from tilestream.tiles.read_spec import ReadSpec
 
 
 def read(address, patience=3.0):

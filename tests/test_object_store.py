@@ -17,10 +17,10 @@ from tests.support.resuming import SECTIONS
 from tests.support.runs import config, embed, opened, same_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, InterruptedRunError, OutputError
-from tilestream.lock import hold_lock
-from tilestream.objects import Folder
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
+from tilestream.store.folder import Folder
+from tilestream.store.lock import hold_lock
 
 IMAGE = make_image(760, 820, seed=5)  # 8 x 9 tiles of 96 px
 

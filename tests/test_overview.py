@@ -8,7 +8,7 @@ from PIL import Image
 
 from tilestream.geometry import Size
 from tilestream.grid import TileGrid
-from tilestream.overview import (
+from tilestream.stages.overview import (
     EMPTY,
     HEADER,
     KEPT,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tilestream.configfile import load_config
-from tilestream.slides import list_slides
+from tilestream.config.load import load_config
+from tilestream.config.slide_list import list_slides
 
 PIPELINES = Path(__file__).parent.parent / "pipelines"
 NAMES = ["cluster", "context", "demo", "geotiff", "patch_tokens", "wsi"]

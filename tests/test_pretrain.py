@@ -21,8 +21,8 @@ from benchmarks.pretrain.methods import METHODS, MethodConfig
 from benchmarks.pretrain.network import Backbone, resample_positions
 from benchmarks.pretrain.train import CollapseError, Run, TrainConfig, Trainer
 from benchmarks.probing import bootstrap_accuracy, cross_validate, fit_probe, knn_predict, probe_predict, stratified_folds
+from tilestream.encoders.weights import apply_weights, load_weights
 from tilestream.models.vit import VisionTransformer, ViTConfig
-from tilestream.models.weights import apply_weights, load_weights
 
 CONFIG = TrainConfig(
     batch=8,

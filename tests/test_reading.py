@@ -8,10 +8,10 @@ import pytest
 from tilestream.errors import ReadError
 from tilestream.geometry import Level, Region, Size
 from tilestream.grid import TileGrid
-from tilestream.reading import TileReader, pair_pieces
-from tilestream.readspec import ReadSpec, pending_tiles
-from tilestream.resample import area_average
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source
+from tilestream.tiles.read_spec import ReadSpec, pending_tiles
+from tilestream.tiles.resample import area_average
+from tilestream.tiles.tile_reader import TileReader, pair_pieces
 
 HEIGHT, WIDTH = 1000, 1500
 
@@ -139,7 +139,7 @@ def test_no_more_tiles_are_open_than_stated(image, piece, shard_tiles, threads):
             self.open = max(getattr(self, "open", 0), sum(len(b) for b in shard_buffers[-1].values()))
             return super().read_segment(level, row, col)
 
-    from tilestream import reading
+    from tilestream.tiles import tile_reader as reading
 
     shard_buffers = []
     original = reading._Shard.__init__

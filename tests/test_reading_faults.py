@@ -12,10 +12,10 @@ import tifffile
 from tilestream.errors import InputError, TilestreamError
 from tilestream.geometry import Size
 from tilestream.grid import TileGrid
-from tilestream.reading import TileReader
-from tilestream.readspec import ReadSpec
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.tiff import TiffSource
+from tilestream.tiles.read_spec import ReadSpec
+from tilestream.tiles.tile_reader import TileReader
 
 TILE, PIECE = 224, 240
 SPEC = ReadSpec(0, 1.0, TILE, 1.0)

@@ -11,10 +11,10 @@ import tifffile
 from tests.support.images import make_image, write_ome_zarr, write_pyramid, write_svs
 from tilestream.geometry import Size
 from tilestream.grid import TileGrid
-from tilestream.reading import TileReader
-from tilestream.readspec import ReadSpec
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
+from tilestream.tiles.read_spec import ReadSpec
+from tilestream.tiles.tile_reader import TileReader
 
 HEIGHT, WIDTH = 836, 1084  # a multiple of 4: downsamples are whole, and OpenSlide takes whole places only
 SMALL = 56

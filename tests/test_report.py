@@ -12,7 +12,7 @@ from tests.support.runs import embed
 from tests.support.stores import make_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, InputError
-from tilestream.report import write_report
+from tilestream.viewer.report import write_report
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -102,7 +102,7 @@ def test_the_place_is_checked_and_a_file_is_replaced_whole(tmp_path):
 
 
 def test_many_slides_stay_one_readable_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("tilestream.report.PICTURE_BYTES", 200_000)
+    monkeypatch.setattr("tilestream.viewer.report.PICTURE_BYTES", 200_000)
     make_store(tmp_path / "s.zarr")
     (tmp_path / "s.zarr" / "overview.png").write_bytes((tmp_path / "s.zarr" / "thumbnail.png").read_bytes())
     for k in range(60):

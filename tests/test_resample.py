@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilestream.resample import area_average
+from tilestream.tiles.resample import area_average
 
 
 def dense_weights(offset, factor, size, length):

@@ -7,8 +7,8 @@ import torch
 import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config, embed, opened
+from tilestream.encoders.registry import EncoderSpec, build_encoder
 from tilestream.models.context import ContextTransformer
-from tilestream.models.encoders import EncoderSpec, build_encoder
 from tilestream.models.patch_embed import PatchEmbed
 
 
@@ -105,7 +105,7 @@ def test_8_each_representation_has_its_own_name_and_shape(tmp_path):
 
 def test_9_the_embeddings_of_all_tiles_are_never_in_one_place_while_tiles_are_embedded(tmp_path, monkeypatch):
     write_pyramid(tmp_path / "a.tif", make_image(1200, 1200, seed=1), compression="deflate", levels=1, mpp=0.5)
-    from tilestream.store import SlideStore
+    from tilestream.store.slide_store import SlideStore
 
     written = []
     original = SlideStore.write_shard

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tilestream.config.slide_list import SlideRef, id_from_address, list_slides
 from tilestream.errors import ConfigError
-from tilestream.slides import SlideRef, id_from_address, list_slides
 
 
 @pytest.fixture

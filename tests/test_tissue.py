@@ -11,8 +11,8 @@ from tilestream.errors import ConfigError, ReadError
 from tilestream.geometry import Level, Region, Size
 from tilestream.grid import TileGrid
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source
-from tilestream.thumbnail import Thumbnail, read_thumbnail
-from tilestream.tissue import TissueOptions, find_tissue, tile_fractions
+from tilestream.tiles.thumbnail import Thumbnail, read_thumbnail
+from tilestream.tiles.tissue import TissueOptions, find_tissue, tile_fractions
 
 PINK, GLASS = (200, 120, 170), (243, 242, 243)
 
@@ -141,8 +141,8 @@ def test_an_image_that_cannot_be_read_at_all_is_white_and_counted():
 def test_blocks_of_any_size_give_the_same_thumbnail(monkeypatch, size, mpp):
     pixels = make_image(*size, seed=2)
     whole = read_thumbnail(Pyramid(pixels, mpp=mpp))
-    monkeypatch.setattr("tilestream.thumbnail.BLOCK_BYTES", 15 * 100 * 100)
-    monkeypatch.setattr("tilestream.thumbnail.PIECE", 48)
+    monkeypatch.setattr("tilestream.tiles.thumbnail.BLOCK_BYTES", 15 * 100 * 100)
+    monkeypatch.setattr("tilestream.tiles.thumbnail.PIECE", 48)
     blocks = Pyramid(pixels, mpp=mpp)
     assert np.array_equal(read_thumbnail(blocks).pixels, whole.pixels)
     assert len(blocks.read_from) > 4
@@ -171,7 +171,7 @@ class Strips(Pyramid):
 def test_a_thumbnail_row_of_long_strips_is_not_read_at_once(monkeypatch):
     pixels = make_image(150, 6000, seed=2)
     whole = read_thumbnail(Strips(pixels, mpp=0.2))
-    monkeypatch.setattr("tilestream.thumbnail.BLOCK_BYTES", 15 * 100 * 100)
+    monkeypatch.setattr("tilestream.tiles.thumbnail.BLOCK_BYTES", 15 * 100 * 100)
     strips = Strips(pixels, mpp=0.2)
     thumbnail = read_thumbnail(strips)
     assert thumbnail.downsample == 40
@@ -180,7 +180,7 @@ def test_a_thumbnail_row_of_long_strips_is_not_read_at_once(monkeypatch):
 
 
 def test_a_thumbnail_is_bounded_however_coarse_the_image(monkeypatch):
-    monkeypatch.setattr("tilestream.thumbnail.MOST_SIDE", 100)
+    monkeypatch.setattr("tilestream.tiles.thumbnail.MOST_SIDE", 100)
     thumbnail = read_thumbnail(Pyramid(np.zeros((150, 330, 3), np.uint8), mpp=500_000.0))
     assert thumbnail.downsample == 4
     assert thumbnail.pixels.shape == (38, 83, 3)

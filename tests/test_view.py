@@ -26,21 +26,21 @@ from tests.support.stores import make_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import Region, Size
-from tilestream.store import SlideStore
-from tilestream.view.catalogue import Catalogue
-from tilestream.view.clusters import cluster
-from tilestream.view.deepzoom import SIDE, DeepZoom, Zoom
-from tilestream.view.neighbours import nearest, similarity
-from tilestream.view.overlays import on_places, status_colours, tissue_overlay
-from tilestream.view.pixels import Images
-from tilestream.view.server import Viewer
-from tilestream.view.slide import BlockCache, ViewedSlide
+from tilestream.store.slide_store import SlideStore
+from tilestream.viewer.catalogue import Catalogue
+from tilestream.viewer.clusters import cluster
+from tilestream.viewer.deepzoom import SIDE, DeepZoom, Zoom
+from tilestream.viewer.neighbours import nearest, similarity
+from tilestream.viewer.overlays import on_places, status_colours, tissue_overlay
+from tilestream.viewer.pixels import Images
+from tilestream.viewer.server import Viewer
+from tilestream.viewer.slide import BlockCache, ViewedSlide
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def viewed(path):
-    from tilestream.objects import Folder
+    from tilestream.store.folder import Folder
 
     return ViewedSlide(Path(path).name, SlideStore(Folder(str(path))), BlockCache())
 
@@ -62,7 +62,7 @@ def output(tmp_path_factory):
 
 
 def test_similarity_in_blocks_is_that_of_numpy(tmp_path, monkeypatch):
-    monkeypatch.setattr("tilestream.view.slide.BLOCK_ROWS", 7)
+    monkeypatch.setattr("tilestream.viewer.slide.BLOCK_ROWS", 7)
     store = make_store(tmp_path / "s.zarr", rows=9, cols=11, dim=12, failed=[3, 50])
     x = store.array("tables/tiles/X")[:]
     expected = x @ x[20] / np.linalg.norm(x, axis=1) / np.linalg.norm(x[20])
@@ -157,7 +157,7 @@ def test_only_the_right_level_is_read_and_never_all_of_it(output, monkeypatch):
 
 
 def test_images_in_use_stay_open_and_idle_ones_are_closed(output, monkeypatch):
-    monkeypatch.setattr("tilestream.view.pixels.SOURCES_OPEN", 1)
+    monkeypatch.setattr("tilestream.viewer.pixels.SOURCES_OPEN", 1)
     catalogue, images = Catalogue([str(output)]), Images()
     with images.using(0, catalogue.slide(0)) as (first, _):
         with images.using(1, catalogue.slide(1)) as (second, _):
@@ -353,7 +353,7 @@ def test_a_person_zooms_clicks_selects_and_groups(output):
         np.testing.assert_allclose(expected[own], expected[order], atol=1e-5)
         assert data["words"][0] == f"{expected[order[0]]:.3f}"
         shown = np.array(page.evaluate("tsImage('overlay data')"), np.uint32)
-        from tilestream.view.overlays import similarity_overlay
+        from tilestream.viewer.overlays import similarity_overlay
 
         rgba = similarity_overlay(expected.astype(np.float32), store.places()).rgba.ravel()
         channels = [a.view(np.uint8).astype(int) for a in (shown, rgba.copy())]
@@ -453,7 +453,7 @@ def test_a_slide_without_embeddings_is_refused_by_name(tmp_path):
         Catalogue([str(tmp_path)], "t")
     from bokeh.document import Document
 
-    from tilestream.view.page import make_page
+    from tilestream.viewer.page import make_page
 
     page = Document()
     with ThreadPoolExecutor(1) as workers:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from tests.support.images import make_image, write_pyramid
-from tilestream.clock import Clock
 from tilestream.errors import ConfigError
-from tilestream.readspec import ReadSpec
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.openslide import OpenSlideSource
 from tilestream.sources.tiff import TiffSource
-from tilestream.worker import Worker, WorkerSettings
+from tilestream.stages.clock import Clock
+from tilestream.stages.worker import Worker, WorkerSettings
+from tilestream.tiles.read_spec import ReadSpec
 
 
 def settings(**changes):

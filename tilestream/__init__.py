@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from tilestream.opened import open_slide_store as open  # noqa: A004  # tilestream.open is the documented name
-from tilestream.run import run
+from tilestream.runner.run import run
+from tilestream.store.slide import open_slide_store as open  # noqa: A004  # tilestream.open is the documented name
 
 __all__ = ["__version__", "open", "run"]

@@ -49,8 +49,8 @@ def run_command(
     log_format: Annotated[str, typer.Option(help="auto (live on a terminal, lines in a file), text or json.")] = "auto",
 ) -> None:
     """Embed the slides of a config. Run again, it does only what is missing."""
-    from tilestream.progress import LiveReporter, make_reporter, print_summary
-    from tilestream.run import run
+    from tilestream.runner.progress import LiveReporter, make_reporter, print_summary
+    from tilestream.runner.run import run
 
     if log_format not in ("auto", "text", "json"):
         raise ConfigError(f"--log-format: {log_format!r} is none of auto, text, json.")
@@ -112,8 +112,8 @@ def _shard_from_array(environment: Mapping[str, str]) -> tuple[int, int]:
 @app.command("plan")
 def plan_command(config: ConfigPath, settings: SetOption = None) -> None:
     """Say what a run would do: levels, tiles, shards, bytes, memory. Reads thumbnails only and writes nothing."""
-    from tilestream.configfile import load_config
-    from tilestream.planning import plan_slides, print_plan
+    from tilestream.config.load import load_config
+    from tilestream.runner.plan_command import plan_slides, print_plan
 
     planned = plan_slides(load_config(config, settings or ()))
     print_plan(planned, _console())
@@ -126,7 +126,7 @@ def inspect_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what an image is, which backend opens it and why, and what to write in a config."""
-    from tilestream.inspecting import describe_image, print_description
+    from tilestream.sources.describe import describe_image, print_description
 
     description = describe_image(image)
     if as_json:
@@ -141,7 +141,7 @@ def verify_command(
     repair: Annotated[bool, typer.Option("--repair", help="Forget what is damaged, so that the next run redoes it.")] = False,
 ) -> None:
     """Compare every stored object with its checksum."""
-    from tilestream.verifying import verify_output
+    from tilestream.store.verify import verify_output
 
     raise typer.Exit(verify_output(output, print, repair=repair))
 
@@ -164,7 +164,7 @@ def export_command(
     allow_unfinished: Annotated[bool, typer.Option("--allow-unfinished", help="Take slides that lack tiles.")] = False,
 ) -> None:
     """Write finished slides in the formats of other programs."""
-    from tilestream.exports import export_slides
+    from tilestream.interop.exports import export_slides
 
     for line in export_slides(output, to, what=what, slide=slide, out=out, in_bounds=in_bounds, allow_unfinished=allow_unfinished):
         print(line)
@@ -178,7 +178,7 @@ def import_command(
     patch_size_level0: Annotated[float | None, typer.Option(help="Side of a tile in level-0 px, where the file does not say.")] = None,
 ) -> None:
     """Make a finished store of features that another program computed."""
-    from tilestream.importing import import_features
+    from tilestream.interop.importing import import_features
 
     print(import_features(features, slide, out, patch_size_level0=patch_size_level0))
 
@@ -189,7 +189,7 @@ def report_command(
     to: Annotated[str | None, typer.Option("--to", help="The HTML file; else report.html in the output.")] = None,
 ) -> None:
     """Write one HTML file on all slides of an output: pictures, counts, failures, seconds, throughput, recipe."""
-    from tilestream.report import write_report
+    from tilestream.viewer.report import write_report
 
     print(write_report(output, to))
 
@@ -211,7 +211,7 @@ def view_command(
         import bokeh  # noqa: F401
     except ModuleNotFoundError as error:
         raise ConfigError("view needs the package bokeh, which is not installed: pip install 'tilestream[view]'.") from error
-    from tilestream.view.server import serve
+    from tilestream.viewer.server import serve
 
     serve(outputs, lambda words: print(words, flush=True), slide=slide, host=host, port=port, browser=not no_browser)
 
@@ -223,7 +223,7 @@ def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print
 
     from rich.table import Table
 
-    from tilestream.models.encoders import known_encoders
+    from tilestream.encoders.registry import known_encoders
 
     rows = [asdict(entry) for entry in known_encoders()]
     if as_json:
@@ -249,7 +249,7 @@ def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print
 @app.command("doctor")
 def doctor_command() -> None:
     """Check this machine: libraries, device, memory, disk."""
-    from tilestream.doctor import run_checks
+    from tilestream.runner.doctor import run_checks
 
     console = _console()
     checks = run_checks()
@@ -263,7 +263,7 @@ def doctor_command() -> None:
 @app.command("schema")
 def schema_command() -> None:
     """Print the JSON schema of the config, for editors."""
-    from tilestream.config import config_schema
+    from tilestream.config.schema import config_schema
 
     print(json.dumps(config_schema(), indent=1))
 

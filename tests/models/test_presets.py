@@ -9,9 +9,9 @@ from PIL import Image
 
 from tests.support.images import make_image
 from tests.support.torchvision_ops import declare_missing_operators
+from tilestream.encoders.presets import PRESETS
+from tilestream.encoders.registry import EncoderSpec, build_encoder, known_encoders, preset_state, preset_vit
 from tilestream.errors import ConfigError, InputError
-from tilestream.models.encoders import EncoderSpec, build_encoder, known_encoders, preset_state, preset_vit
-from tilestream.models.presets import PRESETS
 from tilestream.models.vit import resize_tiles
 
 VITS = {name: preset for name, preset in PRESETS.items() if preset.vit is not None}

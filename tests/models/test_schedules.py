@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tilestream.models.context import ContextTransformer
-from tilestream.models.schedules import Rect, RowBands, TokenBand, input_rects, mix_rect
+from tilestream.models.context_streaming import Rect, RowBands, TokenBand, input_rects, mix_rect
 
 DIM, STRIDE = 16, 112.0
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tests.support.torchvision_ops import declare_missing_operators
+from tilestream.encoders.registry import EncoderSpec, build_encoder
+from tilestream.encoders.weights import apply_weights
 from tilestream.errors import ConfigError
-from tilestream.models.encoders import EncoderSpec, build_encoder
 from tilestream.models.vit import VisionTransformer, ViTConfig, vit_tiny_patch16_224
-from tilestream.models.weights import apply_weights
 
 
 @pytest.fixture(scope="module")

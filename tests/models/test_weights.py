@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from tilestream.encoders.weights import apply_weights, load_weights, weights_digest
 from tilestream.errors import ConfigError, InputError
-from tilestream.models.weights import apply_weights, load_weights, weights_digest
 
 
 def write_safetensors(path, header, data=b""):

@@ -107,9 +107,9 @@ def test_unknown_schemes_are_refused() -> None:
 
 def test_sample_addresses_are_made_and_opened_as_tiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_pyramid(tmp_path / "a.tif", make_image(64, 64), tile=64, levels=1)
-    stand_in = ModuleType("tilestream.sources.sample")
+    stand_in = ModuleType("tilestream.sources.made.slide")
     stand_in.ensure_sample = lambda address: path  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tilestream.sources.sample", stand_in)
+    monkeypatch.setitem(sys.modules, "tilestream.sources.made.slide", stand_in)
     with open_source("sample://he?width=64&height=64", AUTO) as source:
         assert source.info.backend == "tiff"
 

@@ -10,10 +10,10 @@ from tilestream.errors import InputError
 from tilestream.geometry import Region
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
-from tilestream.sources.histology import KINDS
-from tilestream.sources.sample import ensure_sample, parse_sample, sample_labels
-from tilestream.thumbnail import read_thumbnail
-from tilestream.tissue import TissueOptions, find_tissue
+from tilestream.sources.made.histology import KINDS
+from tilestream.sources.made.slide import ensure_sample, parse_sample, sample_labels
+from tilestream.tiles.thumbnail import read_thumbnail
+from tilestream.tiles.tissue import TissueOptions, find_tissue
 
 ADDRESS = "sample://he?width=3000&height=2200&seed=1"
 

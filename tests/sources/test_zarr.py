@@ -20,7 +20,7 @@ from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Region
 from tilestream.sources.base import SegmentGrid, SourceOptions
 from tilestream.sources.zarr import ZarrSource
-from tilestream.sources.zarr_chunks import chunk_reader
+from tilestream.store.zarr_chunks import chunk_reader
 
 HEIGHT, WIDTH = 301, 414
 

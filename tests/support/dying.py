@@ -5,7 +5,7 @@ import signal
 import sys
 
 from tilestream.cli import main
-from tilestream.objects import Folder
+from tilestream.store.folder import Folder
 
 steps = 0
 

@@ -10,8 +10,8 @@ import numpy as np
 
 import tilestream
 from tests.support.runs import config, opened, same_store
-from tilestream.objects import Folder
-from tilestream.store import SlideStore
+from tilestream.store.folder import Folder
+from tilestream.store.slide_store import SlideStore
 
 CONTEXT = {"window": 4, "depth": 2, "heads": 3, "exact": True}
 SECTIONS = {

@@ -5,9 +5,9 @@ import io
 import numpy as np
 from PIL import Image
 
-from tilestream.layout import Layout, TileColumns
-from tilestream.objects import Folder
-from tilestream.store import SlideStore
+from tilestream.store.folder import Folder
+from tilestream.store.layout import Layout, TileColumns
+from tilestream.store.slide_store import SlideStore
 
 
 def png(pixels):

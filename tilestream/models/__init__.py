@@ -1,1 +1,1 @@
-"""Torch modules; they know nothing of files."""
+"""Torch modules and streaming statistics; no files, no network, no config."""

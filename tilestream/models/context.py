@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tilestream.contextspec import CHUNK_WINDOWS, MLP_RATIO, ContextSpec
 from tilestream.errors import ConfigError
+from tilestream.models.context_spec import CHUNK_WINDOWS, MLP_RATIO, ContextSpec
 from tilestream.models.patch_embed import blank_linear, freeze, seeded_init
 from tilestream.models.positions import Learned2D, LogBias, RoPE2D, TableBias, position_unit, sincos_2d, token_positions
 from tilestream.models.vit import Mlp

@@ -220,7 +220,7 @@ class VisionTransformer(nn.Module):
 
     Names and shapes of the state dict are timm's, so that its checkpoints load strictly: `cls_token`, `reg_token`, `pos_embed`,
     `patch_embed.proj`, `norm_pre`, `blocks.N.{norm1, attn.qkv, attn.proj, ls1.gamma, norm2, mlp.fc1, mlp.fc2, ls2.gamma}`, `norm`.
-    There is no classifier: `tilestream.models.weights.apply_weights` drops `head.*`. A checkpoint with `fc_norm.*` normalises after
+    There is no classifier: `tilestream.encoders.weights.apply_weights` drops `head.*`. A checkpoint with `fc_norm.*` normalises after
     averaging and has other features than any that this model gives; it is refused, as every unexpected key is.
 
     Parameters

@@ -58,7 +58,7 @@ def _open(address: str, options: SourceOptions) -> Source:
         raise ConfigError(f"source.backend: {options.backend!r} is none of {', '.join(openers)}.")
     scheme = address.split("://", 1)[0].lower() if "://" in address else ""
     if scheme == "sample":
-        from tilestream.sources.sample import ensure_sample
+        from tilestream.sources.made.slide import ensure_sample
 
         return _open_tiff(str(ensure_sample(address)), options)
     if scheme and scheme not in STORE_SCHEMES:

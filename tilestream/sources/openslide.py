@@ -20,7 +20,7 @@ from tilestream.geometry import Level, Region, Size
 from tilestream.sources.base import LARGEST_PROFILE, WHITE, Pixels, SlideInfo, Source, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
 from tilestream.sources.resolution import PLACEHOLDER_MPP, UNKNOWN, Resolution, parse_number, resolution_from_config, resolution_from_file
-from tilestream.sources.samples import composite_straight
+from tilestream.sources.sample_values import composite_straight
 
 OPENSLIDE_ERRORS = (openslide.OpenSlideError, OSError, ValueError)
 """What openslide-python raises on files that it cannot open or read; OpenSlideUnsupportedFormatError is among the first."""

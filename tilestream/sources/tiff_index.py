@@ -20,7 +20,7 @@ from tilestream.sources.base import LARGEST_PROFILE, SegmentGrid, SourceOptions,
 from tilestream.sources.files import NoGridError
 from tilestream.sources.jpeg import JpegDecoder
 from tilestream.sources.resolution import Resolution
-from tilestream.sources.samples import Alpha, Choices, SampleRule, axis_keys
+from tilestream.sources.sample_values import Alpha, Choices, SampleRule, axis_keys
 from tilestream.sources.tiff_series import pick_levels, pick_series, read_resolution, vendor_of
 
 MAX_PIECE_BYTES = 256 * 1024**2

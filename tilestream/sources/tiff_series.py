@@ -24,7 +24,7 @@ from tilestream.sources.resolution import (
     resolution_from_config,
     resolution_from_file,
 )
-from tilestream.sources.samples import Choices
+from tilestream.sources.sample_values import Choices
 
 OTHER_KINDS = {"scn": "Leica SCN", "bif": "Ventana BIF with overlapping tiles", "philips": "Philips TIFF with padded levels"}
 """Series kinds whose geometry lies in metadata that OpenSlide reads and tifffile does not apply."""

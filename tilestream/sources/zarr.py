@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Region
-from tilestream.remote import open_remote
 from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
-from tilestream.sources.samples import Choices, SampleRule, axis_keys
-from tilestream.sources.zarr_chunks import ChunkReader, chunk_reader
+from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.zarr_meta import ZarrImage, find_image, fingerprint_of, resolution_of
+from tilestream.store.object_store import open_remote
+from tilestream.store.zarr_chunks import ChunkReader, chunk_reader
 
 MAX_CHUNK_BYTES = 256 * 1024**2
 """Largest decoded chunk that is accepted: it is what one thread holds."""

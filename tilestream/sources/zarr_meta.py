@@ -21,7 +21,7 @@ from tilestream.errors import InputError
 from tilestream.geometry import Level, Size, downsample_from_sizes
 from tilestream.sources.files import SAMPLE_BYTES, SAMPLES
 from tilestream.sources.resolution import UNKNOWN, Resolution, micrometres_from_unit, resolution_from_config, resolution_from_file
-from tilestream.sources.samples import Choices
+from tilestream.sources.sample_values import Choices
 
 MAX_SCENES = 1000
 

@@ -1,0 +1,1 @@
+"""What a run is told: schema, types, YAML, the list of slides."""

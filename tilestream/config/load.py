@@ -1,0 +1,194 @@
+"""Configs from YAML files: read without surprises, overridden by `--set`, and refused with every problem in one message."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from tilestream.config.schema import Config
+from tilestream.config.types import Section, ValueRefusedError, yaml_word
+from tilestream.config.yaml_reader import Draft, Key, dotted_key, parse_yaml, read_yaml
+from tilestream.errors import ConfigError
+
+
+def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides: Sequence[str] = ()) -> Config:
+    """The checked config of a YAML file or of a mapping in the same form, with `a.b=c` settings going before it.
+
+    Relative paths in a config are relative to the working directory. A key set to null is absent.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or the config is wrong; the message has a line for each problem.
+    """
+    if isinstance(config, Config):
+        config = config.model_dump(mode="json", by_alias=True)
+    draft = Draft(copy.deepcopy(dict(config))) if isinstance(config, Mapping) else read_yaml(Path(config))
+    if not isinstance(draft.raw, dict):
+        found = "is empty" if draft.raw is None else f"holds {yaml_word(draft.raw)}"
+        wanted = f"{draft.place(())}{found}, but a config is a mapping of keys: {', '.join(Config.model_fields)}."
+        raise ConfigError("\n".join([*draft.problems, wanted]))
+    _override(draft, overrides)
+    try:
+        checked = Config.model_validate(draft.raw)
+    except ValidationError as error:
+        draft.problems += [_problem(draft, detail) for detail in error.errors(include_url=False)]
+    if draft.problems:
+        raise ConfigError("\n".join(draft.problems))
+    return checked
+
+
+def config_from_mapping(raw: Mapping[str, Any]) -> Config:
+    """The checked config of plain data. Raises ConfigError with a line for each problem."""
+    return load_config(raw)
+
+
+def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of plain config data with `a.b=c` settings applied; values are YAML, and null takes a key away.
+
+    Raises
+    ------
+    ConfigError
+        A setting is not of that form, or goes into a value that has no keys.
+    """
+    draft = Draft(copy.deepcopy(dict(raw)))
+    _override(draft, overrides)
+    if draft.problems:
+        raise ConfigError("\n".join(draft.problems))
+    result: dict[str, Any] = draft.raw
+    return result
+
+
+def _override(draft: Draft, overrides: Sequence[str]) -> None:
+    for setting in overrides:
+        place = f"--set {setting}"
+        dotted, equals, text = setting.partition("=")
+        key = tuple(dotted.strip().split("."))
+        if not equals or not all(key):
+            draft.problems.append(f"{place}: not of the form key=value, e.g. --set tiles.mpp=0.5.")
+            continue
+        try:
+            value = text if text.startswith("*") else parse_yaml(text, place, Draft()).raw  # a glob, as a shell user writes it
+            known = _put(draft.raw, key, value)
+        except ConfigError as error:
+            draft.problems.append(str(error))
+        except ValueRefusedError as error:
+            draft.problems.append(f"{place}: {error}.")
+        else:
+            draft.places = {old: words for old, words in draft.places.items() if old[: len(key)] != key}
+            draft.places.update({key[:n]: place for n in range(known + 1, len(key) + 1)})
+
+
+def _put(raw: dict[str, Any], key: tuple[str, ...], value: Any) -> int:
+    """Set a value below `raw`, writing out the shorthands on the way; returns how many parts of the key were there."""
+    sections = _sections()
+    known = 0
+    for n, part in enumerate(key[:-1], start=1):
+        dotted = ".".join(key[:n])
+        inner = raw.get(part)
+        if inner is not None and dotted in sections:
+            inner = sections[dotted].written_out(inner)
+        if inner is not None and not isinstance(inner, Mapping):
+            raise ValueRefusedError(f"{dotted} is {yaml_word(inner)}, which has no keys below it")
+        known = n if inner is not None else known
+        raw[part] = dict(inner or {})
+        raw = raw[part]
+    raw[key[-1]] = value
+    return known
+
+
+# Problems in words
+
+_MISSING = {
+    "slides": "Write what to read, e.g. slides: slides/*.svs",
+    "output": "Write where results go, e.g. output: embeddings",
+    "tiles": "Write the resolution to work at, e.g. tiles: {mpp: 0.5} or tiles: {level: 0}",
+    "encoder": "Write a model, e.g. encoder: vit_small_patch16_224",
+    "encoder.name": "Write a model, e.g. name: vit_small_patch16_224",
+    "output.path": "Write where results go, e.g. path: embeddings",
+}
+
+
+def _problem(draft: Draft, detail: Mapping[str, Any]) -> str:
+    key: Key = detail["loc"]
+    words = _words(key, detail)
+    return f"{draft.place(key)}{dotted_key(key)}: {words}{'' if words.endswith('?') else '.'}"
+
+
+def _words(key: Key, detail: Mapping[str, Any]) -> str:
+    """What is wrong with a value, from one of pydantic's error records."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "missing":
+        return f"missing. {_MISSING.get(dotted_key(key), '')}".removesuffix(". ")
+    if kind == "extra_forbidden":
+        return f"unknown key; {_suggestion(dotted_key(key))}"
+    value = yaml_word(detail["input"])
+    if kind == "literal_error":
+        return f"{value} {_choices(context['expected'], str(detail['input']))}"
+    if kind == "string_pattern_mismatch":
+        return f"{value} is not of the form {'module:function' if key[-1] == 'function' else 'package.Class'}"
+    return f"{value} {_KINDS[kind].format(**context)}" if kind in _KINDS else f"{value}: {detail['msg']}"
+
+
+def _choices(expected: str, value: str) -> str:
+    choices = re.findall(r"'([^']*)'", expected)
+    near = difflib.get_close_matches(value, choices, 1)
+    return f"is not one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+_KINDS = {
+    "greater_than_equal": "is less than the smallest allowed, {ge:g}",
+    "greater_than": "is not more than {gt:g}",
+    "less_than_equal": "is more than the largest allowed, {le}",
+    "int_type": "is not a whole number",
+    "float_type": "is not a number",
+    "finite_number": "is not a finite number",
+    "bool_type": "is not true or false",
+    "string_type": "is not text; put quotes round it if it is meant as text",
+    "string_too_short": "is empty",
+    "too_short": "is empty",
+    "tuple_type": "is not a list",
+    "dict_type": "is not a mapping of keys",
+    "model_type": "is not a mapping of keys",
+}
+
+
+def _suggestion(dotted: str) -> str:
+    """The nearest known key, or the keys that there are beside an unknown one."""
+    keys = [(section, name) for section, _, name in (key.rpartition(".") for key in _known_keys())]
+    section, _, name = dotted.rpartition(".")
+    beside = [known for place, known in keys if place == section]
+    near = [f"{section}.{known}".removeprefix(".") for known in difflib.get_close_matches(name, beside, 1)]
+    close = near or [
+        f"{place}.{known}" for place, known in keys if place and known in difflib.get_close_matches(name, [known], 1, cutoff=0.8)
+    ]
+    return f"did you mean {' or '.join(close)}?" if close else f"known here are {', '.join(beside)}"
+
+
+def _sections(part: type[Section] = Config, prefix: str = "") -> dict[str, type[Section]]:
+    """Dotted key to the class of each section below `part`."""
+    found: dict[str, type[Section]] = {}
+    for name, info in part.model_fields.items():
+        for kind in (info.annotation, *get_args(info.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                found |= {f"{prefix}{name}": kind} | _sections(kind, f"{prefix}{name}.")
+    return found
+
+
+def _known_keys() -> list[str]:
+    """Every dotted key that a config may have, in the order of the documentation."""
+    sections = {"": Config} | _sections()
+    keys = [
+        f"{dotted}.{info.alias or name}".removeprefix(".") for dotted, part in sections.items() for name, info in part.model_fields.items()
+    ]
+    inner = {f"compute.scheduler.{name}" for name in ("kind", "address", "path")}
+    return [key for key in keys if key not in inner]

@@ -1,0 +1,325 @@
+"""The config of a run: its sections, their keys, defaults and units. Frozen, and checked when it is made.
+
+Shorthands are written out on the way in (`encoder: patch_embed` becomes an `Encoder`), so that nothing behind this module
+meets two forms of one thing. Null for a key means that the key is absent.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from tilestream.config.types import (
+    Arguments,
+    AutoCount,
+    AutoSwitch,
+    Bytes,
+    Channels,
+    Count,
+    Device,
+    Index,
+    Paths,
+    PathText,
+    Positive,
+    Saved,
+    SchedulerSpec,
+    Section,
+    Sides,
+    Switch,
+    Text,
+    Tissue,
+    ValueRefusedError,
+    Window,
+    yaml_word,
+)
+
+__all__ = [
+    "Compute", "Config", "Context", "Encoder", "OnError", "Output", "Pool", "SchedulerSpec", "SourceChoices", "Tiles", "Tissue", "Windows", "config_schema",
+]  # fmt: skip
+
+
+class Output(Section):
+    """Where results go, and which."""
+
+    section: ClassVar[str] = "output."
+
+    path: PathText
+    """Folder, or URL in an object store such as `s3://bucket/embeddings`. Relative to the working directory."""
+    save: Saved = ("tiles", "slide")
+    """What is stored: vectors of tiles, of the slide, of windows of the context, of single tokens."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Number format of the stored vectors."""
+
+    @classmethod
+    def written_out(cls, data: Any) -> Any:
+        """`output: embeddings` is `{path: embeddings}`."""
+        return {"path": data} if isinstance(data, str | os.PathLike) else data
+
+
+class SourceChoices(Section):
+    """What a file leaves open; None means that the file must say it itself."""
+
+    section: ClassVar[str] = "source."
+
+    backend: Literal["auto", "tiff", "openslide", "zarr"] = "auto"
+    """Which reader opens the files."""
+    decode: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where JPEG is decoded. `auto` is `cpu`: with 16 cores it feeds an H200 as fast as the device's own decoder does (23,200 and
+    23,200 tiles/s of 224 px from file tiles of 256), bit for bit as libjpeg-turbo decodes, and refuses every damaged stream that libjpeg
+    refuses. `gpu` (extra `gpu`) serves machines with few cores for a fast device: within 1 grey level on 99.9 % of samples, but of
+    200 streams with one wrong byte it decoded all 51 that libjpeg refuses."""
+    mpp: Positive | None = None
+    """Resolution of level 0 for files that do not say, in µm/px. The column `mpp` of a slide list goes before it."""
+    z: Index | None = None
+    """Index of the focal plane."""
+    t: Index | None = None
+    """Index of the time point."""
+    channels: Channels | None = None
+    """Indices of one channel (grey) or three (red, green, blue)."""
+    window: Window | None = None
+    """Sample values that become 0 and 255, for samples of more than 8 bits."""
+    scene: Index | None = None
+    """Index of the image in a file that holds several."""
+    icc: Switch = False
+    """Whether colours are converted to sRGB by the file's profile, by its own rendering intent. A file without a profile, or with a broken
+    one, is taken as it is, with a warning. A core converts about 25 MPix/s, a tenth of what it decodes."""
+
+
+class Tiles(Section):
+    """The squares that become tiles."""
+
+    section: ClassVar[str] = "tiles."
+
+    size: Count = 224
+    """Side of a tile as the encoder gets it, in px at the target resolution."""
+    chosen: PathText | None = Field(default=None, alias="from")
+    """HDF5 with `coords` of TRIDENT or CLAM: exactly those tiles are embedded, each averaged to `size` px, whatever the tissue says. One file for one
+    slide, a folder with `<slide id>_patches.h5` or `<slide id>.h5`, or a pattern such as `features/{slide}.h5`. Takes the place of `level`, `mpp`,
+    `stride` and `edge`. Relative to the working directory."""
+    level: Index | None = None
+    """Pyramid level whose pixels are taken as they are, 0 the finest. Either this or `mpp`."""
+    mpp: Positive | None = Field(default=None, validate_default=True)
+    """Target resolution, in µm/px. Either this or `level`."""
+    stride: Count = Field(default=None, validate_default=True)
+    """Step between tile origins, in px at the target resolution. `size` where it is not given."""
+    edge: Literal["pad", "drop"] = "pad"
+    """Whether tiles that hang over the image are filled with white or left out."""
+    fast_downsample: Switch = False
+    """Whether JPEG may be decoded at 1/2 or 1/4 scale where that is the factor wanted and the file has no such level.
+
+    Two to four times faster than decoding all pixels and averaging them. Against the average, pixels of CMU-1-Small-Region.svs differ by
+    0.1 grey levels in the mean and by 2 at most in 99 %, those of a sample slide with noise in every pixel by 0.9 and 13; the cosine
+    of the embeddings of both (ViT-Ti/16, centred, worst tile) is 0.9999 and 0.9994."""
+    tissue: Tissue = Tissue()
+    """Which tiles are kept."""
+
+    @field_validator("mpp")
+    @classmethod
+    def _one_resolution(cls, mpp: float | None, info: ValidationInfo) -> float | None:
+        level = info.data.get("level")
+        if info.data.get("chosen") is not None:
+            if mpp is not None or level is not None:
+                raise ValueRefusedError("tiles.from says how large its tiles are in the image. Leave tiles.mpp and tiles.level out")
+            return None
+        if mpp is not None and level is not None:
+            raise ValueRefusedError(
+                f"{mpp:g}, but tiles.level is {level} as well, and exactly one of them is wanted. Remove one; "
+                "on the command line with --set tiles.mpp=null or --set tiles.level=null"
+            )
+        if mpp is None and level is None and "level" in info.data:
+            raise ValueRefusedError("missing. Write the resolution to work at: mpp: 0.5 (µm/px, 20x), or level: 0 (the file's own pixels)")
+        return mpp
+
+    @field_validator("stride", mode="before")
+    @classmethod
+    def _stride_from_size(cls, stride: Any, info: ValidationInfo) -> Any:
+        if stride is not None and info.data.get("chosen") is not None and stride != info.data.get("size"):
+            raise ValueRefusedError(f"{yaml_word(stride)}, but tiles.from says where tiles lie. Leave tiles.stride out")
+        return info.data.get("size", 1) if stride is None else stride
+
+    @field_validator("edge")
+    @classmethod
+    def _edge_of_own_tiles(cls, edge: str, info: ValidationInfo) -> str:
+        if edge != "pad" and info.data.get("chosen") is not None:
+            raise ValueRefusedError(f"{edge}, but tiles.from says which tiles are wanted. Leave tiles.edge out")
+        return edge
+
+
+class Encoder(Section):
+    """The model that turns a tile into a vector, or into tokens."""
+
+    section: ClassVar[str] = "encoder."
+
+    name: Text
+    """One of our own, a preset, or `module:factory`."""
+    weights: PathText | None = None
+    """File of weights, relative to the working directory; None for seeded random ones."""
+    args: Arguments = Field(default_factory=dict)
+    """Keyword arguments of the factory."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the arithmetic; auto is bf16 where the device has matrix units for it, else fp32."""
+    allow_mismatch: Switch = False
+    """Whether an encoder may run at another tile size or resolution than it was made for."""
+
+    @classmethod
+    def written_out(cls, data: Any) -> Any:
+        """`encoder: patch_embed` is `{name: patch_embed}`."""
+        return {"name": data} if isinstance(data, str) else data
+
+
+class Context(Section):
+    """The transformer in which tokens of one window see each other."""
+
+    section: ClassVar[str] = "context."
+
+    window: Count = 8
+    """Side of a window, in tokens."""
+    depth: Count = 4
+    """Number of layers."""
+    heads: Count = 6
+    """Attention heads; they divide the encoder's dimension."""
+    shift: Switch = True
+    """Whether every other layer shifts its windows by half a window."""
+    position: Literal["sincos", "learned", "rope", "bias", "log_bias", "none"] = "sincos"
+    """How a token's place enters: absolute in µm or learned, at the input; rotary or as a bias of logits, inside windows; not at all."""
+    weights: PathText | None = None
+    """File of weights, relative to the working directory; None for seeded random ones."""
+    seed: Index = 0
+    """Seed of the random weights."""
+    schedule: Literal["auto", "dense", "row_bands", "halo_shards"] = "auto"
+    """How the grid is passed: whole, in bands of rows by one worker, or in shards with a halo by several. The result is the same;
+    auto takes the first that fits."""
+    exact: Switch = False
+    """Whether results are bit-identical on a CPU whatever the schedule, shards, workers, threads and batch size: the encoder then runs
+    in batches of one fixed size, and everything in fp32."""
+
+
+class Pool(Section):
+    """How one vector is made of a slide's."""
+
+    section: ClassVar[str] = "pool."
+
+    name: Literal["mean", "max", "gated_attention", "queries", "none"] = "mean"
+    """The rule; `none` makes no slide vector."""
+    weights: PathText | None = None
+    """File of weights of gated_attention or queries, relative to the working directory; None for seeded random ones."""
+
+    @classmethod
+    def written_out(cls, data: Any) -> Any:
+        """`pool: mean` is `{name: mean}`."""
+        return {"name": data} if isinstance(data, str) else data
+
+    @field_validator("weights")
+    @classmethod
+    def _check_weights(cls, weights: str | None, info: ValidationInfo) -> str | None:
+        name = info.data.get("name")
+        if weights is not None and name not in (None, "gated_attention", "queries"):
+            raise ValueRefusedError(
+                f"{yaml_word(weights)}, but pool.name is {name}, which has no weights. Leave them out, or set it to gated_attention or queries"
+            )
+        return weights
+
+
+class Windows(Section):
+    """Vectors of squares of the token grid, kept where `output.save` lists `windows`."""
+
+    section: ClassVar[str] = "windows."
+
+    sides: Sides = (16,)
+    """Sides of the squares, in tokens, each a multiple of the one before: [16, 256] over 16 px tokens are squares of 256 and 4,096 px.
+    The first pools tokens, each further one the vectors of the one before."""
+    pool: Literal["mean", "max", "gated_attention", "queries"] = "mean"
+    """The rule."""
+    weights: PathText | None = None
+    """File of weights of a rule that learns; None for seeded random ones."""
+
+
+class Compute(Section):
+    """Where the work is done, and how much of it at once."""
+
+    section: ClassVar[str] = "compute."
+
+    device: Device = "auto"
+    """Where models run: auto (the first CUDA device where there is one), cpu, cuda, or cuda:N."""
+    scheduler: SchedulerSpec = SchedulerSpec(kind="local")
+    """Where tasks run."""
+    workers: AutoCount = "auto"
+    """Worker processes that are started; auto is one a GPU, else one."""
+    threads: AutoCount = "auto"
+    """Decode threads a worker."""
+    batch_size: AutoCount = "auto"
+    """Tiles that the encoder gets at once."""
+    shard_tiles: Count = 2048
+    """Tiles of one task and of one stored object: what is done, committed and resumed as a whole."""
+    memory_limit: Bytes = 4 * 2**30
+    """Memory of one worker, in bytes; the plan refuses what does not fit. Also written as 4GiB or 500 MB."""
+    compile: AutoSwitch = "auto"
+    """Whether the encoder is compiled; auto compiles on CUDA, where it pays within seconds."""
+    isolate: Switch = False
+    """Whether pixels are decoded in a child process that may hang or die."""
+
+
+class OnError(Section):
+    """What happens when an input is bad."""
+
+    section: ClassVar[str] = "on_error."
+
+    slide: Literal["skip", "fail"] = "skip"
+    """A slide that is refused is left out and listed, or ends the run."""
+    tile: Literal["nan", "fail"] = "nan"
+    """A tile that cannot be read keeps its row with NaN, or ends its slide."""
+
+
+class Config(Section):
+    """Everything that a run is told."""
+
+    slides: Paths
+    """Path, glob, CSV with columns path[,id][,mpp], `sample://` address, or a list of them. Relative to the working directory."""
+    output: Output
+    """Where results go, and which."""
+    source: SourceChoices = SourceChoices()
+    """What the files leave open."""
+    tiles: Tiles
+    """The squares that become tiles."""
+    encoder: Encoder
+    """The model that turns a tile into a vector."""
+    context: Context | None = None
+    """The transformer on the token grid; None leaves it out."""
+    pool: Pool = Pool()
+    """How one vector is made of a slide's."""
+    windows: Windows = Windows()
+    """Vectors of squares of the token grid."""
+    compute: Compute = Compute()
+    """Where the work is done."""
+    on_error: OnError = OnError()
+    """What happens when an input is bad."""
+
+    @field_validator("pool")
+    @classmethod
+    def _check_pool(cls, pool: Pool, info: ValidationInfo) -> Pool:
+        output = info.data.get("output")
+        if pool.name == "none" and output is not None and "save" in output.model_fields_set and "slide" in output.save:
+            raise ValueRefusedError("none, but output.save asks for slide. Choose a pool, or leave slide out of output.save")
+        return pool
+
+    @model_validator(mode="after")
+    def _save_no_missing_slide_vector(self) -> Self:
+        if self.pool.name == "none" and "slide" in self.output.save:
+            saved = tuple(part for part in self.output.save if part != "slide")
+            object.__setattr__(self, "output", self.output.model_copy(update={"save": saved}))
+        return self
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of a config file, for editors; sections with a shorthand also take a string."""
+    schema = Config.model_json_schema()
+    parts = schema["$defs"]
+    for name in ("Output", "Tissue", "Encoder", "Pool"):
+        parts[name] = {"anyOf": [{"type": "string"}, parts[name]]}
+    spec = parts["SchedulerSpec"]
+    mapping = {**spec, "properties": {key: spec["properties"][key] for key in ("class", "args")}, "required": ["class"]}
+    parts["SchedulerSpec"] = {"anyOf": [{"type": "string"}, mapping]}
+    schema["properties"]["slides"] = {**schema["properties"]["slides"], "type": ["string", "array"]}
+    return schema

@@ -1,0 +1,1 @@
+"""An encoder by name, with its weights."""

@@ -1,0 +1,139 @@
+"""Exports: a finished slide in the formats of other programs. `FORMATS` is the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tilestream.errors import ConfigError
+from tilestream.interop.columns import write_csv, write_parquet
+from tilestream.interop.geojson import write_geojson
+from tilestream.interop.hdf5 import write_clam, write_trident
+from tilestream.interop.omezarr import write_ome_zarr
+from tilestream.interop.spatialdata import write_spatialdata
+from tilestream.interop.stored_slide import VECTORS, StoredSlide, Written
+from tilestream.interop.tensors import write_tensor
+from tilestream.interop.vectors import VECTOR_WRITERS
+from tilestream.store.folder import Folder
+from tilestream.store.verify import find_stores
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that slides are exported to."""
+
+    suffix: str
+    """Of the files, behind the slide's id."""
+    write: Callable[[StoredSlide, Path], Written]
+
+
+FORMATS = {
+    "trident-h5": Format(".h5", write_trident),
+    "clam-h5": Format(".h5", write_clam),
+    "pt": Format(".pt", write_tensor),
+    "parquet": Format(".parquet", write_parquet),
+    "csv": Format(".csv", write_csv),
+    "geojson": Format(".geojson", write_geojson),
+    "ome-zarr": Format(".ome.zarr", write_ome_zarr),
+    "spatialdata": Format(".zarr", write_spatialdata),
+}
+
+
+def export_slides(
+    output: str,
+    name: str,
+    *,
+    what: str = "tiles",
+    slide: str | None = None,
+    out: str | None = None,
+    in_bounds: bool = False,
+    allow_unfinished: bool = False,
+) -> Iterator[str]:
+    """Export the slides of an output; yields a line of words for each file that is there.
+
+    Nothing is written before every slide was found to be fit for it.
+
+    Parameters
+    ----------
+    output : str
+        An output folder, or one store in it.
+    name : str
+        A key of `FORMATS`.
+    what : str
+        A key of `VECTORS`: the tiles' embeddings, their context in place of them, or the slide's vector.
+    slide : str, optional
+        Id of the one slide that is wanted.
+    out : str, optional
+        The file for one slide named by `slide` or `output`, else the folder of all; by default `exports/<format>` in the output,
+        `exports/<format>-<what>` where `what` is not tiles.
+    in_bounds : bool
+        See `write_geojson`.
+    allow_unfinished : bool
+        Whether a slide may lack tiles.
+
+    Raises
+    ------
+    ConfigError
+        No such format or slide, an option that does not fit the format, or a place that cannot be written to.
+    InputError
+        There is no store, or a slide lacks what the format needs.
+    IncompleteError
+        A slide is not finished.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"--to: {name!r} is none of {', '.join(FORMATS)}.")
+    if in_bounds and name != "geojson":
+        raise ConfigError(f"--in-bounds: is for --to geojson only, not {name}.")
+    write = partial(write_geojson, in_bounds=True) if in_bounds else _writer(name, what)
+    stores = find_stores(output)
+    is_store = Folder(output).exists("zarr.json")
+    if slide is not None:
+        wanted = f"{slide.removesuffix('.zarr')}.zarr"
+        if wanted not in stores:
+            raise ConfigError(f"--slide: {slide!r} is not in {output}, which holds {_some([n.removesuffix('.zarr') for n in stores])}.")
+        stores = {wanted: stores[wanted]}
+    slides = [StoredSlide(key, store, what=what, allow_unfinished=allow_unfinished) for key, store in stores.items()]
+    for found in slides:
+        target = (
+            _default_target(output, found.id, name, what, is_store=is_store)
+            if out is None
+            else _named_target(out, found.id, name, alone=slide is not None or is_store)
+        )
+        written = write(found, target)
+        yield f"{found.id}: {written.tiles} tiles -> {target}" + "".join(f"; {note}" for note in written.notes)
+
+
+def _writer(name: str, what: str) -> Callable[[StoredSlide, Path], Written]:
+    """What writes `what` in a format. Raises ConfigError where that cannot be."""
+    if what not in VECTORS:
+        raise ConfigError(f"--what: {what!r} is none of {', '.join(VECTORS)}.")
+    if what == "slide":
+        if name not in VECTOR_WRITERS:
+            raise ConfigError(f"--what slide: is for --to {', '.join(VECTOR_WRITERS)}, not {name}.")
+        return VECTOR_WRITERS[name]
+    if what == "context" and name == "spatialdata":
+        raise ConfigError("--what context: spatialdata holds it anyhow, as obsm/context of the table. Leave it out.")
+    return FORMATS[name].write
+
+
+def _named_target(out: str, slide: str, name: str, *, alone: bool) -> Path:
+    """What `--out` means for a slide: its file, or the folder that it goes into."""
+    path = Path(out)
+    is_folder = not alone or out.endswith("/") or (path.is_dir() and path.suffix != ".zarr")
+    return path / f"{slide}{FORMATS[name].suffix}" if is_folder else path
+
+
+def _default_target(output: str, slide: str, name: str, what: str, *, is_store: bool) -> Path:
+    """The file of a slide below its output."""
+    if "://" in output:
+        raise ConfigError(f"--out: is needed for {output}, since exports are written to a local disk. Name a folder.")
+    folder = Path(output).parent if is_store else Path(output)
+    kind = name if what == "tiles" else f"{name}-{what}"
+    return folder / "exports" / kind / f"{slide}{FORMATS[name].suffix}"
+
+
+def _some(names: list[str]) -> str:
+    """Up to ten names."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} others" if len(names) > 10 else "")

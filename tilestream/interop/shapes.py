@@ -1,0 +1,81 @@
+"""Tiles as squares in a GeoParquet file, the form that SpatialData keeps shapes in.
+
+Sources: https://geoparquet.org/releases/v1.0.0/ (key `geo` of the file's metadata, geometry as well-known binary) and
+https://github.com/scverse/spatialdata (shapes 0.3: a group with attributes beside `shapes.parquet`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from tilestream.interop.columns import load_pyarrow
+from tilestream.interop.stored_slide import StoredSlide
+
+SHAPES = "0.3"
+"""Version of SpatialData's form."""
+
+POLYGON = np.dtype([("order", "u1"), ("kind", "<u4"), ("rings", "<u4"), ("points", "<u4"), ("xy", "<f8", (5, 2))])
+"""A square in well-known binary: byte order, kind of geometry, number of rings, number of points, and the points, the last one the first."""
+
+
+def squares(x: NDArray[np.int64], y: NDArray[np.int64], side: float) -> list[bytes]:
+    """Well-known binary of m squares of `side` px whose top-left corners are x, y (m,), in the same px."""
+    polygons = np.zeros(len(x), POLYGON)
+    polygons["order"], polygons["kind"], polygons["rings"], polygons["points"] = 1, 3, 1, 5
+    steps = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * side
+    polygons["xy"] = np.stack([x, y], axis=1)[:, None] + steps
+    raw = polygons.tobytes()
+    return [raw[k : k + POLYGON.itemsize] for k in range(0, len(raw), POLYGON.itemsize)]
+
+
+def write_shapes(parent: zarr.Group, folder: Path, name: str, key: str, slide: StoredSlide) -> None:
+    """Make the group `name` of squares in level-0 px, one a tile; the index `key` is the tile's row in the table + 1.
+
+    Memory bound: a block of rows, a row group each.
+
+    Parameters
+    ----------
+    parent : zarr.Group
+        The group `shapes`.
+    folder : Path
+        Where `parent` lies on the disk.
+    name, key : str
+        Of the shapes and of their index.
+    slide : StoredSlide
+        Whose tiles they are.
+
+    Raises
+    ------
+    ConfigError
+        pyarrow is not installed.
+    """
+    pa, pq = load_pyarrow("spatialdata")
+    axes: list[dict[str, Any]] = [{"name": axis, "type": "space", "unit": "unit"} for axis in "xy"]
+    spaces = {"input": {"name": "xy", "axes": axes}, "output": {"name": "global", "axes": axes}}
+    about = {
+        "encoding-type": "ngff:shapes", "axes": ["x", "y"], "coordinateTransformations": [{"type": "identity", **spaces}],
+        "spatialdata_attrs": {"version": SHAPES},
+    }  # fmt: skip
+    parent.create_group(name, attributes=about)
+    schema = pa.schema([("geometry", pa.binary()), (key, pa.int64())], metadata=_metadata(key))
+    with pq.ParquetWriter(folder / name / "shapes.parquet", schema) as writer:
+        first = 1
+        for rows in slide.blocks():
+            numbers = np.arange(first, first + len(rows.x))
+            first += len(rows.x)
+            writer.write_table(pa.table([squares(rows.x, rows.y, slide.l0_extent), numbers], schema=schema))
+
+
+def _metadata(key: str) -> dict[str, str]:
+    """What the file says of itself: the geometry, in px of no place on Earth, and the column that is pandas' index."""
+    geometry = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": None, "edges": "planar"}
+    geo = {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
+    index = {"name": key, "field_name": key, "pandas_type": "int64", "numpy_type": "int64", "metadata": None}
+    pandas = {"index_columns": [key], "column_indexes": [], "columns": [index]}
+    return {"geo": json.dumps(geo), "pandas": json.dumps(pandas)}

@@ -1,0 +1,28 @@
+"""Features as one PyTorch tensor, as CLAM's `pt_files` are.
+
+Source: https://github.com/mahmoodlab/CLAM (description of its outputs); https://docs.pytorch.org/docs/stable/generated/torch.save.html.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tilestream.interop.stored_slide import StoredSlide, Written, new_target
+
+
+def write_tensor(slide: StoredSlide, target: Path) -> Written:
+    """A file that `torch.load` reads, with `weights_only` too: (n, d) float32, one row a tile that did not fail, row-major.
+
+    Memory bound: a block of rows; the tensor that is saved is a mapped file beside the target, of the same size, for as long as it takes.
+    """
+    import torch
+
+    count, dim = int(slide.good.sum()), slide.dim
+    with new_target(target) as path:
+        scratch = path.with_name(f"{target.name}.rows")
+        with scratch.open("wb") as file:
+            for _, values in slide.good_blocks():
+                file.write(values.tobytes())
+        mapped = torch.from_file(str(scratch), shared=True, size=count * dim, dtype=torch.float32) if count else torch.empty(0)
+        torch.save(mapped.reshape(count, dim), path)
+    return Written(count, slide.failed_note)

@@ -1,0 +1,1 @@
+"""What is done, where and when: plan, memory, recipe, tasks, executors, driver."""

@@ -1,0 +1,132 @@
+"""Does this machine have what a run needs? Each check answers with what it found and, where it fails, what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from tilestream.runner.memory import gib
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor."""
+
+    name: str
+    good: bool
+    words: str
+    advice: str = ""
+
+
+def run_checks() -> list[Check]:
+    """All checks, none of which changes anything but a temporary folder."""
+    checks: list[Callable[[], Check]] = [_python, _torch, _device, _openslide, _jpeg, _zarr, _cores, _disk]
+    return [*(_guarded(check) for check in checks), *_extras()]
+
+
+def _guarded(check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001  # a doctor reports what it meets
+        return Check(
+            check.__name__.strip("_"),
+            good=False,
+            words=f"{type(error).__name__}: {error}",
+            advice="install tilestream again in a fresh environment",
+        )
+
+
+def _python() -> Check:
+    return Check("python", good=sys.version_info >= (3, 11), words=sys.version.split()[0], advice="use Python 3.11 or newer")
+
+
+def _torch() -> Check:
+    import torch
+
+    value = torch.ones(4, 4) @ torch.ones(4, 4)
+    return Check("torch", good=bool((value == 4).all()), words=f"{torch.__version__}, {torch.get_num_threads()} threads")
+
+
+def _device() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return Check(
+            "device", good=True, words=f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, {gib(free)} of {gib(total)} free"
+        )
+    return Check("device", good=True, words="cpu; no CUDA device")
+
+
+def _openslide() -> Check:
+    import openslide
+
+    return Check("openslide", good=True, words=f"library {openslide.__library_version__}, Python {openslide.__version__}")
+
+
+def _jpeg() -> Check:
+    import numpy as np
+    import simplejpeg
+
+    grey = np.full((16, 16, 3), 128, np.uint8)
+    back = simplejpeg.decode_jpeg(simplejpeg.encode_jpeg(grey, 90))
+    return Check("jpeg", good=bool((abs(back.astype(int) - 128) <= 1).all()), words="libjpeg-turbo decodes what it encodes")
+
+
+def _zarr() -> Check:
+    import numpy as np
+    import zarr
+
+    with tempfile.TemporaryDirectory() as folder:
+        array = zarr.create_array(f"{folder}/a.zarr", shape=(8, 4), chunks=(2, 4), shards=(4, 4), dtype="float16")
+        array[:] = np.arange(32).reshape(8, 4)
+        same = np.array_equal(zarr.open_array(f"{folder}/a.zarr", mode="r")[:], np.arange(32).reshape(8, 4))
+    return Check("zarr", good=same, words=f"{zarr.__version__}, writes and reads shards")
+
+
+def _cores() -> Check:
+    return Check(
+        "cores",
+        good=True,
+        words=f"{len(os.sched_getaffinity(0))} usable, {gib(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))} of memory",
+    )
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free
+    return Check(
+        "disk",
+        good=free > 1024**3,
+        words=f"{gib(free)} free here",
+        advice="less than 1 GiB is left: free some, or write the output elsewhere",
+    )
+
+
+def _extras() -> list[Check]:
+    extras = {
+        "timm": "timm",
+        "hf": "transformers",
+        "h5": "h5py",
+        "hpc": "dask_jobqueue",
+        "s3": "obstore",
+        "view": "bokeh",
+        "plot": "matplotlib",
+        "gpu": "nvidia.nvimgcodec",
+    }
+    return [
+        Check(f"extra {name}", good=True, words="installed" if _found(module) else f"not installed (pip install 'tilestream[{name}]')")
+        for name, module in extras.items()
+    ]
+
+
+def _found(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

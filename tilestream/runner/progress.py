@@ -1,0 +1,220 @@
+"""What a person or a log sees of a run: live lines on a terminal, plain lines in a file, JSON lines for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tilestream.runner.driver import Reporter
+from tilestream.runner.memory import Projection, gib
+from tilestream.runner.slide_plan import EncoderFacts, SlidePlan
+from tilestream.runner.summary import SlideResult, Summary
+from tilestream.stages.embed_tiles import ShardReport
+
+LOG_EVERY = 10.0
+"""Seconds between two progress lines of a log."""
+
+
+def slide_words(result: SlideResult) -> str:
+    """One line on a slide that ended."""
+    if result.status == "refused":
+        return f"{result.id}: refused: {result.error}"
+    if result.status == "already done":
+        return f"{result.id}: already done, {result.tiles} tiles"
+    failed = f", {result.failed_tiles} failed" if result.failed_tiles else ""
+    note = f" ({result.note})" if result.note else ""
+    return f"{result.id}: done, {result.tiles} of {result.candidates} tiles{failed}{note}"
+
+
+class _Counter(Reporter):
+    """Tiles and slides so far; what every kind of display counts."""
+
+    def __init__(self) -> None:
+        self.slides = self.slides_done = self.tiles = self.tiles_done = 0
+        self.since = time.perf_counter()
+
+    def started(self, slides: int, facts: EncoderFacts, workers: int) -> None:
+        self.slides = slides
+        self.since = time.perf_counter()
+        self.message(
+            f"{facts.name} ({facts.dim} dims, {facts.precision}) on {facts.device}, {workers} worker{'s' if workers > 1 else ''}, batches of {facts.batch}"
+        )
+
+    def planned(self, plan: SlidePlan, projection: Projection, remaining: int) -> None:
+        self.tiles += remaining
+        level = plan.info.levels[plan.spec.level]
+        how = f"level {plan.spec.level} (downsample {level.downsample:.4g}{', averaged' if plan.spec.resampled else ''})"
+        resumed = f", {plan.tiles - remaining} already there" if remaining < plan.tiles else ""
+        self.message(
+            f"{plan.ref.id}: {plan.tiles} of {plan.candidates} tiles{resumed}, read from {how}, at most {gib(projection.total)} a worker"
+        )
+
+    def shard_done(self, report: ShardReport) -> None:
+        self.tiles_done += sum(report.counts.values())
+
+    def slide_done(self, result: SlideResult) -> None:
+        self.slides_done += 1
+        level = "warning" if result.status == "refused" or result.failed_tiles else "info"
+        self.message(slide_words(result), level=level)
+
+    @property
+    def rate(self) -> float:
+        """Tiles a second since the encoder stood."""
+        return self.tiles_done / max(1e-9, time.perf_counter() - self.since)
+
+
+class LogReporter(_Counter):
+    """Plain lines with a time, for files and pipes."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__()
+        self.stream, self.clock, self.last = stream, clock, clock()
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        mark = "" if level == "info" else f"{level}: "
+        print(f"{time.strftime('%H:%M:%S')} {mark}{text}", file=self.stream, flush=True)
+
+    def advanced(self, slide: str, tiles: int) -> None:
+        if self.clock() - self.last >= LOG_EVERY:
+            self.last = self.clock()
+            self.message(f"{slide}: {tiles} tiles in the store")
+
+    def shard_done(self, report: ShardReport) -> None:
+        super().shard_done(report)
+        if self.clock() - self.last >= LOG_EVERY:
+            self.last = self.clock()
+            left = (self.tiles - self.tiles_done) / max(self.rate, 1e-9)
+            self.message(
+                f"slides {self.slides_done}/{self.slides}, tiles {self.tiles_done}/{self.tiles}, {self.rate:.0f} tiles/s, "
+                f"{left:.0f} s left of the slides planned so far"
+            )
+
+
+class JsonReporter(_Counter):
+    """One JSON object a line, for machines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def _emit(self, event: str, **fields: Any) -> None:
+        print(json.dumps({"time": round(time.time(), 3), "event": event, **fields}), file=self.stream, flush=True)
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        self._emit("message", level=level, text=text)
+
+    def advanced(self, slide: str, tiles: int) -> None:
+        self._emit("advanced", slide=slide, tiles=tiles)
+
+    def shard_done(self, report: ShardReport) -> None:
+        super().shard_done(report)
+        self._emit(
+            "shard", slide=report.slide, shard=report.shard, counts=report.counts, seconds={k: round(v, 4) for k, v in report.seconds.items()},
+            tiles_done=self.tiles_done, tiles=self.tiles, tiles_per_second=round(self.rate, 2),
+        )  # fmt: skip
+
+    def slide_done(self, result: SlideResult) -> None:
+        self.slides_done += 1
+        self._emit("slide", id=result.id, status=result.status, tiles=result.tiles, counts=result.counts, error=result.error)
+
+
+class LiveReporter(_Counter):
+    """A bar on a terminal, with messages above it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+        self.progress = Progress(
+            TextColumn("slides {task.fields[slides]}"), BarColumn(), MofNCompleteColumn(), TextColumn("tiles, {task.fields[rate]:.0f} tiles/s,"),
+            TimeRemainingColumn(), TextColumn("left"), console=console, transient=True,
+        )  # fmt: skip
+        self.bar = self.progress.add_task("tiles", total=None, slides="0/?", rate=0.0)
+
+    def started(self, slides: int, facts: EncoderFacts, workers: int) -> None:
+        super().started(slides, facts, workers)
+        self.progress.start()
+
+    def message(self, text: str, *, level: str = "info") -> None:
+        style = {"info": "", "warning": "yellow", "error": "red"}[level]
+        self.progress.console.print(text, style=style, highlight=False, markup=False)
+
+    def planned(self, plan: SlidePlan, projection: Projection, remaining: int) -> None:
+        super().planned(plan, projection, remaining)
+        self._draw()
+
+    def advanced(self, slide: str, tiles: int) -> None:
+        self.progress.update(self.bar, completed=max(self.tiles_done, tiles))
+
+    def shard_done(self, report: ShardReport) -> None:
+        super().shard_done(report)
+        self._draw()
+
+    def slide_done(self, result: SlideResult) -> None:
+        super().slide_done(result)
+        self._draw()
+
+    def _draw(self) -> None:
+        self.progress.update(
+            self.bar, completed=self.tiles_done, total=self.tiles, slides=f"{self.slides_done}/{self.slides}", rate=self.rate
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.progress.stop()
+
+
+def make_reporter(log_format: str) -> _Counter:
+    """The display for a format: auto is live on a terminal and plain lines elsewhere; json is JSON lines. All write to stderr."""
+    if log_format == "json":
+        return JsonReporter(sys.stderr)
+    if log_format == "auto" and sys.stderr.isatty():
+        return LiveReporter(Console(stderr=True))
+    return LogReporter(sys.stderr)
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """The closing table, and what to type next."""
+    table = Table(title=None, show_header=False, box=None, pad_edge=False)
+    done = [s for s in summary.slides if s.status in ("done", "already done")]
+    fresh = sum(s.status == "done" for s in done)
+    rows = [
+        ("slides", f"{fresh} done" + (f", {len(done) - fresh} already done" if len(done) > fresh else "") + (f", {len(summary.refused)} refused" if summary.refused else "")),
+        ("tiles", f"{summary.tiles} in the output, {summary.new_tiles} embedded by this run, {summary.failed_tiles} failed"),
+        ("speed", f"{summary.tiles_per_second:.0f} tiles/s" if summary.new_tiles else "nothing to do"),
+        ("bound", summary.bound or "-"),
+        ("seconds", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in sorted(summary.seconds_by_stage.items())) + f"; in all {summary.seconds:.1f}"),
+        ("memory", f"peak {gib(summary.peak_bytes)}, projected {gib(summary.projected_bytes)}" if summary.peak_bytes else "-"),
+        ("output", summary.output),
+    ]  # fmt: skip
+    for name, words in rows:
+        table.add_row(f"[bold]{name}[/bold]", words)
+    console.print(table)
+    for slide in summary.slides:
+        if slide.status in ("refused", "unfinished"):
+            console.print(f"  {slide_words(slide)}", style="yellow", highlight=False, markup=False)
+        elif slide.failed_tiles:
+            console.print(
+                f"  {slide.id}: {slide.failed_tiles} tiles failed, first: {next(iter(slide.tile_errors.values()), '')}",
+                style="yellow",
+                highlight=False,
+                markup=False,
+            )
+        elif slide.note:
+            console.print(f"  {slide.id}: {slide.note}", highlight=False, markup=False)
+    if done:
+        path = f"{summary.output}/{done[0].id}.zarr"
+        console.print(
+            "next    ",
+            f"python -c \"import anndata; print(anndata.read_zarr('{path}/tables/tiles'))\"",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        console.print("picture ", f"{path}/overview.png", highlight=False, markup=False, soft_wrap=True)

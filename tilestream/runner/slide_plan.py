@@ -1,0 +1,250 @@
+"""What a run will do to one image, from sizes and a thumbnail alone: level, tiles kept, shards, bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.config.schema import Config, Tiles
+from tilestream.config.slide_list import SlideRef
+from tilestream.errors import ConfigError, InputError
+from tilestream.geometry import level_for_scale, scale_from_mpp
+from tilestream.grid import PlacedGrid, TileGrid
+from tilestream.sources.base import SegmentGrid, SlideInfo, Source, SourceOptions
+from tilestream.store.layout import Layout, TileColumns
+from tilestream.tiles.coords import find_file, place_tiles
+from tilestream.tiles.read_spec import ReadSpec
+from tilestream.tiles.thumbnail import Thumbnail, read_thumbnail
+from tilestream.tiles.tissue import TissueOptions, find_tissue, tile_fractions
+
+LANES = 2
+"""Shards that a worker has open at once: one computes while the next one reads."""
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What a worker measured of the encoder and of itself before any pixel was read."""
+
+    name: str
+    dim: int
+    tokens: int
+    """Tokens a tile; 1 where the encoder gives one vector."""
+    tile_size: int | None
+    mpp: float | None
+    parameters: int
+    digest: str
+    """SHA-256 over the weights."""
+    untrained: bool
+    peak_bytes: int
+    """High-water mark of the worker's resident memory after one batch: interpreter, libraries, weights, activations."""
+    device: str
+    """Where it runs, e.g. `cpu` or `cuda:0 (NVIDIA H200)`."""
+    precision: str
+    """fp32, bf16 or fp16."""
+    batch: int
+    """Tiles a batch."""
+    threads: int
+    """Decode threads a worker."""
+    mpp_range: tuple[float, float] | None = None
+    """Least and greatest µm/px that it serves; None: within 5 % of `mpp`."""
+    processes: int = 0
+    """Decoding processes a worker; 0 where its threads decode."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the encoder runs."""
+
+
+@dataclass(frozen=True)
+class SlidePlan:
+    """The tiles of one image and how they are read. Small: no pixels but the thumbnail's."""
+
+    ref: SlideRef
+    info: SlideInfo
+    grid: TileGrid
+    spec: ReadSpec
+    pieces: SegmentGrid | None
+    """The file's own tiles or strips at the level that is read; None where it reads regions only."""
+    tile_row: NDArray[np.int64]
+    """(n,) kept tiles, row-major."""
+    tile_col: NDArray[np.int64]
+    tissue: NDArray[np.float32]
+    """(n,) fraction of each kept tile that is tissue."""
+    thumbnail: Thumbnail
+    mask: NDArray[np.bool_]
+    """(h, w) tissue, on the thumbnail's pixels."""
+
+    @property
+    def tiles(self) -> int:
+        """Number of kept tiles: rows of every output array."""
+        return len(self.tile_row)
+
+    @property
+    def candidates(self) -> int:
+        """Number of tiles before tissue was looked at."""
+        if isinstance(self.grid, PlacedGrid):
+            return self.tiles
+        return self.grid.rows * self.grid.cols if self.grid.edge == "pad" else len(self.grid.candidates()[0])
+
+    @property
+    def padded(self) -> NDArray[np.bool_]:
+        """(n,) whether a tile hangs over the image."""
+        return self.grid.overhangs(self.tile_row, self.tile_col)
+
+    @property
+    def columns(self) -> TileColumns:
+        """What is known of the tiles before a pixel is read."""
+        y, x = self.grid.l0_y(self.tile_row), self.grid.l0_x(self.tile_col)
+        return TileColumns(self.tile_row, self.tile_col, y, x, self.tissue, self.grid.l0_extent)
+
+    @property
+    def stride_um(self) -> float | None:
+        """Step between tiles in µm; None where the image has no scale."""
+        return None if self.info.mpp is None else self.grid.stride * self.grid.scale * self.info.mpp
+
+
+def source_options(config: Config, ref: SlideRef) -> SourceOptions:
+    """What the config and the slide list say of a file; a resolution in the list goes before the config's."""
+    chosen = config.source
+    return SourceOptions(
+        backend=chosen.backend, z=chosen.z, t=chosen.t, channels=chosen.channels, window=chosen.window, scene=chosen.scene,
+        mpp=ref.mpp if ref.mpp is not None else chosen.mpp, reduced=config.tiles.fast_downsample and config.tiles.level is None, icc=chosen.icc,
+    )  # fmt: skip
+
+
+def make_grid(info: SlideInfo, tiles: Tiles, name: str) -> tuple[TileGrid, ReadSpec]:
+    """The tile grid of an image and the level that it is read from (DESIGN: geometry).
+
+    Raises
+    ------
+    InputError
+        The image has no resolution but `tiles.mpp` asks for one, lacks the level, or is coarser than what is asked for.
+    """
+    if tiles.level is not None:
+        if tiles.level >= len(info.levels):
+            levels = f"levels 0 to {len(info.levels) - 1}" if len(info.levels) > 1 else "level 0 only"
+            raise InputError(f"tiles.level: {tiles.level}, but {name} has {levels}.")
+        scale = info.levels[tiles.level].downsample
+        level: int | None = tiles.level
+    else:
+        assert tiles.mpp is not None, "the config has exactly one of tiles.mpp and tiles.level"
+        if info.mpp is None:
+            raise InputError(
+                f"{name}: the file does not say its resolution, and tiles.mpp is {tiles.mpp}. Write `source: {{mpp: 0.25}}` with the µm per "
+                "pixel of level 0, give it in the column `mpp` of a slide list, or use `tiles: {level: 0}`."
+            )
+        scale = scale_from_mpp(tiles.mpp, info.mpp)
+        level = level_for_scale(info.levels, scale)
+    if level is None:
+        raise InputError(
+            f"{name}: tiles.mpp is {tiles.mpp}, but the finest level has {info.mpp:.4g} µm/px. Set tiles.mpp to {info.mpp:.4g} or more."
+        )
+    grid = TileGrid(info.size, tiles.size, tiles.stride or tiles.size, scale, tiles.edge)
+    return grid, ReadSpec(level, info.levels[level].downsample, tiles.size, scale)
+
+
+def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: EncoderFacts) -> SlidePlan:
+    """Decide what is done to one image; reads a thumbnail, no full-resolution pixels where a coarser level exists.
+
+    Raises
+    ------
+    InputError
+        The image cannot serve this config: see `make_grid`, or its resolution does not suit the encoder.
+    """
+    info = source.info
+    chosen = config.tiles.chosen
+    check_resolution(facts, config, info.mpp, ref.id)
+    if chosen is None:
+        grid, spec = make_grid(info, config.tiles, ref.id)
+        tile_row, tile_col = grid.candidates()
+    else:
+        grid, tile_row, tile_col = place_tiles(find_file(chosen, ref.id), info, config.tiles.size, ref.id)
+        spec = _placed_spec(grid, info, ref.id)
+        _refuse_placed(grid, info.mpp, config, facts, ref.id)
+    options = TissueOptions(**config.tiles.tissue.model_dump())
+    thumbnail = read_thumbnail(source)
+    mask = find_tissue(thumbnail, options, um_per_px=None if info.mpp is None else info.mpp * thumbnail.downsample)
+    fraction = tile_fractions(mask, thumbnail.downsample, grid, tile_row, tile_col)
+    if options.method != "none" and chosen is None:
+        keep = (fraction >= options.min_fraction) & (fraction > 0)
+        tile_row, tile_col, fraction = tile_row[keep], tile_col[keep], fraction[keep]
+    return SlidePlan(ref, info, grid, spec, source.segment_grid(spec.level), tile_row, tile_col, fraction, thumbnail, mask)
+
+
+def _placed_spec(grid: TileGrid, info: SlideInfo, name: str) -> ReadSpec:
+    """How tiles that a file gave are read."""
+    level = level_for_scale(info.levels, grid.scale)
+    if level is None:
+        raise InputError(
+            f"{name}: tiles.from has tiles of {grid.l0_extent:g} level-0 px, and tiles.size is {grid.tile}: pixels are averaged, never invented. "
+            f"Set tiles.size to {math.floor(grid.l0_extent)} or less."
+        )
+    return ReadSpec(level, info.levels[level].downsample, grid.tile, grid.scale)
+
+
+def _refuse_placed(grid: TileGrid, mpp: float | None, config: Config, facts: EncoderFacts, name: str) -> None:
+    """Refuse what places of a file cannot serve: a resolution that the encoder was not made for, neighbours where there is no lattice."""
+    if facts.mpp is not None and mpp is not None and not config.encoder.allow_mismatch:
+        _refuse_mpp(facts, mpp * grid.scale, f"{name}: tiles.from, tiles.size {grid.tile}")
+    if not grid.regular and (config.context is not None or "windows" in config.output.save):
+        what = "context" if config.context is not None else "output.save: windows"
+        raise InputError(
+            f"{name}: {what} needs tiles on a lattice, and those of {config.tiles.chosen} lie on none. Leave it out for this slide, "
+            "or let tilestream choose the tiles."
+        )
+
+
+def check_encoder(facts: EncoderFacts, config: Config) -> None:
+    """Refuse a tile size or resolution that the encoder was not made for, unless `encoder.allow_mismatch`.
+
+    Raises
+    ------
+    ConfigError
+        With both values.
+    """
+    if "windows" in config.output.save and facts.tokens > 1 and config.context is None:
+        raise ConfigError(
+            f"output.save: windows, but {facts.name} gives patch tokens and there is no context to pass them through. Add a context, or leave windows out."
+        )
+    if config.context is not None and facts.dim % config.context.heads:
+        raise ConfigError(f"context.heads: {config.context.heads} does not divide the encoder's dimension, {facts.dim}.")
+    if config.encoder.allow_mismatch:
+        return
+    if facts.tile_size is not None and facts.tile_size != config.tiles.size:
+        raise ConfigError(
+            f"tiles.size: {config.tiles.size}, but encoder {facts.name} takes tiles of {facts.tile_size} px. "
+            f"Set tiles.size to {facts.tile_size}, or encoder.allow_mismatch to true."
+        )
+    if facts.mpp is not None and config.tiles.mpp is not None:
+        _refuse_mpp(facts, config.tiles.mpp, "tiles.mpp")
+
+
+def check_resolution(facts: EncoderFacts, config: Config, mpp: float | None, name: str) -> None:
+    """With `tiles.level`, the resolution is the slide's: refuse one that the encoder was not made for."""
+    if facts.mpp is not None and config.tiles.level == 0 and mpp is not None and not config.encoder.allow_mismatch:
+        _refuse_mpp(facts, mpp, f"{name}: level 0")
+
+
+def _refuse_mpp(facts: EncoderFacts, mpp: float, what: str) -> None:
+    assert facts.mpp is not None
+    low, high = facts.mpp_range or (facts.mpp * 0.95, facts.mpp * 1.05)
+    if not low <= mpp <= high:
+        served = f"{facts.mpp:.4g}" if facts.mpp_range is None else f"{low:.4g} to {high:.4g}"
+        kind = ConfigError if what == "tiles.mpp" else InputError
+        way = "Set tiles.size so that they meet" if "tiles.from" in what else f"Set tiles.mpp to {facts.mpp:.4g}"
+        raise kind(f"{what}: {mpp:.4g} µm/px, but encoder {facts.name} was trained at {served}. {way}, or encoder.allow_mismatch to true.")
+
+
+def make_layout(plan_tiles: int, config: Config, facts: EncoderFacts) -> Layout:
+    """Shapes of a slide's arrays. Patch tokens are kept where they are asked for, or where the dense context reads them back."""
+    kept = "tokens" in config.output.save or (config.context is not None and config.context.schedule == "dense")
+    context_dim = facts.dim if config.context is not None else 0
+    return Layout(
+        plan_tiles,
+        facts.dim,
+        config.compute.shard_tiles,
+        config.output.dtype,
+        context_dim,
+        facts.tokens if kept and facts.tokens > 1 else 0,
+    )

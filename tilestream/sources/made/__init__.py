@@ -1,0 +1,1 @@
+"""Sample slides: made data with known tissue."""

@@ -1,0 +1,182 @@
+"""Tiles, tokens and context of a slide in one pass: reader, encoder, row bands and means as one chain of generators; no token is stored."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tilestream.config.schema import Context, Windows
+from tilestream.errors import InterruptedRunError
+from tilestream.grid import TileGrid
+from tilestream.models.context import ContextTransformer
+from tilestream.models.context_streaming import RowBands, TokenBand
+from tilestream.sources.base import SourceOptions
+from tilestream.stages.clock import Clock
+from tilestream.stages.embed_tiles import STOP, ShardReport, count_statuses, open_unchanged, place_results, refuse_tile
+from tilestream.stages.mix_context import STAGE, Sink, build_context, input_end, input_top, row_groups
+from tilestream.stages.token_grid import TokenGrid, tokens_a_side
+from tilestream.stages.worker import Embedded, WorkerSettings, worker_for
+from tilestream.store.folder import Folder
+from tilestream.store.layout import OK, PADDED, Layout
+from tilestream.store.slide_store import SlideStore
+from tilestream.tiles.read_spec import ReadSpec
+
+SEGMENT_HALOS = 16
+"""Rows of a segment for each row that its halo adds: at most an eighth is computed twice."""
+
+
+@dataclass(frozen=True)
+class PassTask:
+    """Some consecutive shards of one slide."""
+
+    slide: str
+    address: str
+    options: SourceOptions
+    fingerprint: str
+    """Of the source when the slide was planned."""
+    spec: ReadSpec
+    grid: TileGrid
+    stride_um: float | None
+    """Step between tiles in µm; None where the image has no scale."""
+    tokens: int
+    """Tokens of a tile."""
+    first: int
+    end: int
+    """The shards, the end excluded."""
+    store: str
+    """Address of the slide's store."""
+    settings: WorkerSettings
+    context: Context
+    precision: str
+    """fp32, bf16 or fp16: of the context."""
+    windows: Windows | None
+    """Window vectors to make of patch tokens on the way."""
+    fail_tiles: bool
+    """Whether one failed tile ends the slide."""
+
+
+def segments(layout: Layout, tile_row: NDArray[np.int64], halo_tiles: int, *, whole: bool) -> Iterator[tuple[int, int]]:
+    """Runs of shards, each one task: all of them, or few enough that several workers share them and the halo costs little."""
+    first = 0
+    for shard in range(layout.shards):
+        rows = int(tile_row[layout.rows(shard).stop - 1] - tile_row[layout.rows(first).start]) + 1
+        if shard == layout.shards - 1 or (not whole and rows >= SEGMENT_HALOS * halo_tiles):
+            yield first, shard + 1
+            first = shard + 1
+
+
+@torch.inference_mode()
+def embed_and_mix(task: PassTask) -> ShardReport:
+    """Read, embed, mix and write the shards of a task that are not committed yet; their bytes do not depend on where it starts."""
+    worker = worker_for(task.settings)
+    with worker.lanes:
+        source = open_unchanged(worker, task.address, task.options, task.fingerprint)
+        work = _Pass(task)
+        sink = Sink(work.places, work.layout, work.store, task.windows, work.first_open(), task.end)
+        if sink.first_row is not None:
+            model = build_context(task.context, work.layout.dim, task.precision).to(worker.device)
+            start = time.perf_counter()
+            tiles, groups = work.reach(model, sink.first_row)
+            y, x = task.grid.l0_y(work.places.tile_row[tiles]), task.grid.l0_x(work.places.tile_col[tiles])
+            cuts = [work.places.tiles_between(row, row).start - tiles.start for row, _ in groups[1:]]
+            with closing(worker.embed_tiles(source, task.spec, y, x, work.clock, cuts)) as embedded:
+                bands = (TokenBand(b.tokens.to(worker.device), b.tok_row, b.tok_col, b.upto) for b in work.bands(embedded, tiles, groups))
+                for band in RowBands(model, work.stride_um).run(bands):
+                    with work.clock.timed("write"):
+                        sink.add(band)
+            with work.clock.timed("write"):
+                sink.finish()
+            taken = work.clock.seconds
+            work.clock.add("context", time.perf_counter() - start - sum(taken.get(stage, 0.0) for stage in ("wait", "compute", "write")))
+    process = f"{os.uname().nodename}:{os.getpid()}"
+    return ShardReport(task.slide, task.first, work.counts, work.clock.seconds, work.errors, worker.peak_bytes(), process)
+
+
+class _Pass:
+    """What a pass knows of its slide, and the rows that it has not written yet."""
+
+    def __init__(self, task: PassTask) -> None:
+        self.task = task
+        self.store = SlideStore(Folder(task.store))
+        self.layout = self.store.layout
+        row, col = (np.asarray(self.store.array(f"tables/tiles/obs/{name}")[:], np.int64) for name in ("row", "col"))
+        self.places = TokenGrid(task.grid, row, col, tokens_a_side(task.tokens, task.grid))
+        self.stride_um = None if task.stride_um is None else task.stride_um / self.places.side
+        self.clock = Clock()
+        self.counts: dict[str, int] = {}
+        self.errors: dict[int, str] = {}
+        self._tiles_open = set(range(task.first, task.end)) - set(self.store.ledger())
+        self._parts: list[tuple[NDArray[Any], NDArray[np.int8]]] = []
+
+    def first_open(self) -> int:
+        """The first shard whose context is not committed; its tiles may be."""
+        done = self.store.ledger(STAGE)
+        return next((shard for shard in range(self.task.first, self.task.end) if shard not in done), self.task.end)
+
+    def reach(self, model: ContextTransformer, first_row: int) -> tuple[slice, list[tuple[int, int]]]:
+        """The tiles that the context of the task's shards from token row `first_row` on depends on, and their rows in groups."""
+        side, rows = self.places.side, self.places.grid.rows
+        top, end = max(0, input_top(model, first_row) // side), rows
+        if self.task.end < self.layout.shards:
+            last = int(self.places.tile_row[self.layout.rows(self.task.end - 1).stop - 1])
+            end = min(rows, -(-input_end(model, (last + 1) * side) // side))
+        return self.places.tiles_between(top, end), list(row_groups(self.places, self.layout.dim, top, end))
+
+    def bands(self, embedded: Iterator[Embedded], tiles: slice, groups: list[tuple[int, int]]) -> Iterator[TokenBand]:
+        """The tokens of each group of tile rows; its tiles are committed on the way as their shards fill up."""
+        for row, end_row in groups:
+            rows = self.places.tiles_between(row, end_row)
+            yield self._band(embedded, rows, rows.start - tiles.start, end_row)
+
+    def _band(self, embedded: Iterator[Embedded], rows: slice, offset: int, end_row: int) -> TokenBand:
+        count, per_tile, dim = rows.stop - rows.start, self.places.side**2, self.layout.dim
+        stored = np.dtype(self.layout.dtype)
+        vectors = np.full((count, dim), np.nan, stored)
+        tokens = np.zeros((count, per_tile, dim), stored)
+        padded = self.task.grid.overhangs(self.places.tile_row[rows], self.places.tile_col[rows])
+        status = np.where(padded, PADDED, OK).astype(np.int8)
+        errors: dict[int, str] = {}
+        for part in _take(embedded, offset, count):
+            if STOP.is_set():
+                raise InterruptedRunError("stopped")
+            place_results(part, vectors, tokens, status, errors)
+        if errors and self.task.fail_tiles:
+            refuse_tile(self.task.slide, {rows.start + k: message for k, message in sorted(errors.items())})
+        with self.clock.timed("write"):
+            self._commit(rows, vectors, status, errors)
+        # Tokens are rounded to the stored type, as where they are stored and read back: each way of the context has the same input.
+        good: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
+        return self.places.band(rows, tokens.astype(np.float32), good, end_row * self.places.side)
+
+    def _commit(self, rows: slice, vectors: NDArray[Any], status: NDArray[np.int8], errors: dict[int, str]) -> None:
+        """Take rows, which come in order, and write each open shard once it is full."""
+        for shard in range(rows.start // self.layout.shard_tiles, -(-rows.stop // self.layout.shard_tiles)):
+            if shard not in self._tiles_open:
+                continue
+            whole = self.layout.rows(shard)
+            part = slice(max(rows.start, whole.start) - rows.start, min(rows.stop, whole.stop) - rows.start)
+            self._parts.append((vectors[part].copy(), status[part]))
+            mine = [k for k in sorted(errors) if part.start <= k < part.stop]
+            self.errors |= {rows.start + k: errors[k] for k in mine[:20]}
+            if rows.stop >= whole.stop:
+                values, codes = (np.concatenate(column) for column in zip(*self._parts, strict=True))
+                self._parts.clear()
+                counts = count_statuses(codes)
+                self.store.write_shard(shard, {"tables/tiles/X": values, "tables/tiles/obs/status/codes": codes}, {"counts": counts})
+                self.counts = {name: self.counts.get(name, 0) + n for name, n in counts.items()}
+
+
+def _take(embedded: Iterator[Embedded], offset: int, count: int) -> Iterator[Embedded]:
+    """The results of the next `count` tiles, in any order, numbered from 0; reading was cut so that they end with a batch."""
+    while count > 0:
+        part = next(embedded)
+        yield Embedded(part.index - offset, part.out, {k - offset: message for k, message in part.failed.items()})
+        count -= len(part.index)

@@ -1,0 +1,288 @@
+"""A worker process: its encoder, its decode threads, and the way of tiles from a source through the encoder.
+
+On a CPU, tiles are made on the host and computed where they lie. On a CUDA device they are made there: host threads decode the
+file's pieces into pinned memory (or the device decodes them), a stream of its own copies and gathers, the encoder follows on
+another, and results come back while the next batch computes.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tilestream.encoders.registry import EncoderSpec, build_encoder
+from tilestream.errors import ConfigError
+from tilestream.runner.slide_plan import LANES
+from tilestream.sources import open_source
+from tilestream.sources.base import Source, SourceOptions
+from tilestream.stages.clock import Clock
+from tilestream.stages.device_encoding import DeviceEncoder, host_encoder
+from tilestream.stages.hardware import children_memory, peak_memory, pick_device, pick_precision, settle_allocator
+from tilestream.stages.prefetch import read_ahead, side_stream
+from tilestream.tiles.decode_processes import CHILD_BYTES, DecodeProcesses
+from tilestream.tiles.device_decoding import HostDecoder, NvImageCodecDecoder, StreamDecoder
+from tilestream.tiles.device_reader import DeviceTileBatch, DeviceTileReader, can_decode_on_device
+from tilestream.tiles.isolation import IsolatedReader, Job
+from tilestream.tiles.read_spec import READ_TILES, ReadSpec
+from tilestream.tiles.tile_reader import PixelBuffers, TileBatch, TileReader
+
+IN_FLIGHT = 2
+"""Batches launched on a device before the results of the first are waited for."""
+
+CPU_BATCH = 16
+"""Tiles a batch where the config leaves it open: a CPU gains nothing from more. On a GPU it is measured."""
+
+Batch = TileBatch | DeviceTileBatch
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How a worker is set up; equal settings share one encoder."""
+
+    encoder: str
+    weights: str | None
+    args: str
+    """Arguments of the factory, as JSON: hashable."""
+    precision: str
+    device: str
+    tile: int
+    batch: int | None
+    """Tiles a batch; None takes what suits the device."""
+    threads: int
+    compile: bool | None
+    """Whether the encoder is compiled; None where it pays: on CUDA."""
+    isolate: bool
+    """Whether tiles are read in a child process."""
+    decode: str
+    """Where JPEG is decoded: auto, cpu or gpu."""
+    decode_processes: bool
+    """Whether pieces for a device are decoded in processes of their own, as many as `threads`."""
+    compute_threads: int | None
+    """Threads of torch within one operation; None leaves torch's own choice."""
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What the encoder is built from."""
+        return EncoderSpec(name=self.encoder, weights=self.weights, args=json.loads(self.args))
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The encoder's results for one batch."""
+
+    index: NDArray[np.int64]
+    """(n,) place of each tile in the list that was asked for."""
+    out: NDArray[np.float32]
+    """(n, dim) or (n, tokens, dim); undefined where the tile failed."""
+    failed: dict[int, str]
+    """Why reading failed, by place in the list that was asked for."""
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A batch whose results are on their way from the device."""
+
+    batch: Batch
+    out: Tensor
+    """In pinned memory on CUDA, filled once `ended`."""
+    started: torch.cuda.Event | float
+    ended: torch.cuda.Event | float
+
+
+class Worker:
+    """One process's encoder, decode pool and lanes. The encoder serves one shard at a time; reading runs ahead in the other lane.
+
+    Raises
+    ------
+    ConfigError
+        The device is not there, or cannot do what the config asks of it.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.device = pick_device(settings.device)
+        settle_allocator(computes=self.device.type == "cpu")
+        self.settings = settings
+        if settings.compute_threads is not None:
+            torch.set_num_threads(settings.compute_threads)
+        self.gathers = self.device.type == "cuda"
+        if settings.decode == "gpu" and not self.gathers:
+            raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
+        self.processes = DecodeProcesses(settings.threads) if self.gathers and settings.decode_processes else None
+        self.dtype = pick_precision(settings.precision, self.device)
+        self.encoder = build_encoder(settings.spec).to(self.device)
+        if self.dtype is not torch.float32:
+            self.encoder = self.encoder.to(self.dtype)
+        self.notes: list[str] = []
+        if self.gathers:
+            compiled = settings.compile is not False
+            on_device = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device, compiled=compiled)
+            self.batch, self.notes = on_device.batch, on_device.notes
+            self.read_batch = self.batch
+            self._encode_batch: Callable[[Tensor], Tensor] = on_device
+        else:
+            self.batch = settings.batch or CPU_BATCH
+            self.read_batch = -(-READ_TILES // self.batch) * self.batch
+            self._encode_batch = host_encoder(self.encoder, settings.encoder, self.batch)
+        self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
+        # One thread does all computing: each thread has an allocator arena of its own, and activations would leave holes in all of them.
+        self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self.buffers = PixelBuffers()
+        self.lanes = threading.BoundedSemaphore(LANES)
+        self.device_lock = threading.Lock()
+        self._decoders: dict[bool, list[StreamDecoder | HostDecoder]] = {True: [], False: []}
+        self._sources: dict[tuple[str, SourceOptions], Source] = {}
+        self._sources_lock = threading.Lock()
+
+    def source(self, address: str, options: SourceOptions) -> Source:
+        """The open image of an address; the two used last stay open."""
+        with self._sources_lock:
+            key = (address, options)
+            if key not in self._sources:
+                while len(self._sources) >= LANES:
+                    self._sources.pop(next(iter(self._sources)))
+                self._sources[key] = open_source(address, options)
+            return self._sources[key]
+
+    def reopen(self, address: str, options: SourceOptions) -> Source:
+        """The image of an address, opened anew: its file is another one by now."""
+        with self._sources_lock:
+            self._sources.pop((address, options), None)
+        return self.source(address, options)
+
+    def program_bytes(self) -> int:
+        """Resident memory of the worker before it reads: its own so far, and what its decoding processes will hold."""
+        return peak_memory() + CHILD_BYTES * (self.processes.count if self.processes else 0)
+
+    def peak_bytes(self) -> int:
+        """High-water mark of the worker's own resident memory, and what its children hold now."""
+        return peak_memory() + children_memory()
+
+    def embed_tiles(
+        self,
+        source: Source,
+        spec: ReadSpec,
+        l0_y: NDArray[np.int64],
+        l0_x: NDArray[np.int64],
+        clock: Clock,
+        cuts: Sequence[int] = (),
+    ) -> Generator[Embedded, None, None]:
+        """Read tiles and run them through the encoder, one caller at a time; reading starts before the caller's turn.
+
+        Tiles come as their last piece is decoded, in any order. A list is read in parts that end at `cuts`, one after another: every tile
+        of a part comes before any of the next. Closing the generator stops the reading.
+        """
+        batches = read_ahead(self._read_parts(source, spec, l0_y, l0_x, cuts), clock)
+        try:
+            first = next(batches, None)
+            with self.device_lock:
+                pending: deque[_Launched] = deque()
+                while first is not None:
+                    pending.append(self._launch(first))
+                    if len(pending) > (IN_FLIGHT if self.gathers else 0):
+                        yield self._land(pending.popleft(), clock)
+                    with clock.timed("wait"):
+                        first = next(batches, None)
+                for launched in pending:
+                    yield self._land(launched, clock)
+        finally:
+            batches.close()
+
+    def _read_parts(
+        self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64], cuts: Sequence[int]
+    ) -> Generator[Batch, None, None]:
+        """`_read` of each part, numbered through."""
+        for start, end in pairwise([0, *cuts, len(l0_y)]):
+            for batch in self._read(source, spec, l0_y[start:end], l0_x[start:end]):
+                failed = {start + k: message for k, message in batch.failed.items()}
+                yield replace(batch, index=batch.index + start, failed=failed) if start else batch
+
+    def _read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
+        """Batches of tiles, on the device where they are gathered there and then complete on its stream `_launch` waits for."""
+        threads = self.settings.threads
+        with self._sources_lock:
+            known = (key for key, opened in self._sources.items() if opened is source)
+            address, options = next(known, (source.info.address, SourceOptions()))
+        if self.settings.isolate:
+            yield from IsolatedReader(Job(address, options, spec, threads, self.read_batch)).read(l0_y, l0_x)
+            return
+        if not self.gathers or source.segment_grid(spec.level) is None:
+            yield from TileReader(source, spec, pool=self.pool, threads=threads, batch=self.read_batch, buffers=self.buffers).read(
+                l0_y, l0_x
+            )
+            return
+        on_device = self.settings.decode == "gpu" and can_decode_on_device(source, spec.level)
+        free = self._decoders[on_device]
+        decoder = free.pop() if free else NvImageCodecDecoder(self.device) if on_device else HostDecoder(self.device, self.processes)
+        try:
+            reader = DeviceTileReader(
+                source, spec, decoder=decoder, pool=self.pool, threads=threads, batch=self.read_batch, options=options
+            )
+            with side_stream(self.device) as stream:
+                for batch in reader.read(l0_y, l0_x):
+                    yield replace(batch, ready=None if stream is None else stream.record_event())
+        finally:
+            free.append(decoder)
+
+    def _launch(self, batch: Batch) -> _Launched:
+        """Start the encoder on a batch."""
+        if self.device.type == "cpu":
+            start = time.perf_counter()
+            out = self.compute.submit(self.encode, batch.pixels).result()
+            return _Launched(batch, out, start, time.perf_counter())
+        if isinstance(batch, DeviceTileBatch) and batch.ready is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(batch.ready)
+            batch.pixels.record_stream(stream)
+        started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        started.record()
+        found = self.encode(batch.pixels).float()
+        out = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        out.copy_(found, non_blocking=True)
+        ended.record()
+        return _Launched(batch, out, started, ended)
+
+    def _land(self, launched: _Launched, clock: Clock) -> Embedded:
+        """Wait for the results of a batch, and give its memory back."""
+        batch = launched.batch
+        if isinstance(launched.ended, torch.cuda.Event) and isinstance(launched.started, torch.cuda.Event):
+            launched.ended.synchronize()
+            clock.add("compute", launched.started.elapsed_time(launched.ended) / 1000)
+        elif isinstance(launched.ended, float) and isinstance(launched.started, float):
+            clock.add("compute", launched.ended - launched.started)
+        if isinstance(batch, TileBatch):
+            self.buffers.give(batch.pixels)
+        return Embedded(batch.index, launched.out.float().numpy(), batch.failed)
+
+    @torch.inference_mode()
+    def encode(self, pixels: NDArray[np.uint8] | Tensor) -> Tensor:
+        """(n, tile, tile, 3) uint8 -> (n, dim) or (n, tokens, dim) on the device, in batches of one size."""
+        tiles = (torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels).to(self.device, non_blocking=True)
+        parts = [self._encode_batch(part) for part in torch.split(tiles, self.batch)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+_worker: Worker | None = None
+_WORKER_LOCK = threading.Lock()
+
+
+def worker_for(settings: WorkerSettings) -> Worker:
+    """The worker of this process; built once, and anew when the settings change. One that measured its batch serves that batch too."""
+    global _worker  # noqa: PLW0603  # one encoder a process
+    with _WORKER_LOCK:
+        if _worker is None or settings not in (_worker.settings, replace(_worker.settings, batch=_worker.batch)):
+            if _worker is not None and _worker.processes is not None:
+                _worker.processes.close()
+            _worker = None  # let go of the old encoder before the new one is built
+            _worker = Worker(settings)
+        return _worker

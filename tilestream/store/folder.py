@@ -1,0 +1,129 @@
+"""A folder of objects, local or in an object store: whole objects in, whole objects out, nothing half-written visible."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
+
+from tilestream.errors import ConfigError
+from tilestream.store.object_store import RemoteStore, open_remote
+
+SYNCS_AT_ONCE = 16
+
+
+class Folder:
+    """A local directory or an object-store prefix, addressed by `/`-separated keys.
+
+    Local objects are written beside their place, synced and renamed; object stores put whole objects by nature.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.local = None if "://" in address else Path(address)
+        self.store: Store = LocalStore(self.local) if self.local is not None else _remote_store(address)
+
+    def reach(self) -> None:
+        """Ask an object store for anything at all.
+
+        Raises
+        ------
+        ConfigError
+            It does not answer, or refuses.
+        """
+        if self.local is None:
+            try:
+                self.names(".tilestream")
+            except OSError as error:
+                raise ConfigError(
+                    f"output: {self.address} cannot be reached: {error.strerror}. Check bucket, credentials and endpoint (AWS_ENDPOINT_URL and others)."
+                ) from error
+
+    def __truediv__(self, key: str) -> Folder:
+        """The folder below this one."""
+        return Folder(f"{self.address.rstrip('/')}/{key}")
+
+    def get(self, key: str) -> bytes | None:
+        """The bytes of an object, or None where there is none; looking makes no folder."""
+        if self.local is not None:
+            try:
+                return (self.local / key).read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
+        buffer = sync(self.store.get(key, default_buffer_prototype()))
+        return None if buffer is None else bytes(buffer.to_bytes())
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whole; it survives a power cut once this returns."""
+        sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+        self.flush(key)
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Write an object where there is none; False where there is one. On a local disk the caller sees to it that nobody comes between."""
+        if isinstance(self.store, RemoteStore):
+            return bool(sync(self.store.set_new(key, data)))
+        if self.exists(key):
+            return False
+        self.put(key, data)
+        return True
+
+    def flush(self, key: str) -> None:
+        """Make a local object and its name durable; object stores are durable when they answer."""
+        if self.local is not None:
+            _sync(self.local / key)
+            _sync((self.local / key).parent)
+
+    def flush_all(self, keys: list[str]) -> None:
+        """Make these objects durable, and the names of all that lies in this folder."""
+        if self.local is None:
+            return
+        folders = [path for path in self.local.rglob("*") if path.is_dir()]
+        with ThreadPoolExecutor(SYNCS_AT_ONCE) as pool:  # file systems commit what is asked for together at once
+            deque(pool.map(_sync, [*(self.local / key for key in keys), *folders, self.local, self.local.parent]), maxlen=0)
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object of this name."""
+        if self.local is not None:
+            return (self.local / key).is_file()
+        return bool(sync(self.store.exists(key)))
+
+    def delete(self, key: str) -> None:
+        """Remove an object; a missing one is no error."""
+        sync(self.store.delete(key))
+
+    def delete_all(self, prefix: str = "") -> None:
+        """Remove every object below `prefix`."""
+        sync(self.store.delete_dir(prefix))
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of the objects below `prefix`, sorted."""
+        if self.local is not None:
+            return sorted(path.relative_to(self.local).as_posix() for path in (self.local / prefix).rglob("*") if path.is_file())
+
+        async def collect() -> list[str]:
+            return [key async for key in self.store.list_prefix(prefix)]
+
+        return sorted(sync(collect()))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remote_store(address: str) -> Store:
+    try:
+        return open_remote(address)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"output: {address} needs the extra `s3`: pip install 'tilestream[s3]'.") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"output: {address} is no URL of an object store: {error}.") from error

@@ -1,0 +1,1 @@
+"""Which squares of an image are kept, and their pixels in batches."""

@@ -1,0 +1,221 @@
+"""Decoding in processes of their own, into memory that a device copies from.
+
+A device eats tiles faster than one interpreter can hand out their pieces: sixteen threads that decode 256 px pieces of 0.2 ms each ask
+for its lock 160,000 times a second, beside those that plan, launch and write. Here each process has a lock of its own; this one sends it
+some pieces at a time, and pixels come back through shared memory. Linux only (memfd_create(2), SOCK_SEQPACKET in unix(7)).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import pickle
+import queue
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.errors import InputError, ReadError
+from tilestream.sources import open_source
+from tilestream.sources.base import Source, SourceOptions
+
+CHILD_BYTES = 64 * 1024**2
+"""What a process holds beside the shared memory: an interpreter, numpy, and the indices of two slides."""
+
+KNOWN_MEMORIES = 16
+"""Shared memories that a process keeps mapped."""
+
+OPEN_SOURCES = 2
+"""Images that a process keeps open."""
+
+MESSAGE_BYTES = 1 << 16
+"""Longest message; a unit's places and outcomes take a few hundred bytes."""
+
+REASON_CHARACTERS = 1000
+"""Of each reason why a piece failed."""
+
+Decoded = int | ReadError | None
+"""The number of a decoded piece; why there is none; None for background."""
+
+
+class SharedPixels:
+    """Memory of `size` bytes that processes share; given back when it is closed or forgotten."""
+
+    _number = 0
+
+    def __init__(self, size: int) -> None:
+        SharedPixels._number += 1
+        self.number = SharedPixels._number
+        """Never used again in this process."""
+        self.fd = os.memfd_create("tilestream-pieces", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, size)
+        self.bytes: NDArray[np.uint8] = np.frombuffer(mmap.mmap(self.fd, size), np.uint8)
+        """(size,)."""
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # not made, or the interpreter is ending
+            os.close(self.fd)
+
+
+@dataclass(frozen=True)
+class OpenImage:
+    """Which image a process must open."""
+
+    address: str
+    options: SourceOptions
+    fingerprint: str
+    """Of the image that tiles were planned on; another one is refused."""
+
+
+class DecodeProcesses:
+    """Processes that decode pieces of images. A process that dies is replaced; a piece on which that happens twice has failed.
+
+    Parameters
+    ----------
+    count : int
+        Number of processes.
+    command : sequence of str
+        What runs in them, for tests; the number of a socket is added.
+    """
+
+    def __init__(self, count: int, command: Sequence[str] = (sys.executable, "-m", "tilestream.tiles.decode_processes")) -> None:
+        self.count = count
+        self._command = tuple(command)
+        self._free: queue.LifoQueue[_Child] = queue.LifoQueue()
+        for _ in range(count):
+            self._free.put(_Child(self._command))
+
+    def decode(
+        self, image: OpenImage, level: int, places: NDArray[np.int64], first: int, into: SharedPixels, shape: tuple[int, ...]
+    ) -> list[Decoded]:
+        """Decode the pieces at (k, 2) `places`, row and column, into numbers `first` on of `into`, seen as `shape` (n, height, width, 3).
+
+        Blocks until a process is free and done. Outcomes come in the order of places.
+        """
+        request = (image, level, places.tolist(), first, shape)
+        found = self._ask(request, into)
+        if found is not None:
+            return found
+        return [outcome for number, place in enumerate(places, first) for outcome in self._alone(image, level, place, number, into, shape)]
+
+    def close(self) -> None:
+        """End the processes that are not at work."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._free.get_nowait().close()
+
+    def _alone(
+        self, image: OpenImage, level: int, place: NDArray[np.int64], number: int, into: SharedPixels, shape: tuple[int, ...]
+    ) -> list[Decoded]:
+        """One piece of a unit whose process died."""
+        found = self._ask((image, level, [place.tolist()], number, shape), into)
+        row, col = place.tolist()
+        return found or [ReadError(f"{image.address}: level {level}, file tile ({row}, {col}): the decoder ended its process, twice")]
+
+    def _ask(self, request: tuple[Any, ...], into: SharedPixels) -> list[Decoded] | None:
+        """Outcomes of a request; None where its process died, which is then replaced."""
+        child = self._free.get()
+        try:
+            answer = child.ask(request, into)
+        except OSError:
+            answer = None
+        if answer is None:
+            child.close()
+            child = _Child(self._command)
+        self._free.put(child)
+        return answer if answer is None else [ReadError(found) if isinstance(found, str) else found for found in answer]
+
+
+class _Child:
+    """One process, and this one's end of the socket to it."""
+
+    def __init__(self, command: tuple[str, ...]) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._known: dict[int, None] = {}
+        with theirs:
+            number = theirs.fileno()
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+            self._process = subprocess.Popen([*command, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL, env=environment)  # noqa: S603  # our own interpreter
+
+    def ask(self, request: tuple[Any, ...], into: SharedPixels) -> list[int | str | None] | None:
+        """Send a request and wait for its outcomes; None where the process ended. Raises OSError likewise."""
+        message = pickle.dumps((into.number, *request))
+        if into.number in self._known:
+            self._socket.send(message)
+        else:
+            _remember(self._known, into.number, None, KNOWN_MEMORIES)
+            socket.send_fds(self._socket, [message], [into.fd])
+        answer = self._socket.recv(MESSAGE_BYTES)
+        return pickle.loads(answer) if answer else None  # noqa: S301  # written by our own process
+
+    def close(self) -> None:
+        """End the process."""
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _remember(known: dict[Any, Any], key: Any, value: Any, most: int) -> None:
+    """Add to a dict that forgets what was added first."""
+    while len(known) >= most:
+        known.pop(next(iter(known)))
+    known[key] = value
+
+
+def serve(number: int) -> None:
+    """What a process does: decode what is asked for through socket `number` until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all processes; the one that asks decides
+    asked = socket.socket(fileno=number)
+    memories: dict[int, NDArray[np.uint8]] = {}
+    sources: dict[OpenImage, Source] = {}
+    while True:
+        message, fds, _, _ = socket.recv_fds(asked, MESSAGE_BYTES, 1)
+        if not message:
+            return
+        memory, image, level, places, first, shape = pickle.loads(message)  # noqa: S301  # written by our own process
+        for fd in fds:
+            _remember(memories, memory, np.frombuffer(mmap.mmap(fd, 0), np.uint8), KNOWN_MEMORIES)
+            os.close(fd)
+        pixels = memories[memory][: np.prod(shape)].reshape(shape)
+        try:
+            source = _opened(sources, image)
+        except (InputError, ReadError) as error:
+            found: list[int | str | None] = [str(error)[:REASON_CHARACTERS]] * len(places)
+        else:
+            found = [_decode(source, level, row, col, piece, pixels[piece]) for piece, (row, col) in enumerate(places, first)]
+        asked.send(pickle.dumps(found))
+
+
+def _opened(sources: dict[OpenImage, Source], image: OpenImage) -> Source:
+    if image not in sources:
+        source = open_source(image.address, image.options)
+        if source.info.fingerprint != image.fingerprint:
+            source.close()
+            raise ReadError(f"{image.address}: the file was changed while it was read")
+        _remember(sources, image, source, OPEN_SOURCES)
+    return sources[image]
+
+
+def _decode(source: Source, level: int, row: int, col: int, number: int, out: NDArray[np.uint8]) -> int | str | None:
+    """`number`, once the piece is in `out`; the reason where it failed; None where the file holds no bytes for it."""
+    try:
+        pixels = source.read_segment(level, row, col, out)
+    except ReadError as error:
+        return str(error)[:REASON_CHARACTERS]
+    if pixels is None:
+        return None
+    if pixels is not out:
+        out[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return number
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

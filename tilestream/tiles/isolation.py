@@ -1,0 +1,285 @@
+"""Reading in a child process, which may hang or die: the tile that does it is given up, and the others are read.
+
+Pixels pass through a pipe, which costs more than decoding a tile in place; that is why `compute.isolate` is off by default.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.errors import InputError, ReadError
+from tilestream.geometry import Region
+from tilestream.sources import open_source
+from tilestream.sources.base import Pixels, SegmentGrid, Source, SourceOptions
+from tilestream.tiles.read_spec import ReadSpec
+from tilestream.tiles.tile_reader import TileBatch, TileReader
+
+PATIENCE = 60.0
+"""Seconds that a child may take for one batch, or for one block of a thumbnail."""
+
+START = 120.0
+"""Seconds that a child may take to start and open its source."""
+
+OPENER = "tilestream.sources:open_source"
+"""`module:function` that opens a source."""
+
+
+class Quarantined(str):
+    """Why a tile was given up after it made the reading process hang or die twice."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a child is told when it starts."""
+
+    address: str
+    options: SourceOptions
+    spec: ReadSpec
+    threads: int
+    batch: int
+    opener: str = OPENER
+
+
+class _Child:
+    """A process with a source open, started when it is asked first and again after it was killed."""
+
+    def __init__(self, target: Any, job: object, address: str) -> None:
+        self._target, self._job, self._address = target, job, address
+        self._process: Any = None
+        self._pipe: Connection | None = None
+        self.greeting: Any = None
+        """What the child said when it was ready."""
+
+    def pipe(self) -> Connection:
+        """The way to the child. Raises InputError where the source is refused, or opening it makes the process hang or die."""
+        if self._pipe is not None:
+            return self._pipe
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=self._target, args=(theirs, self._job), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            self.greeting = self.receive(START)
+        except (EOFError, OSError) as error:
+            self.kill()
+            trouble = f"takes more than {START:g} s" if isinstance(error, TimeoutError) else "makes the reading process die"
+            raise InputError(f"{self._address}: opening it {trouble}. The file is damaged; export it again or leave it out.") from error
+        if isinstance(self.greeting, str):
+            self.kill()
+            raise InputError(self.greeting)
+        return self._pipe
+
+    def receive(self, patience: float) -> Any:
+        """What the child says next. Raises TimeoutError, EOFError or OSError."""
+        assert self._pipe is not None, "the child was asked something"
+        if not self._pipe.poll(patience):
+            raise TimeoutError
+        return self._pipe.recv()
+
+    def receive_pixels(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """An array that the child has begun to send."""
+        assert self._pipe is not None, "the child was asked something"
+        pixels = np.empty(shape, np.uint8)
+        self._pipe.recv_bytes_into(pixels.reshape(-1).data)
+        return pixels
+
+    def kill(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process = None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+
+
+class IsolatedReader:
+    """Reads tiles as `TileReader` does, in a child process that is replaced when it hangs or dies.
+
+    The tiles of a group on which that happens are then read one by one; one that does it again is failed.
+
+    Parameters
+    ----------
+    job : Job
+    patience : float, optional
+        Seconds that a batch may take; `PATIENCE` where it is not given.
+    """
+
+    def __init__(self, job: Job, patience: float | None = None) -> None:
+        self.job = job
+        self.patience = PATIENCE if patience is None else patience
+        self._child = _Child(_serve_tiles, job, job.address)
+
+    def read(self, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Iterator[TileBatch]:
+        """Batches of tiles, each tile once: read, or failed with the reason.
+
+        Raises
+        ------
+        InputError
+            The child cannot open the source.
+        """
+        size = 4 * self.job.batch
+        waiting = deque((np.arange(start, min(start + size, len(l0_y))), False) for start in range(0, len(l0_y), size))
+        try:
+            while waiting:
+                group, again = waiting.popleft()
+                left = set(group.tolist())
+                trouble = ""
+                try:
+                    for batch in self._ask(group, l0_y, l0_x):
+                        left -= set(batch.index.tolist())
+                        yield batch
+                except TimeoutError:  # an OSError, so it goes first
+                    trouble = f"reading took more than {self.patience:g} s"
+                except (EOFError, OSError):
+                    trouble = "the reading process died"
+                if not trouble:
+                    continue
+                self.close()
+                if again:
+                    yield self._give_up(group, trouble)
+                else:
+                    waiting.extendleft((np.array([tile]), True) for tile in sorted(left, reverse=True))
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.kill()
+
+    def _ask(self, group: NDArray[np.int64], l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Iterator[TileBatch]:
+        self._child.pipe().send((l0_y[group], l0_x[group]))
+        while (head := self._child.receive(self.patience)) is not None:
+            index, failed, shape = head
+            pixels = self._child.receive_pixels(shape)
+            yield TileBatch(index=group[index], pixels=pixels, failed={int(group[k]): message for k, message in failed.items()})
+
+    def _give_up(self, tile: NDArray[np.int64], trouble: str) -> TileBatch:
+        side = self.job.spec.tile
+        message = Quarantined(f"{trouble}, twice; the tile was given up (compute.isolate)")
+        return TileBatch(index=tile, pixels=np.full((1, side, side, 3), 255, np.uint8), failed={int(tile[0]): message})
+
+
+class IsolatedSource(Source):
+    """An image that is opened and read in a child process, for what is done once for each slide: its facts and its thumbnail.
+
+    A region on which the child hangs or dies cannot be read; the child is then replaced.
+
+    Raises
+    ------
+    InputError
+        The image is refused, or opening it makes the process hang or die.
+    """
+
+    def __init__(self, address: str, options: SourceOptions, opener: str = OPENER) -> None:
+        self._child = _Child(_serve_regions, (address, options, opener), address)
+        self._lock = threading.Lock()
+        self._child.pipe()
+        self.info, self._grids = self._child.greeting
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.kill()
+
+    def segment_grid(self, level: int) -> SegmentGrid | None:
+        grid: SegmentGrid | None = self._grids[level]
+        return grid
+
+    def _read(self, level: int, region: Region) -> Pixels:
+        with self._lock:
+            try:
+                self._child.pipe().send((level, region))
+                problem = self._child.receive(PATIENCE)
+                if problem is None:
+                    return self._child.receive_pixels((region.height, region.width, 3))
+            except (EOFError, OSError) as error:
+                self._child.kill()
+                trouble = f"took more than {PATIENCE:g} s" if isinstance(error, TimeoutError) else "made the reading process die"
+                raise ReadError(f"{self.info.address}: level {level}: reading it {trouble}") from error
+        raise ReadError(problem)
+
+
+def open_image(address: str, options: SourceOptions, *, isolate: bool) -> Source:
+    """The image, in this process or in a child."""
+    return IsolatedSource(address, options) if isolate else open_source(address, options)
+
+
+def _serve_tiles(pipe: Connection, job: Job) -> None:
+    """The child: open the source, then read the tiles that are asked for until the parent goes away."""
+    _follow_parent()
+    source = _open_for(pipe, job.address, job.options, job.opener)
+    if source is None:
+        return
+    pipe.send(None)
+    with ThreadPoolExecutor(job.threads) as pool:
+        while (asked := _next_question(pipe)) is not None:
+            reader = TileReader(source, job.spec, pool=pool, threads=job.threads, batch=job.batch)
+            for batch in reader.read(*asked):
+                pipe.send((batch.index, batch.failed, batch.pixels.shape))
+                pipe.send_bytes(np.ascontiguousarray(batch.pixels).data.cast("B"))
+            pipe.send(None)
+
+
+def _serve_regions(pipe: Connection, job: tuple[str, SourceOptions, str]) -> None:
+    """The child: open the source, then read the regions that are asked for until the parent goes away."""
+    _follow_parent()
+    source = _open_for(pipe, *job)
+    if source is None:
+        return
+    pipe.send((source.info, [source.segment_grid(level) for level in range(len(source.info.levels))]))
+    while (asked := _next_question(pipe)) is not None:
+        try:
+            pixels = source.read_region(*asked)
+        except ReadError as error:
+            pipe.send(str(error))
+            continue
+        pipe.send(None)
+        pipe.send_bytes(np.ascontiguousarray(pixels).data.cast("B"))
+
+
+def _open_for(pipe: Connection, address: str, options: SourceOptions, opener: str) -> Source | None:
+    """The source, or None after saying why there is none."""
+    module, _, name = opener.partition(":")
+    try:
+        source: Source = getattr(importlib.import_module(module), name)(address, options)
+    except InputError as error:
+        pipe.send(str(error))
+        return None
+    return source
+
+
+def _next_question(pipe: Connection) -> Any:
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
+
+
+def _follow_parent() -> None:
+    """Leave interrupts to the parent, and end with it even where a decoder hangs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this runs in a child"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

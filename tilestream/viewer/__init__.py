@@ -1,0 +1,1 @@
+"""What a person looks at: the live page and the HTML report."""

@@ -1,0 +1,60 @@
+"""The page: a panel for each output, side by side with one view, and the workers that serve them."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from typing import Any
+
+from bokeh.document import Document
+from bokeh.layouts import column, row
+from bokeh.models import Range1d
+
+from tilestream.viewer.catalogue import Catalogue
+from tilestream.viewer.panel import Panel
+
+TEMPLATE = """{% block preamble %}
+<style>
+html, body { height: 100%; margin: 0; font: 13px/1.4 system-ui, sans-serif; background: #fff; }
+</style>
+{% endblock %}
+{% block postamble %}
+<script>
+// Bokeh fetches tiles of the next level while nothing happens: a server that reads slides should read only what is looked at.
+Bokeh.Models.get("TileRenderer").prototype.default_view.prototype._prefetch_tiles = function () {};
+</script>
+{% endblock %}
+"""
+
+
+def make_page(doc: Document, catalogue: Catalogue, workers: Executor) -> None:
+    """Fill a document: one panel an output. All panels look at one place, and a click in one is a click in all."""
+    doc.title = "tilestream: " + ", ".join(output.address for output in catalogue.outputs)
+    doc.template = TEMPLATE
+    ranges = Range1d(0, 1, name="x"), Range1d(-1, 0, name="y")
+    panels = [Panel(doc, catalogue, output, ranges, workers) for output in catalogue.outputs]
+
+    def click_all(l0_y: float, l0_x: float) -> None:
+        for panel in panels:
+            panel.click(l0_y, l0_x)
+
+    for panel in panels:
+        panel.on_click = click_all
+    alone = len(panels) == 1
+    doc.add_root(row([_lay_out(panel, wide=alone) for panel in panels], sizing_mode="stretch_both", name="page"))
+
+
+def _lay_out(panel: Panel, *, wide: bool) -> Any:
+    """A panel: gallery and scatter beside the slide where there is room, else below."""
+    several = len(panel.output.entries) > 1
+    controls: list[Any] = [panel.choose_slide] if several else []
+    controls += [panel.choose_overlay, panel.opacity, panel.groups, panel.points]
+    slide = column(
+        panel.title, row(controls, sizing_mode="stretch_width"), panel.legend, panel.pictures.slide, panel.pictures.readout, sizing_mode="stretch_both",
+    )  # fmt: skip
+    if wide:
+        return row(
+            slide,
+            column(panel.pictures.gallery, panel.pictures.scatter, width=460, sizing_mode="stretch_height"),
+            sizing_mode="stretch_both",
+        )
+    return column(slide, panel.pictures.gallery, panel.pictures.scatter, sizing_mode="stretch_both")

@@ -1,0 +1,132 @@
+"""The images of the slides that are looked at: few open at once, or the stored thumbnail where an image is not there."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tilestream.errors import TilestreamError
+from tilestream.interop.stored_slide import StoredSlide
+from tilestream.sources import open_source
+from tilestream.sources.base import Source, SourceOptions
+from tilestream.sources.made.slide import parse_sample, sample_folder
+from tilestream.store.slide_store import THUMBNAIL
+
+SOURCES_OPEN = 4
+"""Images that are open at once, when nobody reads from more."""
+
+CHOICES = ("z", "t", "channels", "window", "scene", "icc")
+"""Keys of the recipe's `source` section that decide which pixels an image has."""
+
+
+@dataclass
+class _Held:
+    source: Source | None
+    """None where the image cannot be opened."""
+    why: str
+    """Why it cannot; "" where it can."""
+    users: int = 0
+
+
+class Images:
+    """The images of slides by number, opened when they are first read from.
+
+    Memory bound: `SOURCES_OPEN` images, more only while more are read from at the same moment.
+    """
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[int, _Held] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def using(self, number: int, slide: StoredSlide) -> Iterator[tuple[Source | None, str]]:
+        """The image of a slide, which stays open inside the block, or None and why there is none."""
+        with self._lock:
+            held = self._held.get(number)
+            if held is None:
+                held = self._held[number] = _Held(*_open(slide))
+            self._held.move_to_end(number)
+            held.users += 1
+            idle = [key for key, other in self._held.items() if not other.users]
+            for key in idle[: max(0, len(self._held) - SOURCES_OPEN)]:
+                _close(self._held.pop(key))
+        try:
+            yield held.source, held.why
+        finally:
+            with self._lock:
+                held.users -= 1
+
+    def close(self) -> None:
+        """Close all images; nobody may be reading."""
+        for held in self._held.values():
+            _close(held)
+        self._held.clear()
+
+
+def _close(held: _Held) -> None:
+    if held.source is not None:
+        held.source.close()
+
+
+def _open(slide: StoredSlide) -> tuple[Source | None, str]:
+    """The image with the choices that the recipe holds, or why it cannot be shown."""
+    address = slide.source["address"]
+    if address.startswith("sample://"):  # opening it would draw the slide anew
+        try:
+            drawn = sample_folder() / f"{parse_sample(address).stem}.svs"
+        except TilestreamError as error:
+            return None, str(error)
+        if not drawn.exists():
+            return None, f"{address} is not drawn any more: {drawn} is missing."
+    try:
+        source = open_source(address, source_options(slide))
+    except (TilestreamError, OSError) as error:
+        return None, str(error)
+    if source.info.size != slide.size:
+        found = source.info.size
+        source.close()
+        return (
+            None,
+            f"{address} is {found.height} x {found.width} px, but the store was made of {slide.size.height} x {slide.size.width} px.",
+        )
+    return source, ""
+
+
+def source_options(slide: StoredSlide) -> SourceOptions:
+    """The choices that a slide's image was read with."""
+    chosen = slide.recipe.get("source") or {}
+    kept: dict[str, Any] = {
+        key: tuple(chosen[key]) if isinstance(chosen[key], list) else chosen[key] for key in CHOICES if chosen.get(key) is not None
+    }
+    backend = slide.source.get("backend")
+    local = "://" not in slide.source["address"]
+    return SourceOptions(
+        backend=backend if local and backend in ("tiff", "openslide", "zarr") else "auto",
+        mpp=slide.mpp,
+        **kept,
+    )
+
+
+def stored_thumbnail(slide: StoredSlide) -> Image.Image | None:
+    """The thumbnail in the store, RGB, stretched over the whole image; None where there is none."""
+    raw = slide.store.folder.get(THUMBNAIL)
+    if raw is None:
+        return None
+    try:
+        with Image.open(io.BytesIO(raw)) as opened:
+            return opened.convert("RGB")
+    except (OSError, ValueError):
+        return None
+
+
+def blank(height: int, width: int) -> Image.Image:
+    """A picture of white."""
+    return Image.fromarray(np.full((height, width, 3), 255, np.uint8))

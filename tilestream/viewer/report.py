@@ -1,0 +1,334 @@
+"""What the command `report` does: one HTML file for a cohort, without a server, a network or a script from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from PIL import Image
+
+from tilestream import __version__
+from tilestream.errors import ConfigError, InputError
+from tilestream.interop.stored_slide import new_target
+from tilestream.runner.recipe import flatten
+from tilestream.store.folder import Folder
+from tilestream.store.slide_store import SlideStore
+from tilestream.store.verify import find_stores
+
+PICTURE_BYTES = 24 * 1024**2
+"""Bytes of all pictures together, about: each is smaller the more slides there are."""
+
+LARGE_PX, SMALL_PX = 640, 240
+"""Longest side of a picture for one slide, and for thousands."""
+
+TILE_ERRORS = 10
+"""Causes of failed tiles that are listed for a slide."""
+
+STAGES = ("read", "decode", "wait", "compute", "context", "write", "pool", "windows", "overview", "seal")
+"""Stages in the order in which they are named; others come behind."""
+
+GOOD = ("ok", "padded")
+STYLE = """
+:root{--ink:#1d2530;--soft:#5d6b7c;--line:#dfe5ec;--back:#f6f8fa;--good:#1a7f4b;--bad:#b3261e;--mid:#9a6700}
+*{box-sizing:border-box}body{margin:0;font:14px/1.45 system-ui,sans-serif;color:var(--ink);background:var(--back)}
+main{max-width:1240px;margin:0 auto;padding:24px 20px 60px}h1{font-size:22px;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:16px;margin:28px 0 8px}
+.soft{color:var(--soft)}.cards{display:flex;flex-wrap:wrap;gap:10px;margin:16px 0}.card{background:#fff;border:1px solid var(--line);border-radius:8px;padding:10px 14px;min-width:110px}
+.card b{display:block;font-size:20px}.box{background:#fff;border:1px solid var(--line);border-radius:8px;padding:12px 14px;overflow-x:auto}
+table{border-collapse:collapse;width:100%;background:#fff;border:1px solid var(--line)}th,td{padding:8px 10px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+th{position:sticky;top:0;background:#eef2f6;z-index:1}th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outline:2px solid #28c}
+td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}td.id{overflow-wrap:anywhere;min-width:150px;max-width:260px}td img{display:block;max-width:100%;height:auto}
+.pic{width:var(--pic)}.none{display:grid;place-items:center;height:70px;background:var(--back);color:var(--soft)}
+.done{color:var(--good)}.refused,.failed{color:var(--bad)}.unfinished{color:var(--mid)}.why{overflow-wrap:anywhere;min-width:220px;max-width:330px}ul{margin:4px 0;padding-left:18px}
+input{font:inherit;padding:6px 10px;border:1px solid var(--line);border-radius:6px;width:320px;max-width:100%}.bar{display:flex;height:9px;width:150px;border-radius:3px;overflow:hidden;background:var(--line)}
+.bar i{display:block}pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font-size:12.5px}summary{cursor:pointer}tbody tr{content-visibility:auto;contain-intrinsic-size:auto 110px}
+@media print{th{position:static}input{display:none}}
+"""
+SCRIPT = """
+const body=document.querySelector('#slides tbody'),find=document.querySelector('#find'),shown=document.querySelector('#shown');
+function filter(){const words=find.value.toLowerCase().split(/\\s+/).filter(Boolean);let n=0;
+for(const row of body.rows){const text=row.dataset.text;const hit=words.every(w=>text.includes(w));row.hidden=!hit;n+=hit}shown.textContent=n+' of '+body.rows.length+' slides'}
+find.addEventListener('input',filter);filter();
+document.querySelectorAll('#slides th button').forEach((button)=>{button.addEventListener('click',()=>{const th=button.parentElement,at=th.cellIndex,down=th.getAttribute('aria-sort')==='ascending';
+document.querySelectorAll('#slides th').forEach(o=>o.removeAttribute('aria-sort'));th.setAttribute('aria-sort',down?'descending':'ascending');
+const key=r=>r.cells[at].dataset.v??r.cells[at].textContent;const rows=[...body.rows].sort((a,b)=>key(a).localeCompare(key(b),undefined,{numeric:true})*(down?-1:1));
+const part=document.createDocumentFragment();rows.forEach(r=>part.append(r));body.append(part)})});
+"""
+PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>$title</title><style>$style</style></head><body style="--pic:${pic}px"><main>
+$head
+<h2>Slides</h2>
+<p><input id="find" type="search" placeholder="Search by name, status, cause" aria-label="Search slides"> <span id="shown" class="soft"></span></p>
+<table id="slides"><thead><tr>$columns</tr></thead><tbody>
+""")
+COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#eeca3b", "#9d755d")
+
+
+def write_report(output: str, to: str | None = None) -> str:
+    """Write the report of an output folder; returns words on what was written.
+
+    Slides that are not finished, that have no tissue or that were refused are in it. Nothing is written into the stores.
+
+    Memory bound: one slide's picture, and the summaries of the runs.
+
+    Parameters
+    ----------
+    output : str
+        An output folder or its URL.
+    to : str, optional
+        The file; by default `report.html` in the output.
+
+    Raises
+    ------
+    InputError
+        There is no output.
+    ConfigError
+        The file cannot be written there.
+    """
+    folder = Folder(output)
+    if folder.exists("zarr.json"):
+        raise ConfigError(f"report: {output} is one slide's store. Give the output folder that holds it.")
+    runs = _runs(folder)
+    try:
+        stores = find_stores(output)
+    except InputError:
+        if not runs:
+            raise
+        stores = {}
+    told = {slide["id"]: slide for run in runs for slide in run.get("slides", [])}
+    names = sorted({*told, *(name.removesuffix(".zarr") for name in stores)})
+    target = _target(output, to, stores)
+    with new_target(target, "--to") as path:
+        with path.open("w", encoding="utf-8") as file:
+            side = max(SMALL_PX, min(LARGE_PX, LARGE_PX - 4 * len(names)))
+            slides = [_Slide(name, stores.get(f"{name}.zarr"), told.get(name, {})) for name in names]
+            columns = "".join(
+                f'<th><button title="sort">{name}</button></th>'
+                for name in ("slide", "picture", "status", "tiles", "failed", "seconds", "causes")
+            )
+            title = f"tilestream: {Path(output).name or output}"
+            file.write(PAGE.substitute(title=escape(title), style=STYLE, pic=side, head=_head(output, runs, slides), columns=columns))
+            for slide in slides:
+                file.write(slide.row(side, max(2000, PICTURE_BYTES // max(1, len(names)))))
+            file.write(f"</tbody></table>{_recipes(slides, runs)}<p class=soft>Written by tilestream {escape(__version__)}.</p>")
+            file.write(f"</main><script>{SCRIPT}</script></body></html>\n")
+        size = path.stat().st_size
+    return f"{len(names)} slides -> {target} ({size / 1e6:.1f} MB)"
+
+
+def _target(output: str, to: str | None, stores: dict[str, SlideStore]) -> Path:
+    if to is None and "://" in output:
+        raise ConfigError(f"--to: is needed for {output}, since reports are written to a local disk.")
+    target = Path(to) if to is not None else Path(output) / "report.html"
+    inside = target.resolve().parents
+    for store in stores.values():
+        if store.folder.local is not None and store.folder.local.resolve() in inside:
+            raise ConfigError(f"--to: {target} lies in a slide's store, which reports leave alone. Name another file.")
+    return target
+
+
+def _runs(folder: Folder) -> list[dict[str, Any]]:
+    """The summaries of the runs on an output; those of a job array come before the one of a whole run."""
+    names = folder.names() if folder.local is None else [path.name for path in folder.local.glob("run*.json")]
+    found = []
+    for name in sorted((n for n in names if n.startswith("run") and n.endswith(".json") and "/" not in n), reverse=True):
+        try:
+            run = json.loads(folder.get(name) or b"")
+        except ValueError:  # being written, or cut short
+            continue
+        if isinstance(run, dict):
+            found.append(run)
+    return found
+
+
+class _Slide:
+    """One row of the report: what its store says, else what a run said of it."""
+
+    def __init__(self, name: str, store: SlideStore | None, told: dict[str, Any]) -> None:
+        self.name, self.store, self.told = name, store, told
+        attributes = store.attributes if store is not None else None
+        self.attributes: dict[str, Any] = attributes or {}
+        mark = store.completion if store is not None and attributes else None
+        self.ledger = list(store.ledger().values()) if store is not None and attributes else []
+        self.tiles: int = self.attributes.get("layout", {}).get("tiles", told.get("tiles", 0))
+        self.counts: dict[str, int] = {}
+        for entry in self.ledger:
+            for status, count in entry.get("counts", {}).items():
+                self.counts[status] = self.counts.get(status, 0) + count
+        self.counts = (mark or {}).get("counts") or self.counts or told.get("counts", {})
+        self.status = "done" if mark else "refused" if told.get("status") == "refused" else "unfinished"
+        self.seconds: dict[str, float] = told.get("seconds", {})
+
+    @property
+    def embedded(self) -> int:
+        """Tiles that are in the store, failed ones included."""
+        return self.tiles if self.status == "done" else sum(self.counts.values())
+
+    @property
+    def failed(self) -> int:
+        """Tiles that are NaN."""
+        return sum(count for status, count in self.counts.items() if status not in GOOD)
+
+    def causes(self) -> list[str]:
+        """Why the slide or its tiles failed, in words."""
+        found = [self.told["error"]] if self.told.get("error") else []
+        found += [
+            f"{count} {'tile' if count == 1 else 'tiles'}: {status}"
+            for status, count in self.counts.items()
+            if count and status not in GOOD
+        ]
+        errors = list(self.told.get("tile_errors", {}).items())
+        found += [f"tile {row}: {cause}" for row, cause in errors[:TILE_ERRORS]]
+        found += [f"and {len(errors) - TILE_ERRORS} more"] if len(errors) > TILE_ERRORS else []
+        note = self.told.get("note") or ("no tissue found" if self.status == "done" and not self.tiles else "")
+        return found + ([note] if note else [])
+
+    def row(self, side: int, most: int) -> str:
+        """Its row of the table; the picture at most `side` px wide and about `most` bytes."""
+        causes = self.causes()
+        words = escape(f"{self.name} {self.status} {' '.join(causes)}".lower(), quote=True)
+        progress = f"{self.tiles:,}" if self.status == "done" else f"{self.embedded:,} of {self.tiles:,}"
+        causes_list = f"<ul>{''.join(f'<li>{escape(cause)}</li>' for cause in causes)}</ul>" if causes else ""
+        address = escape(str(self.attributes.get("source", {}).get("address", self.told.get("address", ""))))
+        total = sum(self.seconds.values())
+        return (
+            f'<tr data-text="{words}"><td class=id><b>{escape(self.name)}</b><br><span class=soft>{address}</span></td>'
+            f"<td class=pic>{self._picture(side, most)}</td><td class={self.status}>{self.status}</td>"
+            f'<td class=n data-v="{self.tiles}">{progress}</td><td class="n{" failed" if self.failed else ""}" data-v="{self.failed}">{self.failed:,}</td>'
+            f'<td data-v="{total:.2f}">{_bar(self.seconds)}</td><td class=why>{causes_list}</td></tr>\n'
+        )
+
+    def _picture(self, side: int, most: int) -> str:
+        """The overview, else the thumbnail, inline."""
+        raw = None
+        if self.store is not None:
+            raw = self.store.folder.get("overview.png") or self.store.folder.get("thumbnail.png")
+        found = None if raw is None else small_picture(raw, side, most)
+        if found is None:
+            return "<div class=none>no picture</div>"
+        data, width, height = found
+        return (
+            f'<img loading="lazy" decoding="async" width="{width}" height="{height}" alt="overview of {escape(self.name, quote=True)}" '
+            f'src="data:image/webp;base64,{base64.b64encode(data).decode()}">'
+        )
+
+
+def small_picture(raw: bytes, side: int, most: int) -> tuple[bytes, int, int] | None:
+    """A picture as WebP of about `most` bytes or fewer, with its width and height in px; None for what is no picture."""
+    try:
+        with Image.open(io.BytesIO(raw)) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, ValueError):
+        return None
+    picture.thumbnail((side, side))
+    for quality in (80, 60, 40, 20):
+        buffer = io.BytesIO()
+        picture.save(buffer, "WEBP", quality=quality)
+        if buffer.tell() <= most:
+            break
+    return buffer.getvalue(), picture.width, picture.height
+
+
+def _ordered(seconds: dict[str, float]) -> list[tuple[str, float]]:
+    order = {name: k for k, name in enumerate(STAGES)}
+    return sorted(seconds.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
+
+
+def _colour(stage: str) -> str:
+    return COLOURS[(STAGES.index(stage) if stage in STAGES else len(STAGES)) % len(COLOURS)]
+
+
+def _bar(seconds: dict[str, float]) -> str:
+    """Seconds by stage as one bar, with words below."""
+    total = sum(seconds.values())
+    if total <= 0:
+        return '<span class="soft">-</span>'
+    parts = "".join(f'<i style="width:{100 * s / total:.1f}%;background:{_colour(stage)}"></i>' for stage, s in _ordered(seconds))
+    words = ", ".join(f"{escape(stage)} {s:.1f}" for stage, s in _ordered(seconds) if s >= 0.05)
+    return f'{total:.1f} s<div class="bar">{parts}</div><span class="soft">{words}</span>'
+
+
+def _head(output: str, runs: list[dict[str, Any]], slides: list[_Slide]) -> str:
+    """Totals, what bounded the runs, and throughput."""
+    by_status = {status: sum(slide.status == status for slide in slides) for status in ("done", "unfinished", "refused")}
+    cards = [("slides", f"{len(slides):,}"), *((status, f"{count:,}") for status, count in by_status.items() if count)]
+    cards += [("tiles embedded", f"{sum(s.embedded for s in slides):,}"), ("tiles failed", f"{sum(s.failed for s in slides):,}")]
+    whole: dict[str, float] = {}
+    for run in runs:
+        for stage, seconds in run.get("seconds_by_stage", {}).items():
+            whole[stage] = whole.get(stage, 0.0) + seconds
+    lines = "".join(f"<li>{_run_words(run)}</li>" for run in runs)
+    shown = "".join(f'<div class="card"><b>{value}</b><span class="soft">{name}</span></div>' for name, value in cards)
+    return (
+        f"<h1>{escape(output)}</h1><div class=cards>{shown}</div>"
+        + (f"<h2>Runs</h2><div class=box><ul>{lines}</ul>{_bar(whole)}</div>" if runs else "<p class=soft>No run has ended here yet.</p>")
+        + _throughput(slides)
+    )
+
+
+def _run_words(run: dict[str, Any]) -> str:
+    device = run.get("encoder", {}).get("device", "")
+    words = f"{run.get('new_tiles', 0):,} tiles in {run.get('seconds', 0):,.0f} s, {run.get('tiles_per_second', 0):,.1f} tiles/s, {run.get('workers', 1)} workers"
+    words += f" on {device}" if device else ""
+    words += f"; peak memory {run.get('peak_bytes', 0) / 2**30:.2f} GiB of {run.get('projected_bytes', 0) / 2**30:.2f} projected a worker"
+    return escape(words) + (f"<br><b>{escape(run['bound'])}</b>" if run.get("bound") else "")
+
+
+def _throughput(slides: list[_Slide]) -> str:
+    """Tiles committed over time, from when shards' entries were written; empty where that is not known."""
+    events = sorted(event for event in _commits(slides) if event[1])
+    if len(events) < 2 or events[-1][0] - events[0][0] < 1:
+        return ""
+    start, end = events[0][0], events[-1][0]
+    bins = min(120, len(events))
+    counts = [0.0] * bins
+    for when, tiles in events:
+        counts[min(bins - 1, int((when - start) / (end - start) * bins))] += tiles
+    width = (end - start) / bins
+    rates = [count / width for count in counts]
+    top = max(rates) or 1.0
+    step = 1000 / bins
+    bars = "".join(
+        f'<rect x="{k * step:.1f}" y="{150 - 140 * rate / top:.1f}" width="{max(1.0, step - 1):.1f}" height="{140 * rate / top:.1f}"/>'
+        for k, rate in enumerate(rates)
+    )
+    return (
+        '<h2>Throughput</h2><div class=box><svg viewBox="0 0 1000 172" width="100%" role="img" aria-label="tiles per second over time">'
+        f'<g fill="#4c78a8">{bars}</g><path d="M0 150H1000" stroke="#9aa7b5"/><g font-size="12" fill="#5d6b7c"><text x="0" y="168">0 s</text>'
+        f'<text x="1000" y="168" text-anchor="end">{end - start:,.0f} s</text><text x="4" y="20">at most {top:,.0f} tiles/s, shards as they were committed</text></g></svg></div>'
+    )
+
+
+def _commits(slides: list[_Slide]) -> Iterator[tuple[float, int]]:
+    """Time, s, and tiles of each shard of local stores."""
+    for slide in slides:
+        if slide.store is None or slide.store.folder.local is None:
+            continue
+        for number, entry in slide.store.ledger().items():
+            try:
+                written = (slide.store.folder.local / f".tilestream/shards/tiles-{number:06d}.json").stat().st_mtime
+            except OSError:  # a run is at work
+                continue
+            yield written, sum(entry.get("counts", {}).values())
+
+
+def _recipes(slides: list[_Slide], runs: list[dict[str, Any]]) -> str:
+    """The recipes that occur, each once, without what is a slide's own; and versions."""
+    seen: dict[str, list[str]] = {}
+    for slide in slides:
+        if recipe := slide.attributes.get("recipe"):
+            flat = {key: value for key, value in flatten(recipe).items() if key != "tiles.from_sha256"}
+            seen.setdefault("\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in flat.items()), []).append(
+                slide.name
+            )
+    parts = [f"<h2>Recipe ({len(names)} slides)</h2><div class=box><pre>{escape(text)}</pre></div>" for text, names in seen.items()]
+    if runs and (versions := runs[0].get("versions")):
+        parts.append(f"<details><summary>Versions</summary><pre>{escape(json.dumps(versions, indent=1))}</pre></details>")
+    return "".join(parts)

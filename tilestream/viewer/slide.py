@@ -1,0 +1,206 @@
+"""One slide as the viewer sees it: places of its tiles, which of them are there, and passes over their embeddings."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.errors import InputError
+from tilestream.geometry import Size
+from tilestream.interop.stored_slide import StoredSlide, is_good
+from tilestream.stages.overview import AXES_ROWS, principal_axes
+from tilestream.store.slide_store import BLOCK_ROWS, TILES, SlideStore
+
+SCORES = 16
+"""Leading principal components that are kept of each tile, for clusters and pictures."""
+
+MOST_PLACES = 2048
+"""Longest side, in cells, of the map of tiles that lie on no lattice."""
+
+CACHE_BYTES = 96 * 1024**2
+"""Blocks of embeddings that are kept for the next click, over all slides."""
+
+Floats = NDArray[np.float32]
+
+
+class BlockCache:
+    """Blocks of rows as they are stored, the last used ones. Memory bound: `CACHE_BYTES`."""
+
+    def __init__(self) -> None:
+        self._blocks: OrderedDict[tuple[str, int], NDArray[Any]] = OrderedDict()
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def read(self, address: str, array: Any, part: slice) -> Floats:
+        """(m, d) float32 rows of an array."""
+        key = (address, part.start)
+        with self._lock:
+            found = self._blocks.get(key)
+        if found is None:
+            found = np.asarray(array[part])
+            with self._lock:
+                if (
+                    self._bytes + found.nbytes <= CACHE_BYTES
+                ):  # a slide larger than the cache keeps its first blocks: a ring would keep none
+                    self._blocks[key] = found
+                    self._bytes += found.nbytes
+        return np.asarray(found, np.float32)
+
+    def forget(self, address: str) -> None:
+        """Drop the blocks of a store."""
+        with self._lock:
+            for key in [key for key in self._blocks if key[0] == address]:
+                self._bytes -= self._blocks.pop(key).nbytes
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A rectangle of level-0 px that a picture covers."""
+
+    l0_y: float
+    l0_x: float
+    l0_height: float
+    l0_width: float
+
+    @classmethod
+    def of(cls, size: Size) -> Extent:
+        """That of a whole image."""
+        return cls(0.0, 0.0, float(size.height), float(size.width))
+
+
+@dataclass(frozen=True)
+class PlaceMap:
+    """Which tile lies where: cells of one size over a rectangle of the image."""
+
+    tile: NDArray[np.int64]
+    """(h, w) number of the tile in each cell, -1 where there is none."""
+    extent: Extent
+
+
+class ViewedSlide(StoredSlide):
+    """A slide's store, finished or not; imported ones too.
+
+    Memory bound: 40 bytes and `SCORES` float16 a tile, and a block of rows.
+
+    Raises
+    ------
+    InputError
+        There is no store of ours, or its embeddings were not kept.
+    """
+
+    def __init__(self, name: str, store: SlideStore, cache: BlockCache) -> None:
+        super().__init__(name, store, allow_unfinished=True)
+        self.finished = store.completion is not None
+        self.cache, self._lock = cache, threading.Lock()
+        self.row, self.col, self.y, self.x = (np.asarray(self._column(key)[:]) for key in ("row", "col", "y", "x"))
+        self.tissue = np.asarray(self._column("tissue")[:], np.float32)
+        self.status = np.array(self._column("status/codes")[:])
+        self.shards = sorted(store.ledger()) if not self.finished else list(range(self.layout.shards))
+        committed = np.zeros(self.layout.tiles, np.bool_)
+        for shard in self.shards:
+            committed[self.layout.rows(shard)] = True
+        self.status[~committed] = -1  # what a writer has not committed may still change
+        self.good = is_good(self.status)
+        self._scores: Floats | None = None
+        self._norms: Floats | None = None
+
+    @property
+    def words(self) -> str:
+        """Tiles, failures and what is missing, in words."""
+        done, failed = int(self.good.sum()), int(((self.status >= 0) & ~self.good).sum())
+        missing = int((self.status < 0).sum())
+        words = f"{done:,} tiles x {self.layout.dim}, {self.encoder}"
+        words += f"; {failed:,} failed" if failed else ""
+        words += f"; still being written: {missing:,} tiles to come" if not self.finished else ""
+        return words + ("; no tissue was found" if not self.layout.tiles else "")
+
+    def parts(self) -> list[slice]:
+        """Row ranges of at most `BLOCK_ROWS` that are committed, in order."""
+        found = []
+        for shard in self.shards:
+            rows = self.layout.rows(shard)
+            found += [slice(start, min(start + BLOCK_ROWS, rows.stop)) for start in range(rows.start, rows.stop, BLOCK_ROWS)]
+        return found
+
+    def passes(self, skip: int = 0) -> Iterator[tuple[slice, Floats]]:
+        """Row ranges and their embeddings (m, d) float32; after each, `skip` ranges are left out."""
+        if not self.layout.tiles:
+            return
+        array = self.store.array(f"{TILES}/X")
+        for part in self.parts()[:: skip + 1]:
+            yield part, self.cache.read(self.store.folder.address, array, part)
+
+    def embedding(self, tile: int) -> Floats:
+        """(d,) float32 of one tile."""
+        return np.asarray(self.store.array(f"{TILES}/X")[tile], np.float32)
+
+    def norms(self) -> Floats:
+        """(n,) float32 lengths of the embeddings; NaN where there is none."""
+        with self._lock:
+            if self._norms is None:
+                found = np.full(self.layout.tiles, np.nan, np.float32)
+                for part, rows in self.passes():
+                    found[part] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+                found[~self.good] = np.nan
+                self._norms = found
+            return self._norms
+
+    def scores(self) -> Floats:
+        """(n, k) float16 leading principal components, k <= `SCORES`, from axes of a sample of the rows; NaN where there is no embedding."""
+        with self._lock:
+            if self._scores is None:
+                skip = max(0, self.layout.tiles // AXES_ROWS - 1)
+                axes = principal_axes((rows for _, rows in self.passes(skip)), SCORES)
+                found = np.full((self.layout.tiles, 3 if axes is None else max(3, axes.shape[1])), np.nan, np.float16)
+                if axes is not None:
+                    self._fill_scores(found, axes)
+                self._scores = found
+            return self._scores
+
+    def _fill_scores(self, out: NDArray[np.float16], axes: NDArray[np.float64]) -> None:
+        centre, spread = None, 1.0
+        for part, rows in self.passes():
+            good = self.good[part]
+            if not good.any():
+                continue
+            scores = rows[good] @ axes.astype(np.float32)
+            if centre is None:  # of the first block: near enough to keep float16 in its range
+                centre = scores.mean(axis=0)
+                spread = float(np.abs(scores - centre).max()) or 1.0
+            here = np.full((len(rows), out.shape[1]), np.nan, np.float32)
+            here[good, : axes.shape[1]] = np.clip((scores - centre) / spread, -1e4, 1e4)
+            out[part] = here
+
+    def tile_at(self, l0_y: float, l0_x: float) -> int | None:
+        """The tile that covers a place, the one whose centre is nearest; None where none does."""
+        half = self.l0_extent / 2
+        away = np.maximum(np.abs(self.y + half - l0_y), np.abs(self.x + half - l0_x))
+        if not len(away) or away.min() > half:
+            return None
+        return int(away.argmin())
+
+    def places(self) -> PlaceMap:
+        """The map of the tiles: one cell a tile where they lie on a grid, else each painted where it is."""
+        try:
+            grid = self.grid()
+        except InputError:
+            return self._painted()
+        table = np.full((grid.rows, grid.cols), -1, np.int64)
+        table[self.row, self.col] = np.arange(self.layout.tiles)
+        step = grid.stride * grid.scale
+        y, x = grid.l0_offset
+        return PlaceMap(table, Extent(y, x, grid.rows * step, grid.cols * step))
+
+    def _painted(self) -> PlaceMap:
+        factor = min(1.0, MOST_PLACES / max(self.size.height, self.size.width), 8 / self.l0_extent)
+        shape = max(1, round(self.size.height * factor)), max(1, round(self.size.width * factor))
+        table = np.full(shape, -1, np.int64)
+        for tile, (y, x) in enumerate(zip(self.y.tolist(), self.x.tolist(), strict=True)):
+            top, left = max(0, int(y * factor)), max(0, int(x * factor))
+            table[top : max(top + 1, int((y + self.l0_extent) * factor)), left : max(left + 1, int((x + self.l0_extent) * factor))] = tile
+        return PlaceMap(table, Extent.of(self.size))
