@@ -22,14 +22,15 @@ import simplejpeg
 import tifffile
 import torch
 
+from tilestream.buffers import PixelBuffers, ThreadBuffers
 from tilestream.errors import ConfigError
-from tilestream.sources.base import SourceOptions, ThreadBuffers
+from tilestream.sources.base import SourceOptions
 from tilestream.sources.jpeg import JpegDecoder
 from tilestream.sources.tiff import TiffSource
 from tilestream.tiles.device_decoding import CpuDecoder, HostDecoder, NvImageCodecDecoder, StreamDecoder
 from tilestream.tiles.device_reader import DeviceTileReader
 from tilestream.tiles.read_spec import ReadSpec
-from tilestream.tiles.tile_reader import PixelBuffers, TileReader
+from tilestream.tiles.tile_reader import TileReader
 
 TILE, BATCH, PERIOD = 224, 512, 2048
 

@@ -12,8 +12,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from tilestream.geometry import Size
-from tilestream.grid import TileGrid
+from tilestream.geometry import Size, TileGrid
 from tilestream.sources.made.histology import KINDS, LABEL_CELL, choose_period, make_labels, make_texture
 
 QUALITY = 85

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.pictures import needed_pieces
 from benchmarks.readers import BATCH, count_reads, read_shards
-from tilestream.geometry import Size
-from tilestream.grid import TileGrid
+from tilestream.geometry import Size, TileGrid
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.tiles.read_spec import ReadSpec, pending_tiles

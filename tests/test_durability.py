@@ -17,7 +17,7 @@ from tests.support.images import make_image, write_pyramid
 from tests.support.resuming import SECTIONS, SHARD, TILES, damage, ends_equal, hurt, killed_at, start, wait_for_shard, write_config
 from tests.support.runs import embed, opened
 from tilestream.errors import InterruptedRunError
-from tilestream.runner.slide_plan import LANES
+from tilestream.stages.worker_settings import LANES
 from tilestream.store.folder import Folder
 
 SHARDS = -(-TILES // SHARD)

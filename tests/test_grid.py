@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilestream.geometry import Level, Size, level_for_scale
-from tilestream.grid import TileGrid
+from tilestream.geometry import Level, Size, TileGrid, level_for_scale
 
 sizes = st.integers(1, 300_000)
 tiles = st.integers(1, 1024)

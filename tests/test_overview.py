@@ -6,20 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tilestream.geometry import Size
-from tilestream.grid import TileGrid
-from tilestream.stages.overview import (
-    EMPTY,
-    HEADER,
-    KEPT,
-    MARGIN,
-    OUTLINE,
-    PANEL_PX,
-    draw_overview,
-    draw_slide_panel,
-    principal_axes,
-    principal_colours,
-)
+from tilestream.geometry import Size, TileGrid
+from tilestream.models.pca import principal_axes, principal_colours
+from tilestream.stages.overview import EMPTY, HEADER, KEPT, MARGIN, OUTLINE, PANEL_PX, draw_overview, draw_slide_panel
 
 
 def vectors(rows=1000, dim=192, seed=0):

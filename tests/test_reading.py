@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from tilestream.errors import ReadError
-from tilestream.geometry import Level, Region, Size
-from tilestream.grid import TileGrid
+from tilestream.geometry import Level, Region, Size, TileGrid
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source
 from tilestream.tiles.read_spec import ReadSpec, pending_tiles
 from tilestream.tiles.resample import area_average

@@ -10,8 +10,7 @@ import pytest
 import tifffile
 
 from tilestream.errors import InputError, TilestreamError
-from tilestream.geometry import Size
-from tilestream.grid import TileGrid
+from tilestream.geometry import Size, TileGrid
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.tiff import TiffSource
 from tilestream.tiles.read_spec import ReadSpec

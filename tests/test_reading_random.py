@@ -9,8 +9,7 @@ import pytest
 import tifffile
 
 from tests.support.images import make_image, write_ome_zarr, write_pyramid, write_svs
-from tilestream.geometry import Size
-from tilestream.grid import TileGrid
+from tilestream.geometry import Size, TileGrid
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
 from tilestream.tiles.read_spec import ReadSpec

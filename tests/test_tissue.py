@@ -8,8 +8,7 @@ from PIL import Image
 
 from tests.support.images import make_image
 from tilestream.errors import ConfigError, ReadError
-from tilestream.geometry import Level, Region, Size
-from tilestream.grid import TileGrid
+from tilestream.geometry import Level, Region, Size, TileGrid
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source
 from tilestream.tiles.thumbnail import Thumbnail, read_thumbnail
 from tilestream.tiles.tissue import TissueOptions, find_tissue, tile_fractions

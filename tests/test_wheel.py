@@ -45,7 +45,11 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_carries_the_encoder_and_is_small(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"tilestream/encoders/box/tilestream-tiny.safetensors", "tilestream/encoders/box/tilestream-tiny.md", "tilestream/py.typed"} <= set(names)
+    assert {
+        "tilestream/encoders/box/tilestream-tiny.safetensors",
+        "tilestream/encoders/box/tilestream-tiny.md",
+        "tilestream/py.typed",
+    } <= set(names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "pipelines"))]
     assert wheel.stat().st_size < LARGEST_WHEEL
 

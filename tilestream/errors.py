@@ -61,3 +61,6 @@ def storage_error(error: OSError) -> InterruptedRunError | None:
         f"the output cannot be written or read: {error.strerror}{where}. What is written is kept. "
         "Make room, or mend the disk or the connection, then run the same command again."
     )
+
+
+EXIT_DONE, EXIT_REFUSED, EXIT_PARTIAL = 0, 3, 4

@@ -1,4 +1,4 @@
-"""Sizes, regions and scales, and one small function for each step between coordinate planes.
+"""Sizes, regions, scales and the tile grid, with one small function for each step between coordinate planes.
 
 Planes: level-0 pixels (`l0_`), pixels of a level (`px_`), output pixels at the target resolution, tile indices (`tile_`).
 Order is (y, x) everywhere.
@@ -7,7 +7,11 @@ Order is (y, x) everywhere.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 LEVEL_TOLERANCE = 0.01
 """Relative excess of a level's downsample over the wanted scale that still counts as "not coarser"."""
@@ -73,3 +77,129 @@ def level_for_scale(levels: tuple[Level, ...], scale: float) -> int | None:
 def scale_from_mpp(target_mpp: float, source_mpp: float) -> float:
     """Level-0 pixels per output pixel for a target resolution; both in µm/px."""
     return target_mpp / source_mpp
+
+
+EDGE_TOLERANCE = 1e-6
+"""Level-0 pixels of float noise that a tile may reach over the image without hanging over it."""
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Squares of `tile` output pixels every `stride` output pixels, anchored at level-0 (0, 0).
+
+    Tile (row, col) has its top-left at level-0 `y = round(row * stride * scale)`, `x = round(col * stride * scale)`
+    and covers `tile * scale` level-0 pixels a side.
+    """
+
+    l0_size: Size
+    """The image, in level-0 pixels."""
+    tile: int
+    """Side of a tile, in output pixels."""
+    stride: float
+    """Step between tile origins, in output pixels; whole but where a file gave the places."""
+    scale: float
+    """Level-0 pixels per output pixel."""
+    edge: Literal["pad", "drop"] = "pad"
+    """Whether tiles that hang over the image are kept (with white outside) or left out."""
+
+    def __post_init__(self) -> None:
+        if self.tile < 1 or not self.stride > 0:
+            raise ValueError(f"TileGrid tile must be >= 1 px and stride > 0, got {self.tile} and {self.stride}")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"TileGrid scale must be positive and finite, got {self.scale}")
+
+    @property
+    def rows(self) -> int:
+        """Number of tile rows that cover every pixel."""
+        return math.ceil(self.l0_size.height / (self.stride * self.scale))
+
+    @property
+    def cols(self) -> int:
+        """Number of tile columns that cover every pixel."""
+        return math.ceil(self.l0_size.width / (self.stride * self.scale))
+
+    @property
+    def l0_extent(self) -> float:
+        """Side of a tile in level-0 pixels."""
+        return self.tile * self.scale
+
+    @property
+    def regular(self) -> bool:
+        """Whether rows and columns are a lattice, so that neighbours in the grid are neighbours in the image."""
+        return True
+
+    @property
+    def l0_offset(self) -> tuple[int, int]:
+        """y, x of the top-left of tile (0, 0), level-0 px."""
+        return 0, 0
+
+    def l0_y(self, tile_row: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Level-0 y of the top edge of tile rows."""
+        return self.l0_origins(tile_row)
+
+    def l0_x(self, tile_col: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Level-0 x of the left edge of tile columns."""
+        return self.l0_origins(tile_col)
+
+    def l0_origins(self, tile_index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Level-0 pixel of the tile edge for row (or column) indices; rounds half to even, as Python's `round`.
+
+        Multiplied from left to right, as the formula reads: 15 * 511 * 0.9 is 6898.5, and 15 * (511 * 0.9) a little more.
+        """
+        origins: NDArray[np.int64] = np.rint(tile_index * self.stride * self.scale).astype(np.int64)
+        return origins
+
+    def overhangs(self, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each tile reaches over the bottom or right border of the image."""
+        bottom = self.l0_y(tile_row) + self.l0_extent > self.l0_size.height + EDGE_TOLERANCE
+        right = self.l0_x(tile_col) + self.l0_extent > self.l0_size.width + EDGE_TOLERANCE
+        return bottom | right
+
+    def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(n,) rows and (n,) columns of all tiles that `edge` admits, row-major."""
+        tile_row = np.repeat(np.arange(self.rows, dtype=np.int64), self.cols)
+        tile_col = np.tile(np.arange(self.cols, dtype=np.int64), self.rows)
+        if self.edge == "drop":
+            inside = ~self.overhangs(tile_row, tile_col)
+            tile_row, tile_col = tile_row[inside], tile_col[inside]
+        return tile_row, tile_col
+
+
+@dataclass(frozen=True)
+class PlacedGrid(TileGrid):
+    """Tiles whose places a file gave: tile (row, col) has its top-left at `(l0_ys[row], l0_xs[col])`.
+
+    On a lattice, rows and columns count its steps from the first one inside the image. Elsewhere they are ranks among the y and the x that occur:
+    `regular` is then false, and neighbours in the grid may lie apart.
+    """
+
+    l0_ys: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64), compare=False)
+    """(rows,) level-0 y of each row."""
+    l0_xs: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64), compare=False)
+    """(cols,) level-0 x of each column."""
+    lattice: bool = True
+    """Whether the places are a lattice."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.l0_ys)
+
+    @property
+    def cols(self) -> int:
+        return len(self.l0_xs)
+
+    @property
+    def regular(self) -> bool:
+        return self.lattice
+
+    @property
+    def l0_offset(self) -> tuple[int, int]:
+        return (int(self.l0_ys[0]), int(self.l0_xs[0])) if self.rows and self.cols else (0, 0)
+
+    def l0_y(self, tile_row: NDArray[np.int64]) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = self.l0_ys[tile_row]
+        return found
+
+    def l0_x(self, tile_col: NDArray[np.int64]) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = self.l0_xs[tile_col]
+        return found

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from tilestream.encoders import registry as encoders
 from tilestream.encoders.registry import EncoderSpec, build_encoder, known_encoders, random_weights
 from tilestream.errors import ConfigError, InputError
-from tilestream.encoders import registry as encoders
 
 
 class Means(nn.Module):

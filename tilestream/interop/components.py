@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.interop.stored_slide import StoredSlide
-from tilestream.stages.overview import principal_axes
+from tilestream.models.pca import principal_axes
 
 COMPONENTS = 3
 

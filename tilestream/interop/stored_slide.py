@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.errors import ConfigError, IncompleteError, InputError
-from tilestream.geometry import Size
-from tilestream.grid import PlacedGrid, TileGrid
+from tilestream.geometry import PlacedGrid, Size, TileGrid
 from tilestream.store.layout import OK, PADDED, STATUSES
 from tilestream.store.slide_store import BLOCK_ROWS, SLIDE, TILES, SlideStore
 

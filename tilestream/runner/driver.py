@@ -14,14 +14,14 @@ from tilestream.errors import ConfigError, InputError, InterruptedRunError, Outp
 from tilestream.runner.executors import Engine, Outcome, open_engine
 from tilestream.runner.memory import Projection, check_memory, project_memory
 from tilestream.runner.recipe import check_recipe, check_source, make_recipe, slide_recipe
-from tilestream.runner.slide_plan import EncoderFacts, SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
+from tilestream.runner.slide_plan import SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
 from tilestream.runner.summary import SlideResult, Summary
 from tilestream.runner.tasks import Step, Steps
 from tilestream.stages.embed_tiles import ShardReport, describe_encoder
 from tilestream.stages.finish_slide import FinishReport
 from tilestream.stages.mix_context import build_context
 from tilestream.stages.token_grid import tokens_a_side
-from tilestream.stages.worker_settings import absolute, untrained_parts, worker_settings
+from tilestream.stages.worker_settings import EncoderFacts, absolute, untrained_parts, worker_settings
 from tilestream.store.folder import Folder
 from tilestream.store.lock import hold_lock
 from tilestream.store.slide_store import SlideStore

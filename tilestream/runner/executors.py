@@ -16,8 +16,8 @@ from typing import Any, Self
 
 from tilestream.config.schema import Compute, SchedulerSpec
 from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
-from tilestream.runner.slide_plan import LANES
 from tilestream.stages.embed_tiles import STOP
+from tilestream.stages.worker_settings import LANES, worker_count
 
 RETRIES = 2
 """Times that a task is tried again after an error that is not ours, such as a worker that died."""
@@ -242,15 +242,6 @@ def open_engine(compute: Compute) -> Engine:
     except (OSError, TimeoutError) as error:
         where = spec.address or spec.path or spec.cls
         raise ConfigError(f"compute.scheduler: no cluster answers at {where}: {error}. Start one, or set it to local.") from error
-
-
-def worker_count(compute: Compute) -> int:
-    """Workers that we start: as said, else one a GPU, else one."""
-    if compute.workers != "auto":
-        return int(compute.workers)
-    import torch
-
-    return max(1, torch.cuda.device_count()) if compute.device in ("auto", "cuda") and torch.cuda.is_available() else 1
 
 
 def _start_cluster(spec: SchedulerSpec, workers: int) -> Any:

@@ -9,7 +9,8 @@ import numpy as np
 from tilestream.config.schema import Config, Context, Windows
 from tilestream.errors import ConfigError
 from tilestream.models.context_spec import BAND_BYTES, ContextSpec, choose_schedule
-from tilestream.runner.slide_plan import LANES, EncoderFacts, SlidePlan
+from tilestream.runner.slide_plan import SlidePlan
+from tilestream.stages.worker_settings import LANES, EncoderFacts
 from tilestream.store.layout import Layout
 from tilestream.tiles.read_spec import GROUPS_IN_WORK, READ_TILES, group_pieces, host_group, job_pieces, jobs_ahead, pending_tiles
 

@@ -9,15 +9,13 @@ from rich.table import Table
 
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import list_slides
-from tilestream.errors import InputError
-from tilestream.runner.executors import worker_count
+from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, InputError
 from tilestream.runner.memory import ContextPlan, Projection, check_memory, gib, project_memory
-from tilestream.runner.slide_plan import EncoderFacts, SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
-from tilestream.runner.summary import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED
+from tilestream.runner.slide_plan import SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
 from tilestream.stages.embed_tiles import describe_encoder
 from tilestream.stages.mix_context import build_context
 from tilestream.stages.token_grid import tokens_a_side
-from tilestream.stages.worker_settings import untrained_parts, worker_settings
+from tilestream.stages.worker_settings import EncoderFacts, untrained_parts, worker_count, worker_settings
 from tilestream.store.layout import Layout
 from tilestream.tiles.coords import check_chosen
 from tilestream.tiles.isolation import open_image

@@ -14,9 +14,10 @@ from rich.table import Table
 
 from tilestream.runner.driver import Reporter
 from tilestream.runner.memory import Projection, gib
-from tilestream.runner.slide_plan import EncoderFacts, SlidePlan
+from tilestream.runner.slide_plan import SlidePlan
 from tilestream.runner.summary import SlideResult, Summary
 from tilestream.stages.embed_tiles import ShardReport
+from tilestream.stages.worker_settings import EncoderFacts
 
 LOG_EVERY = 10.0
 """Seconds between two progress lines of a log."""

@@ -7,7 +7,7 @@ from typing import Any
 from tilestream import __version__
 from tilestream.config.schema import Config
 from tilestream.errors import OutputError
-from tilestream.runner.slide_plan import EncoderFacts
+from tilestream.stages.worker_settings import EncoderFacts
 from tilestream.store.slide_store import FORMAT, SlideStore
 from tilestream.tiles.coords import find_file, places_digest
 

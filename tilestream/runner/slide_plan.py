@@ -8,52 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.config.schema import Config, Tiles
+from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError
-from tilestream.geometry import level_for_scale, scale_from_mpp
-from tilestream.grid import PlacedGrid, TileGrid
+from tilestream.geometry import PlacedGrid, TileGrid, level_for_scale
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source, SourceOptions
+from tilestream.stages.worker_settings import EncoderFacts
 from tilestream.store.layout import Layout, TileColumns
 from tilestream.tiles.coords import find_file, place_tiles
+from tilestream.tiles.grid import make_grid
 from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.thumbnail import Thumbnail, read_thumbnail
 from tilestream.tiles.tissue import TissueOptions, find_tissue, tile_fractions
-
-LANES = 2
-"""Shards that a worker has open at once: one computes while the next one reads."""
-
-
-@dataclass(frozen=True)
-class EncoderFacts:
-    """What a worker measured of the encoder and of itself before any pixel was read."""
-
-    name: str
-    dim: int
-    tokens: int
-    """Tokens a tile; 1 where the encoder gives one vector."""
-    tile_size: int | None
-    mpp: float | None
-    parameters: int
-    digest: str
-    """SHA-256 over the weights."""
-    untrained: bool
-    peak_bytes: int
-    """High-water mark of the worker's resident memory after one batch: interpreter, libraries, weights, activations."""
-    device: str
-    """Where it runs, e.g. `cpu` or `cuda:0 (NVIDIA H200)`."""
-    precision: str
-    """fp32, bf16 or fp16."""
-    batch: int
-    """Tiles a batch."""
-    threads: int
-    """Decode threads a worker."""
-    mpp_range: tuple[float, float] | None = None
-    """Least and greatest µm/px that it serves; None: within 5 % of `mpp`."""
-    processes: int = 0
-    """Decoding processes a worker; 0 where its threads decode."""
-    notes: tuple[str, ...] = ()
-    """What a person should know of how the encoder runs."""
 
 
 @dataclass(frozen=True)
@@ -111,37 +77,6 @@ def source_options(config: Config, ref: SlideRef) -> SourceOptions:
         backend=chosen.backend, z=chosen.z, t=chosen.t, channels=chosen.channels, window=chosen.window, scene=chosen.scene,
         mpp=ref.mpp if ref.mpp is not None else chosen.mpp, reduced=config.tiles.fast_downsample and config.tiles.level is None, icc=chosen.icc,
     )  # fmt: skip
-
-
-def make_grid(info: SlideInfo, tiles: Tiles, name: str) -> tuple[TileGrid, ReadSpec]:
-    """The tile grid of an image and the level that it is read from (DESIGN: geometry).
-
-    Raises
-    ------
-    InputError
-        The image has no resolution but `tiles.mpp` asks for one, lacks the level, or is coarser than what is asked for.
-    """
-    if tiles.level is not None:
-        if tiles.level >= len(info.levels):
-            levels = f"levels 0 to {len(info.levels) - 1}" if len(info.levels) > 1 else "level 0 only"
-            raise InputError(f"tiles.level: {tiles.level}, but {name} has {levels}.")
-        scale = info.levels[tiles.level].downsample
-        level: int | None = tiles.level
-    else:
-        assert tiles.mpp is not None, "the config has exactly one of tiles.mpp and tiles.level"
-        if info.mpp is None:
-            raise InputError(
-                f"{name}: the file does not say its resolution, and tiles.mpp is {tiles.mpp}. Write `source: {{mpp: 0.25}}` with the µm per "
-                "pixel of level 0, give it in the column `mpp` of a slide list, or use `tiles: {level: 0}`."
-            )
-        scale = scale_from_mpp(tiles.mpp, info.mpp)
-        level = level_for_scale(info.levels, scale)
-    if level is None:
-        raise InputError(
-            f"{name}: tiles.mpp is {tiles.mpp}, but the finest level has {info.mpp:.4g} µm/px. Set tiles.mpp to {info.mpp:.4g} or more."
-        )
-    grid = TileGrid(info.size, tiles.size, tiles.stride or tiles.size, scale, tiles.edge)
-    return grid, ReadSpec(level, info.levels[level].downsample, tiles.size, scale)
 
 
 def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: EncoderFacts) -> SlidePlan:

@@ -10,8 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tilestream import __version__
-
-EXIT_DONE, EXIT_REFUSED, EXIT_PARTIAL = 0, 3, 4
+from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED
 
 
 @dataclass

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tilestream.config.schema import Config, Windows
-from tilestream.grid import PlacedGrid, TileGrid
+from tilestream.geometry import PlacedGrid, TileGrid
 from tilestream.models.context_spec import ContextSpec
 from tilestream.runner.memory import ContextPlan
-from tilestream.runner.slide_plan import EncoderFacts, SlidePlan, source_options
+from tilestream.runner.slide_plan import SlidePlan, source_options
 from tilestream.sources.base import SlideInfo
 from tilestream.stages.embed_and_mix import PassTask, embed_and_mix, segments
 from tilestream.stages.embed_tiles import ShardTask, embed_shard
@@ -17,7 +17,7 @@ from tilestream.stages.finish_slide import FinishTask, finish_slide, png_bytes
 from tilestream.stages.mix_context import STAGE, ContextTask, mix_slide
 from tilestream.stages.region_vectors import window_grids
 from tilestream.stages.token_grid import tokens_a_side
-from tilestream.stages.worker import WorkerSettings
+from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
 from tilestream.store.layout import Layout
 from tilestream.store.slide_store import THUMBNAIL, TISSUE, SlideStore
 

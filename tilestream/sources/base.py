@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
@@ -169,26 +168,3 @@ class Source(ABC):
 def _chunk_side(segment: int) -> int:
     """The multiple of a file tile's side that is nearest to 2048 px from below, at least one file tile."""
     return segment * max(1, 2048 // segment)
-
-
-def empty_pixels(*shape: int) -> NDArray[np.uint8]:
-    """An uninitialised uint8 array that starts 8 bytes past a 32-byte boundary: there libjpeg-turbo's AVX2 path writes measurably faster."""
-    count = int(np.prod(shape))
-    raw = np.empty(count + 32, np.uint8)
-    offset = (8 - raw.ctypes.data) % 32
-    return raw[offset : offset + count].reshape(shape)
-
-
-class ThreadBuffers(threading.local):
-    """One reusable uint8 buffer for each thread and shape; at most four of them, the shapes of a level and its edges."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[int, ...], NDArray[np.uint8]] = {}
-
-    def get(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """The calling thread's buffer of `shape`; contents are whatever was left there."""
-        if shape not in self._buffers:
-            if len(self._buffers) >= 4:
-                self._buffers.clear()
-            self._buffers[shape] = empty_pixels(*shape)
-        return self._buffers[shape]

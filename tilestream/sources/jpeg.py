@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tilestream.buffers import ThreadBuffers
 from tilestream.errors import ReadError
-from tilestream.sources.base import Pixels, ThreadBuffers
+from tilestream.sources.base import Pixels
 
 try:
     import simplejpeg

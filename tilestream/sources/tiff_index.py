@@ -14,9 +14,10 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from tilestream.buffers import ThreadBuffers
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Level, Size
-from tilestream.sources.base import LARGEST_PROFILE, SegmentGrid, SourceOptions, ThreadBuffers
+from tilestream.sources.base import LARGEST_PROFILE, SegmentGrid, SourceOptions
 from tilestream.sources.files import NoGridError
 from tilestream.sources.jpeg import JpegDecoder
 from tilestream.sources.resolution import Resolution

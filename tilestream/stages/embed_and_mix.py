@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tilestream.config.schema import Context, Windows
 from tilestream.errors import InterruptedRunError
-from tilestream.grid import TileGrid
+from tilestream.geometry import TileGrid
 from tilestream.models.context import ContextTransformer
 from tilestream.models.context_streaming import RowBands, TokenBand
 from tilestream.sources.base import SourceOptions
@@ -23,7 +23,8 @@ from tilestream.stages.clock import Clock
 from tilestream.stages.embed_tiles import STOP, ShardReport, count_statuses, open_unchanged, place_results, refuse_tile
 from tilestream.stages.mix_context import STAGE, Sink, build_context, input_end, input_top, row_groups
 from tilestream.stages.token_grid import TokenGrid, tokens_a_side
-from tilestream.stages.worker import Embedded, WorkerSettings, worker_for
+from tilestream.stages.worker import Embedded, worker_for
+from tilestream.stages.worker_settings import WorkerSettings
 from tilestream.store.folder import Folder
 from tilestream.store.layout import OK, PADDED, Layout
 from tilestream.store.slide_store import SlideStore

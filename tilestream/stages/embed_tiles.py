@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from tilestream.encoders.registry import random_weights
 from tilestream.encoders.weights import weights_digest
 from tilestream.errors import ConfigError, InputError, InterruptedRunError
-from tilestream.runner.slide_plan import EncoderFacts
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import device_name
-from tilestream.stages.worker import Embedded, Worker, WorkerSettings, worker_for
+from tilestream.stages.worker import Embedded, Worker, worker_for
+from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
 from tilestream.store.folder import Folder
 from tilestream.store.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES, TIMEOUT
 from tilestream.store.slide_store import SlideStore

@@ -16,13 +16,14 @@ from threadpoolctl import threadpool_limits
 
 from tilestream.config.schema import Pool, Windows
 from tilestream.encoders.weights import load_weights
-from tilestream.grid import TileGrid
+from tilestream.geometry import TileGrid
 from tilestream.models.context_streaming import TokenBand
+from tilestream.models.pca import principal_colours
 from tilestream.models.pooling import SoftmaxPool, make_pool
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import peak_memory
 from tilestream.stages.mix_context import CONTEXT_ROWS
-from tilestream.stages.overview import SlidePanel, draw_overview, draw_slide_panel, principal_colours
+from tilestream.stages.overview import SlidePanel, draw_overview, draw_slide_panel
 from tilestream.stages.region_vectors import WindowWriter, write_larger_windows
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import THUMBNAIL, TISSUE, SlideStore

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tilestream.config.schema import Context, Windows
 from tilestream.encoders.weights import apply_weights, load_weights
 from tilestream.errors import InterruptedRunError
-from tilestream.grid import TileGrid
+from tilestream.geometry import TileGrid
 from tilestream.models.context import ContextTransformer
 from tilestream.models.context_spec import BAND_BYTES
 from tilestream.models.context_streaming import Rect, RowBands, TokenBand, input_rects, mix_rect

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import imagecodecs
 import numpy as np
-import scipy.linalg
-import scipy.sparse.linalg
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from tilestream.grid import TileGrid
-
-T = TypeVar("T")
-
-Rows = NDArray[np.float32]
-Scatter = NDArray[np.float64]
-
-AXES_ROWS = 4096
-"""Rows that the principal axes of a slide are taken from, about."""
-
-LARGEST = 1e15
-"""Values beyond it have no part in the axes: sums of their squares leave float32."""
+from tilestream.geometry import TileGrid
 
 PANEL_PX = 900
 """Longest side of each of the two panels."""
@@ -33,99 +17,6 @@ MARGIN, HEADER = 16, 28
 EMPTY = (238, 238, 238)
 OUTLINE = (0, 140, 60)
 KEPT = (40, 90, 200)
-
-
-class EachBlock(Protocol):
-    """Goes over the rows of a slide anew each time, and gives what `work` makes of each block (m, d) float32, in order.
-
-    After each block, `skip` blocks are left out. Blocks may be worked on at once.
-    """
-
-    def __call__(self, work: Callable[[Rows], T], skip: int) -> Iterable[T]: ...
-
-
-def principal_colours(each: EachBlock, count: int) -> NDArray[np.uint8]:
-    """Colours (n, 3) uint8 of n rows: the first three principal components, each stretched between its 2nd and 98th percentile.
-
-    The sign of a component is free: each is turned so that its largest loading is positive, so that the same embeddings
-    always give the same picture. Rows that are not finite become grey.
-
-    Parameters
-    ----------
-    each : EachBlock
-        Goes over the rows; axes come from about `AXES_ROWS` rows spread over all.
-    count : int
-        Number of rows, n.
-    """
-    axes = _axes(each(Moments.of, max(0, count // AXES_ROWS - 1)), 3)
-
-    def project(rows: Rows) -> Rows:
-        scores = np.full((len(rows), 3), np.nan, np.float32)
-        if axes is not None:
-            with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite give what is not, which becomes grey
-                scores[:, : axes.shape[1]] = rows @ axes.astype(np.float32)
-        return scores
-
-    scores = np.concatenate([np.empty((0, 3), np.float32), *each(project, 0)])
-    colours = np.full(scores.shape, 128, np.uint8)
-    for component in range(3 if axes is None else axes.shape[1]):
-        column = scores[:, component]
-        good = np.isfinite(column)
-        if good.any():
-            low, high = np.percentile(column[good].astype(np.float64), [2, 98])
-            spread = high - low if high - low > 1e-6 * max(abs(low), abs(high), 1e-6) else 1.0
-            colours[good, component] = (np.clip((column[good] - low) / spread, 0, 1) * 255).astype(np.uint8)
-    return colours
-
-
-def principal_axes(blocks: Iterable[Rows], most: int = 3) -> NDArray[np.float64] | None:
-    """The first `most` principal axes (d, <= most) of the rows (m, d) of all blocks that are finite; None for fewer than two."""
-    return _axes(map(Moments.of, blocks), most)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Count, mean (d,) and scatter around it (d, d) of some rows."""
-
-    count: int
-    mean: NDArray[np.float64]
-    scatter: Scatter
-
-    @classmethod
-    def of(cls, rows: Rows) -> Moments:
-        """Those of the rows of a block that are finite, and whose squares are."""
-        good = rows[(np.abs(rows) < LARGEST).all(axis=1)]
-        mean = good.mean(axis=0, dtype=np.float64) if len(good) else np.zeros(rows.shape[1])
-        away = good - mean.astype(np.float32)
-        return cls(len(good), mean, (away.T @ away).astype(np.float64))
-
-    def merge(self, other: Moments) -> Moments:
-        """Those of both sets of rows (Chan, Golub and LeVeque 1983, https://doi.org/10.1080/00031305.1983.10483115)."""
-        if not self.count or not other.count:
-            return other if other.count else self
-        count, apart = self.count + other.count, other.mean - self.mean
-        scatter = self.scatter + other.scatter + np.outer(apart, apart) * (self.count * other.count / count)
-        return Moments(count, self.mean + apart * (other.count / count), scatter)
-
-
-def _axes(parts: Iterable[Moments], most: int) -> NDArray[np.float64] | None:
-    moments = functools.reduce(Moments.merge, parts, Moments(0, np.zeros(1), np.zeros((1, 1))))
-    if moments.count < 2:
-        return None
-    axes = _largest(moments.scatter, min(most, len(moments.mean)))
-    return np.asarray(axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]))
-
-
-def _largest(scatter: Scatter, count: int) -> Scatter:
-    """Eigenvectors (d, count) of the largest eigenvalues, largest first."""
-    dim = len(scatter)
-    if count < dim:
-        try:  # a few of many come five times faster by Lanczos' way; the start is fixed, so that the same rows give the same axes
-            values, axes = scipy.sparse.linalg.eigsh(scatter, count, v0=np.random.default_rng(0).standard_normal(dim))
-            return np.asarray(axes[:, np.argsort(values)[::-1]])
-        except scipy.sparse.linalg.ArpackError:  # rows that are all the same, among others
-            pass
-    return np.asarray(scipy.linalg.eigh(scatter, subset_by_index=[dim - count, dim - 1])[1][:, ::-1])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tilestream.config.schema import Windows
 from tilestream.encoders.weights import load_weights
-from tilestream.grid import TileGrid
+from tilestream.geometry import TileGrid
 from tilestream.models.context_streaming import TokenBand
 from tilestream.models.pooling import Pool, make_pool
 from tilestream.store.layout import WindowGrid

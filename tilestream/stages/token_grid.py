@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tilestream.errors import ConfigError
-from tilestream.grid import TileGrid
+from tilestream.geometry import TileGrid
 from tilestream.models.context_streaming import TokenBand
 
 Index = NDArray[np.int64]

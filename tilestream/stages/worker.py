@@ -7,7 +7,6 @@ another, and results come back while the next batch computes.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import deque
@@ -21,21 +20,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tilestream.encoders.registry import EncoderSpec, build_encoder
+from tilestream.buffers import PixelBuffers
+from tilestream.encoders.registry import build_encoder
 from tilestream.errors import ConfigError
-from tilestream.runner.slide_plan import LANES
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.stages.clock import Clock
 from tilestream.stages.device_encoding import DeviceEncoder, host_encoder
 from tilestream.stages.hardware import children_memory, peak_memory, pick_device, pick_precision, settle_allocator
 from tilestream.stages.prefetch import read_ahead, side_stream
+from tilestream.stages.worker_settings import LANES, WorkerSettings
 from tilestream.tiles.decode_processes import CHILD_BYTES, DecodeProcesses
 from tilestream.tiles.device_decoding import HostDecoder, NvImageCodecDecoder, StreamDecoder
 from tilestream.tiles.device_reader import DeviceTileBatch, DeviceTileReader, can_decode_on_device
 from tilestream.tiles.isolation import IsolatedReader, Job
 from tilestream.tiles.read_spec import READ_TILES, ReadSpec
-from tilestream.tiles.tile_reader import PixelBuffers, TileBatch, TileReader
+from tilestream.tiles.tile_reader import TileBatch, TileReader
 
 IN_FLIGHT = 2
 """Batches launched on a device before the results of the first are waited for."""
@@ -44,37 +44,6 @@ CPU_BATCH = 16
 """Tiles a batch where the config leaves it open: a CPU gains nothing from more. On a GPU it is measured."""
 
 Batch = TileBatch | DeviceTileBatch
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """How a worker is set up; equal settings share one encoder."""
-
-    encoder: str
-    weights: str | None
-    args: str
-    """Arguments of the factory, as JSON: hashable."""
-    precision: str
-    device: str
-    tile: int
-    batch: int | None
-    """Tiles a batch; None takes what suits the device."""
-    threads: int
-    compile: bool | None
-    """Whether the encoder is compiled; None where it pays: on CUDA."""
-    isolate: bool
-    """Whether tiles are read in a child process."""
-    decode: str
-    """Where JPEG is decoded: auto, cpu or gpu."""
-    decode_processes: bool
-    """Whether pieces for a device are decoded in processes of their own, as many as `threads`."""
-    compute_threads: int | None
-    """Threads of torch within one operation; None leaves torch's own choice."""
-
-    @property
-    def spec(self) -> EncoderSpec:
-        """What the encoder is built from."""
-        return EncoderSpec(name=self.encoder, weights=self.weights, args=json.loads(self.args))
 
 
 @dataclass(frozen=True)

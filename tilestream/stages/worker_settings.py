@@ -1,16 +1,17 @@
-"""From the config to how workers are set up."""
+"""How workers are set up: from the config to their settings, and what they measure of the encoder in return."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from dataclasses import dataclass
 
-from tilestream.config.schema import Config
+import torch
+
+from tilestream.config.schema import Compute, Config
 from tilestream.encoders.hub import is_hub_id
-from tilestream.runner.executors import worker_count
-from tilestream.runner.slide_plan import EncoderFacts
-from tilestream.stages.worker import WorkerSettings
+from tilestream.encoders.registry import EncoderSpec
 
 EXACT_BATCH = 16
 """Tiles a batch in exact mode: rows of a matrix product differ in their last bit between batches of 1, 7 and 16."""
@@ -61,3 +62,78 @@ def untrained_parts(config: Config, facts: EncoderFacts) -> list[str]:
     if config.pool.name in ("gated_attention", "queries") and config.pool.weights is None:
         parts.append(f"pool {config.pool.name}")
     return parts
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How a worker is set up; equal settings share one encoder."""
+
+    encoder: str
+    weights: str | None
+    args: str
+    """Arguments of the factory, as JSON: hashable."""
+    precision: str
+    device: str
+    tile: int
+    batch: int | None
+    """Tiles a batch; None takes what suits the device."""
+    threads: int
+    compile: bool | None
+    """Whether the encoder is compiled; None where it pays: on CUDA."""
+    isolate: bool
+    """Whether tiles are read in a child process."""
+    decode: str
+    """Where JPEG is decoded: auto, cpu or gpu."""
+    decode_processes: bool
+    """Whether pieces for a device are decoded in processes of their own, as many as `threads`."""
+    compute_threads: int | None
+    """Threads of torch within one operation; None leaves torch's own choice."""
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What the encoder is built from."""
+        return EncoderSpec(name=self.encoder, weights=self.weights, args=json.loads(self.args))
+
+
+LANES = 2
+"""Shards that a worker has open at once: one computes while the next one reads."""
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What a worker measured of the encoder and of itself before any pixel was read."""
+
+    name: str
+    dim: int
+    tokens: int
+    """Tokens a tile; 1 where the encoder gives one vector."""
+    tile_size: int | None
+    mpp: float | None
+    parameters: int
+    digest: str
+    """SHA-256 over the weights."""
+    untrained: bool
+    peak_bytes: int
+    """High-water mark of the worker's resident memory after one batch: interpreter, libraries, weights, activations."""
+    device: str
+    """Where it runs, e.g. `cpu` or `cuda:0 (NVIDIA H200)`."""
+    precision: str
+    """fp32, bf16 or fp16."""
+    batch: int
+    """Tiles a batch."""
+    threads: int
+    """Decode threads a worker."""
+    mpp_range: tuple[float, float] | None = None
+    """Least and greatest µm/px that it serves; None: within 5 % of `mpp`."""
+    processes: int = 0
+    """Decoding processes a worker; 0 where its threads decode."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the encoder runs."""
+
+
+def worker_count(compute: Compute) -> int:
+    """Workers that we start: as said, else one a GPU, else one."""
+    if compute.workers != "auto":
+        return int(compute.workers)
+
+    return max(1, torch.cuda.device_count()) if compute.device in ("auto", "cuda") and torch.cuda.is_available() else 1

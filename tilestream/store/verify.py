@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tilestream.errors import InputError
-from tilestream.runner.summary import EXIT_DONE, EXIT_PARTIAL
+from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
 

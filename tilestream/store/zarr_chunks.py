@@ -21,7 +21,7 @@ import numpy as np
 import zarr.storage
 from numpy.typing import NDArray
 
-from tilestream.sources.base import ThreadBuffers
+from tilestream.buffers import ThreadBuffers
 from tilestream.store.object_store import failures_are_oserrors
 
 Decode = Callable[[bytes, NDArray[np.uint8]], object]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.errors import ConfigError, InputError
-from tilestream.grid import PlacedGrid
+from tilestream.geometry import PlacedGrid
 from tilestream.sources.base import SlideInfo
 from tilestream.tiles.coords_file import GRID_TOLERANCE, PlaceFile, Tiling, grid_step, load_h5py
 

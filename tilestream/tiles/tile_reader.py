@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from tilestream.buffers import PixelBuffers
 from tilestream.errors import ReadError
 from tilestream.geometry import Region, Size
-from tilestream.sources.base import WHITE, Pixels, SegmentGrid, Source, empty_pixels
+from tilestream.sources.base import WHITE, Pixels, SegmentGrid, Source
 from tilestream.tiles.read_spec import ReadSpec, job_pieces, jobs_ahead
 from tilestream.tiles.resample import area_average
 
@@ -30,30 +31,6 @@ class TileBatch:
     """(n, tile, tile, 3) uint8 RGB; undefined where the tile failed."""
     failed: dict[int, str] = field(default_factory=dict)
     """Why reading failed, by place in the list that was asked for."""
-
-
-class PixelBuffers:
-    """Buffers that are used again: an allocator that keeps what threads free would hold several times the pixels in use."""
-
-    def __init__(self) -> None:
-        self._free: dict[tuple[int, ...], list[NDArray[np.uint8]]] = {}
-        self._whole: dict[int, NDArray[np.uint8]] = {}
-
-    def take(self, *shape: int) -> NDArray[np.uint8]:
-        """A buffer of `shape`; contents are whatever was left there."""
-        try:
-            return self._free[shape].pop()  # one bytecode of a list: safe between threads
-        except (KeyError, IndexError):
-            pixels = empty_pixels(*shape)
-            self._whole[id(pixels.base)] = pixels
-            return pixels
-
-    def give(self, pixels: NDArray[np.uint8]) -> None:
-        """Take a buffer (or the leading part of one) back; the caller must not touch it again. Others' buffers are left to them."""
-        whole = self._whole.get(id(pixels.base))
-        if whole is None:
-            return
-        self._free.setdefault(whole.shape, []).append(whole)
 
 
 @dataclass(frozen=True)

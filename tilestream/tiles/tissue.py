@@ -17,7 +17,7 @@ from skimage.filters import threshold_otsu
 from skimage.morphology import closing, disk, opening
 
 from tilestream.errors import ConfigError
-from tilestream.grid import TileGrid
+from tilestream.geometry import TileGrid
 from tilestream.sources.base import Pixels
 from tilestream.tiles.thumbnail import THUMBNAIL_UM, Thumbnail
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tilestream.stages.overview import principal_colours
+from tilestream.models.pca import principal_colours
 from tilestream.store.layout import STATUSES
 from tilestream.store.slide_store import ATTENTION, TISSUE
 from tilestream.viewer.slide import Extent, Floats, PlaceMap, ViewedSlide

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tilestream.errors import InputError
 from tilestream.geometry import Size
 from tilestream.interop.stored_slide import StoredSlide, is_good
-from tilestream.stages.overview import AXES_ROWS, principal_axes
+from tilestream.models.pca import AXES_ROWS, principal_axes
 from tilestream.store.slide_store import BLOCK_ROWS, TILES, SlideStore
 
 SCORES = 16
