@@ -7,7 +7,7 @@ import pytest
 from tilestream.config.load import load_config
 from tilestream.config.slide_list import list_slides
 
-PIPELINES = Path(__file__).parent.parent / "pipelines"
+PIPELINES = Path(__file__).parents[2] / "pipelines"
 NAMES = ["cluster", "context", "demo", "geotiff", "patch_tokens", "wsi"]
 
 

@@ -23,7 +23,7 @@ from tilestream.store.slide_store import SlideStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-SUPPORT = Path(__file__).parent / "support"
+SUPPORT = Path(__file__).parents[1] / "support"
 READ = ("spatialdata", "ome-zarr", "geojson")
 DOWNSAMPLE = 32.0
 
