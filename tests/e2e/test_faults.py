@@ -1,6 +1,6 @@
 """Faults of the image, the command and the machine, through the whole program: what was promised, and what is seen.
 
-`pytest tests/test_faults.py -m "slow or not slow" -s` prints the table, a row each. What ends a process in the middle of its work
+`pytest tests/e2e/test_faults.py -m "slow or not slow" -s` prints the table, a row each. What ends a process in the middle of its work
 (rows 23 to 26 and 29) has more moments, kinds and places in test_durability.py.
 """
 

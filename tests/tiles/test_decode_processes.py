@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import tests.test_device_reading as reading
+import tests.tiles.test_device_reader as reading
 from tests.support.images import make_image, write_pyramid
 from tilestream.errors import ReadError
 from tilestream.sources.base import SourceOptions

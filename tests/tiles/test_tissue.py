@@ -238,9 +238,9 @@ def wrong_shape(pixels, um_per_px):
 
 def test_a_function_decides():
     thumbnail = Thumbnail(np.zeros((10, 20, 3), np.uint8), 10.0)
-    assert find_tissue(thumbnail, TissueOptions(method="function", function="tests.test_tissue:left_half")).sum() == 100
+    assert find_tissue(thumbnail, TissueOptions(method="function", function="tests.tiles.test_tissue:left_half")).sum() == 100
     with pytest.raises(ConfigError, match=r"tiles.tissue.function: .* gave \(2, 2\) float64, but it must give \(10, 20\) bool"):
-        find_tissue(thumbnail, TissueOptions(method="function", function="tests.test_tissue:wrong_shape"))
+        find_tissue(thumbnail, TissueOptions(method="function", function="tests.tiles.test_tissue:wrong_shape"))
     with pytest.raises(ConfigError, match=r"tiles.tissue.function: no.such:thing cannot be imported"):
         find_tissue(thumbnail, TissueOptions(method="function", function="no.such:thing"))
 
