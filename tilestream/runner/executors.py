@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import queue
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -14,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
+from tilestream.config.local_files import read_small_file
 from tilestream.config.schema import Compute, SchedulerSpec
 from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
 from tilestream.stages.embed_tiles import STOP
@@ -128,7 +131,7 @@ class DaskEngine(Engine):
         if spec.kind == "address":
             self._client = distributed.Client(spec.address, set_as_default=False)
         elif spec.kind == "file":
-            self._client = distributed.Client(scheduler_file=spec.path, set_as_default=False)
+            self._client = distributed.Client(_address_in_file(spec.path or ""), set_as_default=False)
         else:
             self._cluster = _start_cluster(spec, workers)
             self._client = distributed.Client(self._cluster, set_as_default=False)
@@ -245,15 +248,8 @@ def open_engine(compute: Compute) -> Engine:
 
 
 def _start_cluster(spec: SchedulerSpec, workers: int) -> Any:
-    import distributed
-
     if spec.kind == "local":
-        # The nanny's own memory limit is off: the plan refuses what does not fit, and a kill would only repeat the shard.
-        # Without a dashboard there still is a page of metrics, which left alone is at port 8787 of every address, for one run a machine.
-        return distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=LANES + 1, processes=True, memory_limit=None, dashboard_address=None,
-            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-        )  # fmt: skip
+        return _start_local_cluster(workers)
     module, _, name = (spec.cls or "").rpartition(".")
     try:
         factory = getattr(importlib.import_module(module), name)
@@ -262,3 +258,37 @@ def _start_cluster(spec: SchedulerSpec, workers: int) -> Any:
     cluster = factory(**spec.args)
     cluster.scale(workers)
     return cluster
+
+
+def _address_in_file(path: str) -> str:
+    """The address of a scheduler in the file that it wrote. Raises ConfigError: distributed would wait for ever for a file that is not there."""
+    data = read_small_file(path, "compute.scheduler", "Start the scheduler first: dask scheduler --scheduler-file FILE.")
+    try:
+        address = json.loads(data)["address"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ConfigError(f"compute.scheduler: {path} is not a scheduler's file: it has no address. Start the scheduler again.") from error
+    if not isinstance(address, str) or not re.fullmatch(r"\w+://\S+", address):
+        raise ConfigError(
+            f"compute.scheduler: {path} is not a scheduler's file: its address is {str(address)[:80]!r}. Start the scheduler again."
+        )
+    return address
+
+
+def _start_local_cluster(workers: int) -> Any:
+    """Worker processes of this machine that take work from this process alone.
+
+    Whoever reaches a scheduler or a worker of dask may have it run any code, and each user of the machine reaches its ports: all connections
+    are TLS with a key and a certificate made for this run, which both sides must show, and which never lie on a disk for longer than it takes to load them.
+    That costs 0.1 s at the start of a run and 0.5 ms or less a task. No pages about tasks are served.
+    """
+    import dask
+    import distributed
+
+    unserved: dict[str, list[str]] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+    with dask.config.set(unserved):
+        # The nanny's own memory limit is off: the plan refuses what does not fit, and a kill would only repeat the shard.
+        # Left alone, the scheduler would open port 8787 of every address, for one run a machine.
+        return distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=LANES + 1, processes=True, memory_limit=None, dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"}, security=distributed.Security.temporary(), protocol="tls://",
+        )  # fmt: skip

@@ -168,18 +168,34 @@ def _embed_tiles(worker: Worker, source: Source, task: ShardTask, clock: Clock) 
 def place_results(
     part: Embedded, vectors: NDArray[Any], tokens: NDArray[Any] | None, status: NDArray[np.int8], errors: dict[int, str]
 ) -> None:
-    """Put a batch's results at its tiles' rows; failed tiles stay NaN. A result that is not finite is a failure, never a row."""
+    """Put a batch's results at its tiles' rows; failed tiles stay NaN.
+
+    A result that is not finite in the stored type is a failure, never a row: where tokens are kept, each token counts, for the mean of a
+    tile may be in range while a token of it is not.
+    """
     out = part.out
     good = np.array([k not in part.failed for k in part.index.tolist()], np.bool_)
     for tile, message in part.failed.items():
         status[tile] = TIMEOUT if isinstance(message, Quarantined) else DECODE_ERROR
         errors[tile] = message
-    vector = out.mean(axis=1) if out.ndim == 3 else out
-    largest = np.finfo(vectors.dtype).max
-    finite = np.isfinite(vector).all(axis=1) & (np.abs(vector).max(axis=1, initial=0) <= largest)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite tokens of both signs; the mean is judged below
+        vector = out.mean(axis=1) if out.ndim == 3 else out
+    finite = _in_range(vector, vectors.dtype)
+    if tokens is not None:
+        finite &= _in_range(out.reshape(len(out), -1), tokens.dtype)
     for tile in part.index[good & ~finite].tolist():
-        status[tile], errors[tile] = NONFINITE, "the encoder's output is not finite, or too large for the stored type"
+        status[tile], errors[tile] = (
+            NONFINITE,
+            f"the encoder's output is not finite, or beyond the range of {vectors.dtype}, the stored type",
+        )
     good &= finite
     vectors[part.index[good]] = vector[good]
     if tokens is not None:
         tokens[part.index[good]] = out[good]
+
+
+def _in_range(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Which rows (n,) of (n, d) are finite, also once they are stored as `dtype`."""
+    # A NaN passes through both and is below nothing.
+    largest = np.maximum(values.max(axis=1, initial=0), -values.min(axis=1, initial=0))
+    return np.asarray(largest <= np.finfo(dtype).max)

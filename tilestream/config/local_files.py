@@ -1,0 +1,46 @@
+"""Local files before they are opened: what is no file for data is refused at once, for reading it might wait for ever or never end."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from tilestream.errors import ConfigError, InputError, TilestreamError
+
+SMALL_FILE = 1024**2
+"""Bytes of a file that a person or a program writes to say something short; a longer one is something else."""
+
+_KINDS = {
+    stat.S_IFIFO: "a FIFO (named pipe)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
+
+def refuse_special(path: str | os.PathLike[str], key: str = "", error: type[TilestreamError] = InputError) -> None:
+    """Refuse a FIFO, a socket or a device, named by `key` where it stands for one; what is not there, or a folder, is left to who opens it."""
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116  (a path that Path cannot hold is no file either)
+    except (OSError, ValueError):
+        return
+    if kind in _KINDS:
+        where = f"{key}: " if key else ""
+        raise error(f"{where}{os.fspath(path)} is {_KINDS[kind]}, not a file. Write the data to a regular file and name that.")
+
+
+def read_small_file(path: str | os.PathLike[str], key: str, way_out: str, limit: int = SMALL_FILE) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes. Raises ConfigError, whose words end with the way out."""
+    where = f"{key}: " if key else ""
+    refuse_special(path, key, ConfigError)
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(limit + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{where}there is no file {os.fspath(path)}. {way_out}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+        raise ConfigError(f"{where}{os.fspath(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}. {way_out}") from error
+    if len(data) > limit:
+        raise ConfigError(f"{where}{os.fspath(path)} is larger than {limit // 1024} KiB, so it is something else. {way_out}")
+    return data
