@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 import tilestream.sources as module
-from tests.sources.test_tiff import read_openslide
+from tests.sources.tiff.test_source import read_openslide
 from tests.support.images import make_image, write_ome_zarr, write_pyramid
 from tilestream.errors import ConfigError, InputError, ReadError
 from tilestream.geometry import Region

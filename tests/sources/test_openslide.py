@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.sources.suite import Image, SourceSuite
-from tests.sources.test_tiff import read_openslide
+from tests.sources.tiff.test_source import read_openslide
 from tests.support.images import make_image, write_pyramid
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Region

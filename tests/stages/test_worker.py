@@ -9,7 +9,7 @@ from tests.support.images import make_image, write_pyramid
 from tilestream.errors import ConfigError
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.openslide import OpenSlideSource
-from tilestream.sources.tiff import TiffSource
+from tilestream.sources.tiff.source import TiffSource
 from tilestream.stages.clock import Clock
 from tilestream.stages.worker import Worker
 from tilestream.stages.worker_settings import WorkerSettings

@@ -13,7 +13,7 @@ import tests.tiles.test_device_reader as reading
 from tests.support.images import make_image, write_pyramid
 from tilestream.errors import ReadError
 from tilestream.sources.base import SourceOptions
-from tilestream.sources.tiff import TiffSource
+from tilestream.sources.tiff.source import TiffSource
 from tilestream.stages.hardware import children_memory
 from tilestream.tiles.decode_processes import DecodeProcesses, OpenImage, SharedPixels
 from tilestream.tiles.device_decoding import HostDecoder

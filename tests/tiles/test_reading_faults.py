@@ -12,7 +12,7 @@ import tifffile
 from tilestream.errors import InputError, TilestreamError
 from tilestream.geometry import Size, TileGrid
 from tilestream.sources.base import SourceOptions
-from tilestream.sources.tiff import TiffSource
+from tilestream.sources.tiff.source import TiffSource
 from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.tile_reader import TileReader
 

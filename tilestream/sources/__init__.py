@@ -72,7 +72,7 @@ def _open(address: str, options: SourceOptions) -> Source:
     if not scheme and not Path(address).exists():
         raise InputError(f"{address}: no such file. Check the path; relative paths start at {Path.cwd()}.")
     if not scheme and Path(address).is_file():
-        from tilestream.sources.tiff_chain import check_chain
+        from tilestream.sources.tiff.chain import check_chain
 
         check_chain(address)  # before any library follows the chain
     return openers["zarr" if scheme else options.backend](address, options)
@@ -118,7 +118,7 @@ def _open_folder(path: Path, options: SourceOptions) -> Source:
 
 
 def _open_tiff(address: str, options: SourceOptions) -> Source:
-    from tilestream.sources.tiff import TiffSource
+    from tilestream.sources.tiff.source import TiffSource
 
     return TiffSource(address, options)
 

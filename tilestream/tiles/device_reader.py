@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tilestream.errors import ReadError
 from tilestream.sources.base import WHITE, Source, SourceOptions
-from tilestream.sources.tiff import TiffSource
+from tilestream.sources.tiff.source import TiffSource
 from tilestream.tiles.decode_processes import Decoded, DecodeProcesses, OpenImage, SharedPixels
 from tilestream.tiles.device_decoding import HostDecoder, StreamDecoder
 from tilestream.tiles.device_gather import copy_pieces, gather_tiles

@@ -19,10 +19,10 @@ from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Level, Size
 from tilestream.sources.base import LARGEST_PROFILE, SegmentGrid, SourceOptions
 from tilestream.sources.files import NoGridError
-from tilestream.sources.jpeg import JpegDecoder
 from tilestream.sources.resolution import Resolution
 from tilestream.sources.sample_values import Alpha, Choices, SampleRule, axis_keys
-from tilestream.sources.tiff_series import pick_levels, pick_series, read_resolution, vendor_of
+from tilestream.sources.tiff.jpeg import JpegDecoder
+from tilestream.sources.tiff.pages import pick_levels, pick_series, read_resolution, vendor_of
 
 MAX_PIECE_BYTES = 256 * 1024**2
 """Largest decoded tile or strip that is believed."""

@@ -14,9 +14,9 @@ from tilestream.errors import ReadError
 from tilestream.geometry import Region
 from tilestream.sources.base import WHITE, Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
-from tilestream.sources.jpeg import scan_markers
-from tilestream.sources.lzw import REVERSED, check_lzw
-from tilestream.sources.tiff_index import JPEG, JPEG_2000, MAX_PIECE_BYTES, TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, index_tiff
+from tilestream.sources.tiff.index import JPEG, JPEG_2000, MAX_PIECE_BYTES, TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, index_tiff
+from tilestream.sources.tiff.jpeg import scan_markers
+from tilestream.sources.tiff.lzw import REVERSED, check_lzw
 
 LZW = 5
 """In the Compression tag."""

@@ -15,12 +15,14 @@ import tifffile
 
 from tests.sources.suite import Image, SourceSuite, random_regions
 from tests.support.images import make_image, pyramid, write_pyramid, write_svs
+from tilestream.buffers import ThreadBuffers
 from tilestream.errors import ConfigError, InputError, ReadError
 from tilestream.geometry import Region, Size
-from tilestream.sources import jpeg, open_source, tiff_index
+from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.files import NoGridError
-from tilestream.sources.tiff import TiffSource
+from tilestream.sources.tiff import jpeg
+from tilestream.sources.tiff.source import TiffSource
 
 HEIGHT, WIDTH = 413, 530
 
@@ -264,7 +266,7 @@ def test_rgb_jpeg_is_read_as_rgb_whatever_marker_it_carries() -> None:
     image = make_image(64, 64, 1)
     plain = imagecodecs.jpeg8_encode(image, level=95, colorspace="rgb", outcolorspace="rgb")
     assert jpeg.scan_markers(plain).components == 3
-    decoder = jpeg.JpegDecoder.from_tables(None, rgb=True, height=64, width=64, buffers=tiff_index.ThreadBuffers())
+    decoder = jpeg.JpegDecoder.from_tables(None, rgb=True, height=64, width=64, buffers=ThreadBuffers())
     jfif = jpeg.SOI + b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00" + plain[2:]
     for stream in (plain, jfif, jpeg.SOI + jpeg.adobe_marker(1) + plain[2:]):
         assert np.abs(decoder.decode(stream, (64, 64)).astype(int) - image).max() < 40

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tilestream.errors import ReadError
 from tilestream.sources.base import SourceOptions
-from tilestream.sources.lzw import CLEAR, END, check_lzw
-from tilestream.sources.tiff import TiffSource
+from tilestream.sources.tiff.lzw import CLEAR, END, check_lzw
+from tilestream.sources.tiff.source import TiffSource
 
 
 def packed(codes: list[int]) -> bytes:
