@@ -1,0 +1,88 @@
+"""Pages that are made from the program itself: the config reference and the commands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MARKS = ("<!-- config -->", "<!-- commands -->")
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """The page with its marks replaced."""
+    for mark, make in zip(MARKS, (config_reference, command_reference), strict=True):
+        if mark in markdown:
+            markdown = markdown.replace(mark, make())
+    return markdown
+
+
+def config_reference() -> str:
+    """One table a section of the config: key, values, default, meaning."""
+    from tilestream.config.schema import config_schema
+
+    schema = config_schema()
+    sections = [("", schema)]
+    lines: list[str] = []
+    seen: set[str] = set()
+    while sections:
+        name, section = sections.pop(0)
+        lines += [f"## {name or 'Top level'}", "", _first_words(section), "", "| key | values | default | meaning |", "|---|---|---|---|"]
+        for key, field in section.get("properties", {}).items():
+            lines.append(f"| `{name + '.' if name else ''}{key}` | {_values(field)} | {_default(field)} | {_cell(field.get('description', ''))} |")
+            for part in _parts(field):
+                reference = part.get("$ref", "").rsplit("/", 1)[-1]
+                if reference and reference not in seen and "properties" in schema["$defs"][reference]:
+                    seen.add(reference)
+                    sections.append((f"{name}.{key}".strip("."), schema["$defs"][reference]))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _parts(field: dict[str, Any]) -> list[dict[str, Any]]:
+    return [field, *field.get("anyOf", []), *field.get("allOf", []), field.get("items", {})]
+
+
+def _first_words(section: dict[str, Any]) -> str:
+    return str(section.get("description", "")).split("\n\n")[0]
+
+
+def _values(field: dict[str, Any]) -> str:
+    kinds = []
+    for part in _parts(field):
+        if "enum" in part:
+            kinds += [f"`{value}`" for value in part["enum"]]
+        elif "const" in part:
+            kinds.append(f"`{part['const']}`")
+        elif "$ref" in part:
+            kinds.append("section")
+        elif "type" in part and part is not field.get("items"):
+            kinds += [part["type"]] if isinstance(part["type"], str) else part["type"]
+    return ", ".join(dict.fromkeys(kind for kind in kinds if kind != "null"))
+
+
+def _default(field: dict[str, Any]) -> str:
+    return "" if "default" not in field else "" if isinstance(field["default"], dict) else f"`{field['default']}`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def command_reference() -> str:
+    """The help of every command, as the terminal has it."""
+    import typer
+
+    from tilestream.cli import app
+
+    group = typer.main.get_group(app)
+    context = typer.Context(group, info_name="tilestream")
+    lines: list[str] = []
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None, name
+        lines += [f"## {name}", "", command.help or "", "", "| option | meaning |", "|---|---|"]
+        for parameter in command.params:
+            words = getattr(parameter, "help", "") or ""
+            names = parameter.opts if parameter.param_type_name == "option" else [parameter.name.upper()]  # type: ignore[union-attr]
+            lines.append(f"| {', '.join(f'`{option}`' for option in names)} | {_cell(words)} |")
+        lines.append("")
+    return "\n".join(lines)
