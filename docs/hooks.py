@@ -27,7 +27,9 @@ def config_reference() -> str:
         name, section = sections.pop(0)
         lines += [f"## {name or 'Top level'}", "", _first_words(section), "", "| key | values | default | meaning |", "|---|---|---|---|"]
         for key, field in section.get("properties", {}).items():
-            lines.append(f"| `{name + '.' if name else ''}{key}` | {_values(field)} | {_default(field)} | {_cell(field.get('description', ''))} |")
+            lines.append(
+                f"| `{name + '.' if name else ''}{key}` | {_values(field)} | {_default(field)} | {_cell(field.get('description', ''))} |"
+            )
             for part in _parts(field):
                 reference = part.get("$ref", "").rsplit("/", 1)[-1]
                 if reference and reference not in seen and "properties" in schema["$defs"][reference]:

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tilestream.errors import InputError
+from tilestream.testing.slides import FOLDER, fetch_slide
+
 ROOT = Path(__file__).resolve().parents[1]
-SLIDES = Path(os.environ.get("TILESTREAM_TEST_DATA") or ROOT.parent / "shared" / "data") / "slides"
+SHARED = ROOT.parent / "shared" / "data"
+if FOLDER not in os.environ and SHARED.is_dir():
+    os.environ[FOLDER] = str(SHARED)
+
+
+@dataclass(frozen=True)
+class Slides:
+    """Real slides by name: `slides / "a.svs"`. One that cannot be had skips the test that asks for it."""
+
+    def __truediv__(self, name: str) -> Path:
+        try:
+            return fetch_slide(name)
+        except InputError as error:
+            pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
-def slides() -> Path:
-    """Folder of real slides; tests that need it are skipped where it is absent."""
-    if not SLIDES.is_dir():
-        pytest.skip(f"no real slides at {SLIDES}: set TILESTREAM_TEST_DATA to the folder that holds slides/")
-    return SLIDES
+def slides() -> Slides:
+    """The real slides."""
+    return Slides()

@@ -305,7 +305,7 @@ BINARY = ("trident-h5", "clam-h5", "pt", "ome-zarr", "spatialdata")
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    for module in ("store", "exports.base"):
+    for module in ("store.slide_store", "interop.stored_slide"):
         monkeypatch.setattr(f"tilestream.{module}.BLOCK_ROWS", 512)  # a slide of 20,000 tiles is then 40 blocks
 
 

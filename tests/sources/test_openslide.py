@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.sources.suite import Image, SourceSuite
 from tests.sources.tiff.test_source import read_openslide
 from tests.support.images import make_image, write_pyramid
 from tilestream.errors import InputError, ReadError
@@ -18,6 +17,7 @@ from tilestream.sources import openslide as module
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.openslide import OpenSlideSource, rgb_from_argb
 from tilestream.sources.resolution import parse_number
+from tilestream.testing.sources import Image, SourceSuite
 
 
 class OpenSlideSuite(SourceSuite):

@@ -14,13 +14,13 @@ import pytest
 import zarr
 import zarr.codecs
 
-from tests.sources.suite import Image, SourceSuite
 from tests.support.images import make_image, write_ome_zarr
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Region
 from tilestream.sources.base import SegmentGrid, SourceOptions
 from tilestream.sources.zarr import ZarrSource
 from tilestream.store.zarr_chunks import chunk_reader
+from tilestream.testing.sources import Image, SourceSuite
 
 HEIGHT, WIDTH = 301, 414
 

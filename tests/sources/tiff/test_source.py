@@ -13,7 +13,6 @@ import openslide
 import pytest
 import tifffile
 
-from tests.sources.suite import Image, SourceSuite, random_regions
 from tests.support.images import make_image, pyramid, write_pyramid, write_svs
 from tilestream.buffers import ThreadBuffers
 from tilestream.errors import ConfigError, InputError, ReadError
@@ -23,6 +22,7 @@ from tilestream.sources.base import SourceOptions
 from tilestream.sources.files import NoGridError
 from tilestream.sources.tiff import jpeg
 from tilestream.sources.tiff.source import TiffSource
+from tilestream.testing.sources import Image, SourceSuite, random_regions
 
 HEIGHT, WIDTH = 413, 530
 

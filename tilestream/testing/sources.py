@@ -1,4 +1,4 @@
-"""The behaviour that every source has, whatever it reads: inherit `SourceSuite` and give `path` and `reference`."""
+"""The behaviour that every source has, whatever it reads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -46,28 +47,37 @@ def cut(image: Image, region: Region) -> Image:
 
 
 class SourceSuite:
-    """Any source: what it says agrees with what it reads."""
+    """What every source keeps, whatever it reads: inherit it and give the fixtures `path` and `reference`.
 
-    options = SourceOptions()
+    Attributes
+    ----------
+    options : SourceOptions
+        How the source is opened.
+    """
+
+    options: ClassVar[SourceOptions] = SourceOptions()
 
     @pytest.fixture(scope="class")
     @classmethod
-    def path(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        raise NotImplementedError
+    def path(cls) -> Path:
+        """The image that the source opens."""
+        pytest.fail("a suite of a source has a fixture `path`")
 
     @pytest.fixture(scope="class")
     @classmethod
-    def reference(cls, path: Path) -> Image:
-        """All of level 0, (h, w, 3) uint8, read by something else."""
-        raise NotImplementedError
+    def reference(cls) -> Image:
+        """All of level 0, (h, w, 3) uint8, read by something else than the source."""
+        pytest.fail("a suite of a source has a fixture `reference`")
 
     @pytest.fixture(scope="class")
     @classmethod
     def source(cls, path: Path) -> Iterator[Source]:
+        """The source under test, opened as a run opens it."""
         with open_source(str(path), cls.options) as source:
             yield source
 
     def test_info_is_consistent(self, source: Source, path: Path, reference: Image) -> None:
+        """Sizes, downsamples, resolution and fingerprint agree with each other and with the reference."""
         info = source.info
         assert info.address == str(path)
         assert (info.size.height, info.size.width) == reference.shape[:2]
@@ -81,6 +91,7 @@ class SourceSuite:
         assert (info.mpp is None) == (info.mpp_source == "")
 
     def test_regions_equal_the_reference_inside_and_are_white_outside(self, source: Source, reference: Image) -> None:
+        """Regions inside, across and outside the image."""
         for region in random_regions(source.info.size, seed=1):
             pixels = source.read_region(0, region)
             assert pixels.shape == (region.height, region.width, 3)
@@ -88,6 +99,7 @@ class SourceSuite:
             np.testing.assert_array_equal(pixels, cut(reference, region), err_msg=str(region))
 
     def test_segments_tile_each_level_once_and_equal_regions(self, source: Source) -> None:
+        """File tiles put together are the level."""
         for k, level in enumerate(source.info.levels):
             grid = source.segment_grid(k)
             if grid is None:
@@ -104,11 +116,13 @@ class SourceSuite:
             np.testing.assert_array_equal(built, whole)
 
     def test_dask_equals_the_reference(self, source: Source, reference: Image) -> None:
+        """The dask array of level 0 is the image."""
         array = source.to_dask(0)
         assert array.shape == reference.shape
         np.testing.assert_array_equal(array.compute(scheduler="threads"), reference)
 
     def test_eight_threads_read_what_one_reads(self, source: Source, reference: Image) -> None:
+        """One source serves many threads."""
         regions = random_regions(source.info.size, seed=2, count=42, side=200)
         with ThreadPoolExecutor(8) as pool:
             results = list(pool.map(lambda region: source.read_region(0, region), regions))
@@ -116,6 +130,7 @@ class SourceSuite:
             np.testing.assert_array_equal(pixels, cut(reference, region))
 
     def test_fingerprint_is_stable_and_follows_the_bytes(self, source: Source, path: Path, tmp_path: Path) -> None:
+        """A copy has the same fingerprint, a changed file another one."""
         with open_source(str(path), self.options) as again:
             assert again.info.fingerprint == source.info.fingerprint
         copy = tmp_path / path.name
@@ -132,6 +147,7 @@ class SourceSuite:
             assert changed.info.fingerprint != source.info.fingerprint
 
     def test_close_may_be_called_twice(self, path: Path) -> None:
+        """Closing is idempotent."""
         source = open_source(str(path), self.options)
         source.close()
         source.close()
