@@ -476,7 +476,7 @@ def test_22_places_and_names_are_checked_before_any_work(capsys, tmp_path, image
         given = [image[0], tmp_path / "more" / "a.tif"]
     code, words = run(capsys, tmp_path, given)
     assert code == 2
-    assert ("outside the output" if kind == "link" else "two slides have the id") in words
+    assert ("is a link to" if kind == "link" else "two slides have the id") in words
     assert kind == "stem" or (tmp_path / "precious" / "file").read_text() == "dear"
     say({"link": "22 a link out of the output", "stem": "22 two slides of one stem"}[kind], "2 before any work", f"{code}")
 

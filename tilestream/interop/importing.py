@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream import __version__
-from tilestream.config.slide_list import id_from_address, id_problem
+from tilestream.config.slide_list import SlideRef, id_from_address, id_problem
 from tilestream.errors import ConfigError, InputError, OutputError
 from tilestream.geometry import Size
 from tilestream.sources import open_source
@@ -18,6 +18,7 @@ from tilestream.sources.base import SlideInfo, SourceOptions
 from tilestream.store.folder import Folder
 from tilestream.store.layout import NONFINITE, OK, PADDED, STATUSES, Layout, TileColumns
 from tilestream.store.lock import hold_lock
+from tilestream.store.ownership import refuse_foreign
 from tilestream.store.slide_store import FORMAT, TILES, SlideStore
 from tilestream.tiles.coords_file import GRID_TOLERANCE, FeatureFile, TilePlaces, load_h5py
 
@@ -64,10 +65,12 @@ def import_features(path: str, slide: str, output: str, *, patch_size_level0: fl
         opened = h5py.File(path, "r")
     except OSError as error:
         raise InputError(f"{path}: is not a readable HDF5 file: {error}. Copy it again, or compute it again.") from error
+    refuse_foreign(Folder(output), [SlideRef(name, slide if info is None or "://" in slide else str(Path(slide).absolute()))])
     with opened, hold_lock(Folder(output), f"import-{name}"):
         file = FeatureFile(path, opened)
         store = SlideStore(Folder(output) / f"{name}.zarr")
-        if store.folder.names():
+        about = store.attributes  # of an import that was cut short: it is done again
+        if store.completion is not None or (about is not None and "imported" not in about["recipe"]):
             raise OutputError(f"{store.folder.address}: is there already. Delete it, or choose another --out.")
         places = file.places(file.tiling(info, patch_size_level0))
         counts = _fill(store, file, places, slide, info)

@@ -24,6 +24,7 @@ from tilestream.stages.token_grid import tokens_a_side
 from tilestream.stages.worker_settings import EncoderFacts, absolute, untrained_parts, worker_settings
 from tilestream.store.folder import Folder
 from tilestream.store.lock import hold_lock
+from tilestream.store.ownership import refuse_foreign
 from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.coords import check_chosen
 from tilestream.tiles.isolation import open_image
@@ -95,7 +96,6 @@ class Run:
         self.output = Folder(absolute(config.output.path))
         refs = list_slides(config.slides)
         check_chosen(config.tiles.chosen, len(refs))
-        refuse_links(self.output, refs)
         self.refs = refs if shard is None else refs[shard[0] :: shard[1]]
         self.name = "run" if shard is None else f"run-{shard[0]}-of-{shard[1]}"
         self.results = {ref.id: SlideResult(ref.id, ref.address) for ref in self.refs}
@@ -116,6 +116,7 @@ class Run:
     def _execute(self) -> Summary:
         start = time.perf_counter()
         self.output.reach()
+        refuse_foreign(self.output, self.refs, [f"{self.name}.json"])
         with hold_lock(self.output, self.name):
             try:
                 with open_engine(self.config.compute) as engine:
@@ -286,22 +287,3 @@ class Run:
         if context is not None and context.one_pass:
             self.passes.append(run)
         return run
-
-
-def refuse_links(output: Folder, refs: list[SlideRef]) -> None:
-    """Refuse slides whose place in the output is a link to somewhere else: what is there would be deleted.
-
-    Raises
-    ------
-    ConfigError
-        Naming the link.
-    """
-    if output.local is None:
-        return
-    home = output.local.resolve()
-    for ref in refs:
-        place = output.local / f"{ref.id}.zarr"
-        if place.is_symlink() and not place.resolve().is_relative_to(home):
-            raise ConfigError(
-                f"output: {place} is a link to {place.resolve()}, outside the output. Remove the link, or choose another output."
-            )

@@ -97,9 +97,20 @@ class Folder:
         """Remove an object; a missing one is no error."""
         sync(self.store.delete(key))
 
-    def delete_all(self, prefix: str = "") -> None:
+    def delete_all(self, prefix: str) -> None:
         """Remove every object below `prefix`."""
+        assert prefix, "what else lies in a folder is not known"
         sync(self.store.delete_dir(prefix))
+
+    def children(self) -> list[str]:
+        """Names of the files, folders and prefixes that lie in this folder, sorted; none where there is no such folder."""
+        if self.local is not None:
+            return sorted(path.name for path in self.local.iterdir()) if self.local.is_dir() else []
+
+        async def collect() -> list[str]:
+            return [name async for name in self.store.list_dir("")]
+
+        return sorted(set(sync(collect())))
 
     def names(self, prefix: str = "") -> list[str]:
         """Names of the objects below `prefix`, sorted."""

@@ -94,3 +94,9 @@ class RemoteStore(ObjectStore[Any]):
         with failures_are_oserrors(prefix or ""):
             async for entry in super()._list(prefix):
                 yield entry
+
+    async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
+        """Names of the objects and prefixes right below a prefix."""
+        with failures_are_oserrors(prefix):
+            async for name in super().list_dir(prefix):
+                yield name

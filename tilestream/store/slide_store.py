@@ -17,6 +17,7 @@ from tilestream.errors import IncompleteError
 from tilestream.store.anndata_tables import ARRAY, CATEGORICAL, create_table, write_plain, write_strings
 from tilestream.store.folder import Folder
 from tilestream.store.layout import STATUSES, Layout, TileColumns, WindowGrid
+from tilestream.store.ownership import MARK, claim
 from tilestream.store.zarr_chunks import chunk_reader
 
 T = TypeVar("T")
@@ -36,6 +37,10 @@ THUMBNAIL, TISSUE = "thumbnail.png", "tissue.png"
 LEDGER, COMPLETE = ".tilestream/shards", ".tilestream/complete.json"
 _REMADE = (f"{SLIDE}/", f"{ATTENTION}/", "windows/", "overview.png")
 """Objects that finishing a slide writes anew."""
+
+OWN_FOLDERS = (TILES, SLIDE, "windows", "tokens")
+OWN_FILES = ("zarr.json", "tables/zarr.json", "overview.png", THUMBNAIL, TISSUE)
+"""With `.tilestream`, all that is ours in a store. What else people put there is left alone: not checked, not deleted."""
 
 DROPPING, SEALED = ".tilestream/dropping.json", "sealed"
 
@@ -58,8 +63,14 @@ class SlideStore:
         objects: dict[str, bytes],
         windows: Iterable[WindowGrid] = (),
     ) -> None:
-        """Write everything but the embeddings, and last the attributes that say so; an earlier attempt is replaced."""
-        self.folder.delete_all()
+        """Write everything but the embeddings, and last the attributes that say so; an earlier attempt is replaced.
+
+        Raises
+        ------
+        ConfigError
+            Something lies there that is not ours.
+        """
+        self.clear()
         root = zarr.create_group(self.folder.store)
         tables = root.create_group("tables")
         tiles = create_table(tables, "tiles", layout.tiles, layout.dim, _obs(columns), uns)
@@ -82,6 +93,23 @@ class SlideStore:
         for key, data in objects.items():
             self.folder.put(key, data)
         root.attrs["tilestream"] = {"format": FORMAT, "layout": vars(layout), **attributes}
+
+    def clear(self) -> None:
+        """Mark the folder as ours, and remove all else that is ours in it; cut short, what remains counts as never created.
+
+        Raises
+        ------
+        ConfigError
+            Something lies there that is not ours.
+        """
+        claim(self.folder)
+        for name in (COMPLETE, *OWN_FILES):
+            self.folder.delete(name)
+        for name in OWN_FOLDERS:
+            self.folder.delete_all(name)
+        for key in self.folder.names(".tilestream"):
+            if key != MARK:
+                self.folder.delete(key)
 
     @property
     def attributes(self) -> dict[str, Any] | None:
@@ -235,11 +263,15 @@ class SlideStore:
 
     def seal(self) -> None:
         """Take the checksums of all objects that no shard's entry holds: metadata, positions, pictures, the slide's vector."""
-        known = {f"{LEDGER}/{SEALED}-000000.json", DROPPING, COMPLETE}
+        known = {f"{LEDGER}/{SEALED}-000000.json", DROPPING, COMPLETE, MARK}
         known |= {key for stage in self.stages if stage != SEALED for entry in self.ledger(stage).values() for key in entry["objects"]}
-        others = [key for key in self.folder.names() if key not in known and not key.startswith(f"{LEDGER}/")]
+        others = [key for key in self._own_names() if key not in known and not key.startswith(f"{LEDGER}/")]
         self.folder.flush_all(others)  # zarr leaves metadata to the system: a finished slide survives a power cut
         self._record(SEALED, 0, others, {})
+
+    def _own_names(self) -> list[str]:
+        own = tuple(f"{name}/" for name in (*OWN_FOLDERS, ".tilestream"))
+        return [key for key in self.folder.names() if key in OWN_FILES or key.startswith(own)]
 
     def complete(self, summary: dict[str, Any]) -> None:
         """Write the completion mark: the last object of a slide, with a digest over its objects' checksums."""
@@ -279,7 +311,7 @@ class SlideStore:
         sealed = self.ledger(SEALED).get(0, {"objects": {}})["objects"]
         basic = [name for name, checksum in sealed.items() if not name.startswith(_REMADE) and self._checksum(name) != checksum]
         if basic:
-            self.folder.delete_all()
+            self.clear()
             return f"{basic[0]} is damaged, on which all else rests: the slide is started over"
         return f"{self.forget_damaged()} parts are done again"
 

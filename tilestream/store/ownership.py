@@ -1,0 +1,142 @@
+"""What is ours and what is not: nothing that lies anywhere is deleted, overwritten or written into unless it bears our mark."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from tilestream.config.slide_list import SlideRef
+from tilestream.errors import ConfigError
+from tilestream.store.folder import Folder
+
+MARK = ".tilestream/store.json"
+"""Written before anything else of a slide's store, and deleted by nothing: whatever else is missing, the folder is ours."""
+
+_BEGUN = re.compile(r"\.tilestream/store(\.json|\.[0-9a-f]{32}\.partial)")
+"""What a process that was killed while it wrote the mark may leave: a place with nothing else in it is free."""
+
+_ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+
+
+def is_ours(folder: Folder) -> bool:
+    """Whether a folder is a slide's store of ours, finished or not: it bears the mark, or the recipe of a store from before there was one."""
+    mark = _read_json(folder, MARK)
+    if isinstance(mark, dict) and mark.get("tilestream") == "store":
+        return True
+    group = _read_json(folder, "zarr.json")
+    about = group.get("attributes", {}).get("tilestream") if isinstance(group, dict) else None
+    return isinstance(about, dict) and isinstance(about.get("recipe"), dict)
+
+
+def claim(folder: Folder) -> None:
+    """Make a folder ours, or see that it is: what is done in it afterwards may be resumed, started over and deleted.
+
+    Raises
+    ------
+    ConfigError
+        Something else lies there: a file, a link, or a folder or prefix that holds anything and is not ours.
+    """
+    if problem := _problem(folder):
+        raise ConfigError(problem)
+    if folder.get(MARK) is None or not _read_json(folder, MARK):
+        folder.put(MARK, json.dumps({"tilestream": "store", "format": 1}).encode())
+
+
+def refuse_foreign(output: Folder, slides: Iterable[SlideRef], files: Iterable[str] = ()) -> None:
+    """Refuse an output that cannot be written to without touching what is not ours, before anything is done.
+
+    Parameters
+    ----------
+    output : Folder
+        Where stores are to lie.
+    slides : iterable of SlideRef
+        Whose stores.
+    files : iterable of str
+        Names of JSON files of ours in the output that are to be replaced; ours hold the key `tilestream`.
+
+    Raises
+    ------
+    ConfigError
+        The output is a file, lies in a Zarr or in one of its slides or holds one of them, or holds something else where a store or a
+        file of ours belongs.
+    """
+    if output.local is not None:
+        if output.local.exists() and not output.local.is_dir():
+            raise ConfigError(f"output: {output.address} is a file. Name a folder.")
+        refuse_zarr(output.local, "output")
+    elif any(output.exists(name) for name in _ZARR_METADATA):
+        raise ConfigError(f"output: {output.address} is a Zarr, which nothing is written into. Choose another folder.")
+    present = set(output.children())
+    for slide in slides:
+        _refuse_overlap(output, slide)
+        if f"{slide.id}.zarr" in present and (problem := _problem(output / f"{slide.id}.zarr")):
+            raise ConfigError(problem)
+    for name in present.intersection(files):
+        about = _read_json(output, name)
+        if output.get(name) != b"" and not (isinstance(about, dict) and "tilestream" in about):
+            raise ConfigError(
+                f"output: {output.address}/{name} is there and was not written by tilestream. Move it, or choose another output."
+            )
+
+
+def refuse_zarr(place: Path, option: str) -> None:
+    """Refuse to write into somebody's Zarr, or among the objects of a store of ours.
+
+    Raises
+    ------
+    ConfigError
+        `place` is a Zarr group or array, or lies in one; the message begins with `option`.
+    """
+    where = place.resolve()
+    for folder in (where, *where.parents):
+        if any((folder / name).exists() for name in _ZARR_METADATA):
+            raise ConfigError(f"{option}: {place} lies in the Zarr {folder}, which nothing is written into. Choose another folder.")
+
+
+def _problem(folder: Folder) -> str:
+    """Why a store may not be made in a folder; empty where it may."""
+    place = folder.address
+    if folder.local is not None and folder.local.is_symlink():
+        return f"output: {place} is a link to {folder.local.resolve()}. Remove the link, or choose another output."
+    if folder.local is not None and folder.local.exists() and not folder.local.is_dir():
+        return f"output: {place} is a file, where a slide's store belongs. Move it, or choose another output."
+    if is_ours(folder) or _is_free(folder):
+        return ""
+    return f"output: {place} is there and is no store of tilestream: nothing in it is touched. Move it, or choose another output."
+
+
+def _is_free(folder: Folder) -> bool:
+    """Whether there is nothing in a folder but, at most, a mark that was being written."""
+    if set(folder.children()) - {".tilestream"}:
+        return False
+    return all(_BEGUN.fullmatch(key) for key in folder.names(".tilestream"))
+
+
+def _refuse_overlap(output: Folder, slide: SlideRef) -> None:
+    """Refuse an output that holds a slide, or lies in one."""
+    if "://" not in slide.address and not Path(slide.address).is_absolute():
+        return  # the mere name of a slide that was imported
+    ours, its = _resolved(output.address), _resolved(slide.address)
+    if its == ours or its.startswith(f"{ours.rstrip('/')}/"):
+        raise ConfigError(f"output: {output.address} holds {slide.address}, one of its slides. Choose a folder of its own for the output.")
+    if ours.startswith(f"{its.rstrip('/')}/"):
+        raise ConfigError(f"output: {output.address} lies in {slide.address}, one of its slides. Choose a folder outside of it.")
+
+
+def _resolved(address: str) -> str:
+    """An address that equals another one of the same place: local paths without links, with `file://` or not."""
+    if address.startswith("file://"):
+        address = url2pathname(urlsplit(address).path)
+    return address if "://" in address else Path(address).resolve().as_posix()
+
+
+def _read_json(folder: Folder, key: str) -> object:
+    """What a JSON object says; None where there is none, or none that can be read."""
+    try:
+        return json.loads(folder.get(key) or b"null")
+    except ValueError:
+        return None
