@@ -19,6 +19,7 @@ from tilestream.config.types import (
     Channels,
     Count,
     Device,
+    Fraction,
     Index,
     Paths,
     PathText,
@@ -102,6 +103,10 @@ class Tiles(Section):
     """Pyramid level whose pixels are taken as they are, 0 the finest. Either this or `mpp`."""
     mpp: Positive | None = Field(default=None, validate_default=True)
     """Target resolution, in µm/px. Either this or `level`."""
+    mpp_tolerance: Fraction = 0.05
+    """How much coarser than `mpp` an image may be, as a share of it, for its own level-0 pixels to be taken as they are: with 0.05, images of 0.2527 and
+    of 0.25 µm/px run together at 0.25, as encoders serve both. The scale is then exactly 1, and what was done stands among the slide's warnings.
+    Anything coarser is refused: pixels are averaged, never invented."""
     stride: Count = Field(default=None, validate_default=True)
     """Step between tile origins, in px at the target resolution. `size` where it is not given."""
     edge: Literal["pad", "drop"] = "pad"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,6 +101,8 @@ class Run:
         self.results = {ref.id: SlideResult(ref.id, ref.address) for ref in self.refs}
         self.summary = Summary(config.output.path, config.model_dump(mode="json"), list(self.results.values()))
         self.settings = worker_settings(config)
+        self.images: dict[str, str] = {}
+        """The first slide of each fingerprint."""
         self.passes: list[_SlideRun] = []
         """Slides whose tiles and context are computed at once."""
 
@@ -252,13 +254,16 @@ class Run:
         """Open, plan and check a slide, and make its store ready; None where it is finished already."""
         store = self._store(ref)
         with open_image(ref.address, source_options(self.config, ref), isolate=self.config.compute.isolate) as source:
+            twice = self._twice(ref.id, source.info.fingerprint)
             if not self.restart:
                 check_source(store, source.info.fingerprint, source.info.mpp, ref.id)
                 if (mark := store.completion) is not None:
                     result.status, result.tiles, result.counts = "already done", mark["tiles"], mark["counts"]
+                    self._warn(result, (store.attributes or {}).get("source", {}).get("warnings", ()))
                     self.reporter.slide_done(result)
                     return None
             plan = make_slide_plan(ref, source, self.config, self.facts)
+        self._warn(result, plan.warnings + twice)
         fresh = self.restart or store.attributes is None
         layout = make_layout(plan.tiles, self.config, self.facts) if fresh else store.layout
         if self.config.context is not None:
@@ -287,3 +292,14 @@ class Run:
         if context is not None and context.one_pass:
             self.passes.append(run)
         return run
+
+    def _twice(self, slide: str, fingerprint: str) -> tuple[str, ...]:
+        """A warning where another slide of this run has the same bytes."""
+        first = self.images.setdefault(fingerprint, slide)
+        return () if first == slide else (f"holds the same image as {first} (equal fingerprints); it counts twice in the output.",)
+
+    def _warn(self, result: SlideResult, warnings: Sequence[str]) -> None:
+        """Say each of a slide's warnings, and keep it for the summary."""
+        result.warnings = list(dict.fromkeys(warnings))
+        for warning in result.warnings:
+            self.reporter.message(f"{result.id}: {warning}", level="warning")

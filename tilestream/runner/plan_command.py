@@ -82,6 +82,9 @@ def print_plan(planned: Planned, console: Console) -> None:
             f"level {plan.spec.level} (1/{level.downsample:.4g}{averaged})", f"{plan.tiles} of {plan.candidates}", str(layout.shards), gib(layout.bytes), str(context or "-"), gib(projection.total),
         )  # fmt: skip
     console.print(table)
+    for plan, *_ in planned.slides:
+        for warning in plan.warnings:
+            console.print(f"warning: {plan.ref.id}: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     for slide, reason in planned.refused.items():
         console.print(f"refused: {slide}: {reason}", style="yellow", highlight=False, markup=False)
     tiles, size_bytes = sum(p.tiles for p, _, _, _ in planned.slides), sum(layout.bytes for _, layout, _, _ in planned.slides)

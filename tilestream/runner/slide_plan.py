@@ -16,7 +16,7 @@ from tilestream.sources.base import SegmentGrid, SlideInfo, Source, SourceOption
 from tilestream.stages.worker_settings import EncoderFacts
 from tilestream.store.layout import Layout, TileColumns
 from tilestream.tiles.coords import find_file, place_tiles
-from tilestream.tiles.grid import make_grid
+from tilestream.tiles.grid import coarser_than_asked, make_grid
 from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.thumbnail import Thumbnail, read_thumbnail
 from tilestream.tiles.tissue import TissueOptions, find_tissue, tile_fractions
@@ -40,6 +40,8 @@ class SlidePlan:
     thumbnail: Thumbnail
     mask: NDArray[np.bool_]
     """(h, w) tissue, on the thumbnail's pixels."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know of the image and of how it is read: the source's warnings, and the plan's own."""
 
     @property
     def tiles(self) -> int:
@@ -97,6 +99,7 @@ def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: Encode
         grid, tile_row, tile_col = place_tiles(find_file(chosen, ref.id), info, config.tiles.size, ref.id)
         spec = _placed_spec(grid, info, ref.id)
         _refuse_placed(grid, info.mpp, config, facts, ref.id)
+    warnings = info.warnings + coarser_than_asked(info, grid, config.tiles)
     options = TissueOptions(**config.tiles.tissue.model_dump())
     thumbnail = read_thumbnail(source)
     mask = find_tissue(thumbnail, options, um_per_px=None if info.mpp is None else info.mpp * thumbnail.downsample)
@@ -104,7 +107,7 @@ def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: Encode
     if options.method != "none" and chosen is None:
         keep = (fraction >= options.min_fraction) & (fraction > 0)
         tile_row, tile_col, fraction = tile_row[keep], tile_col[keep], fraction[keep]
-    return SlidePlan(ref, info, grid, spec, source.segment_grid(spec.level), tile_row, tile_col, fraction, thumbnail, mask)
+    return SlidePlan(ref, info, grid, spec, source.segment_grid(spec.level), tile_row, tile_col, fraction, thumbnail, mask, warnings)
 
 
 def _placed_spec(grid: TileGrid, info: SlideInfo, name: str) -> ReadSpec:

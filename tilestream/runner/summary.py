@@ -37,6 +37,8 @@ class SlideResult:
     """How its context was computed, e.g. `row_bands in one pass`."""
     note: str = ""
     """What a person should know of it, e.g. that it has no tissue."""
+    warnings: list[str] = field(default_factory=list)
+    """What its file leaves in doubt or was taken for, each once."""
 
     @property
     def failed_tiles(self) -> int:

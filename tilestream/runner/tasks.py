@@ -36,7 +36,7 @@ class Steps:
         info = plan.info
         source = {"address": plan.ref.address, "backend": info.backend, "fingerprint": info.fingerprint, "mpp": info.mpp, "mpp_source": info.mpp_source,
                   "height": info.size.height, "width": info.size.width, "level": plan.spec.level, "downsample": plan.spec.downsample,
-                  "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(info.warnings),
+                  "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(plan.warnings),
                   "thumbnail_downsample": plan.thumbnail.downsample, "bounds": _bounds(info),
                   "icc_profile": info.properties.get("icc_profile", "none"), "icc": info.properties.get("icc", "ignored"), **_placed(plan.grid)}  # fmt: skip
         uns: dict[str, Any] = {"spatial_unit": "px of level 0", "slide": plan.ref.id}

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
+from tilestream.sources.resolution import magnification_words
 
 
 def describe_image(address: str) -> dict[str, Any]:
@@ -48,7 +49,9 @@ def print_description(facts: dict[str, Any], console: Console) -> None:
     console.print(f"opened by {facts['reason']}", highlight=False, markup=False)
     console.print(f"format {facts['vendor'] or 'unknown'}, compression {facts['compression'] or 'unknown'}", highlight=False, markup=False)
     console.print(
-        f"resolution {mpp:.4g} µm/px ({facts['mpp_source']})" if mpp is not None else "resolution unknown: the file does not say",
+        f"resolution {mpp:.4g} µm/px ({facts['mpp_source']})"
+        if mpp is not None
+        else f"resolution unknown: the file does not say.{magnification_words(facts['properties'])}",
         highlight=False,
         markup=False,
     )

@@ -8,6 +8,7 @@ not square and the image is refused. TIFF resolution tags of generic files beyon
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tilestream.errors import InputError
@@ -79,6 +80,15 @@ def resolution_from_file(address: str, x: float, y: float, source: str, *, limit
             "State the resolution in the mpp column of the slide list."
         )
     return Resolution((x + y) / 2, source)
+
+
+def magnification_words(properties: Mapping[str, str]) -> str:
+    """What a file without a resolution says of its magnification, as a sentence with a space before it; empty where it says nothing."""
+    for name in ("aperio.AppMag", "openslide.objective-power"):
+        power, _ = parse_number(properties.get(name, ""))
+        if math.isfinite(power) and power > 0:
+            return f" It states {name.rpartition('.')[2]} = {power:g}, which on most scanners is about {10 / power:.3g} µm/px."
+    return ""
 
 
 def micrometres_from_unit(unit: str) -> float | None:

@@ -179,6 +179,7 @@ class _Slide:
     def causes(self) -> list[str]:
         """Why the slide or its tiles failed, in words."""
         found = [self.told["error"]] if self.told.get("error") else []
+        found += self.told.get("warnings") or self.attributes.get("source", {}).get("warnings", [])
         found += [
             f"{count} {'tile' if count == 1 else 'tiles'}: {status}"
             for status, count in self.counts.items()
