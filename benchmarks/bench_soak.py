@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import tilestream
-from tilestream.runner.driver import Reporter
+from tilestream.runner.reporter import Reporter
 from tilestream.sources.made.slide import ensure_sample
 
 PAGE = os.sysconf("SC_PAGE_SIZE")

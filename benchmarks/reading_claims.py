@@ -86,7 +86,7 @@ def _program_row(chosen: argparse.Namespace, folder: Path, source: Source, place
 def _run_program(chosen: argparse.Namespace, output: Path, threads: int) -> Row:
     """Seconds of one run from its first shard on: all of it, up to the last shard, and by stage."""
     import tilestream
-    from tilestream.runner.driver import Reporter
+    from tilestream.runner.reporter import Reporter
 
     class Watch(Reporter):
         last_shard = slide = 0.0

@@ -49,8 +49,8 @@ def run_command(
     log_format: Annotated[str, typer.Option(help="auto (live on a terminal, lines in a file), text or json.")] = "auto",
 ) -> None:
     """Embed the slides of a config. Run again, it does only what is missing."""
+    from tilestream.runner.driver import run
     from tilestream.runner.progress import LiveReporter, make_reporter, print_summary
-    from tilestream.runner.run import run
 
     if log_format not in ("auto", "text", "json"):
         raise ConfigError(f"--log-format: {log_format!r} is none of auto, text, json.")

@@ -117,17 +117,17 @@ def test_every_engine_keeps_one_contract(settings, tmp_path):
         assert engine.call_all(double, 21) == [42]
         assert engine.wait_next(0.01) is None
         for k in range(engine.capacity):
-            engine.submit(double, k, f"key {k}")
+            engine.submit(f"key {k}", double, k)
         seen = dict(engine.wait_next() for _ in range(engine.capacity))
         assert {key: outcome.value for key, outcome in seen.items()} == {f"key {k}": 2 * k for k in range(engine.capacity)}
-        engine.submit(boom, 7, "refused")
+        engine.submit("refused", boom, 7)
         key, outcome = engine.wait_next()
         assert (key, outcome.value) == ("refused", None)
         assert isinstance(outcome.error, InputError)
         with pytest.raises(InputError, match="task 8 was refused"):
             engine.call(boom, 8)
         if settings["scheduler"] == "local":
-            engine.submit(die_once, str(tmp_path / "died"), "retried")
+            engine.submit("retried", die_once, str(tmp_path / "died"))
             assert engine.wait_next()[1].value == "done"
             processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
             open_ports = [c.laddr for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
@@ -154,7 +154,7 @@ def test_a_cluster_class_is_started_with_its_arguments(image_path, inline_store,
 @pytest.mark.slow
 def test_a_result_that_is_lost_with_its_worker_is_computed_again():
     with open_engine(compute_section(scheduler="local", workers=2)) as engine:
-        engine.submit(double, 21, "key")
+        engine.submit("key", double, 21)
         client = engine._client
         future = engine._done.get(timeout=60)  # the task has ended, and nobody has asked for its result yet
         engine._done.put(future)

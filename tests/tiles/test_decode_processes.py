@@ -12,10 +12,10 @@ import pytest
 import tests.tiles.test_device_reader as reading
 from tests.support.images import make_image, write_pyramid
 from tilestream.errors import ReadError
-from tilestream.sources.base import SourceOptions
+from tilestream.sources.base import ImageAddress, SourceOptions
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.stages.hardware import children_memory
-from tilestream.tiles.decode_processes import DecodeProcesses, OpenImage, SharedPixels
+from tilestream.tiles.decode_processes import DecodeProcesses, SharedPixels
 from tilestream.tiles.device_decoding import HostDecoder
 from tilestream.tiles.device_reader import DeviceTileReader
 from tilestream.tiles.read_spec import ReadSpec
@@ -37,7 +37,7 @@ def image():
 
 
 def image_of(source):
-    return OpenImage(source.info.address, SourceOptions(), source.info.fingerprint)
+    return ImageAddress(source.info.address, SourceOptions(), source.info.fingerprint)
 
 
 def read(source, spec, y, x, decoder):

@@ -19,7 +19,7 @@ from typing import Any, Self
 from tilestream.config.local_files import read_small_file
 from tilestream.config.schema import Compute, SchedulerSpec
 from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
-from tilestream.stages.embed_tiles import STOP
+from tilestream.stages.slide_task import STOP
 from tilestream.stages.worker_settings import LANES, worker_count
 
 RETRIES = 2
@@ -43,10 +43,10 @@ class Outcome:
     error: TilestreamError | None = None
 
 
-def run_task(function: Callable[[Any], Any], task: Any) -> Outcome:
+def run_task(function: Callable[..., Any], *arguments: Any) -> Outcome:
     """Run a task; our own errors become values, so that no scheduler retries what cannot succeed."""
     try:
-        return Outcome(value=function(task))
+        return Outcome(value=function(*arguments))
     except TilestreamError as error:
         return Outcome(error=error)
     except OSError as error:
@@ -56,13 +56,13 @@ def run_task(function: Callable[[Any], Any], task: Any) -> Outcome:
 
 
 class Engine(ABC):
-    """Runs `function(task)` for picklable tasks. `capacity` tasks in flight keep every worker busy; more only cost memory."""
+    """Runs `function(*arguments)`, all of them picklable. `capacity` tasks in flight keep every worker busy; more only cost memory."""
 
     capacity: int
     workers: int
 
     @abstractmethod
-    def submit(self, function: Callable[[Any], Any], task: Any, key: Any) -> None:
+    def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
         """Start a task; `key` comes back with its outcome."""
 
     @abstractmethod
@@ -98,8 +98,8 @@ class InlineEngine(Engine):
         self._pool = ThreadPoolExecutor(LANES + 1, thread_name_prefix="lane")
         self._done: queue.SimpleQueue[tuple[Any, Future[Outcome]]] = queue.SimpleQueue()
 
-    def submit(self, function: Callable[[Any], Any], task: Any, key: Any) -> None:
-        future = self._pool.submit(run_task, function, task)
+    def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
+        future = self._pool.submit(run_task, function, *arguments)
         future.add_done_callback(lambda done: self._done.put((key, done)))
 
     def wait_next(self, timeout: float | None = None) -> tuple[Any, Outcome] | None:
@@ -144,10 +144,10 @@ class DaskEngine(Engine):
         self._count = 0
         self._alone_since: float | None = None
 
-    def submit(self, function: Callable[[Any], Any], task: Any, key: Any) -> None:
+    def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
         self._count += 1
         name = f"{function.__name__}-{self._run}-{self._count}"
-        future = self._client.submit(run_task, function, task, key=name, retries=RETRIES, pure=False)
+        future = self._client.submit(run_task, function, *arguments, key=name, retries=RETRIES, pure=False)
         self._keys[name] = key
         future.add_done_callback(self._done.put)
 
@@ -221,7 +221,9 @@ def _outcome(future: Any) -> Outcome:
         raise InterruptedRunError(LOST) from broken
     if isinstance(error, CancelledError):
         raise InterruptedRunError(LOST) from error
-    died = type(error).__name__ == "KilledWorker"
+    from distributed import KilledWorker
+
+    died = isinstance(error, KilledWorker)
     words = f"{future.key} killed {DEATHS} workers, one after another" if died else f"{future.key}: {type(error).__name__}: {error}"
     raise InterruptedRunError(
         f"{words}. Where a decoder crashes, compute.isolate: true gives up the tile alone. The same command resumes."

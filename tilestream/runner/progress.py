@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tilestream.runner.driver import Reporter
 from tilestream.runner.memory import Projection, gib
+from tilestream.runner.reporter import Reporter
 from tilestream.runner.slide_plan import SlidePlan
 from tilestream.runner.summary import SlideResult, Summary
-from tilestream.stages.embed_tiles import ShardReport
+from tilestream.stages.slide_task import Report
 from tilestream.stages.worker_settings import EncoderFacts
 
 LOG_EVERY = 10.0
@@ -57,7 +57,7 @@ class _Counter(Reporter):
             f"{plan.ref.id}: {plan.tiles} of {plan.candidates} tiles{resumed}, read from {how}, at most {gib(projection.total)} a worker"
         )
 
-    def shard_done(self, report: ShardReport) -> None:
+    def shard_done(self, report: Report) -> None:
         self.tiles_done += sum(report.counts.values())
 
     def slide_done(self, result: SlideResult) -> None:
@@ -87,7 +87,7 @@ class LogReporter(_Counter):
             self.last = self.clock()
             self.message(f"{slide}: {tiles} tiles in the store")
 
-    def shard_done(self, report: ShardReport) -> None:
+    def shard_done(self, report: Report) -> None:
         super().shard_done(report)
         if self.clock() - self.last >= LOG_EVERY:
             self.last = self.clock()
@@ -114,10 +114,10 @@ class JsonReporter(_Counter):
     def advanced(self, slide: str, tiles: int) -> None:
         self._emit("advanced", slide=slide, tiles=tiles)
 
-    def shard_done(self, report: ShardReport) -> None:
+    def shard_done(self, report: Report) -> None:
         super().shard_done(report)
         self._emit(
-            "shard", slide=report.slide, shard=report.shard, counts=report.counts, seconds={k: round(v, 4) for k, v in report.seconds.items()},
+            "shard", slide=report.slide, shard=report.shards.start, counts=report.counts, seconds={k: round(v, 4) for k, v in report.seconds.items()},
             tiles_done=self.tiles_done, tiles=self.tiles, tiles_per_second=round(self.rate, 2),
         )  # fmt: skip
 
@@ -153,7 +153,7 @@ class LiveReporter(_Counter):
     def advanced(self, slide: str, tiles: int) -> None:
         self.progress.update(self.bar, completed=max(self.tiles_done, tiles))
 
-    def shard_done(self, report: ShardReport) -> None:
+    def shard_done(self, report: Report) -> None:
         super().shard_done(report)
         self._draw()
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
-from tilestream.errors import ConfigError, InputError
+from tilestream.errors import ConfigError, InputError, TilestreamError
 from tilestream.geometry import PlacedGrid, TileGrid, level_for_scale
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.stages.worker_settings import EncoderFacts
@@ -124,7 +124,7 @@ def _placed_spec(grid: TileGrid, info: SlideInfo, name: str) -> ReadSpec:
 def _refuse_placed(grid: TileGrid, mpp: float | None, config: Config, facts: EncoderFacts, name: str) -> None:
     """Refuse what places of a file cannot serve: a resolution that the encoder was not made for, neighbours where there is no lattice."""
     if facts.mpp is not None and mpp is not None and not config.encoder.allow_mismatch:
-        _refuse_mpp(facts, mpp * grid.scale, f"{name}: tiles.from, tiles.size {grid.tile}")
+        _refuse_mpp(facts, mpp * grid.scale, f"{name}: tiles.from, tiles.size {grid.tile}", InputError, "Set tiles.size so that they meet")
     if not grid.regular and (config.context is not None or "windows" in config.output.save):
         what = "context" if config.context is not None else "output.save: windows"
         raise InputError(
@@ -155,22 +155,22 @@ def check_encoder(facts: EncoderFacts, config: Config) -> None:
             f"Set tiles.size to {facts.tile_size}, or encoder.allow_mismatch to true."
         )
     if facts.mpp is not None and config.tiles.mpp is not None:
-        _refuse_mpp(facts, config.tiles.mpp, "tiles.mpp")
+        _refuse_mpp(facts, config.tiles.mpp, "tiles.mpp", ConfigError)
 
 
 def check_resolution(facts: EncoderFacts, config: Config, mpp: float | None, name: str) -> None:
     """With `tiles.level`, the resolution is the slide's: refuse one that the encoder was not made for."""
     if facts.mpp is not None and config.tiles.level == 0 and mpp is not None and not config.encoder.allow_mismatch:
-        _refuse_mpp(facts, mpp, f"{name}: level 0")
+        _refuse_mpp(facts, mpp, f"{name}: level 0", InputError)
 
 
-def _refuse_mpp(facts: EncoderFacts, mpp: float, what: str) -> None:
+def _refuse_mpp(facts: EncoderFacts, mpp: float, what: str, kind: type[TilestreamError], way_out: str = "") -> None:
+    """Refuse `mpp` where the encoder does not serve it; without a `way_out` of its own, tiles.mpp is it."""
     assert facts.mpp is not None
     low, high = facts.mpp_range or (facts.mpp * 0.95, facts.mpp * 1.05)
     if not low <= mpp <= high:
         served = f"{facts.mpp:.4g}" if facts.mpp_range is None else f"{low:.4g} to {high:.4g}"
-        kind = ConfigError if what == "tiles.mpp" else InputError
-        way = "Set tiles.size so that they meet" if "tiles.from" in what else f"Set tiles.mpp to {facts.mpp:.4g}"
+        way = way_out or f"Set tiles.mpp to {facts.mpp:.4g}"
         raise kind(f"{what}: {mpp:.4g} µm/px, but encoder {facts.name} was trained at {served}. {way}, or encoder.allow_mismatch to true.")
 
 

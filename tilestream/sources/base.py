@@ -46,6 +46,16 @@ class SourceOptions:
 
 
 @dataclass(frozen=True)
+class ImageAddress:
+    """Which image, and what the config says of it: all that another process needs to open the same one."""
+
+    address: str
+    options: SourceOptions
+    fingerprint: str
+    """Of the image that tiles were planned on."""
+
+
+@dataclass(frozen=True)
 class SegmentGrid:
     """The regular grid of independently decodable pieces of a level: TIFF tiles or strips, Zarr chunks."""
 

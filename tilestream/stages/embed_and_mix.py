@@ -2,88 +2,49 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tilestream.config.schema import Context, Windows
-from tilestream.errors import InterruptedRunError
-from tilestream.geometry import TileGrid
 from tilestream.models.context import ContextTransformer
 from tilestream.models.context_streaming import RowBands, TokenBand
-from tilestream.sources.base import SourceOptions
 from tilestream.stages.clock import Clock
-from tilestream.stages.embed_tiles import STOP, ShardReport, count_statuses, open_unchanged, place_results, refuse_tile
+from tilestream.stages.embed_tiles import add_counts, count_statuses, open_unchanged, place_results, refuse_tile
 from tilestream.stages.mix_context import STAGE, Sink, build_context, input_end, input_top, row_groups
+from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.stages.token_grid import TokenGrid, tokens_a_side
 from tilestream.stages.worker import Embedded, worker_for
-from tilestream.stages.worker_settings import WorkerSettings
-from tilestream.store.folder import Folder
 from tilestream.store.layout import OK, PADDED, Layout
-from tilestream.store.slide_store import SlideStore
-from tilestream.tiles.read_spec import ReadSpec
 
 SEGMENT_HALOS = 16
 """Rows of a segment for each row that its halo adds: at most an eighth is computed twice."""
 
 
-@dataclass(frozen=True)
-class PassTask:
-    """Some consecutive shards of one slide."""
-
-    slide: str
-    address: str
-    options: SourceOptions
-    fingerprint: str
-    """Of the source when the slide was planned."""
-    spec: ReadSpec
-    grid: TileGrid
-    stride_um: float | None
-    """Step between tiles in µm; None where the image has no scale."""
-    tokens: int
-    """Tokens of a tile."""
-    first: int
-    end: int
-    """The shards, the end excluded."""
-    store: str
-    """Address of the slide's store."""
-    settings: WorkerSettings
-    context: Context
-    precision: str
-    """fp32, bf16 or fp16: of the context."""
-    windows: Windows | None
-    """Window vectors to make of patch tokens on the way."""
-    fail_tiles: bool
-    """Whether one failed tile ends the slide."""
-
-
-def segments(layout: Layout, tile_row: NDArray[np.int64], halo_tiles: int, *, whole: bool) -> Iterator[tuple[int, int]]:
+def segments(layout: Layout, tile_row: NDArray[np.int64], halo_tiles: int, *, whole: bool) -> Iterator[range]:
     """Runs of shards, each one task: all of them, or few enough that several workers share them and the halo costs little."""
     first = 0
     for shard in range(layout.shards):
         rows = int(tile_row[layout.rows(shard).stop - 1] - tile_row[layout.rows(first).start]) + 1
         if shard == layout.shards - 1 or (not whole and rows >= SEGMENT_HALOS * halo_tiles):
-            yield first, shard + 1
+            yield range(first, shard + 1)
             first = shard + 1
 
 
 @torch.inference_mode()
-def embed_and_mix(task: PassTask) -> ShardReport:
-    """Read, embed, mix and write the shards of a task that are not committed yet; their bytes do not depend on where it starts."""
-    worker = worker_for(task.settings)
+def embed_and_mix(task: SlideTask, shards: range) -> Report:
+    """Read, embed, mix and write the shards that are not committed yet; their bytes do not depend on where it starts."""
+    worker = worker_for(task.line.worker)
     with worker.lanes:
-        source = open_unchanged(worker, task.address, task.options, task.fingerprint)
-        work = _Pass(task)
-        sink = Sink(work.places, work.layout, work.store, task.windows, work.first_open(), task.end)
+        source = open_unchanged(worker, task.image)
+        work = _Pass(task, shards)
+        sink = Sink(work.places, work.layout, work.store, task.line.token_windows, work.first_open(), shards.stop)
         if sink.first_row is not None:
-            model = build_context(task.context, work.layout.dim, task.precision).to(worker.device)
+            model = build_context(work.context, work.layout.dim, task.line.facts.precision).to(worker.device)
             start = time.perf_counter()
             tiles, groups = work.reach(model, sink.first_row)
             y, x = task.grid.l0_y(work.places.tile_row[tiles]), task.grid.l0_x(work.places.tile_col[tiles])
@@ -97,37 +58,36 @@ def embed_and_mix(task: PassTask) -> ShardReport:
                 sink.finish()
             taken = work.clock.seconds
             work.clock.add("context", time.perf_counter() - start - sum(taken.get(stage, 0.0) for stage in ("wait", "compute", "write")))
-    process = f"{os.uname().nodename}:{os.getpid()}"
-    return ShardReport(task.slide, task.first, work.counts, work.clock.seconds, work.errors, worker.peak_bytes(), process)
+    return Report(task.slide, shards, work.clock.seconds, work.counts, work.errors)
 
 
 class _Pass:
     """What a pass knows of its slide, and the rows that it has not written yet."""
 
-    def __init__(self, task: PassTask) -> None:
-        self.task = task
-        self.store = SlideStore(Folder(task.store))
+    def __init__(self, task: SlideTask, shards: range) -> None:
+        assert task.line.context is not None
+        self.task, self.shards, self.context = task, shards, task.line.context
+        self.store = task.open_store()
         self.layout = self.store.layout
-        row, col = (np.asarray(self.store.array(f"tables/tiles/obs/{name}")[:], np.int64) for name in ("row", "col"))
-        self.places = TokenGrid(task.grid, row, col, tokens_a_side(task.tokens, task.grid))
+        self.places = TokenGrid(task.grid, *task.read_places(self.store), tokens_a_side(task.line.facts.tokens, task.grid))
         self.stride_um = None if task.stride_um is None else task.stride_um / self.places.side
         self.clock = Clock()
         self.counts: dict[str, int] = {}
         self.errors: dict[int, str] = {}
-        self._tiles_open = set(range(task.first, task.end)) - set(self.store.ledger())
+        self._tiles_open = set(shards) - set(self.store.ledger())
         self._parts: list[tuple[NDArray[Any], NDArray[np.int8]]] = []
 
     def first_open(self) -> int:
         """The first shard whose context is not committed; its tiles may be."""
         done = self.store.ledger(STAGE)
-        return next((shard for shard in range(self.task.first, self.task.end) if shard not in done), self.task.end)
+        return next((shard for shard in self.shards if shard not in done), self.shards.stop)
 
     def reach(self, model: ContextTransformer, first_row: int) -> tuple[slice, list[tuple[int, int]]]:
         """The tiles that the context of the task's shards from token row `first_row` on depends on, and their rows in groups."""
         side, rows = self.places.side, self.places.grid.rows
         top, end = max(0, input_top(model, first_row) // side), rows
-        if self.task.end < self.layout.shards:
-            last = int(self.places.tile_row[self.layout.rows(self.task.end - 1).stop - 1])
+        if self.shards.stop < self.layout.shards:
+            last = int(self.places.tile_row[self.layout.rows(self.shards.stop - 1).stop - 1])
             end = min(rows, -(-input_end(model, (last + 1) * side) // side))
         return self.places.tiles_between(top, end), list(row_groups(self.places, self.layout.dim, top, end))
 
@@ -146,10 +106,9 @@ class _Pass:
         status = np.where(padded, PADDED, OK).astype(np.int8)
         errors: dict[int, str] = {}
         for part in _take(embedded, offset, count):
-            if STOP.is_set():
-                raise InterruptedRunError("stopped")
+            check_stopped()
             place_results(part, vectors, tokens, status, errors)
-        if errors and self.task.fail_tiles:
+        if errors and self.task.line.fail_tiles:
             refuse_tile(self.task.slide, {rows.start + k: message for k, message in sorted(errors.items())})
         with self.clock.timed("write"):
             self._commit(rows, vectors, status, errors)
@@ -172,7 +131,7 @@ class _Pass:
                 self._parts.clear()
                 counts = count_statuses(codes)
                 self.store.write_shard(shard, {"tables/tiles/X": values, "tables/tiles/obs/status/codes": codes}, {"counts": counts})
-                self.counts = {name: self.counts.get(name, 0) + n for name, n in counts.items()}
+                self.counts = add_counts(self.counts, counts)
 
 
 def _take(embedded: Iterator[Embedded], offset: int, count: int) -> Iterator[Embedded]:

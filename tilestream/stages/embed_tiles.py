@@ -1,14 +1,11 @@
-"""What a worker does: tiles of a shard through the encoder into the store, and what follows once a slide's shards are done.
+"""Tiles of a shard through the encoder into the store.
 
 A task carries an address and numbers and returns counts and seconds: pixels and embeddings never leave the worker but to the store.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -17,59 +14,16 @@ from numpy.typing import NDArray
 
 from tilestream.encoders.registry import random_weights
 from tilestream.encoders.weights import weights_digest
-from tilestream.errors import ConfigError, InputError, InterruptedRunError
-from tilestream.sources.base import Source, SourceOptions
+from tilestream.errors import ConfigError, InputError
+from tilestream.sources.base import ImageAddress, Source
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import device_name
+from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.stages.worker import Embedded, Worker, worker_for
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
-from tilestream.store.folder import Folder
 from tilestream.store.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES, TIMEOUT
 from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.isolation import Quarantined
-from tilestream.tiles.read_spec import ReadSpec
-
-STOP = threading.Event()
-"""Set in the process that was asked to stop: shards in work end at their next batch."""
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """One shard of one slide."""
-
-    slide: str
-    address: str
-    options: SourceOptions
-    fingerprint: str
-    """Of the source when the slide was planned; another one now means that the file changed under the run."""
-    spec: ReadSpec
-    l0_y: NDArray[np.int64]
-    l0_x: NDArray[np.int64]
-    padded: NDArray[np.bool_]
-    shard: int
-    store: str
-    """Address of the slide's store."""
-    settings: WorkerSettings
-    fail_tiles: bool
-    """Whether one failed tile ends the slide."""
-
-
-@dataclass(frozen=True)
-class ShardReport:
-    """What a shard's task returns."""
-
-    slide: str
-    shard: int
-    counts: dict[str, int]
-    """Tiles by status."""
-    seconds: dict[str, float]
-    """Seconds by stage."""
-    errors: dict[int, str]
-    """Why tiles failed, by row of the output; at most 20."""
-    peak_bytes: int
-    """High-water mark of the worker's resident memory so far."""
-    worker: str
-    """Process that did it."""
 
 
 def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
@@ -101,23 +55,25 @@ def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
     )
 
 
-def embed_shard(task: ShardTask) -> ShardReport:
-    """Read, embed and write one shard; its bytes do not depend on who does it or how often."""
-    worker = worker_for(task.settings)
-    with worker.lanes:
-        source = open_unchanged(worker, task.address, task.options, task.fingerprint)
-        clock = Clock()
-        arrays, errors = _embed_tiles(worker, source, task, clock)
-    # The lane is free for the next shard while this one is written.
-    counts = count_statuses(arrays["tables/tiles/obs/status/codes"])
-    if errors and task.fail_tiles:
-        refuse_tile(task.slide, errors)
-    with clock.timed("write"):
-        SlideStore(Folder(task.store)).write_shard(task.shard, arrays, {"counts": counts})
-    return ShardReport(task.slide, task.shard, counts, clock.seconds, errors, worker.peak_bytes(), f"{os.uname().nodename}:{os.getpid()}")
+def embed_tiles(task: SlideTask, shards: range) -> Report:
+    """Read, embed and write shards; their bytes do not depend on who does it or how often."""
+    worker, store, clock = worker_for(task.line.worker), task.open_store(), Clock()
+    counts: dict[str, int] = {}
+    errors: dict[int, str] = {}
+    for shard in shards:
+        with worker.lanes:
+            arrays, failed = _embed_shard(worker, store, task, shard, clock)
+        # The lane is free for the next shard while this one is written.
+        if failed and task.line.fail_tiles:
+            refuse_tile(task.slide, failed)
+        found = count_statuses(arrays["tables/tiles/obs/status/codes"])
+        with clock.timed("write"):
+            store.write_shard(shard, arrays, {"counts": found})
+        counts, errors = add_counts(counts, found), errors | failed
+    return Report(task.slide, shards, clock.seconds, counts, errors)
 
 
-def open_unchanged(worker: Worker, address: str, options: SourceOptions, fingerprint: str) -> Source:
+def open_unchanged(worker: Worker, image: ImageAddress) -> Source:
     """The image of a task, if it is still the one that was planned.
 
     Raises
@@ -125,11 +81,11 @@ def open_unchanged(worker: Worker, address: str, options: SourceOptions, fingerp
     InputError
         The file changed, or cannot be opened any more.
     """
-    source = worker.source(address, options)
-    if source.info.fingerprint != fingerprint:  # left open by an earlier run of this process, perhaps
-        source = worker.reopen(address, options)
-    if source.info.fingerprint != fingerprint:
-        raise InputError(f"{address} changed while it was being read. Run again with --restart once the file is whole.")
+    source = worker.source(image.address, image.options)
+    if source.info.fingerprint != image.fingerprint:  # left open by an earlier run of this process, perhaps
+        source = worker.reopen(image.address, image.options)
+    if source.info.fingerprint != image.fingerprint:
+        raise InputError(f"{image.address} changed while it was being read. Run again with --restart once the file is whole.")
     return source
 
 
@@ -138,31 +94,38 @@ def count_statuses(status: NDArray[np.int8]) -> dict[str, int]:
     return {STATUSES[code]: int((status == code).sum()) for code in (OK, PADDED, DECODE_ERROR, TIMEOUT, NONFINITE)}
 
 
+def add_counts(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+    """The sum of two counts of tiles by status."""
+    return {status: counts.get(status, 0) + more.get(status, 0) for status in counts | more}
+
+
 def refuse_tile(slide: str, errors: dict[int, str]) -> NoReturn:
     """End a slide that may have no failed tile."""
     row, message = next(iter(errors.items()))
     raise InputError(f"{slide}: tile {row} failed: {message} (on_error.tile is fail; nan would keep the slide)")
 
 
-def _embed_tiles(worker: Worker, source: Source, task: ShardTask, clock: Clock) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
-    """Arrays of a shard by path, and why tiles failed by output row."""
-    store = SlideStore(Folder(task.store))
+def _embed_shard(
+    worker: Worker, store: SlideStore, task: SlideTask, shard: int, clock: Clock
+) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+    """Arrays of a shard by path, and why tiles failed by output row; at most 20."""
     layout = store.layout
-    n = len(task.l0_y)
+    rows = layout.rows(shard)
+    tile_row, tile_col = task.read_places(store, rows)
+    n = len(tile_row)
     vectors = np.full((n, layout.dim), np.nan, np.dtype(layout.dtype))
     tokens = np.full((n, layout.tokens, layout.dim), np.nan, np.dtype(layout.dtype)) if layout.tokens else None
-    status = np.where(task.padded, PADDED, OK).astype(np.int8)
+    status = np.where(task.grid.overhangs(tile_row, tile_col), PADDED, OK).astype(np.int8)
     errors: dict[int, str] = {}
-    first_row = layout.rows(task.shard).start
-    with closing(worker.embed_tiles(source, task.spec, task.l0_y, task.l0_x, clock)) as embedded:
+    source = open_unchanged(worker, task.image)
+    with closing(worker.embed_tiles(source, task.spec, task.grid.l0_y(tile_row), task.grid.l0_x(tile_col), clock)) as embedded:
         for part in embedded:
-            if STOP.is_set():
-                raise InterruptedRunError("stopped")
+            check_stopped()
             place_results(part, vectors, tokens, status, errors)
     arrays: dict[str, NDArray[Any]] = {"tables/tiles/X": vectors, "tables/tiles/obs/status/codes": status}
     if tokens is not None:
         arrays["tokens"] = tokens
-    return arrays, {first_row + k: errors[k] for k in sorted(errors)[:20]}
+    return arrays, {rows.start + k: errors[k] for k in sorted(errors)[:20]}
 
 
 def place_results(

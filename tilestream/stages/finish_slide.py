@@ -1,10 +1,9 @@
-"""What follows once all shards of a slide are committed: the slide vector and the picture."""
+"""What follows once all shards of a slide are committed: its vectors, its picture, its checksums."""
 
 from __future__ import annotations
 
 import io
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,17 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from tilestream.config.schema import Pool, Windows
 from tilestream.encoders.weights import load_weights
-from tilestream.geometry import TileGrid
 from tilestream.models.context_streaming import TokenBand
 from tilestream.models.pca import principal_colours
 from tilestream.models.pooling import SoftmaxPool, make_pool
 from tilestream.stages.clock import Clock
-from tilestream.stages.hardware import peak_memory
 from tilestream.stages.mix_context import CONTEXT_ROWS
 from tilestream.stages.overview import SlidePanel, draw_overview, draw_slide_panel
 from tilestream.stages.region_vectors import WindowWriter, write_larger_windows
+from tilestream.stages.slide_task import Report, SlideTask
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import THUMBNAIL, TISSUE, SlideStore
 
@@ -34,83 +31,63 @@ OVERVIEW_ROWS, OVERVIEW_THREADS = 1024, 8
 """Rows of a block that the overview reads, and threads that do it, at most: more of either took longer."""
 
 
-@dataclass(frozen=True)
-class FinishTask:
-    """One slide whose tiles are all in the store."""
-
-    slide: str
-    store: str
-    """Address of the slide's store."""
-    grid: TileGrid
-    tile_row: NDArray[np.int64]
-    tile_col: NDArray[np.int64]
-    context: bool
-    """Whether the slide vector pools the context, or the tiles as they were embedded."""
-    pool: Pool
-    windows: Windows
-    vectors: bool
-    """Whether the encoder gives one vector a tile, so that window vectors are made of what is stored."""
-    save: tuple[str, ...]
-    """What is kept: tiles, slide, windows, tokens."""
-    title: str
-    threads: int
-    """Threads that read rows for the overview."""
-
-
-@dataclass(frozen=True)
-class FinishReport:
-    """What finishing a slide took."""
-
-    slide: str
-    seconds: dict[str, float]
-    peak_bytes: int
-
-
 @torch.inference_mode()
-def finish_slide(task: FinishTask) -> FinishReport:
-    """Slide vector and overview of one slide; then nothing is left but the completion mark, which the driver writes.
+def pool_slide(task: SlideTask, shards: range) -> Report:
+    """The slide's vector, and the vectors of regions, from the stored rows.
 
-    Both pass over the stored rows in blocks of one fixed size, so that no result depends on how rows were cut into shards.
+    Rows pass in blocks of one fixed size, so that no result depends on how they were cut into shards.
     """
-    store, clock = SlideStore(Folder(task.store)), Clock()
-    if not store.dropping:
-        rows = CONTEXT_ROWS if task.context else TILE_ROWS
-        if "slide" in task.save and task.pool.name != "none":
-            with clock.timed("pool"):
-                _pool_slide(task, store, rows)
-        if "windows" in task.save:
-            with clock.timed("windows"):
-                if task.vectors:
-                    _window_vectors(task, store, rows)
-                write_larger_windows(task.windows, store)
-        with clock.timed("overview"):
-            _draw(task, store)
-    unwanted = ([] if "tiles" in task.save else [TILE_ROWS, CONTEXT_ROWS]) + ([] if "tokens" in task.save else ["tokens"])
+    store, clock, line = task.open_store(), Clock(), task.line
+    rows = TILE_ROWS if line.context is None else CONTEXT_ROWS
+    if "slide" in line.save and line.pool.name != "none":
+        with clock.timed("pool"):
+            _pool_rows(task, store, rows)
+    if "windows" in line.save:
+        with clock.timed("windows"):
+            if line.facts.tokens == 1:
+                _window_vectors(task, store, rows)
+            write_larger_windows(line.windows, store)
+    return Report(task.slide, shards, clock.seconds)
+
+
+def draw_slide(task: SlideTask, shards: range) -> Report:
+    """Write the overview; what does not depend on embeddings is drawn while they are read."""
+    store, clock = task.open_store(), Clock()
+    with clock.timed("overview"):
+        _draw(task, store)
+    return Report(task.slide, shards, clock.seconds)
+
+
+def finish_slide(task: SlideTask, shards: range) -> Report:
+    """Drop the arrays that nobody asked for, and take the checksums of all others; then only the completion mark is missing."""
+    store, clock, save = task.open_store(), Clock(), task.line.save
+    unwanted = ([] if "tiles" in save else [TILE_ROWS, CONTEXT_ROWS]) + ([] if "tokens" in save else ["tokens"])
     if stored := [path for path in unwanted if path in store.dropping or store.folder.exists(f"{path}/zarr.json")]:
         store.drop(stored)
     with clock.timed("seal"):
         store.seal()
-    return FinishReport(task.slide, clock.seconds, peak_memory())
+    return Report(task.slide, shards, clock.seconds)
 
 
-def _draw(task: FinishTask, store: SlideStore) -> None:
-    """Write the overview; what does not depend on embeddings is drawn while they are read."""
+def _draw(task: SlideTask, store: SlideStore) -> None:
+    tile_row, tile_col = task.read_places(store)
 
     def slide_panel() -> SlidePanel:
         thumbnail, mask = _image(store.folder, THUMBNAIL), _image(store.folder, TISSUE) > 0
-        return draw_slide_panel(thumbnail, mask, task.grid, task.tile_row, task.tile_col)
+        return draw_slide_panel(thumbnail, mask, task.grid, tile_row, tile_col)
 
     with ThreadPoolExecutor(1) as pool, threadpool_limits(1, "blas"):  # sixteen threads for matrices this small took longer to start
         panel = pool.submit(slide_panel)
-        each = partial(store.map_blocks, TILE_ROWS, block_rows=OVERVIEW_ROWS, threads=min(OVERVIEW_THREADS, task.threads))
+        each = partial(store.map_blocks, TILE_ROWS, block_rows=OVERVIEW_ROWS, threads=min(OVERVIEW_THREADS, task.line.worker.threads))
         colours = principal_colours(each, store.layout.tiles)
         store.folder.put("overview.png", draw_overview(panel.result(), colours, task.title))
 
 
-def _pool_slide(task: FinishTask, store: SlideStore, rows: str) -> None:
+def _pool_rows(task: SlideTask, store: SlideStore, rows: str) -> None:
     """The slide's vector, and with learned pools the share that each tile has in it."""
-    weights = load_weights(task.pool.weights) if task.pool.weights is not None else None
-    pool = make_pool(task.pool.name, store.layout.dim, weights)
+    chosen = task.line.pool
+    weights = load_weights(chosen.weights) if chosen.weights is not None else None
+    pool = make_pool(chosen.name, store.layout.dim, weights)
     state, logits = pool.identity(), []
     for block in store.blocks(rows):
         keep = torch.from_numpy(np.isfinite(block).all(axis=1))
@@ -123,15 +100,16 @@ def _pool_slide(task: FinishTask, store: SlideStore, rows: str) -> None:
         store.write_attention(pool.attention(found, state).float().numpy())
 
 
-def _window_vectors(task: FinishTask, store: SlideStore, rows: str) -> None:
+def _window_vectors(task: SlideTask, store: SlideStore, rows: str) -> None:
     """Window vectors of tile vectors, from the rows that are stored."""
-    writer = WindowWriter(task.windows, store)
+    writer = WindowWriter(task.line.windows, store)
+    tile_row, tile_col = task.read_places(store)
     start = 0
     for block in store.blocks(rows):
         end = start + len(block)
         keep = np.isfinite(block).all(axis=1)
-        tok_row, tok_col = (torch.from_numpy(places[start:end][keep]) for places in (task.tile_row, task.tile_col))
-        upto = int(task.tile_row[end]) if end < len(task.tile_row) else task.grid.rows
+        tok_row, tok_col = (torch.from_numpy(places[start:end][keep]) for places in (tile_row, tile_col))
+        upto = int(tile_row[end]) if end < len(tile_row) else task.grid.rows
         writer.add(TokenBand(torch.from_numpy(block[keep]), tok_row, tok_col, upto))
         start = end
     writer.finish()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,16 +15,13 @@ from numpy.typing import NDArray
 
 from tilestream.config.schema import Context, Windows
 from tilestream.encoders.weights import apply_weights, load_weights
-from tilestream.errors import InterruptedRunError
-from tilestream.geometry import TileGrid
 from tilestream.models.context import ContextTransformer
 from tilestream.models.context_spec import BAND_BYTES
 from tilestream.models.context_streaming import Rect, RowBands, TokenBand, input_rects, mix_rect
-from tilestream.stages.embed_tiles import STOP
-from tilestream.stages.hardware import peak_memory, pick_device, pick_precision
+from tilestream.stages.hardware import pick_device, pick_precision
 from tilestream.stages.region_vectors import WindowWriter
+from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.stages.token_grid import TileMeans, TokenGrid, tokens_a_side
-from tilestream.store.folder import Folder
 from tilestream.store.layout import Layout
 from tilestream.store.slide_store import SlideStore
 
@@ -34,38 +30,6 @@ STAGE = "context"
 
 _ONE_AT_A_TIME = threading.Lock()
 """The projection counts one context in a process, whatever the number of lanes."""
-
-
-@dataclass(frozen=True)
-class ContextTask:
-    """Context of one slide whose tiles are all in the store, or of one shard of it."""
-
-    slide: str
-    store: str
-    """Address of the slide's store."""
-    grid: TileGrid
-    stride_um: float | None
-    """Step between tiles in µm; None where the image has no scale."""
-    context: Context
-    device: str
-    precision: str
-    """fp32, bf16 or fp16."""
-    schedule: str
-    """dense, row_bands or halo_shards."""
-    shard: int | None = None
-    """The shard to write, for halo_shards."""
-    windows: Windows | None = None
-    """Window vectors to make of patch tokens on the way."""
-
-
-@dataclass(frozen=True)
-class ContextReport:
-    """What a context task took."""
-
-    slide: str
-    shard: int | None
-    seconds: dict[str, float]
-    peak_bytes: int
 
 
 def build_context(context: Context, dim: int, precision: str = "fp32") -> ContextTransformer:
@@ -93,29 +57,31 @@ def build_context(context: Context, dim: int, precision: str = "fp32") -> Contex
 
 
 @torch.inference_mode()
-def mix_slide(task: ContextTask) -> ContextReport:
-    """Do a context task; shards that are committed already are left as they are."""
+def mix_context(task: SlideTask, shards: range) -> Report:
+    """Context of a slide whose tiles are all in the store, or of some shards of it; those that are committed already are left as they are."""
     with _ONE_AT_A_TIME:
         start = time.perf_counter()
         tokens = StoredTokens(task)
         committed = tokens.store.ledger(STAGE)
-        if task.shard is None:
-            _mix_rows(task, tokens, next((k for k in range(tokens.layout.shards) if k not in committed), tokens.layout.shards))
-        elif task.shard not in committed:
-            tokens.write(task.shard, _mix_shard(tokens, task.shard))
-    return ContextReport(task.slide, task.shard, {"context": time.perf_counter() - start}, peak_memory())
+        if task.schedule == "halo_shards":
+            for shard in shards:
+                if shard not in committed:
+                    tokens.write(shard, _mix_shard(tokens, shard))
+        else:
+            _mix_rows(task, tokens, next((k for k in shards if k not in committed), shards.stop))
+    return Report(task.slide, shards, {"context": time.perf_counter() - start})
 
 
 class StoredTokens:
     """The tokens of a slide as stage 1 left them in the store, and the place for their context."""
 
-    def __init__(self, task: ContextTask) -> None:
-        self.store = SlideStore(Folder(task.store))
+    def __init__(self, task: SlideTask) -> None:
+        assert task.line.context is not None
+        self.store = task.open_store()
         self.layout = self.store.layout
-        row, col = (np.asarray(self.store.array(f"tables/tiles/obs/{name}")[:], np.int64) for name in ("row", "col"))
-        self.places = TokenGrid(task.grid, row, col, tokens_a_side(self.layout.tokens, task.grid))
-        self.device = pick_device(task.device)
-        self.model = build_context(task.context, self.layout.dim, task.precision).to(self.device)
+        self.places = TokenGrid(task.grid, *task.read_places(self.store), tokens_a_side(self.layout.tokens, task.grid))
+        self.device = pick_device(task.line.worker.device)
+        self.model = build_context(task.line.context, self.layout.dim, task.line.facts.precision).to(self.device)
         self.stride_um = None if task.stride_um is None else task.stride_um / self.places.side
 
     def read(self, first_row: int, end_row: int) -> TokenBand:
@@ -130,8 +96,7 @@ class StoredTokens:
     def bands(self, first_row: int) -> Iterator[TokenBand]:
         """The tokens from a tile row on, in bands of whole tile rows."""
         for start, end in row_groups(self.places, self.layout.dim, first_row, self.places.grid.rows):
-            if STOP.is_set():
-                raise InterruptedRunError("stopped")
+            check_stopped()
             yield self.read(start, end)
 
     def write(self, shard: int, means: NDArray[np.float32]) -> None:
@@ -152,10 +117,10 @@ def row_groups(places: TokenGrid, dim: int, first_row: int, end_row: int) -> Ite
         yield start, end_row
 
 
-def _mix_rows(task: ContextTask, tokens: StoredTokens, first: int) -> None:
+def _mix_rows(task: SlideTask, tokens: StoredTokens, first: int) -> None:
     """Context from shard `first` on, in one pass, and window vectors from the first row that is not committed."""
     places, layout, model = tokens.places, tokens.layout, tokens.model
-    sink = Sink(places, layout, tokens.store, task.windows, first, layout.shards)
+    sink = Sink(places, layout, tokens.store, task.line.token_windows, first, layout.shards)
     if sink.first_row is None:
         return
     top = max(0, input_top(model, sink.first_row) // places.side)

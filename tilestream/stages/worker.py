@@ -27,7 +27,7 @@ from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.stages.clock import Clock
 from tilestream.stages.device_encoding import DeviceEncoder, host_encoder
-from tilestream.stages.hardware import children_memory, peak_memory, pick_device, pick_precision, settle_allocator
+from tilestream.stages.hardware import peak_memory, pick_device, pick_precision, settle_allocator
 from tilestream.stages.prefetch import read_ahead, side_stream
 from tilestream.stages.worker_settings import LANES, WorkerSettings
 from tilestream.tiles.decode_processes import CHILD_BYTES, DecodeProcesses
@@ -132,10 +132,6 @@ class Worker:
     def program_bytes(self) -> int:
         """Resident memory of the worker before it reads: its own so far, and what its decoding processes will hold."""
         return peak_memory() + CHILD_BYTES * (self.processes.count if self.processes else 0)
-
-    def peak_bytes(self) -> int:
-        """High-water mark of the worker's own resident memory, and what its children hold now."""
-        return peak_memory() + children_memory()
 
     def embed_tiles(
         self,

@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from tilestream.errors import InputError, ReadError
 from tilestream.sources import open_source
-from tilestream.sources.base import Source, SourceOptions
+from tilestream.sources.base import ImageAddress, Source
 
 CHILD_BYTES = 64 * 1024**2
 """What a process holds beside the shared memory: an interpreter, numpy, and the indices of two slides."""
@@ -65,16 +64,6 @@ class SharedPixels:
             os.close(self.fd)
 
 
-@dataclass(frozen=True)
-class OpenImage:
-    """Which image a process must open."""
-
-    address: str
-    options: SourceOptions
-    fingerprint: str
-    """Of the image that tiles were planned on; another one is refused."""
-
-
 class DecodeProcesses:
     """Processes that decode pieces of images. A process that dies is replaced; a piece on which that happens twice has failed.
 
@@ -94,7 +83,7 @@ class DecodeProcesses:
             self._free.put(_Child(self._command))
 
     def decode(
-        self, image: OpenImage, level: int, places: NDArray[np.int64], first: int, into: SharedPixels, shape: tuple[int, ...]
+        self, image: ImageAddress, level: int, places: NDArray[np.int64], first: int, into: SharedPixels, shape: tuple[int, ...]
     ) -> list[Decoded]:
         """Decode the pieces at (k, 2) `places`, row and column, into numbers `first` on of `into`, seen as `shape` (n, height, width, 3).
 
@@ -113,7 +102,7 @@ class DecodeProcesses:
                 self._free.get_nowait().close()
 
     def _alone(
-        self, image: OpenImage, level: int, place: NDArray[np.int64], number: int, into: SharedPixels, shape: tuple[int, ...]
+        self, image: ImageAddress, level: int, place: NDArray[np.int64], number: int, into: SharedPixels, shape: tuple[int, ...]
     ) -> list[Decoded]:
         """One piece of a unit whose process died."""
         found = self._ask((image, level, [place.tolist()], number, shape), into)
@@ -175,7 +164,7 @@ def serve(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all processes; the one that asks decides
     asked = socket.socket(fileno=number)
     memories: dict[int, NDArray[np.uint8]] = {}
-    sources: dict[OpenImage, Source] = {}
+    sources: dict[ImageAddress, Source] = {}
     while True:
         message, fds, _, _ = socket.recv_fds(asked, MESSAGE_BYTES, 1)
         if not message:
@@ -194,7 +183,7 @@ def serve(number: int) -> None:
         asked.send(pickle.dumps(found))
 
 
-def _opened(sources: dict[OpenImage, Source], image: OpenImage) -> Source:
+def _opened(sources: dict[ImageAddress, Source], image: ImageAddress) -> Source:
     if image not in sources:
         source = open_source(image.address, image.options)
         if source.info.fingerprint != image.fingerprint:

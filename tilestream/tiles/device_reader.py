@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tilestream.errors import ReadError
-from tilestream.sources.base import WHITE, Source, SourceOptions
+from tilestream.sources.base import WHITE, ImageAddress, Source, SourceOptions
 from tilestream.sources.tiff.source import TiffSource
-from tilestream.tiles.decode_processes import Decoded, DecodeProcesses, OpenImage, SharedPixels
+from tilestream.tiles.decode_processes import Decoded, DecodeProcesses, SharedPixels
 from tilestream.tiles.device_decoding import HostDecoder, StreamDecoder
 from tilestream.tiles.device_gather import copy_pieces, gather_tiles
 from tilestream.tiles.read_spec import GROUPS_IN_WORK, UNIT_PIECES, ReadSpec, group_pieces, host_group
@@ -94,7 +94,7 @@ class DeviceTileReader:
         assert on_host or can_decode_on_device(source, spec.level), "the caller asks can_decode_on_device first"
         self.source, self.spec, self.decoder = source, spec, decoder
         self.pool, self.threads, self.batch = pool, threads, batch
-        self.image = OpenImage(source.info.address, options or SourceOptions(), source.info.fingerprint)
+        self.image = ImageAddress(source.info.address, options or SourceOptions(), source.info.fingerprint)
 
     def read(self, l0_y: Index, l0_x: Index) -> Iterator[DeviceTileBatch]:
         """Batches of the tiles whose level-0 top-left corners are (n,) `l0_y`, `l0_x`. A tile that fails is in `failed`."""

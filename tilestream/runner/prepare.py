@@ -1,0 +1,97 @@
+"""From a config to slides that can be worked on: the encoder is learned once, then each slide is opened, planned, checked and projected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tilestream.config.schema import Config
+from tilestream.config.slide_list import SlideRef
+from tilestream.runner.memory import ContextPlan, Projection, check_memory, project_memory
+from tilestream.runner.slide_plan import SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
+from tilestream.sources.base import ImageAddress, Source
+from tilestream.stages.mix_context import build_context
+from tilestream.stages.slide_task import LineSettings, SlideTask
+from tilestream.stages.token_grid import tokens_a_side
+from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
+from tilestream.store.layout import Layout
+from tilestream.tiles.isolation import open_image
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What holds for all slides of a config, once the encoder is known."""
+
+    config: Config
+    settings: WorkerSettings
+    facts: EncoderFacts
+    workers: int
+
+    @property
+    def line(self) -> LineSettings:
+        """What every task carries of it."""
+        config = self.config
+        fail = config.on_error.tile == "fail"
+        return LineSettings(self.settings, self.facts, config.context, config.pool, config.windows, config.output.save, fail)
+
+
+@dataclass(frozen=True)
+class PreparedSlide:
+    """A slide that was opened, planned, checked and projected; no pixel but the thumbnail's was read."""
+
+    plan: SlidePlan
+    layout: Layout
+    projection: Projection
+    context: ContextPlan | None
+    """How its context is passed, where one is configured."""
+
+    def task(self, setup: Setup, store: str) -> SlideTask:
+        """What its stages are told, with the address of its store."""
+        plan = self.plan
+        image = ImageAddress(plan.ref.address, source_options(setup.config, plan.ref), plan.info.fingerprint)
+        schedule = self.context.schedule if self.context else ""
+        return SlideTask(plan.ref.id, image, store, plan.spec, plan.grid, plan.info.mpp, schedule, setup.line)
+
+
+def set_up(config: Config, settings: WorkerSettings, describe: Callable[[WorkerSettings], EncoderFacts], workers: int) -> Setup:
+    """Learn the encoder from a worker, and refuse what no slide can mend.
+
+    All workers take the batch that this one measured, so that it does not matter which of them does a shard.
+
+    Raises
+    ------
+    ConfigError
+        The encoder, or the context on top of it, does not suit the config.
+    """
+    facts = describe(settings)
+    check_encoder(facts, config)
+    if config.context is not None:
+        build_context(config.context, facts.dim)
+    return Setup(config, replace(settings, batch=facts.batch), facts, workers)
+
+
+def open_slide(ref: SlideRef, config: Config) -> Source:
+    """The image of a slide, as the config and the slide list want it read."""
+    return open_image(ref.address, source_options(config, ref), isolate=config.compute.isolate)
+
+
+def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: Layout | None = None) -> PreparedSlide:
+    """Plan an open slide and project the memory of a worker on it.
+
+    `stored` has the shapes of its output, where that was begun earlier.
+
+    Raises
+    ------
+    InputError
+        The slide cannot serve this config.
+    ConfigError
+        Its tiles do not suit the context, or a worker's memory would exceed the limit.
+    """
+    config, facts = setup.config, setup.facts
+    plan = make_slide_plan(ref, source, config, facts)
+    layout = stored or make_layout(plan.tiles, config, facts)
+    if config.context is not None:
+        tokens_a_side(facts.tokens, plan.grid)
+    projection, context = project_memory(plan, layout, config, facts, setup.workers)
+    check_memory(projection, config, plan)
+    return PreparedSlide(plan, layout, projection, context)

@@ -1,0 +1,105 @@
+"""What the stages of a slide are told and what they answer: addresses and numbers, never pixels or embeddings."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.config.schema import Context, Pool, Windows
+from tilestream.errors import InterruptedRunError
+from tilestream.geometry import TileGrid
+from tilestream.sources.base import ImageAddress
+from tilestream.stages.hardware import children_memory, peak_memory
+from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
+from tilestream.store.folder import Folder
+from tilestream.store.slide_store import SlideStore
+from tilestream.tiles.read_spec import ReadSpec
+
+STOP = threading.Event()
+"""Set in the process that was asked to stop: shards in work end at their next batch."""
+
+
+@dataclass(frozen=True)
+class LineSettings:
+    """What is the same for all slides of a run."""
+
+    worker: WorkerSettings
+    facts: EncoderFacts
+    context: Context | None
+    pool: Pool
+    windows: Windows
+    save: tuple[str, ...]
+    """What is kept: tiles, slide, windows, tokens."""
+    fail_tiles: bool
+    """Whether one failed tile ends the slide."""
+
+    @property
+    def token_windows(self) -> Windows | None:
+        """The window vectors that come of patch tokens, which pass by once; those of tile vectors are made of what is stored."""
+        return self.windows if "windows" in self.save and self.facts.tokens > 1 else None
+
+
+@dataclass(frozen=True)
+class SlideTask:
+    """One slide, as every stage needs to know it. Small: which tiles it has is in its store."""
+
+    slide: str
+    image: ImageAddress
+    """With the fingerprint that it had when the slide was planned; another one now means that the file changed under the run."""
+    store: str
+    """Address of the slide's store."""
+    spec: ReadSpec
+    grid: TileGrid
+    mpp: float | None
+    """µm per level-0 pixel; None where the image has no scale."""
+    schedule: str
+    """How its context is passed: dense, row_bands or halo_shards; empty where there is none."""
+    line: LineSettings
+
+    def open_store(self) -> SlideStore:
+        """The slide's store, as a stage writes it."""
+        return SlideStore(Folder(self.store))
+
+    def read_places(self, store: SlideStore, rows: slice = slice(None)) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(n,) rows and (n,) columns of the slide's tiles, as its store has them."""
+        row, col = (np.asarray(store.array(f"tables/tiles/obs/{name}")[rows], np.int64) for name in ("row", "col"))
+        return row, col
+
+    @property
+    def stride_um(self) -> float | None:
+        """Step between tiles in µm; None where the image has no scale."""
+        return None if self.mpp is None else self.grid.stride * self.grid.scale * self.mpp
+
+    @property
+    def title(self) -> str:
+        """The slide in one line, for its picture."""
+        size, mpp = self.grid.l0_size, "no scale" if self.mpp is None else f"{self.mpp * self.grid.scale:.3g} um/px"
+        return f"{self.slide}: {size.width} x {size.height} px, tiles of {self.grid.tile} px at {mpp}, {self.line.facts.name}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a stage did for some shards of a slide."""
+
+    slide: str
+    shards: range
+    seconds: dict[str, float]
+    """Seconds by what they went into."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Tiles that were embedded, by status."""
+    errors: dict[int, str] = field(default_factory=dict)
+    """Why tiles failed, by row of the output; at most 20 a shard."""
+    peak_bytes: int = field(default_factory=lambda: peak_memory() + children_memory())
+    """High-water mark of the worker's own resident memory so far, and what its children hold now."""
+    worker: str = field(default_factory=lambda: f"{os.uname().nodename}:{os.getpid()}")
+    """Process that did it."""
+
+
+def check_stopped() -> None:
+    """End the work in hand where the process was asked to. Raises InterruptedRunError."""
+    if STOP.is_set():
+        raise InterruptedRunError("stopped")
