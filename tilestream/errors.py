@@ -3,14 +3,58 @@
 from __future__ import annotations
 
 import errno
-from typing import ClassVar
+import re
+from typing import Any, ClassVar, TypeVar
+
+_T = TypeVar("_T")
+
+_HIDDEN = "***"
+_HARMLESS = ("width", "height", "seed", "version", "versionid", "region")
+"""Names in a query that let nobody in."""
+_URL = re.compile(r"(?<![\w+.-])(?=[A-Za-z][\w+.-]*://)")
+_USER = re.compile(r"(?<=://)(?:[^\s/?#\"'<>]*@|[^\s/?#\[\"'<>@:]*:(?!\d+(?:[/?#\s]|$))[^\s\"'<>]*@)")
+_QUERY = re.compile(r"([?&])([^\s=&#\"'<>]+)(=[^\s&#\"'<>]*)?|(#)[^\s\"'<>]+")
+
+
+def without_credentials(data: _T) -> _T:
+    """Text, or plain data that holds text, in which addresses show neither user and password nor what their queries hold.
+
+    Servers are free to name their keys, so every value of a query is hidden but those that are known to let nobody in. All that is written or said
+    of an address goes through here; the address itself goes to workers as it is.
+    """
+    found: Any = data
+    if isinstance(data, str):
+        found = "".join(_hide(part) for part in _URL.split(data)) if "://" in data else data
+    elif isinstance(data, dict):
+        found = {key: without_credentials(value) for key, value in data.items()}
+    elif isinstance(data, list | tuple):
+        found = type(data)(without_credentials(value) for value in data)
+    result: _T = found
+    return result
+
+
+def _hide(part: str) -> str:
+    """The same for a text in which at most one address stands, at its beginning."""
+    if "://" not in part or part.startswith("sample://"):
+        return part
+    return _QUERY.sub(_hide_value, _USER.sub(f"{_HIDDEN}@", part))
+
+
+def _hide_value(match: re.Match[str]) -> str:
+    sign, key, value, fragment = match.groups()
+    if fragment or not (value or "").strip("="):  # the last of a bare secret may be padding: what stands before it is no name
+        return f"{fragment or sign}{_HIDDEN}"
+    return match[0] if key.lower() in _HARMLESS else f"{sign}{key}={_HIDDEN}"
 
 
 class TilestreamError(Exception):
-    """Base of every error that a user is meant to read; the message is complete without a traceback."""
+    """Base of every error that a user is meant to read; the message is complete without a traceback, and holds no credentials."""
 
     exit_code: ClassVar[int] = 2
     """Exit status of the command line when this error ends a run."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_credentials(message))
 
 
 class ConfigError(TilestreamError):

@@ -66,7 +66,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(write, key, words)
         ("slides: [" + "1," * 30_000 + "]", "config.yaml:1: not valid YAML: more than 50 levels or 20000 values"),
         ("a: \0\n", "config.yaml: not valid YAML: a character that is not text, number 3"),
         (b"a: \xff\n", r"config.yaml: is not UTF-8 text \(byte 3\)"),
-        (b"# " + b"x" * 2**20, "config.yaml: more than 1 MiB, which is no config"),
+        (b"# " + b"x" * 2**20, "config.yaml is larger than 1024 KiB, so it is something else"),
         (f"{LEAST}pool: !!python/object:os.system x\n", "config.yaml:5: pool: the tag !!python/object:os.system is not taken"),
         (f"{LEAST}pool: !secret x\n", "config.yaml:5: pool: the tag !secret is not taken"),
         (f"{LEAST}1: x\n", "config.yaml:5: 1: unknown key"),
@@ -81,7 +81,7 @@ def test_yaml_that_is_no_plain_config_is_refused(write, text, words):
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"none\.yaml: there is no such file\. Give the path of a config"):
+    with pytest.raises(ConfigError, match=r"there is no file .*none\.yaml\. Give the path of a config"):
         load_config(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_config(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -17,6 +18,33 @@ _KINDS = {
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
+
+
+def expand_path(path: str) -> str:
+    """A path as a person writes it with `~`, `~user`, `$NAME` and `${NAME}` filled in; of a URL the variables alone.
+
+    A name that is no variable stays where the path is a URL, whose passwords may hold any sign, or names what is there.
+
+    Raises
+    ------
+    ValueError
+        A variable is not set, there is no such user, or the path holds a NUL; the words go behind the key's name.
+    """
+    if "\0" in path:
+        raise ValueError(f"{path!r} holds a NUL, which no path can")
+    expanded = os.path.expandvars(path)
+    if "://" in path:
+        return expanded
+    unset = re.search(r"\$(?:\{([^}]*)\}|([A-Za-z_]\w*))", expanded)
+    if unset and not os.path.lexists(path):
+        name = unset[1] or unset[2]
+        raise ValueError(f"{path!r} names the environment variable {name}, which is not set. Set it, or write the path out")
+    found = os.path.expanduser(expanded)  # noqa: PTH111  (Path would take away what a trailing slash says)
+    if found.startswith("~") and not os.path.lexists(found):
+        raise ValueError(
+            f"{path!r} begins with ~ and no user of this machine is meant. Write the path out, or ./ before a name that begins with ~"
+        )
+    return found
 
 
 def refuse_special(path: str | os.PathLike[str], key: str = "", error: type[TilestreamError] = InputError) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import math
 import os
 import re
@@ -13,10 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, urlsplit
 
+from tilestream.config.local_files import expand_path, read_small_file
 from tilestream.errors import ConfigError
 
 LONGEST_ID = 200
 """Bytes of a slide's id in UTF-8: file systems take names of 255, and suffixes are added."""
+
+LARGEST_CSV = 64 * 1024**2
+"""Bytes of a list of slides: some hundred thousand of them."""
 
 _ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _DOUBLE_SUFFIX = re.compile(r"\.ome\.(zarr|tiff?|btf|tf[28])$", re.IGNORECASE)
@@ -68,7 +73,7 @@ def id_from_address(address: str) -> str:
     """A readable id: the file name without suffix, or kind, size and seed of a sample."""
     if address.startswith("sample://"):
         return _sample_id(address)
-    path = urlsplit(address).path if "://" in address else address
+    path = re.split("[?#]", address.split("://", 1)[1], maxsplit=1)[0].partition("/")[2] if "://" in address else address
     name = PurePosixPath(path.replace(os.sep, "/")).name
     return _DOUBLE_SUFFIX.sub("", name) if _DOUBLE_SUFFIX.search(name) else PurePosixPath(name).stem if name else name
 
@@ -140,26 +145,30 @@ def _answers(check: Callable[[], bool]) -> bool:
 
 def _read_csv(path: Path) -> Iterator[SlideRef]:
     """Slides from a CSV with columns path[,id][,mpp]; other columns and empty rows are left alone."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file, strict=True))
-    except FileNotFoundError as error:
-        raise ConfigError(f"slides: there is no file {path}.") from error
-    except OSError as error:
-        raise ConfigError(f"slides: {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"slides: {path} is not UTF-8 text (byte {error.start}).") from error
-    except csv.Error as error:
-        raise ConfigError(f"slides: {path} is not a CSV: {error}.") from error
-    header = [name.strip().lower() for name in rows[0]] if rows else []
+    rows = _csv_rows(path)
+    header = [name.strip().lower() for name in next(rows, [])]
     if header.count("path") != 1 or any(header.count(name) > 1 for name in ("id", "mpp")):
         raise ConfigError(
             f"slides: {path} has the columns {header}, but it needs one named path, and at most one each named id and mpp, with commas between."
         )
-    refs = [_slide_from_row(path, number, header, row) for number, row in enumerate(rows[1:], start=2) if any(row)]
-    if not refs:
+    found = False
+    for number, row in enumerate(rows, start=2):
+        if any(row):
+            found = True
+            yield _slide_from_row(path, number, header, row)
+    if not found:
         raise ConfigError(f"slides: {path} has a header but no slides.")
-    yield from refs
+
+
+def _csv_rows(path: Path) -> Iterator[list[str]]:
+    """The rows of a CSV, the header first. Raises ConfigError."""
+    data = read_small_file(path, "slides", "Give a CSV with a column named path, a path or a glob.", LARGEST_CSV)
+    try:
+        yield from csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"slides: {path} is not UTF-8 text (byte {error.start}).") from error
+    except csv.Error as error:
+        raise ConfigError(f"slides: {path} is not a CSV: {error}.") from error
 
 
 def _slide_from_row(path: Path, number: int, header: list[str], row: list[str]) -> SlideRef:
@@ -171,7 +180,10 @@ def _slide_from_row(path: Path, number: int, header: list[str], row: list[str]) 
     if not address:
         raise ConfigError(f"{where}: path is empty.")
     if "://" not in address:
-        address = str((path.parent / address).absolute())
+        try:
+            address = str((path.parent / expand_path(address)).absolute())
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}.") from error
     if _is_plain_folder(Path(address)):
         raise ConfigError(f"{where}: {address!r} is a folder, not a slide.")
     return SlideRef(cells.get("id") or id_from_address(address), address, _mpp_from_cell(cells.get("mpp", ""), where))
@@ -181,7 +193,7 @@ def _mpp_from_cell(cell: str, where: str) -> float | None:
     if not cell:
         return None
     try:
-        mpp = float(cell)
+        mpp = math.nan if "_" in cell else float(cell)
     except ValueError:
         mpp = math.nan
     if not (math.isfinite(mpp) and mpp > 0):

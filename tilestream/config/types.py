@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )  # fmt: skip
 
+from tilestream.config.local_files import expand_path
+
 LARGEST = 2**31 - 1
 """Largest whole number that any key takes."""
 
@@ -86,10 +88,17 @@ def _text_from_path(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _expand(path: str) -> str:
+    try:
+        return expand_path(path)
+    except ValueError as error:
+        raise ValueRefusedError(str(error)) from error
+
+
 def _not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
     if not value or not all(value):
         raise ValueRefusedError("empty; write a path, a glob such as slides/*.svs, a list of them, or a CSV with a column path")
-    return value
+    return tuple(_expand(path) for path in value)
 
 
 def _check_window(value: tuple[float, float]) -> tuple[float, float]:
@@ -119,7 +128,7 @@ def _check_plain(value: dict[str, Any]) -> dict[str, Any]:
 
 
 Text = Annotated[str, Field(min_length=1)]
-PathText = Annotated[str, BeforeValidator(_text_from_path), Field(min_length=1)]
+PathText = Annotated[str, BeforeValidator(_text_from_path), Field(min_length=1), AfterValidator(_expand)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_one), AfterValidator(_not_empty)]
 Switch = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1, le=LARGEST)]
@@ -215,7 +224,7 @@ class SchedulerSpec(Section):
 
     address: str | None = None
     """URL of a running scheduler."""
-    path: str | None = None
+    path: PathText | None = None
     """The file that `dask scheduler --scheduler-file` wrote."""
     cls: Annotated[str, Field(pattern=r"^\w+(\.\w+)+$")] | None = Field(default=None, alias="class")
     """Dotted name of a cluster class, e.g. `dask_jobqueue.SLURMCluster`."""

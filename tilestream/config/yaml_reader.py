@@ -10,11 +10,10 @@ from typing import Any
 
 import yaml
 
+from tilestream.config.local_files import read_small_file
 from tilestream.config.types import yaml_word
 from tilestream.errors import ConfigError
 
-LARGEST_FILE = 1024**2
-"""Bytes of a config file; a longer one is something else."""
 DEEPEST = 50
 """Levels that a value may be nested."""
 MOST_NODES = 20_000
@@ -86,15 +85,7 @@ def read_yaml(path: Path) -> Draft:
         The file cannot be read, or is not YAML.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-        if len(data) > LARGEST_FILE:
-            raise ConfigError(f"{path}: more than {LARGEST_FILE // 1024**2} MiB, which is no config.")
-        text = data.decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: there is no such file. Give the path of a config; ready-made ones are under pipelines/.") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
+        text = read_small_file(path, "", "Give the path of a config; ready-made ones are under pipelines/.").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}).") from error
     return parse_yaml(text, str(path), Draft(places={(): str(path)}), lines=True)

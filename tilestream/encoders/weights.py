@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from tilestream.config.local_files import refuse_special
 from tilestream.errors import ConfigError, InputError
 
 _PICKLED = (".pth", ".pt", ".bin")
@@ -48,6 +49,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         Where the file is missing, of another kind, damaged, or holds anything but tensors; it says which file, what and what to do.
     """
     path = Path(path)
+    refuse_special(path)
     if not path.is_file():
         raise InputError(f"{path}: there is no such weights file. Set weights to a .safetensors or .pth file, or to null for random ones.")
     if path.suffix == ".safetensors":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tilestream import __version__
 from tilestream.config.slide_list import SlideRef, id_from_address, id_problem
-from tilestream.errors import ConfigError, InputError, OutputError
+from tilestream.errors import ConfigError, InputError, OutputError, without_credentials
 from tilestream.geometry import Size
 from tilestream.sources import open_source
 from tilestream.sources.base import SlideInfo, SourceOptions
@@ -77,7 +77,7 @@ def import_features(path: str, slide: str, output: str, *, patch_size_level0: fl
     bad = f", {counts['nonfinite']} of them not finite" if counts["nonfinite"] else ""
     grid = "on a regular grid" if places.regular else "on no regular grid: row and col are ranks, and neighbours may lie apart"
     image = "" if info is not None else f"; {slide!r} is taken as a name, for there is no such file: the slide has no resolution"
-    return f"{name}: {len(places.order)} tiles x {store.layout.dim}{bad}, {grid}{image} -> {store.folder.address}"
+    return without_credentials(f"{name}: {len(places.order)} tiles x {store.layout.dim}{bad}, {grid}{image} -> {store.folder.address}")
 
 
 def _find_image(slide: str) -> SlideInfo | None:
@@ -137,7 +137,7 @@ def _source(slide: str, info: SlideInfo | None, size: Size, places: TilePlaces) 
     level = places.tiling.level
     known = info is not None and level < len(info.levels)
     return {
-        "address": slide,
+        "address": without_credentials(slide),
         "backend": info.backend if info else "",
         "fingerprint": info.fingerprint if info else "",
         "mpp": info.mpp if info else None,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tilestream.errors import without_credentials
 from tilestream.runner.memory import Projection, gib
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.slide_plan import SlidePlan
@@ -192,7 +193,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         ("bound", summary.bound or "-"),
         ("seconds", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in sorted(summary.seconds_by_stage.items())) + f"; in all {summary.seconds:.1f}"),
         ("memory", f"peak {gib(summary.peak_bytes)}, projected {gib(summary.projected_bytes)}" if summary.peak_bytes else "-"),
-        ("output", summary.output),
+        ("output", without_credentials(summary.output)),
     ]  # fmt: skip
     for name, words in rows:
         table.add_row(f"[bold]{name}[/bold]", words)
@@ -210,7 +211,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         elif slide.note:
             console.print(f"  {slide.id}: {slide.note}", highlight=False, markup=False)
     if done:
-        path = f"{summary.output}/{done[0].id}.zarr"
+        path = f"{without_credentials(summary.output)}/{done[0].id}.zarr"
         console.print(
             "next    ",
             f"python -c \"import anndata; print(anndata.read_zarr('{path}/tables/tiles'))\"",

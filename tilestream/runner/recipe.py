@@ -6,7 +6,7 @@ from typing import Any
 
 from tilestream import __version__
 from tilestream.config.schema import Config
-from tilestream.errors import OutputError
+from tilestream.errors import OutputError, without_credentials
 from tilestream.stages.worker_settings import EncoderFacts
 from tilestream.store.slide_store import FORMAT, SlideStore
 from tilestream.tiles.coords import find_file, places_digest
@@ -27,7 +27,7 @@ def slide_recipe(recipe: dict[str, Any], config: Config, slide: str) -> dict[str
 
 def make_recipe(config: Config, facts: EncoderFacts) -> dict[str, Any]:
     """The settings that an output depends on, as plain values; where and how fast it runs is left out."""
-    return {
+    recipe = {
         "format": FORMAT,
         "tilestream": __version__,
         "source": config.source.model_dump(mode="json", exclude={"backend", "decode"}),
@@ -45,6 +45,7 @@ def make_recipe(config: Config, facts: EncoderFacts) -> dict[str, Any]:
         "output": {"save": sorted(config.output.save), "dtype": config.output.dtype},
         "compute": {"shard_tiles": config.compute.shard_tiles},
     }
+    return without_credentials(recipe)
 
 
 def flatten(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tilestream.errors import without_credentials
 from tilestream.geometry import PlacedGrid, TileGrid
 from tilestream.runner.prepare import PreparedSlide, Setup
 from tilestream.sources.base import SlideInfo
@@ -17,7 +18,7 @@ def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, recipe: 
     """Write everything of a slide's store that is known before a tile is embedded."""
     plan, config, facts = slide.plan, setup.config, setup.facts
     info = plan.info
-    source = {"address": plan.ref.address, "backend": info.backend, "fingerprint": info.fingerprint, "mpp": info.mpp, "mpp_source": info.mpp_source,
+    source = {"address": without_credentials(plan.ref.address), "backend": info.backend, "fingerprint": info.fingerprint, "mpp": info.mpp, "mpp_source": info.mpp_source,
               "height": info.size.height, "width": info.size.width, "level": plan.spec.level, "downsample": plan.spec.downsample,
               "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(plan.warnings),
               "thumbnail_downsample": plan.thumbnail.downsample, "bounds": _bounds(info),

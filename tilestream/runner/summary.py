@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tilestream import __version__
-from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED
+from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, without_credentials
 
 
 @dataclass
@@ -126,24 +126,26 @@ class Summary:
     def to_json(self) -> str:
         """The text of `run.json`."""
         return json.dumps(
-            {
-                "tilestream": __version__,
-                "versions": versions(),
-                "config": self.config,
-                "encoder": self.encoder,
-                "exit_code": self.exit_code,
-                "seconds": round(self.seconds, 3),
-                "seconds_by_stage": {k: round(v, 3) for k, v in self.seconds_by_stage.items()},
-                "tiles": self.tiles,
-                "failed_tiles": self.failed_tiles,
-                "new_tiles": self.new_tiles,
-                "tiles_per_second": round(self.tiles_per_second, 2),
-                "bound": self.bound,
-                "workers": self.workers,
-                "peak_bytes": self.peak_bytes,
-                "projected_bytes": self.projected_bytes,
-                "slides": [asdict(slide) for slide in self.slides],
-            },
+            without_credentials(
+                {
+                    "tilestream": __version__,
+                    "versions": versions(),
+                    "config": self.config,
+                    "encoder": self.encoder,
+                    "exit_code": self.exit_code,
+                    "seconds": round(self.seconds, 3),
+                    "seconds_by_stage": {k: round(v, 3) for k, v in self.seconds_by_stage.items()},
+                    "tiles": self.tiles,
+                    "failed_tiles": self.failed_tiles,
+                    "new_tiles": self.new_tiles,
+                    "tiles_per_second": round(self.tiles_per_second, 2),
+                    "bound": self.bound,
+                    "workers": self.workers,
+                    "peak_bytes": self.peak_bytes,
+                    "projected_bytes": self.projected_bytes,
+                    "slides": [asdict(slide) for slide in self.slides],
+                }
+            ),
             indent=1,
         )
 

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilestream.config.local_files import refuse_special
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources.base import Source, SourceOptions
 
@@ -69,6 +70,8 @@ def _open(address: str, options: SourceOptions) -> Source:
         return plugin(address, options)
     if scheme and options.backend not in ("auto", "zarr"):
         raise InputError(f"{address}: URLs are read as Zarr only, not by source.backend {options.backend}. Copy the file to a local disk.")
+    if not scheme:
+        refuse_special(address)
     if not scheme and not Path(address).exists():
         raise InputError(f"{address}: no such file. Check the path; relative paths start at {Path.cwd()}.")
     if not scheme and Path(address).is_file():

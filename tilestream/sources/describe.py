@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tilestream.errors import without_credentials
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.resolution import magnification_words
@@ -36,7 +37,7 @@ def describe_image(address: str) -> dict[str, Any]:
                 }
             )
         return {
-            "address": info.address, "backend": info.backend, "reason": info.reason, "vendor": info.vendor, "compression": info.compression,
+            "address": without_credentials(info.address), "backend": info.backend, "reason": info.reason, "vendor": info.vendor, "compression": info.compression,
             "mpp": info.mpp, "mpp_source": info.mpp_source, "fingerprint": info.fingerprint, "levels": levels,
             "properties": dict(info.properties), "warnings": list(info.warnings),
         }  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tilestream.config.local_files import refuse_special
 from tilestream.errors import InputError
 
 SAMPLES = 16
@@ -24,6 +25,7 @@ class NoGridError(InputError):
 def checked_file(address: str) -> Path:
     """The path of an existing, readable, non-empty file. Raises InputError."""
     path = Path(address)
+    refuse_special(path)
     try:
         if path.is_dir():
             raise InputError(f"{address}: is a folder, not an image file. Name the image inside it.")

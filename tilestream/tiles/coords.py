@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tilestream.config.local_files import refuse_special
 from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import PlacedGrid
 from tilestream.sources.base import SlideInfo
@@ -62,6 +63,8 @@ def find_file(chosen: str, slide: str) -> Path:
         tried = [Path(chosen) / f"{slide}{suffix}" for suffix in SUFFIXES]
     else:
         tried = [Path(chosen)]
+    for path in tried:
+        refuse_special(path, f"{slide}: tiles.from")
     found = next((path for path in tried if path.is_file()), None)
     if found is None:
         raise InputError(f"{slide}: tiles.from: there is no file {' or '.join(map(str, tried))}. Choose its tiles, or leave the slide out.")

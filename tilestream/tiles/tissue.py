@@ -16,6 +16,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import closing, disk, opening
 
+from tilestream.config.local_files import refuse_special
 from tilestream.errors import ConfigError
 from tilestream.geometry import TileGrid
 from tilestream.sources.base import Pixels
@@ -175,6 +176,7 @@ def _without_specks(mask: Mask, least_px: float) -> Mask:
 
 
 def _mask_from_file(path: Path, thumbnail: Thumbnail) -> Mask:
+    refuse_special(path, "tiles.tissue.mask", ConfigError)
     try:
         if path.suffix.lower() in (".geojson", ".json"):
             return _rasterise(json.loads(path.read_text()), thumbnail, path)

@@ -9,6 +9,7 @@ from bokeh.document import Document
 from bokeh.layouts import column, row
 from bokeh.models import Range1d
 
+from tilestream.errors import without_credentials
 from tilestream.viewer.catalogue import Catalogue
 from tilestream.viewer.panel import Panel
 
@@ -28,7 +29,7 @@ Bokeh.Models.get("TileRenderer").prototype.default_view.prototype._prefetch_tile
 
 def make_page(doc: Document, catalogue: Catalogue, workers: Executor) -> None:
     """Fill a document: one panel an output. All panels look at one place, and a click in one is a click in all."""
-    doc.title = "tilestream: " + ", ".join(output.address for output in catalogue.outputs)
+    doc.title = "tilestream: " + ", ".join(without_credentials(output.address) for output in catalogue.outputs)
     doc.template = TEMPLATE
     ranges = Range1d(0, 1, name="x"), Range1d(-1, 0, name="y")
     panels = [Panel(doc, catalogue, output, ranges, workers) for output in catalogue.outputs]

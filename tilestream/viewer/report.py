@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from tilestream import __version__
-from tilestream.errors import ConfigError, InputError
+from tilestream.errors import ConfigError, InputError, without_credentials
 from tilestream.interop.stored_slide import new_target
 from tilestream.runner.recipe import flatten
 from tilestream.store.folder import Folder
@@ -197,7 +197,7 @@ class _Slide:
         words = escape(f"{self.name} {self.status} {' '.join(causes)}".lower(), quote=True)
         progress = f"{self.tiles:,}" if self.status == "done" else f"{self.embedded:,} of {self.tiles:,}"
         causes_list = f"<ul>{''.join(f'<li>{escape(cause)}</li>' for cause in causes)}</ul>" if causes else ""
-        address = escape(str(self.attributes.get("source", {}).get("address", self.told.get("address", ""))))
+        address = escape(without_credentials(str(self.attributes.get("source", {}).get("address", self.told.get("address", "")))))
         total = sum(self.seconds.values())
         return (
             f'<tr data-text="{words}"><td class=id><b>{escape(self.name)}</b><br><span class=soft>{address}</span></td>'
