@@ -121,7 +121,7 @@ def test_a_csv_gives_ids_and_resolutions_and_paths_beside_it(folder):
         ("", r"slides\.csv has the columns \[\], but it needs one named path"),
         ("slide,id\na,b\n", r"has the columns \['slide', 'id'\], but it needs one named path"),
         ("path;mpp\na;1\n", r"has the columns \['path;mpp'\].*with commas between"),
-        ("path,mpp,mpp\na,1,2\n", r"at most one each named id and mpp"),
+        ("path,mpp,mpp\na,1,2\n", r"at most one each named id, mpp and mask"),
         ("path\n", "has a header but no slides"),
         ("path,mpp\na.svs,1\nb.svs,abc\n", "row 3: mpp is 'abc', but it must be a number above 0"),
         ("path,mpp\na.svs,0\n", "row 2: mpp is '0', but it must be a number above 0"),

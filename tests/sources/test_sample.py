@@ -6,6 +6,7 @@ import numpy as np
 import openslide
 import pytest
 
+from tilestream.config.schema import Tissue
 from tilestream.errors import InputError
 from tilestream.geometry import Region
 from tilestream.sources import open_source
@@ -13,7 +14,7 @@ from tilestream.sources.base import SourceOptions
 from tilestream.sources.made.histology import KINDS
 from tilestream.sources.made.slide import ensure_sample, parse_sample, sample_labels
 from tilestream.tiles.thumbnail import read_thumbnail
-from tilestream.tiles.tissue import TissueOptions, find_tissue
+from tilestream.tiles.tissue import find_tissue
 
 ADDRESS = "sample://he?width=3000&height=2200&seed=1"
 
@@ -60,7 +61,7 @@ def test_tissue_is_found_where_the_labels_have_it():
     labels, cell = sample_labels(ADDRESS)
     with open_source(ADDRESS, SourceOptions()) as source:
         thumbnail = read_thumbnail(source)
-    mask = find_tissue(thumbnail, TissueOptions(), 0.25 * thumbnail.downsample)
+    mask = find_tissue(thumbnail, Tissue(), 0.25 * thumbnail.downsample).mask
     side = cell / thumbnail.downsample
     y, x = (np.minimum(np.arange(n) / side, m - 1).astype(int) for n, m in zip(mask.shape, labels.shape, strict=True))
     truth = labels[np.ix_(y, x)] > 0

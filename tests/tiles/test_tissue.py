@@ -1,17 +1,17 @@
 """Tissue is found where it is, nowhere else, and how much of a tile it fills is exact."""
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.support.images import make_image
+from tilestream.config.schema import Tissue
 from tilestream.errors import ConfigError, ReadError
 from tilestream.geometry import Level, Region, Size, TileGrid
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source
+from tilestream.tiles import tissue as tissues
 from tilestream.tiles.thumbnail import Thumbnail, read_thumbnail
-from tilestream.tiles.tissue import TissueOptions, find_tissue, tile_fractions
+from tilestream.tiles.tissue import tile_fractions
 
 PINK, GLASS = (200, 120, 170), (243, 242, 243)
 
@@ -55,6 +55,10 @@ class BrokenPiece(Pyramid):
         return super()._read(level, region)
 
 
+def find_tissue(thumbnail, tissue, um_per_px=None, **where):
+    return tissues.find_tissue(thumbnail, tissue, um_per_px, **where).mask
+
+
 def slide_with_square():
     """Glass with noise, and a pink square from (40, 60) to (120, 160)."""
     noise = np.random.default_rng(0).integers(-2, 3, (200, 300, 3))
@@ -64,7 +68,7 @@ def slide_with_square():
 
 
 def test_a_stained_square_is_found_and_the_glass_is_not():
-    mask = find_tissue(Thumbnail(slide_with_square(), 16.0), TissueOptions(), 8.0)
+    mask = find_tissue(Thumbnail(slide_with_square(), 16.0), Tissue(), 8.0)
     truth = np.zeros((200, 300), bool)
     truth[40:120, 60:160] = True
     assert (mask ^ truth).sum() < 30
@@ -73,20 +77,20 @@ def test_a_stained_square_is_found_and_the_glass_is_not():
 @pytest.mark.parametrize("value", [GLASS, (255, 255, 255), (0, 0, 0), (128, 128, 128)])
 def test_an_empty_image_has_no_tissue(value):
     noise = np.random.default_rng(0).integers(-2, 3, (100, 100, 3))
-    assert not find_tissue(Thumbnail((np.array(value) + noise).clip(0, 255).astype(np.uint8), 16.0), TissueOptions(), 8.0).any()
+    assert not find_tissue(Thumbnail((np.array(value) + noise).clip(0, 255).astype(np.uint8), 16.0), Tissue(), 8.0).any()
 
 
 def test_an_image_full_of_tissue_is_all_tissue():
-    assert find_tissue(Thumbnail(make_image(300, 300, seed=1)[::3, ::3], 16.0), TissueOptions(min_area_um2=0), 8.0).mean() > 0.5
+    assert find_tissue(Thumbnail(make_image(300, 300, seed=1)[::3, ::3], 16.0), Tissue(min_area_um2=0), 8.0).mean() > 0.5
     pink = np.full((100, 100, 3), PINK) + np.random.default_rng(0).integers(-20, 21, (100, 100, 3))
-    assert find_tissue(Thumbnail(pink.clip(0, 255).astype(np.uint8), 16.0), TissueOptions(), 8.0).all()
+    assert find_tissue(Thumbnail(pink.clip(0, 255).astype(np.uint8), 16.0), Tissue(), 8.0).all()
 
 
 @pytest.mark.parametrize(("ground", "object_"), [(240, 90), (5, 160)], ids=["bright ground", "dark ground"])
 def test_without_colour_grey_levels_decide(ground, object_):
     grey = np.full((120, 120, 3), ground, np.uint8)
     grey[30:70, 30:90] = object_
-    mask = find_tissue(Thumbnail(grey, 16.0), TissueOptions(), 8.0)
+    mask = find_tissue(Thumbnail(grey, 16.0), Tissue(), 8.0)
     assert mask[35:65, 35:85].all()
     assert mask.sum() < 40 * 60 + 50
 
@@ -94,16 +98,16 @@ def test_without_colour_grey_levels_decide(ground, object_):
 def test_small_pieces_are_dust():
     pixels = slide_with_square()
     pixels[180:184, 280:284] = PINK  # 32 µm a side at 8 µm/px
-    assert not find_tissue(Thumbnail(pixels, 16.0), TissueOptions(min_area_um2=2000), 8.0)[170:].any()
-    assert find_tissue(Thumbnail(pixels, 16.0), TissueOptions(min_area_um2=500), 8.0)[170:].any()
+    assert not find_tissue(Thumbnail(pixels, 16.0), Tissue(min_area_um2=2000), 8.0)[170:].any()
+    assert find_tissue(Thumbnail(pixels, 16.0), Tissue(min_area_um2=500), 8.0)[170:].any()
 
 
 def test_pens_are_left_out_where_asked():
     pixels = slide_with_square()
     pixels[150:190, 200:290] = (30, 80, 200)
     pixels[10:30, 200:290] = (20, 150, 60)
-    assert find_tissue(Thumbnail(pixels, 16.0), TissueOptions(), 8.0)[155:185, 205:285].all()
-    mask = find_tissue(Thumbnail(pixels, 16.0), TissueOptions(pens=True), 8.0)
+    assert find_tissue(Thumbnail(pixels, 16.0), Tissue(), 8.0)[155:185, 205:285].all()
+    mask = find_tissue(Thumbnail(pixels, 16.0), Tissue(pens=True), 8.0)
     assert not mask[150:].any()
     assert not mask[:30].any()
     assert mask[50:110, 70:150].all()
@@ -125,7 +129,7 @@ def test_a_piece_that_cannot_be_read_is_white_and_counted_and_the_rest_is_kept()
     expected[32:64, 96:128] = 255
     assert thumbnail.unreadable == 32 * 32
     assert np.array_equal(thumbnail.pixels, expected)
-    kept, whole = (find_tissue(Thumbnail(pixels, 8.0), TissueOptions(), 8.0) for pixels in (expected, slide_with_square()))
+    kept, whole = (find_tissue(Thumbnail(pixels, 8.0), Tissue(), 8.0) for pixels in (expected, slide_with_square()))
     assert not (kept ^ whole)[:31].any()
     assert not (kept ^ whole)[65:].any()
 
@@ -205,25 +209,11 @@ def test_fractions_equal_counting(scale):
         assert got[k] == pytest.approx(fine[y : y + side, x : x + side].sum() / side**2, abs=2e-3)
 
 
-def test_a_geojson_mask_with_a_hole(tmp_path):
-    ring = [[100, 100], [500, 100], [500, 400], [100, 400], [100, 100]]
-    hole = [[200, 200], [300, 200], [300, 300], [200, 300], [200, 200]]
-    features = [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring, hole]}}]
-    (tmp_path / "m.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-    mask = find_tissue(Thumbnail(np.zeros((60, 80, 3), np.uint8), 10.0), TissueOptions(method="mask", mask=str(tmp_path / "m.geojson")))
-    truth = np.zeros((60, 80), bool)
-    truth[10:40, 10:50] = True
-    truth[20:30, 20:30] = False
-    assert (mask ^ truth).sum() <= 2 * (30 + 40 + 10 + 10)  # border pixels
-    assert mask[15, 15]
-    assert not mask[25, 25]
-
-
 def test_a_png_mask_covers_the_whole_image(tmp_path):
     Image.fromarray(np.array([[0, 255], [0, 0]], np.uint8)).save(tmp_path / "m.png")
-    mask = find_tissue(Thumbnail(np.zeros((40, 60, 3), np.uint8), 10.0), TissueOptions(method="mask", mask=str(tmp_path / "m.png")))
-    assert mask[:20, 30:].all()
-    assert mask.sum() == 600
+    mask = find_tissue(Thumbnail(np.zeros((40, 40, 3), np.uint8), 10.0), Tissue(), file=tmp_path / "m.png")
+    assert mask[:20, 20:].all()
+    assert mask.sum() == 400
 
 
 def left_half(pixels, um_per_px):
@@ -238,25 +228,11 @@ def wrong_shape(pixels, um_per_px):
 
 def test_a_function_decides():
     thumbnail = Thumbnail(np.zeros((10, 20, 3), np.uint8), 10.0)
-    assert find_tissue(thumbnail, TissueOptions(method="function", function="tests.tiles.test_tissue:left_half")).sum() == 100
+    assert find_tissue(thumbnail, Tissue(method="function", function="tests.tiles.test_tissue:left_half")).sum() == 100
     with pytest.raises(ConfigError, match=r"tiles.tissue.function: .* gave \(2, 2\) float64, but it must give \(10, 20\) bool"):
-        find_tissue(thumbnail, TissueOptions(method="function", function="tests.tiles.test_tissue:wrong_shape"))
+        find_tissue(thumbnail, Tissue(method="function", function="tests.tiles.test_tissue:wrong_shape"))
     with pytest.raises(ConfigError, match=r"tiles.tissue.function: no.such:thing cannot be imported"):
-        find_tissue(thumbnail, TissueOptions(method="function", function="no.such:thing"))
-
-
-@pytest.mark.parametrize("content", ["{", '{"type": "FeatureCollection"}', '{"type": "Polygon", "coordinates": [[["a", "b"]]]}'])
-def test_a_broken_mask_file_is_named(tmp_path, content):
-    (tmp_path / "m.geojson").write_text(content)
-    with pytest.raises(ConfigError, match=r"tiles.tissue.mask: .*m.geojson"):
-        find_tissue(Thumbnail(np.zeros((10, 20, 3), np.uint8), 10.0), TissueOptions(method="mask", mask=str(tmp_path / "m.geojson")))
-
-
-def test_impossible_options_are_refused_at_birth():
-    with pytest.raises(ValueError, match="got 'magic'"):
-        TissueOptions(method="magic")
-    with pytest.raises(ValueError, match=r"got 1.5 and 10000.0"):
-        TissueOptions(min_fraction=1.5)
+        find_tissue(thumbnail, Tissue(method="function", function="no.such:thing"))
 
 
 def test_reading_regions_reaches_over_the_image_in_white():
@@ -266,6 +242,6 @@ def test_reading_regions_reaches_over_the_image_in_white():
 def test_what_cannot_be_read_counts_as_tissue():
     missing = np.zeros((200, 300), bool)
     missing[150:190, 200:290] = True
-    mask = find_tissue(Thumbnail(slide_with_square(), 16.0, missing), TissueOptions(), 8.0)
+    mask = find_tissue(Thumbnail(slide_with_square(), 16.0, missing), Tissue(), 8.0)
     assert mask[missing].all()
     assert not mask[:30].any()

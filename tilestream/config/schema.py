@@ -281,7 +281,7 @@ class Config(Section):
     """Everything that a run is told."""
 
     slides: Paths
-    """Path, glob, CSV with columns path[,id][,mpp], `sample://` address, or a list of them. Relative to the working directory."""
+    """Path, glob, CSV with columns path[,id][,mpp][,mask], `sample://` address, or a list of them. Relative to the working directory."""
     output: Output
     """Where results go, and which."""
     source: SourceChoices = SourceChoices()

@@ -37,6 +37,8 @@ class SlideRef:
     """Absolute path, URL, or `sample://` address."""
     mpp: float | None = None
     """Resolution of level 0 as a CSV gives it, µm/px; None where it does not."""
+    mask: str | None = None
+    """Absolute path of the file that says where its tissue is, as a CSV gives it; None where it does not."""
 
     def __post_init__(self) -> None:
         problem = id_problem(self.id)
@@ -144,12 +146,12 @@ def _answers(check: Callable[[], bool]) -> bool:
 
 
 def _read_csv(path: Path) -> Iterator[SlideRef]:
-    """Slides from a CSV with columns path[,id][,mpp]; other columns and empty rows are left alone."""
+    """Slides from a CSV with columns path[,id][,mpp][,mask]; other columns and empty rows are left alone."""
     rows = _csv_rows(path)
     header = [name.strip().lower() for name in next(rows, [])]
-    if header.count("path") != 1 or any(header.count(name) > 1 for name in ("id", "mpp")):
+    if header.count("path") != 1 or any(header.count(name) > 1 for name in ("id", "mpp", "mask")):
         raise ConfigError(
-            f"slides: {path} has the columns {header}, but it needs one named path, and at most one each named id and mpp, with commas between."
+            f"slides: {path} has the columns {header}, but it needs one named path, and at most one each named id, mpp and mask, with commas between."
         )
     found = False
     for number, row in enumerate(rows, start=2):
@@ -180,13 +182,19 @@ def _slide_from_row(path: Path, number: int, header: list[str], row: list[str]) 
     if not address:
         raise ConfigError(f"{where}: path is empty.")
     if "://" not in address:
-        try:
-            address = str((path.parent / expand_path(address)).absolute())
-        except ValueError as error:
-            raise ConfigError(f"{where}: {error}.") from error
+        address = _path_from_cell(address, path, where)
     if _is_plain_folder(Path(address)):
         raise ConfigError(f"{where}: {address!r} is a folder, not a slide.")
-    return SlideRef(cells.get("id") or id_from_address(address), address, _mpp_from_cell(cells.get("mpp", ""), where))
+    mask = _path_from_cell(cells["mask"], path, where) if cells.get("mask") else None
+    return SlideRef(cells.get("id") or id_from_address(address), address, _mpp_from_cell(cells.get("mpp", ""), where), mask)
+
+
+def _path_from_cell(cell: str, path: Path, where: str) -> str:
+    """The absolute path that a cell names, relative to the CSV's folder."""
+    try:
+        return str((path.parent / expand_path(cell)).absolute())
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}.") from error
 
 
 def _mpp_from_cell(cell: str, where: str) -> float | None:

@@ -140,6 +140,7 @@ Fraction = Annotated[Number, Field(ge=0, le=1)]
 Window = Annotated[tuple[Number, Number], BeforeValidator(_pair_from_list), AfterValidator(_check_window)]
 Channels = Annotated[tuple[Index, ...], BeforeValidator(_tuple_from_list), AfterValidator(_check_channels)]
 Sides = Annotated[tuple[Count, ...], BeforeValidator(_tuple_from_list), AfterValidator(_check_sides)]
+Names = Annotated[tuple[Text, ...], BeforeValidator(_tuple_from_one)]
 Device = Annotated[str, AfterValidator(_check_device)]
 Arguments = Annotated[dict[str, Any], AfterValidator(_check_plain)]
 AutoCount = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_count)]
@@ -177,11 +178,19 @@ class Tissue(Section):
     section: ClassVar[str] = "tiles.tissue."
 
     mask: PathText | None = None
-    """GeoJSON (level-0 px) or PNG (the whole image, any scale; not black is tissue). Relative to the working directory."""
+    """Drawn polygons in level-0 px (GeoJSON, also .gz; XML of ASAP or ImageScope) or a PNG of the whole image (any scale; not black is tissue): one
+    file, a folder with `<slide id>.geojson` and the like, or a pattern such as `masks/{slide}.geojson`. The column `mask` of a slide list goes before it.
+    Relative to the working directory."""
+    include: Names = ()
+    """Classes of the polygons that are tissue, case ignored, `*` for any letters; empty for all that are not excluded."""
+    exclude: Names = ("Ignore*",)
+    """Classes of polygons that are cut out of the tissue."""
+    in_bounds: Switch = False
+    """Whether polygons count from the corner of OpenSlide's bounds, as QuPath does for slides that have them."""
     function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
     """`module:function` that gives a mask for a thumbnail."""
     method: Literal["otsu", "none", "mask", "function"] = "otsu"
-    """How tissue is found; `none` keeps every tile."""
+    """How tissue is found; `otsu` takes the glass's colour and brightness from the image, `none` keeps every tile."""
     min_fraction: Fraction = 0.1
     """Smallest part of a tile that must be tissue, 0 to 1."""
     min_area_um2: NotNegative = 10_000.0
@@ -202,6 +211,14 @@ class Tissue(Section):
             method = next((key for key in ("mask", "function") if data.get(key) is not None), "otsu")
             return {**data, "method": method}
         return data
+
+    @field_validator("exclude")
+    @classmethod
+    def _check_exclude(cls, exclude: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        both = sorted({name.casefold() for name in exclude} & {name.casefold() for name in info.data.get("include", ())})
+        if both:
+            raise ValueRefusedError(f"{both[0]} stands in tiles.tissue.include as well. Leave it out of one of them")
+        return exclude
 
     @field_validator("method")
     @classmethod

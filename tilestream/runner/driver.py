@@ -328,9 +328,6 @@ class Run:
             result.counts = add_counts(result.counts, entry["counts"])
         result.tiles, result.candidates = plan.tiles, plan.candidates
         result.context = str(slide.context) if slide.context else ""
-        if plan.thumbnail.unreadable:
-            share = plan.thumbnail.unreadable / plan.mask.size
-            self.reporter.message(f"{plan.ref.id}: {share:.1%} of the thumbnail cannot be read; tiles there are kept.", level="warning")
         if plan.tiles == 0:
             result.note = "no tissue found"
         there = sum(len(plan.tile_row[slide.layout.rows(shard)]) for shard in committed)

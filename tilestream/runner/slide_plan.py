@@ -15,11 +15,12 @@ from tilestream.geometry import PlacedGrid, TileGrid, level_for_scale
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.stages.worker_settings import EncoderFacts
 from tilestream.store.layout import Layout, TileColumns
+from tilestream.tiles.annotations.mask_files import bounds_corner, mask_file
 from tilestream.tiles.coords import find_file, place_tiles
 from tilestream.tiles.grid import coarser_than_asked, make_grid
 from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.thumbnail import Thumbnail, read_thumbnail
-from tilestream.tiles.tissue import TissueOptions, find_tissue, tile_fractions
+from tilestream.tiles.tissue import find_tissue, tile_fractions
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,18 @@ def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: Encode
         spec = _placed_spec(grid, info, ref.id)
         _refuse_placed(grid, info.mpp, config, facts, ref.id)
     warnings = info.warnings + coarser_than_asked(info, grid, config.tiles)
-    options = TissueOptions(**config.tiles.tissue.model_dump())
+    tissue, file = config.tiles.tissue, mask_file(config, ref)
     thumbnail = read_thumbnail(source)
-    mask = find_tissue(thumbnail, options, um_per_px=None if info.mpp is None else info.mpp * thumbnail.downsample)
-    fraction = tile_fractions(mask, thumbnail.downsample, grid, tile_row, tile_col)
-    if options.method != "none" and chosen is None:
-        keep = (fraction >= options.min_fraction) & (fraction > 0)
+    um_per_px = None if info.mpp is None else info.mpp * thumbnail.downsample
+    found = find_tissue(thumbnail, tissue, um_per_px, file=file, corner=bounds_corner(config, info))
+    fraction = tile_fractions(found.mask, thumbnail.downsample, grid, tile_row, tile_col)
+    if (tissue.method != "none" or file is not None) and chosen is None:
+        keep = (fraction >= tissue.min_fraction) & (fraction > 0)
         tile_row, tile_col, fraction = tile_row[keep], tile_col[keep], fraction[keep]
-    return SlidePlan(ref, info, grid, spec, source.segment_grid(spec.level), tile_row, tile_col, fraction, thumbnail, mask, warnings)
+    if thumbnail.unreadable:
+        warnings += (f"{thumbnail.unreadable / found.mask.size:.1%} of the thumbnail cannot be read; tiles there are kept.",)
+    pieces = source.segment_grid(spec.level)
+    return SlidePlan(ref, info, grid, spec, pieces, tile_row, tile_col, fraction, thumbnail, found.mask, warnings + found.warnings)
 
 
 def _placed_spec(grid: TileGrid, info: SlideInfo, name: str) -> ReadSpec:

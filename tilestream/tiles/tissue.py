@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import closing, disk, opening
 
-from tilestream.config.local_files import refuse_special
-from tilestream.errors import ConfigError
+from tilestream.config.schema import Tissue
+from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import TileGrid
 from tilestream.sources.base import Pixels
+from tilestream.tiles.annotations.cover import draw_tissue, is_drawn
 from tilestream.tiles.thumbnail import THUMBNAIL_UM, Thumbnail
 
 LEAST_SATURATION = 0.05
@@ -41,49 +40,54 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class TissueOptions:
-    """How tissue is found: the section `tiles.tissue` of the config."""
+class FoundTissue:
+    """Where the tissue of an image is."""
 
-    method: str = "otsu"
-    """otsu | none | mask | function."""
-    mask: str | None = None
-    """GeoJSON in level-0 px, or a PNG of the whole image."""
-    function: str | None = None
-    """`module:function`."""
-    min_fraction: float = 0.1
-    """Smallest part of a tile that must be tissue."""
-    min_area_um2: float = 10_000.0
-    """Smallest piece of tissue that counts, µm²."""
-    pens: bool = False
-    """Whether colours of marker pens are kept out."""
-
-    def __post_init__(self) -> None:
-        if self.method not in ("otsu", "none", "mask", "function"):
-            raise ValueError(f"TissueOptions.method must be otsu, none, mask or function, got {self.method!r}")
-        if not 0 <= self.min_fraction <= 1 or not self.min_area_um2 >= 0:
-            raise ValueError(
-                f"TissueOptions needs 0 <= min_fraction <= 1 and min_area_um2 >= 0, got {self.min_fraction} and {self.min_area_um2}"
-            )
+    mask: Mask
+    """(h, w) bool: which pixels of the thumbnail are tissue."""
+    warnings: tuple[str, ...] = ()
+    """Why it may be wrong, in words."""
 
 
-def find_tissue(thumbnail: Thumbnail, options: TissueOptions, um_per_px: float | None = None) -> Mask:
-    """(h, w) bool: which pixels of the thumbnail are tissue.
+def find_tissue(
+    thumbnail: Thumbnail, tissue: Tissue, um_per_px: float | None = None, *, file: Path | None = None, corner: tuple[float, float] = (0, 0)
+) -> FoundTissue:
+    """Which pixels of the thumbnail are tissue.
 
     Otsu's threshold (Otsu 1979) on HSV saturation, not below `LEAST_SATURATION`, closed by 2 px, holes under `min_area_um2` filled,
     opened by 1 px, less pieces under `min_area_um2`. An image without colour is judged by grey level: darker than the threshold is
     tissue on a bright ground, brighter on a dark one (fluorescence). Pixels that could not be read count as tissue.
 
+    Parameters
+    ----------
+    thumbnail : Thumbnail
+        The image.
+    tissue : Tissue
+        The section `tiles.tissue` of the config.
+    um_per_px : float
+        Size of a thumbnail pixel; None where the image has no resolution.
+    file : Path
+        The file that says where the tissue is, which goes before the method; see `mask_file`.
+    corner : tuple
+        Level-0 y, x from which its polygons count.
+
     Raises
     ------
     ConfigError
-        A mask file or function cannot be used; names `tiles.tissue`.
+        A function cannot be used.
+    InputError
+        A mask file cannot be used; names the file.
     """
-    if options.method == "none":
-        return np.ones(thumbnail.pixels.shape[:2], np.bool_)
-    if options.method == "mask":
-        return _mask_from_file(Path(options.mask or ""), thumbnail)
-    if options.method == "function":
-        return _with_missing(_mask_from_function(options.function or "", thumbnail, um_per_px), thumbnail)
+    if file is not None:
+        return FoundTissue(_mask_from_file(file, tissue, thumbnail, corner))
+    if tissue.method == "none":
+        return FoundTissue(np.ones(thumbnail.pixels.shape[:2], np.bool_))
+    if tissue.method == "function":
+        return FoundTissue(_with_missing(_mask_from_function(tissue.function or "", thumbnail, um_per_px), thumbnail))
+    return FoundTissue(_stained(thumbnail, tissue, um_per_px))
+
+
+def _stained(thumbnail: Thumbnail, options: Tissue, um_per_px: float | None) -> Mask:
     mask = _otsu(thumbnail.pixels, pens=options.pens)
     least_px = options.min_area_um2 / (um_per_px or THUMBNAIL_UM) ** 2
     closed = closing(mask, disk(2))
@@ -175,52 +179,37 @@ def _without_specks(mask: Mask, least_px: float) -> Mask:
     return kept
 
 
-def _mask_from_file(path: Path, thumbnail: Thumbnail) -> Mask:
-    refuse_special(path, "tiles.tissue.mask", ConfigError)
+def _mask_from_file(path: Path, tissue: Tissue, thumbnail: Thumbnail, corner: tuple[float, float]) -> Mask:
+    height, width = thumbnail.pixels.shape[:2]
+    if is_drawn(path):
+        return draw_tissue(path, tissue, (height, width), thumbnail.downsample, corner)
     try:
-        if path.suffix.lower() in (".geojson", ".json"):
-            return _rasterise(json.loads(path.read_text()), thumbnail, path)
-        picture = Image.open(path).convert("L")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
-        raise ConfigError(
-            f"tiles.tissue.mask: {path} cannot be read: {error}. Give a GeoJSON in level-0 px or a PNG of the whole image."
+        with Image.open(path) as picture:
+            stretch = picture.height / height / (picture.width / width)
+            # Sizes are whole pixels: of a picture of few, a half may be missing a side.
+            slack = 1.02 * (1 + 0.5 / min(picture.height, height)) * (1 + 0.5 / min(picture.width, width))
+            if not 1 / slack <= stretch <= slack:
+                raise InputError(
+                    f"{path} is a picture of {picture.width} x {picture.height} px, but the image is {width} x {height} thumbnail px: "
+                    "their shapes differ by more than 2 %. A mask is a picture of the whole image; is it another slide's?"
+                )
+            return np.asarray(_marked(picture).resize((width, height), Image.Resampling.NEAREST)) > 0
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise InputError(
+            f"{path} cannot be read as a mask: {error}. Give a GeoJSON or XML of polygons in level-0 px, or a PNG of the whole image."
         ) from error
-    height, width = thumbnail.pixels.shape[:2]
-    return np.asarray(picture.resize((width, height), Image.Resampling.NEAREST)) > 0
 
 
-def _rasterise(document: Any, thumbnail: Thumbnail, path: Path) -> Mask:
-    """Polygons in level-0 px on the thumbnail's pixels; holes are left out, overlaps count once."""
-    height, width = thumbnail.pixels.shape[:2]
-    mask = np.zeros((height, width), np.bool_)
-    try:
-        for polygon in _polygons(document):
-            canvas = Image.new("1", (width, height))
-            draw = ImageDraw.Draw(canvas)
-            for k, ring in enumerate(polygon):
-                corners = [(x / thumbnail.downsample - 0.5, y / thumbnail.downsample - 0.5) for x, y, *_ in ring]
-                draw.polygon(corners, fill=k == 0)
-            mask |= np.asarray(canvas)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"tiles.tissue.mask: {path} is not GeoJSON with polygons in level-0 px: {error!r}.") from error
-    return mask
-
-
-def _polygons(document: Any) -> Iterator[list[list[list[float]]]]:
-    """Polygons of a GeoJSON document (RFC 7946), each a list of rings, the first its border."""
-    kind = document["type"]
-    if kind == "FeatureCollection":
-        for feature in document["features"]:
-            yield from _polygons(feature)
-    elif kind == "Feature":
-        yield from _polygons(document["geometry"])
-    elif kind == "GeometryCollection":
-        for geometry in document["geometries"]:
-            yield from _polygons(geometry)
-    elif kind == "Polygon":
-        yield document["coordinates"]
-    elif kind == "MultiPolygon":
-        yield from document["coordinates"]
+def _marked(picture: Image.Image) -> Image.Image:
+    """A picture that is 0 where a mask is black or transparent. 16 bits are not cut to 8, nor is a palette's number taken for a colour."""
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        layers = picture.convert("RGBA")
+        opaque = layers.getchannel("A")
+        colour = layers.convert("RGB").convert("L").point(lambda level: 255 * (level > 0))
+        return ImageChops.multiply(opaque, colour) if colour.getbbox() else opaque
+    if picture.mode.startswith(("I", "F")):
+        return Image.fromarray(np.asarray(picture) > 0)
+    return picture.convert("L")
 
 
 def _mask_from_function(name: str, thumbnail: Thumbnail, um_per_px: float | None) -> Mask:

@@ -1,0 +1,53 @@
+"""One drawn region, and what every reader of drawn regions holds its numbers to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.errors import InputError
+
+FURTHEST = 2.0**31
+"""Largest coordinate, level-0 px, that is believed."""
+
+Ring = NDArray[np.float64]
+"""(k, 2) corners x, y in level-0 px, its end joined to its start."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A region of one class: what lies in any of its polygons, less what lies in any of its cuts."""
+
+    name: str
+    """The class; "" where it has none."""
+    polygons: tuple[tuple[Ring, ...], ...]
+    """Each the rings of one polygon, borders and holes: inside is what an odd number of them goes round."""
+    cuts: tuple[tuple[Ring, ...], ...] = ()
+    """Polygons that are taken out of this region alone."""
+
+
+def ring_from_corners(corners: Sequence[Any], where: str) -> Ring:
+    """A ring of at least three corners, each two numbers or more.
+
+    Raises
+    ------
+    InputError
+        With `where` before what is wrong.
+    """
+    try:
+        ring = np.asarray(corners)
+    except (ValueError, OverflowError):  # corners of different lengths, numbers of hundreds of digits
+        ring = np.zeros(0, object)
+    if ring.ndim != 2 or ring.shape[1] < 2 or ring.dtype.kind not in "iuf":
+        raise InputError(f"{where}: a ring must be a list of corners [x, y] in level-0 px, but here is {str(corners)[:60]}.")
+    if len(ring) < 3:
+        raise InputError(f"{where}: a ring has {len(ring)} corners, but a polygon needs three or more.")
+    ring = ring[:, :2].astype(np.float64)
+    far = ~(np.abs(ring) <= FURTHEST)
+    if far.any():
+        raise InputError(f"{where}: a corner lies at {ring[far][0]:g}, but level-0 px are numbers up to {FURTHEST:.0f}.")
+    return ring
