@@ -10,11 +10,13 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, urlsplit
 
+from tilestream.config.dicom_series import holds_dicom
 from tilestream.config.local_files import expand_path, read_small_file
+from tilestream.config.same_slide import merge_files
 from tilestream.errors import ConfigError
 
 LONGEST_ID = 200
@@ -51,15 +53,17 @@ class SlideRef:
 def list_slides(slides: Sequence[str]) -> list[SlideRef]:
     """The slides of a config's `slides`, in the order given; those of a glob are sorted.
 
+    Files of one DICOM series, or of one OME-TIFF, are one slide (see `merge_files`), and so is a folder of DICOM files.
     Local paths are relative to the working directory, in a CSV to the CSV's folder. A path without a file is kept: it is refused
     when it is opened, without stopping the others.
 
     Raises
     ------
     ConfigError
-        A glob matches nothing, a CSV cannot be used, a folder is no slide, or an id is unsafe or not unique.
+        A glob matches nothing, a CSV cannot be used, a folder is no slide, a file is listed twice, or an id is unsafe or not unique.
     """
-    refs = [ref for entry in slides for ref in _expand(entry)]
+    listed = merge_files([ref for entry in slides for ref in _expand(entry)], id_from_address)
+    refs = [replace(ref, id=own_id, mpp=mpp) for ref, own_id, mpp in listed]
     seen: dict[str, SlideRef] = {}
     for ref in refs:
         # File systems differ in what they take for one name: ignore case and the spelling of accents.
@@ -131,10 +135,10 @@ def _local_slide(path: str) -> SlideRef:
 
 
 def _is_plain_folder(path: Path) -> bool:
-    """Whether this is a folder that is no Zarr store."""
+    """Whether this is a folder that is neither a Zarr store nor a DICOM series."""
     if path.suffix.lower() == ".zarr" or not _answers(path.is_dir):
         return False
-    return not any(_answers((path / name).exists) for name in _ZARR_METADATA)
+    return not any(_answers((path / name).exists) for name in _ZARR_METADATA) and not _answers(lambda: holds_dicom(path))
 
 
 def _answers(check: Callable[[], bool]) -> bool:

@@ -6,7 +6,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilestream.config.dicom_series import WHOLE_SLIDE, DicomHeader, headers_in
 from tilestream.config.local_files import refuse_special
+from tilestream.config.same_slide import finest
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources.base import Source, SourceOptions
 
@@ -112,12 +114,30 @@ def _open_auto(address: str, options: SourceOptions) -> Source:
 def _open_folder(path: Path, options: SourceOptions) -> Source:
     if path.suffix == ".zarr" or any((path / mark).exists() for mark in ZARR_MARKS):
         return _open_zarr(str(path), options)
+    if headers := headers_in(path):
+        return _open_auto(str(series_in(path, headers)), options)
     plugin = _plugin(path.suffix.removeprefix(".").lower())
     if plugin is not None:
         return plugin(str(path), options)
     raise InputError(
         f"{path}: is a folder without Zarr metadata ({', '.join(ZARR_MARKS)}). Name the images in it, for example {path}/*.svs."
     )
+
+
+def series_in(folder: Path, headers: list[DicomHeader]) -> Path:
+    """The file by which the one DICOM series of a folder is opened. Raises InputError where it holds several, or none of a slide."""
+    slides = [header for header in headers if header.sop_class == WHOLE_SLIDE]
+    if not slides:
+        raise InputError(
+            f"{folder}: its {len(headers)} DICOM files are no whole-slide images (SOP class {headers[0].sop_class or 'unknown'})."
+        )
+    by_series: dict[str, list[DicomHeader]] = {}
+    for header in slides:
+        by_series.setdefault(header.series, []).append(header)
+    if len(by_series) > 1:
+        named = ", ".join(finest(group).path.name for group in by_series.values())
+        raise InputError(f"{folder}: holds {len(by_series)} DICOM series, each a slide. Name one file of each: {named}.")
+    return finest(slides).path
 
 
 def _open_tiff(address: str, options: SourceOptions) -> Source:
