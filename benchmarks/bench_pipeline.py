@@ -48,12 +48,12 @@ def bare(worker: Worker, seconds: float) -> float:
     count = 0
     with torch.inference_mode():
         for _ in range(3):
-            worker.encode(tiles)
+            worker.encode(tiles, lambda *_: "random tiles")
         _wait(worker)
         start = time.perf_counter()
         while time.perf_counter() - start < seconds:
             for _ in range(4):
-                worker.encode(tiles)
+                worker.encode(tiles, lambda *_: "random tiles")
             _wait(worker)
             count += 4 * worker.batch
         return count / (time.perf_counter() - start)

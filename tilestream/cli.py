@@ -296,7 +296,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         app(arguments)
     except TilestreamError as error:
-        print(f"tilestream: {error}", file=sys.stderr)
+        print("\n".join([f"tilestream: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if (meant := storage_error(error)) is None:

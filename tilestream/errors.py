@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 _T = TypeVar("_T")
@@ -69,6 +73,10 @@ class InputError(TilestreamError):
     exit_code = 3
 
 
+class CodeError(InputError):
+    """Code that the user brought (an encoder, its factory, a tissue function) failed, as it would again; its own traceback is a note of the error."""
+
+
 class ReadError(TilestreamError):
     """Pixels of an open image could not be read; concerns single tiles, not the image."""
 
@@ -105,6 +113,50 @@ def storage_error(error: OSError) -> InterruptedRunError | None:
         f"the output cannot be written or read: {error.strerror}{where}. What is written is kept. "
         "Make room, or mend the disk or the connection, then run the same command again."
     )
+
+
+LONGEST_REASON = 300
+"""Characters of a foreign exception's message in one of ours."""
+
+
+@contextmanager
+def user_code(what: str, doing: str, *, passing: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+    """Turn an exception of code that the user brought into a CodeError; our own errors, and those `passing`, stay what they are.
+
+    Parameters
+    ----------
+    what : str
+        The code, as the config names it.
+    doing : str
+        What it was called for, e.g. a slide and its tiles.
+    passing : tuple of types
+        Exceptions that are not the code's fault, such as a lack of memory.
+    """
+    not_its_fault: tuple[type[BaseException], ...] = (TilestreamError, MemoryError, *passing)
+    try:
+        yield
+    except not_its_fault:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever the code raises
+        words = next(iter(str(error).splitlines()), "")[:LONGEST_REASON]
+        meant = CodeError(f"{what} failed on {doing}: {type(error).__name__}: {words}")
+        meant.add_note(without_credentials(_own_traceback(error)))
+        raise meant from None  # the note has it, also where the error crossed from another process
+
+
+def _own_traceback(error: Exception) -> str:
+    """The traceback of an exception from the first frame on that is neither ours nor torch's."""
+    found = traceback.TracebackException.from_exception(error)
+    ours = str(Path(__file__).parent)
+    own = next((k for k, frame in enumerate(found.stack) if not _is_plumbing(frame.filename, ours)), 0)
+    found.stack = traceback.StackSummary.from_list(list(found.stack)[own:])
+    return "".join(found.format()).rstrip()
+
+
+def _is_plumbing(filename: str, ours: str) -> bool:
+    """Whether a frame belongs to what calls the user's code: this package, torch, the standard library's pools and context managers."""
+    parts = Path(filename).parts
+    return filename.startswith(ours) or "torch" in parts or parts[-2:-1] == ("futures",) or parts[-1] in ("contextlib.py", "thread.py")
 
 
 EXIT_DONE, EXIT_REFUSED, EXIT_PARTIAL = 0, 3, 4

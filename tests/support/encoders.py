@@ -106,6 +106,42 @@ def stuck() -> nn.Module:
     return Stuck()
 
 
+class Picky(MeanRGB):
+    """Raises on tiles whose first pixel is dark in red, each time."""
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        if (tiles[:, 0, 0, 0] < 64).any():
+            raise KeyError("a stain that is not in the table")
+        return super().forward(tiles)
+
+
+class Fussy(MeanRGB):
+    """Raises whatever it is given, with an exception that cannot be pickled."""
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        class UnknownError(Exception):
+            def __reduce__(self):
+                raise TypeError("not to be pickled")
+
+        raise UnknownError("nothing suits me")
+
+
+def picky() -> nn.Module:
+    return Picky()
+
+
+def fussy() -> nn.Module:
+    return Fussy()
+
+
+def no_factory() -> nn.Module:
+    raise RuntimeError("the licence server is asleep")
+
+
+def no_tissue(pixels, um_per_px):
+    raise IndexError("no such stain")
+
+
 class OneHugeToken(nn.Module):
     """(n, 3, size, size) uint8 -> (n, 4, 4): tokens of ones; two of +-70,000, whose mean is 0, where a tile's first pixel is dark in red."""
 

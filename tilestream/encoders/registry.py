@@ -19,7 +19,7 @@ from tilestream.encoders.convert import resize_positions, to_our_names
 from tilestream.encoders.hub import fetch_file, fetch_weights, is_hub_id
 from tilestream.encoders.presets import HALF, IMAGENET, PRESETS, Preset
 from tilestream.encoders.weights import apply_weights, load_weights
-from tilestream.errors import ConfigError, InputError
+from tilestream.errors import ConfigError, InputError, user_code
 from tilestream.models.patch_embed import PatchEmbed, freeze
 from tilestream.models.vit import (
     VisionTransformer,
@@ -244,7 +244,8 @@ def _call_factory(spec: EncoderSpec) -> Any:
         return TimmEncoder(spec.name.removeprefix("timm:"), pretrained=spec.weights is None, **spec.args)
     factory = _find_factory(spec.name)
     _check_arguments(spec, factory)
-    return factory(**spec.args)
+    with user_code(f"encoder.name: {spec.name}", "building the encoder"):
+        return factory(**spec.args)
 
 
 def _find_factory(name: str) -> _Factory:
@@ -268,7 +269,8 @@ def _find_factory(name: str) -> _Factory:
 
 def _import_factory(name: str, module_name: str, attribute: str) -> _Factory:
     try:
-        module = importlib.import_module(module_name)
+        with user_code(f"encoder.name: {name}", f"importing {module_name}", passing=(ImportError, ValueError, TypeError)):
+            module = importlib.import_module(module_name)
     except (ImportError, ValueError, TypeError) as error:  # an empty name is a ValueError, a relative one a TypeError
         raise ConfigError(
             f"encoder.name: the module of {name!r} cannot be imported ({error}). Install it, or put its folder on PYTHONPATH."

@@ -11,9 +11,11 @@ from typing import Any
 
 from tilestream.config.load import load_config
 from tilestream.config.schema import Config
-from tilestream.config.slide_list import SlideRef, list_slides
+from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
+from tilestream.runner.cohort import Cohort, list_cohort
 from tilestream.runner.executors import Engine, Outcome, open_engine
+from tilestream.runner.main_guard import check_main_guard
 from tilestream.runner.pipeline import Stage, stages_of
 from tilestream.runner.prepare import PreparedSlide, Setup, open_slide, prepare_slide, set_up
 from tilestream.runner.recipe import check_recipe, check_source, make_recipe, slide_recipe
@@ -22,12 +24,10 @@ from tilestream.runner.store_creation import create_store
 from tilestream.runner.summary import SlideResult, Summary
 from tilestream.stages.embed_tiles import add_counts, describe_encoder
 from tilestream.stages.slide_task import Report, SlideTask
-from tilestream.stages.worker_settings import absolute, untrained_parts, worker_settings
-from tilestream.store.folder import Folder
+from tilestream.stages.worker_settings import untrained_parts, worker_settings
 from tilestream.store.lock import hold_lock
 from tilestream.store.ownership import refuse_foreign
 from tilestream.store.slide_store import SlideStore
-from tilestream.tiles.coords import check_chosen
 
 LOOK_EVERY = 10.0
 """Seconds after which the progress of long tasks is looked up in the store."""
@@ -70,6 +70,8 @@ def run(
         As the exit codes of the command line say; slides that are finished by then stay finished.
     """
     checked = config if isinstance(config, Config) else load_config(config, overrides)
+    if checked.compute.scheduler.kind == "local":
+        check_main_guard()
     cohort = list_cohort(checked, shard)
     try:
         return _run(checked, cohort, restart=restart, reporter=reporter or Reporter())
@@ -77,36 +79,6 @@ def run(
         if (meant := storage_error(error)) is None:
             raise
         raise meant from error
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """The slides of a run and where they go."""
-
-    output: Folder
-    refs: list[SlideRef]
-    name: str
-    """Of the run, for its lock and its record."""
-
-    def store(self, ref: SlideRef) -> SlideStore:
-        """Where a slide goes."""
-        return SlideStore(self.output / f"{ref.id}.zarr")
-
-
-def list_cohort(config: Config, shard: tuple[int, int] | None = None) -> Cohort:
-    """The slides of a config, or every n-th of them.
-
-    Raises
-    ------
-    ConfigError
-        There are none, or the output cannot take them.
-    """
-    # Workers may run in another folder: every address that reaches them is absolute.
-    output, refs = Folder(absolute(config.output.path)), list_slides(config.slides)
-    check_chosen(config.tiles.chosen, len(refs))
-    if shard is None:
-        return Cohort(output, refs, "run")
-    return Cohort(output, refs[shard[0] :: shard[1]], f"run-{shard[0]}-of-{shard[1]}")
 
 
 def _run(config: Config, cohort: Cohort, *, restart: bool, reporter: Reporter) -> Summary:
@@ -278,6 +250,7 @@ class Run:
     def _refuse(self, result: SlideResult, error: TilestreamError) -> None:
         """One slide cannot be done: the others go on, unless the config says otherwise."""
         result.status, result.error = "refused", str(error)
+        result.traceback = "\n".join(getattr(error, "__notes__", ()))
         self.reporter.slide_done(result)
         if self.config.on_error.slide == "fail":
             raise error

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tilestream.config.schema import Config
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, InputError
-from tilestream.runner.driver import list_cohort
+from tilestream.runner.cohort import list_cohort
 from tilestream.runner.memory import gib
 from tilestream.runner.prepare import PreparedSlide, Setup, open_slide, prepare_slide, set_up
 from tilestream.stages.embed_tiles import describe_encoder

@@ -220,3 +220,5 @@ def print_summary(summary: Summary, console: Console) -> None:
             soft_wrap=True,
         )
         console.print("picture ", f"{path}/overview.png", highlight=False, markup=False, soft_wrap=True)
+    for words in dict.fromkeys(slide.traceback for slide in summary.slides if slide.traceback):
+        console.print(words, highlight=False, markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
-from tilestream.errors import ConfigError, InputError, TilestreamError
+from tilestream.errors import ConfigError, InputError, TilestreamError, user_code
 from tilestream.geometry import PlacedGrid, TileGrid, level_for_scale
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.stages.worker_settings import EncoderFacts
@@ -104,7 +105,8 @@ def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: Encode
     tissue, file = config.tiles.tissue, mask_file(config, ref)
     thumbnail = read_thumbnail(source)
     um_per_px = None if info.mpp is None else info.mpp * thumbnail.downsample
-    found = find_tissue(thumbnail, tissue, um_per_px, file=file, corner=bounds_corner(config, info))
+    with user_code(f"tiles.tissue.function: {tissue.function}", ref.id) if tissue.method == "function" else nullcontext():
+        found = find_tissue(thumbnail, tissue, um_per_px, file=file, corner=bounds_corner(config, info))
     fraction = tile_fractions(found.mask, thumbnail.downsample, grid, tile_row, tile_col)
     if (tissue.method != "none" or file is not None) and chosen is None:
         keep = (fraction >= tissue.min_fraction) & (fraction > 0)

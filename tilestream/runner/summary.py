@@ -31,6 +31,8 @@ class SlideResult:
     """Seconds by stage, summed over workers."""
     error: str = ""
     """Why it was refused or left unfinished."""
+    traceback: str = ""
+    """Of code that the user brought, where that is why."""
     tile_errors: dict[int, str] = field(default_factory=dict)
     """Why tiles failed, by row of the output; the first 20 of each shard."""
     context: str = ""

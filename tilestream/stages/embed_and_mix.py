@@ -49,7 +49,8 @@ def embed_and_mix(task: SlideTask, shards: range) -> Report:
             tiles, groups = work.reach(model, sink.first_row)
             y, x = task.grid.l0_y(work.places.tile_row[tiles]), task.grid.l0_x(work.places.tile_col[tiles])
             cuts = [work.places.tiles_between(row, row).start - tiles.start for row, _ in groups[1:]]
-            with closing(worker.embed_tiles(source, task.spec, y, x, work.clock, cuts)) as embedded:
+            tiles_read = worker.embed_tiles(source, task.spec, y, x, work.clock, cuts, whose=task.slide, first_row=tiles.start)
+            with closing(tiles_read) as embedded:
                 bands = (TokenBand(b.tokens.to(worker.device), b.tok_row, b.tok_col, b.upto) for b in work.bands(embedded, tiles, groups))
                 for band in RowBands(model, work.stride_um).run(bands):
                     with work.clock.timed("write"):

@@ -30,7 +30,7 @@ def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
     """Build the encoder, run one batch of noise through it, and say what the plan must know."""
     worker = worker_for(settings)
     noise = np.random.default_rng(0).integers(0, 256, (worker.batch, settings.tile, settings.tile, 3), np.uint8)
-    out = worker.compute.submit(worker.encode, noise).result()
+    out = worker.compute.submit(worker.encode, noise, lambda *_: "a batch of noise").result()
     dim = int(worker.encoder.dim)  # type: ignore[arg-type]
     if out.shape[-1] != dim:
         raise ConfigError(f"encoder.name: {settings.encoder} says dim {dim}, but its output is {tuple(out.shape[1:])}.")
@@ -118,7 +118,8 @@ def _embed_shard(
     status = np.where(task.grid.overhangs(tile_row, tile_col), PADDED, OK).astype(np.int8)
     errors: dict[int, str] = {}
     source = open_unchanged(worker, task.image)
-    with closing(worker.embed_tiles(source, task.spec, task.grid.l0_y(tile_row), task.grid.l0_x(tile_col), clock)) as embedded:
+    y, x = task.grid.l0_y(tile_row), task.grid.l0_x(tile_col)
+    with closing(worker.embed_tiles(source, task.spec, y, x, clock, whose=task.slide, first_row=rows.start)) as embedded:
         for part in embedded:
             check_stopped()
             place_results(part, vectors, tokens, status, errors)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tilestream.buffers import PixelBuffers
 from tilestream.encoders.registry import build_encoder
-from tilestream.errors import ConfigError
+from tilestream.errors import ConfigError, user_code
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.stages.clock import Clock
@@ -42,6 +42,12 @@ IN_FLIGHT = 2
 
 CPU_BATCH = 16
 """Tiles a batch where the config leaves it open: a CPU gains nothing from more. On a GPU it is measured."""
+
+DEVICE_ERRORS: tuple[type[BaseException], ...] = (
+    torch.OutOfMemoryError,
+    *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []),  # since 2.8
+)
+"""What is a device's fault, not the encoder's."""
 
 Batch = TileBatch | DeviceTileBatch
 
@@ -141,11 +147,16 @@ class Worker:
         l0_x: NDArray[np.int64],
         clock: Clock,
         cuts: Sequence[int] = (),
+        *,
+        whose: str = "tiles",
+        first_row: int = 0,
     ) -> Generator[Embedded, None, None]:
         """Read tiles and run them through the encoder, one caller at a time; reading starts before the caller's turn.
 
         Tiles come as their last piece is decoded, in any order. A list is read in parts that end at `cuts`, one after another: every tile
         of a part comes before any of the next. Closing the generator stops the reading.
+
+        Where the encoder fails, CodeError names it, `whose` tiles these are, and their rows, counted from `first_row`.
         """
         batches = read_ahead(self._read_parts(source, spec, l0_y, l0_x, cuts), clock)
         try:
@@ -153,7 +164,7 @@ class Worker:
             with self.device_lock:
                 pending: deque[_Launched] = deque()
                 while first is not None:
-                    pending.append(self._launch(first))
+                    pending.append(self._launch(first, whose, first_row))
                     if len(pending) > (IN_FLIGHT if self.gathers else 0):
                         yield self._land(pending.popleft(), clock)
                     with clock.timed("wait"):
@@ -199,11 +210,16 @@ class Worker:
         finally:
             free.append(decoder)
 
-    def _launch(self, batch: Batch) -> _Launched:
+    def _launch(self, batch: Batch, whose: str, first_row: int) -> _Launched:
         """Start the encoder on a batch."""
+
+        def rows(start: int, end: int) -> str:
+            places = first_row + batch.index[start:end]
+            return f"{whose}: rows {places.min()} to {places.max()}"
+
         if self.device.type == "cpu":
             start = time.perf_counter()
-            out = self.compute.submit(self.encode, batch.pixels).result()
+            out = self.compute.submit(self.encode, batch.pixels, rows).result()
             return _Launched(batch, out, start, time.perf_counter())
         if isinstance(batch, DeviceTileBatch) and batch.ready is not None:
             stream = torch.cuda.current_stream(self.device)
@@ -211,7 +227,7 @@ class Worker:
             batch.pixels.record_stream(stream)
         started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         started.record()
-        found = self.encode(batch.pixels).float()
+        found = self.encode(batch.pixels, rows).float()
         out = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
         out.copy_(found, non_blocking=True)
         ended.record()
@@ -230,10 +246,14 @@ class Worker:
         return Embedded(batch.index, launched.out.float().numpy(), batch.failed)
 
     @torch.inference_mode()
-    def encode(self, pixels: NDArray[np.uint8] | Tensor) -> Tensor:
-        """(n, tile, tile, 3) uint8 -> (n, dim) or (n, tokens, dim) on the device, in batches of one size."""
+    def encode(self, pixels: NDArray[np.uint8] | Tensor, whose: Callable[[int, int], str]) -> Tensor:
+        """(n, tile, tile, 3) uint8 -> (n, dim) or (n, tokens, dim) on the device, in batches of one size; `whose` says what tiles i to j are."""
         tiles = (torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels).to(self.device, non_blocking=True)
-        parts = [self._encode_batch(part) for part in torch.split(tiles, self.batch)]
+        parts, start = [], 0
+        for part in torch.split(tiles, self.batch):
+            with user_code(f"encoder {self.settings.encoder}", whose(start, start + len(part)), passing=DEVICE_ERRORS):
+                parts.append(self._encode_batch(part))
+            start += len(part)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
