@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from tilestream.models.vit import VisionTransformer, ViTConfig
+from tilestream.models.vit import VisionTransformer
+from tilestream.models.vit_config import ViTConfig
 
 
 class MeanRGB(nn.Module):

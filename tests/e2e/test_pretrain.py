@@ -22,7 +22,8 @@ from benchmarks.pretrain.network import Backbone, resample_positions
 from benchmarks.pretrain.train import CollapseError, Run, TrainConfig, Trainer
 from benchmarks.probing import bootstrap_accuracy, cross_validate, fit_probe, knn_predict, probe_predict, stratified_folds
 from tilestream.encoders.weights import apply_weights, load_weights
-from tilestream.models.vit import VisionTransformer, ViTConfig
+from tilestream.models.vit import VisionTransformer
+from tilestream.models.vit_config import ViTConfig
 
 CONFIG = TrainConfig(
     batch=8,

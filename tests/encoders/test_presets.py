@@ -9,8 +9,9 @@ from PIL import Image
 
 from tests.support.images import make_image
 from tests.support.torchvision_ops import declare_missing_operators
+from tilestream.encoders.preset_encoders import build_preset, preset_state, preset_vit
 from tilestream.encoders.presets import PRESETS
-from tilestream.encoders.registry import EncoderSpec, build_encoder, known_encoders, preset_state, preset_vit
+from tilestream.encoders.registry import EncoderSpec, build_encoder, known_encoders
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.vit import resize_tiles
 
@@ -107,16 +108,22 @@ def test_a_preset_gives_its_references_features_from_the_same_weights(name, tile
     assert torch.cosine_similarity(half, expected, dim=1).min() > 0.999
 
 
-def test_names_of_dinov2s_own_code_are_understood():
+def test_names_of_dinov2s_own_code_are_understood(tmp_path):
     preset = VITS["gpfm"]
-    ours = preset_vit(preset, depth=DEPTH)
     native = {}
     for key, value in randomised(preset_vit(preset, depth=DEPTH)).state_dict().items():
         native["teacher.backbone." + re.sub(r"^blocks\.(\d)", r"blocks.0.\1", key)] = value
     table = native["teacher.backbone.pos_embed"]
     native["teacher.backbone.pos_embed"] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
     native["teacher.backbone.mask_token"] = torch.zeros(1, 1024)
-    ours.load_state_dict(preset_state(preset, ours, native))
+    native |= {key.replace("teacher", "student"): torch.zeros_like(value) for key, value in native.items()}
+    torch.save({"model": native}, tmp_path / "gpfm.pth")
+    ours = build_preset(preset, str(tmp_path / "gpfm.pth"), depth=DEPTH)
+    assert torch.equal(ours.pos_embed, table)
+    assert ours.notes == [
+        "weights are model of gpfm.pth",
+        f"took 'teacher.backbone.' off {len(native) // 2} names; left out {len(native) // 2} others (student)",
+    ]
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -189,44 +196,3 @@ def test_a_missing_extra_is_named(monkeypatch):
         with pytest.raises(ConfigError, match=r"not installed.*pip install 'tilestream\[(hf|timm)\]'"):
             build_encoder(EncoderSpec(spec))
         monkeypatch.delitem(sys.modules, module)
-
-
-def test_a_timm_model_is_wrapped_with_its_own_normalisation(tiles, tmp_path):
-    declare_missing_operators()
-    timm = pytest.importorskip("timm", reason="timm is not installed")
-    theirs = randomised(timm.create_model("resnet18", pretrained=False))
-    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
-    ours = build_encoder(EncoderSpec("timm:resnet18", weights=str(tmp_path / "resnet.pth")))
-    mean, std = (torch.tensor(theirs.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
-    with torch.inference_mode():
-        pixels = (tiles[..., :224, :224].float() / 255 - mean) / std
-        expected = theirs.forward_head(theirs.forward_features(pixels), pre_logits=True)
-        assert torch.allclose(ours(tiles[..., :224, :224]), expected, rtol=1e-4, atol=1e-4)
-    assert ours.dim == 512
-    with pytest.raises(ConfigError, match="timm cannot make 'resnet_none'"):
-        build_encoder(EncoderSpec("timm:resnet_none", weights=str(tmp_path / "resnet.pth")))
-
-
-@pytest.mark.parametrize("output", ["class", "mean", "class+mean"])
-def test_a_transformers_model_is_wrapped_with_its_own_normalisation(tiles, tmp_path, output):
-    declare_missing_operators()
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    config = transformers.Dinov2Config(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=14)
-    theirs = randomised(transformers.Dinov2Model(config))
-    theirs.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(
-        '{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "size": {"height": 224, "width": 224}}'
-    )
-    ours = build_encoder(EncoderSpec(f"hf:{tmp_path}", args={"output": output}))
-    mean, std = torch.tensor([0.1, 0.2, 0.3])[:, None, None], torch.tensor([0.4, 0.5, 0.6])[:, None, None]
-    with torch.inference_mode():
-        tokens = theirs((tiles[..., :224, :224].float() / 255 - mean) / std).last_hidden_state
-        expected = {"class": tokens[:, 0], "mean": tokens[:, 1:].mean(1)}.get(output, torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
-        assert torch.allclose(ours(tiles[..., :224, :224]), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_folder_that_is_no_model_is_refused(tmp_path):
-    declare_missing_operators()
-    pytest.importorskip("transformers", reason="transformers is not installed")
-    with pytest.raises(InputError, match=r"has no preprocessor_config\.json"):
-        build_encoder(EncoderSpec(f"hf:{tmp_path}"))

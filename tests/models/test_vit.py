@@ -7,7 +7,8 @@ from tests.support.torchvision_ops import declare_missing_operators
 from tilestream.encoders.registry import EncoderSpec, build_encoder
 from tilestream.encoders.weights import apply_weights
 from tilestream.errors import ConfigError
-from tilestream.models.vit import VisionTransformer, ViTConfig, vit_tiny_patch16_224
+from tilestream.models.vit import VisionTransformer, vit_tiny_patch16_224
+from tilestream.models.vit_config import ViTConfig
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import os
 import re
@@ -30,7 +29,7 @@ def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | Config, ove
     """
     if isinstance(config, Config):
         config = config.model_dump(mode="json", by_alias=True)
-    draft = Draft(copy.deepcopy(dict(config))) if isinstance(config, Mapping) else read_yaml(Path(config))
+    draft = Draft(_copied(config)) if isinstance(config, Mapping) else read_yaml(Path(config))
     if not isinstance(draft.raw, dict):
         found = "is empty" if draft.raw is None else f"holds {yaml_word(draft.raw)}"
         wanted = f"{draft.place(())}{found}, but a config is a mapping of keys: {', '.join(Config.model_fields)}."
@@ -43,6 +42,13 @@ def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | Config, ove
     if draft.problems:
         raise ConfigError("\n".join(draft.problems))
     return checked
+
+
+def _copied(value: Any) -> Any:
+    """A copy of plain data as far down as it is mappings and lists; an object in it, such as an encoder, stays that object."""
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def config_from_mapping(raw: Mapping[str, Any]) -> Config:
@@ -58,7 +64,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
     ConfigError
         A setting is not of that form, or goes into a value that has no keys.
     """
-    draft = Draft(copy.deepcopy(dict(raw)))
+    draft = Draft(_copied(raw))
     _override(draft, overrides)
     if draft.problems:
         raise ConfigError("\n".join(draft.problems))

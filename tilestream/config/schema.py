@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from tilestream.config.python_objects import PREFIX, WAY_OUT, is_object_name, name_object
 from tilestream.config.types import (
     Arguments,
     AutoCount,
@@ -158,7 +159,7 @@ class Encoder(Section):
     section: ClassVar[str] = "encoder."
 
     name: Text
-    """One of our own, a preset, or `module:factory`."""
+    """One of our own, a preset, or `module:factory`; from Python also a torch.nn.Module, or a function that returns one."""
     weights: PathText | None = None
     """File of weights, relative to the working directory; None for seeded random ones."""
     args: Arguments = Field(default_factory=dict)
@@ -170,8 +171,13 @@ class Encoder(Section):
 
     @classmethod
     def written_out(cls, data: Any) -> Any:
-        """`encoder: patch_embed` is `{name: patch_embed}`."""
-        return {"name": data} if isinstance(data, str) else data
+        """`encoder: patch_embed` is `{name: patch_embed}`, and so is an object in its place."""
+        return {"name": data} if isinstance(data, str) or callable(data) else data
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _name_of_object(cls, name: Any) -> Any:
+        return name_object(name) if callable(name) else name
 
 
 class Context(Section):
@@ -296,10 +302,21 @@ class Config(Section):
     """How one vector is made of a slide's."""
     windows: Windows = Windows()
     """Vectors of squares of the token grid."""
-    compute: Compute = Compute()
+    compute: Compute = Field(default=Compute(), validate_default=True)
     """Where the work is done."""
     on_error: OnError = OnError()
     """What happens when an input is bad."""
+
+    @field_validator("compute")
+    @classmethod
+    def _keep_objects_in_their_process(cls, compute: Compute, info: ValidationInfo) -> Compute:
+        encoder = info.data.get("encoder")
+        if encoder is not None and is_object_name(encoder.name) and compute.scheduler.kind != "inline":
+            raise ValueRefusedError(
+                f"scheduler is {compute.scheduler.kind}, but encoder.name is an object of this process "
+                f"({encoder.name.removeprefix(PREFIX)}), which other processes do not have. {WAY_OUT}"
+            )
+        return compute
 
     @field_validator("pool")
     @classmethod

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+ANCHORS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.weight")
+"""Names of the patch projection, one of which every vision transformer has: what stands before it is no part of its names."""
+
 _HUGGING = (
-    (r"^(dinov2|dinov2_with_registers|vit|model)\.", ""),
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.register_tokens$", "reg_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -37,7 +39,6 @@ _HUGGING = (
     (r"^layernorm\.", "norm."),
 )
 _DINOV2 = (
-    (r"^(?:teacher\.|module\.|backbone\.)+", ""),
     (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
     (r"^register_tokens$", "reg_token"),
     (r"\.mlp\.w12\.", ".mlp.fc1."),

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 
+from tilestream.encoders.weight_files import INDEX, SUFFIXES
 from tilestream.errors import ConfigError, InputError
 
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_WEIGHT_FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 
 
 def is_hub_id(text: str) -> bool:
     """Whether a value of `weights` names a repository, `owner/name` or `owner/name@revision`, and no file of this machine."""
     return (
         bool(re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", text))
-        and Path(text).suffix not in {".safetensors", ".pth", ".pt", ".bin"}
+        and Path(text).suffix not in {*SUFFIXES, ".json"}
         and not Path(text).exists()
     )
 
 
 def fetch_weights(address: str) -> Path:
-    """The weights file of `owner/name` or `owner/name@revision`: `model.safetensors`, else `pytorch_model.bin`.
+    """The weights of `owner/name` or `owner/name@revision`: one file, or the index of shards, which then lie beside it.
 
     Raises
     ------
@@ -29,15 +31,16 @@ def fetch_weights(address: str) -> Path:
         As `fetch_file`.
     """
     repository, _, revision = address.partition("@")
-    for name in _WEIGHT_FILES[:-1]:
+    for name in _WEIGHT_FILES:
         try:
-            return fetch_file(repository, name, revision or None)
+            found = fetch_file(repository, name, revision or None)
         except FileNotFoundError:
             continue
-    try:
-        return fetch_file(repository, _WEIGHT_FILES[-1], revision or None)
-    except FileNotFoundError as error:
-        raise InputError(f"{address} holds none of {', '.join(_WEIGHT_FILES)}. Fetch its weights yourself and give the path.") from error
+        if name.endswith(INDEX):
+            for shard in sorted(set(json.loads(found.read_text())["weight_map"].values())):
+                fetch_file(repository, shard, revision or None)
+        return found
+    raise InputError(f"{address} holds none of {', '.join(_WEIGHT_FILES)}. Fetch its weights yourself and give the path.")
 
 
 def fetch_file(repository: str, name: str, revision: str | None = None) -> Path:

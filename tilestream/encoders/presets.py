@@ -45,8 +45,14 @@ class Preset:
     """Patches along a side of the position table in the file, where it is not that of the tile: it is interpolated."""
     antialias: bool = False
     """Whether that interpolation is antialiased."""
+    mpp_range: tuple[float, float] | None = None
+    """Least and greatest µm/px that it serves; None: within 5 % of `mpp`."""
     other: Mapping[str, Any] = field(default_factory=dict)
     """`dim`, `tile` and `output` of a model that is no plain vision transformer."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the encoder that builds it, where `through` names one."""
+    note: str | None = None
+    """What else a user should know."""
 
     @property
     def page(self) -> str:

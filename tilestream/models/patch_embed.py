@@ -131,6 +131,8 @@ class PatchEmbed(nn.Module):
 
     tile_size = None
     mpp = None
+    precisions = ("fp32", "bf16", "fp16")
+    vector = "patch tokens"
 
     def __init__(self, dim: int = 192, patch: int = 16, seed: int = 0) -> None:
         super().__init__()

@@ -38,6 +38,7 @@ def make_recipe(config: Config, facts: EncoderFacts) -> dict[str, Any]:
             "weights_sha256": facts.digest,
             "precision": facts.precision,
             "dim": facts.dim,
+            "vector": facts.vector,
         },
         "context": None if config.context is None else config.context.model_dump(mode="json", exclude={"schedule"}),
         "pool": config.pool.model_dump(mode="json"),
@@ -71,6 +72,8 @@ def check_recipe(store: SlideStore, recipe: dict[str, Any], slide: str) -> None:
     if attributes is None:
         return
     was, now = flatten(attributes.get("recipe", {})), flatten(recipe)
+    if "encoder.vector" not in was:  # older stores do not say it
+        now.pop("encoder.vector", None)
     changed = [f"{key} was {was.get(key)!r} and is now {now.get(key)!r}" for key in sorted(was | now) if was.get(key) != now.get(key)]
     if changed:
         raise OutputError(

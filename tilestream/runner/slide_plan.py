@@ -156,7 +156,8 @@ def check_encoder(facts: EncoderFacts, config: Config) -> None:
         raise ConfigError(f"context.heads: {config.context.heads} does not divide the encoder's dimension, {facts.dim}.")
     if config.encoder.allow_mismatch:
         return
-    if facts.tile_size is not None and facts.tile_size != config.tiles.size:
+    brought = facts.takes_larger_tiles and facts.tile_size is not None and config.tiles.size > facts.tile_size
+    if facts.tile_size is not None and facts.tile_size != config.tiles.size and not brought:
         raise ConfigError(
             f"tiles.size: {config.tiles.size}, but encoder {facts.name} takes tiles of {facts.tile_size} px. "
             f"Set tiles.size to {facts.tile_size}, or encoder.allow_mismatch to true."

@@ -51,7 +51,9 @@ def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
         threads=settings.threads,
         processes=worker.processes.count if worker.processes else 0,
         mpp_range=getattr(worker.encoder, "mpp_range", None),
-        notes=tuple(worker.notes),
+        notes=(*getattr(worker.encoder, "notes", ()), *worker.notes),
+        vector=getattr(worker.encoder, "vector", None),
+        takes_larger_tiles=bool(getattr(worker.encoder, "takes_larger_tiles", False)),
     )
 
 

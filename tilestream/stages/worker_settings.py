@@ -129,6 +129,10 @@ class EncoderFacts:
     """Decoding processes a worker; 0 where its threads decode."""
     notes: tuple[str, ...] = ()
     """What a person should know of how the encoder runs."""
+    vector: str | None = None
+    """What the vector of a tile is; None where the encoder does not say."""
+    takes_larger_tiles: bool = False
+    """Whether the encoder brings tiles above `tile_size` to it."""
 
 
 def worker_count(compute: Compute) -> int:

@@ -1,0 +1,63 @@
+"""Presets on our own vision transformer: its shape, and their weights under its names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from tilestream.encoders.convert import ANCHORS, resize_positions, to_our_names
+from tilestream.encoders.hub import fetch_file
+from tilestream.encoders.presets import Preset
+from tilestream.encoders.weights import apply_weights, read_weights, strip_prefix
+from tilestream.errors import InputError
+from tilestream.models.vit import VisionTransformer
+from tilestream.models.vit_config import ViTConfig
+
+
+def add_notes(encoder: nn.Module, notes: list[str]) -> None:
+    """Add to what an encoder says of itself: `notes`, which a run shows and keeps."""
+    encoder.notes = [*getattr(encoder, "notes", ()), *notes]  # type: ignore[assignment]
+
+
+def build_preset(preset: Preset, weights: str | None, **options: Any) -> VisionTransformer:
+    """A preset with its authors' weights, from a file where one is given, else from the hub; `options` are fields of `ViTConfig`.
+
+    Raises
+    ------
+    ConfigError
+        The weights do not fit.
+    InputError
+        They cannot be read or fetched.
+    """
+    if weights is None:
+        try:
+            weights = str(fetch_file(preset.repository, preset.file))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{preset.repository} has no {preset.file} any more. Fetch its weights from {preset.page} and set encoder.weights."
+            ) from error
+    encoder = preset_vit(preset, **options)
+    state, notes = read_weights(weights)
+    state, stripped = strip_prefix(state, ANCHORS, weights)
+    apply_weights(encoder, preset_state(preset, encoder, state), weights)
+    add_notes(encoder, [*notes, *stripped])
+    return encoder
+
+
+def preset_vit(preset: Preset, **options: Any) -> VisionTransformer:
+    """Our vision transformer in the shape of a preset; `options` are fields of `ViTConfig`. Its weights are not loaded yet."""
+    assert preset.vit is not None, "only plain vision transformers run on ours"
+    mean, std = preset.pixels
+    encoder = VisionTransformer(ViTConfig(**{"mean": mean, "std": std, **preset.vit, **options}))
+    encoder.mpp, encoder.mpp_range = preset.mpp, preset.mpp_range
+    return encoder
+
+
+def preset_state(preset: Preset, encoder: VisionTransformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A preset's state dict, without what stands before its names, under our names; positions interpolated to the tile's patches."""
+    config = encoder.config
+    found = to_our_names(state, embed_prefix=config.embed_prefix)
+    resize_positions(found, config.side, config.prefix if config.embed_prefix else 0, antialias=preset.antialias)
+    return found

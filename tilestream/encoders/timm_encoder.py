@@ -1,0 +1,146 @@
+"""Encoders that timm builds, by the name of the model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tilestream.encoders.imported import import_optional
+from tilestream.errors import ConfigError, InputError
+from tilestream.models.patch_embed import freeze, normalise_pixels
+from tilestream.models.vit import resize_tiles
+
+WORDS = {"class": "class token", "mean": "mean of the patch tokens", "class+mean": "class token, mean of the patch tokens"}
+"""What each output is."""
+
+OUTPUTS = tuple(WORDS)
+
+_POOLINGS = {"token": "class token", "map": "attention pool of the tokens", "max": "maximum", "avgmax": "mean of mean and maximum"}
+_RESIZED = ("bilinear", "bicubic")
+
+
+class TimmEncoder(nn.Module):
+    """A timm model without its classifier: what it pools for a tile, with the normalisation of its own configuration.
+
+    A tile of the model's input size is fed whole. A larger one is brought to it as the model's configuration says: resized by its own
+    interpolation to the input size divided by `crop_pct`, and the centre taken.
+
+    Parameters
+    ----------
+    name : str
+        As `timm.create_model` takes it, `hf-hub:owner/name` among them.
+    pretrained : bool
+        Whether timm fetches its weights; else they are random until a file is applied.
+    output : str, optional
+        `class`, `mean` or `class+mean` of the tokens after the last norm, in place of the model's own pooling. A model that pools
+        nothing needs it.
+    options : dict
+        Further arguments of `timm.create_model`.
+
+    Raises
+    ------
+    ConfigError
+        timm is not installed, does not know the model or an option, or what the model gives is no vector.
+    InputError
+        The weights cannot be fetched.
+    """
+
+    mpp: float | None = None
+    precisions = ("fp32", "bf16", "fp16")
+    takes_larger_tiles = True
+    """Tiles above `tile_size` are brought to it."""
+
+    def __init__(self, name: str, *, pretrained: bool, output: str | None = None, **options: Any) -> None:
+        super().__init__()
+        if output is not None and output not in OUTPUTS:
+            raise ConfigError(f"encoder.args.output: {output!r}, but it must be one of {', '.join(OUTPUTS)}.")
+        self.name, self.output = name, output
+        self.model = _create_model(name, pretrained=pretrained, options=options)
+        config = self.model.pretrained_cfg
+        classifier = config["classifier"]
+        self.model.ignored_weights = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier or ()))
+        self.pixels = tuple(config["mean"]), tuple(config["std"])
+        self.tile_size = int(config["input_size"][-1])
+        self.interpolation = str(config.get("interpolation", "bicubic"))
+        self.crop_mode = str(config.get("crop_mode") or "center")
+        self.resize = math.floor(self.tile_size / float(config.get("crop_pct") or 1))
+        self.untrained = not pretrained
+        freeze(self)
+        self.vector = self._settle_output()
+        with torch.inference_mode():
+            self.dim = self._probe()
+        self.notes = [self._say_what_is_fed()]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, size, size) uint8 to (n, dim)."""
+        if images.shape[-1] > self.tile_size:
+            images = self._bring_to_size(images)
+        pixels = normalise_pixels(images, *self.pixels, next(self.model.parameters()).dtype)
+        if self.output is None:
+            out: Tensor = self.model(pixels)
+            return out
+        tokens = self.model.forward_features(pixels)
+        first, mean = tokens[:, 0], tokens[:, self.model.num_prefix_tokens :].mean(dim=1)
+        return torch.cat([first, mean], dim=1) if self.output == "class+mean" else first if self.output == "class" else mean
+
+    def _bring_to_size(self, images: Tensor) -> Tensor:
+        if self.interpolation not in _RESIZED or self.crop_mode != "center":
+            raise ConfigError(
+                f"tiles.size: {images.shape[-1]}, and timm:{self.name} brings pictures to {self.tile_size} px by {self.interpolation} "
+                f"interpolation and the crop {self.crop_mode!r}, which is not known here. Set tiles.size to {self.tile_size}."
+            )
+        return resize_tiles(images, self.resize, self.tile_size, self.interpolation)
+
+    def _say_what_is_fed(self) -> str:
+        larger = f"larger ones are resized to {self.resize} px ({self.interpolation}) and their centre is taken, as its configuration says"
+        return f"timm:{self.name}: tiles of {self.tile_size} px are fed whole, without the crop of its configuration; {larger}"
+
+    def _settle_output(self) -> str:
+        """Make the model give what `output` asks for; what the vector then is, in words."""
+        prefix = getattr(self.model, "num_prefix_tokens", None)
+        if self.output == "mean" and prefix is None:
+            self.model.reset_classifier(0, "avg")
+            self.output = None
+        if self.output is None:
+            pooling = _pooling_of(self.model)
+            if pooling == "avg":
+                return "mean of the last map" if prefix is None else "mean of the patch tokens"
+            return _POOLINGS.get(pooling, f"what timm pools ({pooling or 'by a rule of the model'})")
+        if prefix is None or not isinstance(getattr(self.model, "fc_norm", nn.Identity()), nn.Identity):
+            why = "it has no tokens" if prefix is None else "it has a norm behind its own pooling"
+            raise ConfigError(f"encoder.args.output: {self.output!r}, but timm:{self.name} cannot give that: {why}. Leave it out.")
+        if "class" in self.output and getattr(self.model, "cls_token", None) is None:
+            raise ConfigError(f"encoder.args.output: {self.output!r}, but timm:{self.name} has no class token. Set it to mean.")
+        return WORDS[self.output]
+
+    def _probe(self) -> int:
+        """Features of a tile, from a black one."""
+        out = self.forward(torch.zeros(1, 3, self.tile_size, self.tile_size, dtype=torch.uint8))
+        if out.ndim != 2:
+            raise ConfigError(
+                f"encoder.args.output: timm:{self.name} is configured to pool nothing (global_pool ''): a tile gives {tuple(out.shape[1:])}, "
+                f"and what its vector is must be said. Set it to {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}."
+            )
+        return int(out.shape[1])
+
+
+def _pooling_of(model: Any) -> str:
+    """The name of a model's pooling, a text or a module here and in its head; empty where it has none or does not say."""
+    for owner in (model, getattr(model, "head", None)):
+        pooling = getattr(owner, "global_pool", None)
+        if pooling is not None:
+            return str(getattr(pooling, "pool_type", pooling))
+    return ""
+
+
+def _create_model(name: str, *, pretrained: bool, options: dict[str, Any]) -> Any:
+    timm = import_optional("timm", "timm")
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except (RuntimeError, TypeError, KeyError, AssertionError) as error:
+        raise ConfigError(f"encoder.name: timm cannot make {name!r} with {options or 'no arguments'} ({error}).") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"timm:{name}: its weights cannot be fetched ({error}). Go online, or set encoder.weights to a file.") from error
