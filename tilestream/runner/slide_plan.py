@@ -20,8 +20,8 @@ from tilestream.tiles.annotations.mask_files import bounds_corner, mask_file
 from tilestream.tiles.coords import find_file, place_tiles
 from tilestream.tiles.grid import coarser_than_asked, make_grid
 from tilestream.tiles.read_spec import ReadSpec
-from tilestream.tiles.thumbnail import Thumbnail, read_thumbnail
-from tilestream.tiles.tissue import find_tissue, tile_fractions
+from tilestream.tiles.thumbnail import Thumbnail, read_thumbnail, thumbnail_bytes
+from tilestream.tiles.tissue import find_tissue, tile_fractions, tissue_bytes
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class SlidePlan:
     spec: ReadSpec
     pieces: SegmentGrid | None
     """The file's own tiles or strips at the level that is read; None where it reads regions only."""
+    held_bytes: int
+    """What a thread holds while it reads one of them, or a tile's region where there are none."""
     tile_row: NDArray[np.int64]
     """(n,) kept tiles, row-major."""
     tile_col: NDArray[np.int64]
@@ -42,6 +44,8 @@ class SlidePlan:
     thumbnail: Thumbnail
     mask: NDArray[np.bool_]
     """(h, w) tissue, on the thumbnail's pixels."""
+    planning_bytes: int
+    """What finding the tiles took."""
     warnings: tuple[str, ...] = ()
     """What a person should know of the image and of how it is read: the source's warnings, and the plan's own."""
 
@@ -114,7 +118,12 @@ def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: Encode
     if thumbnail.unreadable:
         warnings += (f"{thumbnail.unreadable / found.mask.size:.1%} of the thumbnail cannot be read; tiles there are kept.",)
     pieces = source.segment_grid(spec.level)
-    return SlidePlan(ref, info, grid, spec, pieces, tile_row, tile_col, fraction, thumbnail, found.mask, warnings + found.warnings)
+    held = source.held_bytes(spec.level, spec.cover**2)
+    planning = (
+        thumbnail_bytes(thumbnail) + tissue_bytes(found.mask.size, searched=tissue.method != "none" and file is None) + len(fraction) * 200
+    )
+    warnings += found.warnings
+    return SlidePlan(ref, info, grid, spec, pieces, held, tile_row, tile_col, fraction, thumbnail, found.mask, planning, warnings)
 
 
 def _placed_spec(grid: TileGrid, info: SlideInfo, name: str) -> ReadSpec:

@@ -29,7 +29,8 @@ from tilestream.stages.clock import Clock
 from tilestream.stages.device_encoding import DeviceEncoder, host_encoder
 from tilestream.stages.hardware import peak_memory, pick_device, pick_precision, settle_allocator
 from tilestream.stages.prefetch import read_ahead, side_stream
-from tilestream.stages.worker_settings import LANES, WorkerSettings
+from tilestream.stages.worker_settings import LANES, EncoderFacts, WorkerSettings
+from tilestream.tiles.buffer_limits import read_batch
 from tilestream.tiles.decode_processes import CHILD_BYTES, DecodeProcesses
 from tilestream.tiles.device_decoding import HostDecoder, NvImageCodecDecoder, StreamDecoder
 from tilestream.tiles.device_reader import DeviceTileBatch, DeviceTileReader, can_decode_on_device
@@ -48,6 +49,13 @@ DEVICE_ERRORS: tuple[type[BaseException], ...] = (
     *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []),  # since 2.8
 )
 """What is a device's fault, not the encoder's."""
+
+
+def results_bytes(facts: EncoderFacts) -> int:
+    """Host memory of the results of the batches in flight, and of the ones that are put in their places."""
+    batches = IN_FLIGHT + 2 if facts.device.startswith("cuda") else 3 * max(1, READ_TILES // facts.batch)
+    return batches * facts.batch * facts.tokens * facts.dim * 4
+
 
 Batch = TileBatch | DeviceTileBatch
 
@@ -107,7 +115,7 @@ class Worker:
             self._encode_batch: Callable[[Tensor], Tensor] = on_device
         else:
             self.batch = settings.batch or CPU_BATCH
-            self.read_batch = -(-READ_TILES // self.batch) * self.batch
+            self.read_batch = read_batch(self.batch, settings.tile)
             self._encode_batch = host_encoder(self.encoder, settings.encoder, self.batch)
         self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         # One thread does all computing: each thread has an allocator arena of its own, and activations would leave holes in all of them.
