@@ -89,8 +89,8 @@ def project_memory(
         decoding=decoding,
         shards=(LANES + 1) * layout.shard_bytes,
         context=0,
-        finishing=drawing_bytes(plan.tiles, facts.dim, facts.threads)
-        + rows_bytes(plan.tiles, facts.dim)
+        finishing=drawing_bytes(len(plan), facts.dim, facts.threads)
+        + rows_bytes(len(plan), facts.dim)
         + pool_bytes(config.pool.name, config.pool.weights, facts.dim),
         seen=peak_memory(),
     )
@@ -128,7 +128,7 @@ def _lists(
         step = max(a_row, BAND_BYTES // (facts.tokens * facts.dim * 4))
     if config.compute.isolate:
         step = min(step, isolated_groups(batch))
-    for start in range(0, plan.tiles, step):
+    for start in range(0, len(plan), step):
         yield columns.y[start : start + step], columns.x[start : start + step]
 
 
@@ -139,7 +139,7 @@ def plan_context(
     spec = ContextSpec(facts.dim, context.depth, context.window, context.shift)
     side = int(facts.tokens**0.5)
     one_pass = facts.tokens > 1 and not layout.tokens
-    tokens = plan.tiles * facts.tokens
+    tokens = len(plan) * facts.tokens
     model = spec.model_bytes + (Path(context.weights).stat().st_size if context.weights and Path(context.weights).is_file() else 0)
     schedule: str = context.schedule
     if windows is not None and facts.tokens > 1:
@@ -161,8 +161,8 @@ def plan_context(
         held = 0 if windows is None else (windows.sides[0] * plan.grid.cols * side + band) * facts.dim * 4 * 2
         sums = (2 * layout.shard_tiles + band // facts.tokens) * facts.dim * 16
         return ContextPlan(schedule, one_pass, model + spec.state_bytes(plan.grid.cols * side, band) + sums + held)
-    starts = np.arange(0, plan.tiles, layout.shard_tiles)
-    ends = np.minimum(starts + layout.shard_tiles, plan.tiles) - 1
+    starts = np.arange(0, len(plan), layout.shard_tiles)
+    ends = np.minimum(starts + layout.shard_tiles, len(plan)) - 1
     halo = -(-(spec.halo + spec.window) // side)
     first = np.searchsorted(plan.tile_row, plan.tile_row[starts] - halo, "left")
     last = np.searchsorted(plan.tile_row, plan.tile_row[ends] + halo, "right")
@@ -190,7 +190,7 @@ def check_memory(projection: Projection, config: Config, plan: SlidePlan) -> Non
     )
     raise ConfigError(
         f"compute.memory_limit: a worker on {plan.ref.id} needs {gib(projection.worker)} (program and model {gib(projection.program)}, "
-        f"tiles {gib(projection.tiles + projection.decoding)}, a shard of {min(config.compute.shard_tiles, plan.tiles)} tiles "
+        f"tiles {gib(projection.tiles + projection.decoding)}, a shard of {min(config.compute.shard_tiles, len(plan))} tiles "
         f"{gib(projection.shards)}, context {gib(projection.context)}), the limit is {gib(limit)}. {advice}"
     )
 

@@ -138,6 +138,10 @@ class Source(ABC):
             out[y : y + inside.height, x : x + inside.width] = self._read(level, inside)
         return out
 
+    def read(self, region: Region | tuple[int, int, int, int], level: int = 0) -> Pixels:
+        """(height, width, 3) uint8 pixels of a region, given as y, x, height, width in the pixels of `level`: `read_region` for people."""
+        return self.read_region(level, region if isinstance(region, Region) else Region(*region))
+
     def segment_grid(self, level: int) -> SegmentGrid | None:
         """The grid of independently decodable pieces of `level`, or None where there is none."""
         del level
