@@ -4,18 +4,51 @@ __version__ = "0.1.0"
 
 from typing import TYPE_CHECKING, Any
 
-from tilestream.store.slide import open_slide_store as open  # noqa: A004  # tilestream.open is the documented name
-
 if TYPE_CHECKING:
+    from tilestream.config.schema import Config
+    from tilestream.encoders.load import load_encoder
+    from tilestream.models.context import ContextTransformer
     from tilestream.runner.driver import run
+    from tilestream.sources import open_image
+    from tilestream.stages.embed_tiles import embed
+    from tilestream.store.slide import open_slide_store
+    from tilestream.tiles.grid import find_tiles
 
-__all__ = ["__version__", "open", "run"]
+    open = open_slide_store  # noqa: A001
+
+_PLACES = {
+    "Config": "tilestream.config.schema",
+    "ContextTransformer": "tilestream.models.context",
+    "embed": "tilestream.stages.embed_tiles",
+    "find_tiles": "tilestream.tiles.grid",
+    "load_encoder": "tilestream.encoders.load",
+    "open_image": "tilestream.sources",
+    "run": "tilestream.runner.driver",
+}
+"""Where the public names live; each is imported when it is asked for, as most bring torch."""
+
+__all__ = [
+    "Config",
+    "ContextTransformer",
+    "__version__",
+    "embed",
+    "find_tiles",
+    "load_encoder",
+    "open_image",
+    "run",
+]  # open shadows a builtin
 
 
 def __getattr__(name: str) -> Any:
-    """`run`, loaded when it is asked for: it brings torch and dask."""
-    if name != "run":
-        raise AttributeError(f"module 'tilestream' has no attribute {name!r}")
-    from tilestream.runner.driver import run
+    """A public name, imported now."""
+    from importlib import import_module
 
-    return run
+    if name == "open":
+        return import_module("tilestream.store.slide").open_slide_store
+    if name not in _PLACES:
+        raise AttributeError(f"module 'tilestream' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "open"})

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from tilestream.buffers import PixelBuffers
 from tilestream.encoders.registry import build_encoder
@@ -86,13 +86,15 @@ class _Launched:
 class Worker:
     """One process's encoder, decode pool and lanes. The encoder serves one shard at a time; reading runs ahead in the other lane.
 
+    `encoder` is one that is built already; without it, it is built from the settings.
+
     Raises
     ------
     ConfigError
         The device is not there, or cannot do what the config asks of it.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, encoder: nn.Module | None = None) -> None:
         self.device = pick_device(settings.device)
         settle_allocator(computes=self.device.type == "cpu")
         self.settings = settings
@@ -103,7 +105,7 @@ class Worker:
             raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
         self.processes = DecodeProcesses(settings.threads) if self.gathers and settings.decode_processes else None
         self.dtype = pick_precision(settings.precision, self.device)
-        self.encoder = build_encoder(settings.spec).to(self.device)
+        self.encoder = (encoder or build_encoder(settings.spec)).to(self.device)
         if self.dtype is not torch.float32:
             self.encoder = self.encoder.to(self.dtype)
         self.notes: list[str] = []
@@ -142,6 +144,15 @@ class Worker:
         with self._sources_lock:
             self._sources.pop((address, options), None)
         return self.source(address, options)
+
+    def close(self) -> None:
+        """Let go of threads, processes and open images."""
+        for pool in (self.pool, self.compute):
+            pool.shutdown()
+        if self.processes is not None:
+            self.processes.close()
+        with self._sources_lock:
+            self._sources.clear()
 
     def program_bytes(self) -> int:
         """Resident memory of the worker before it reads: its own so far, and what its decoding processes will hold."""
