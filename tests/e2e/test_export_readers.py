@@ -17,9 +17,6 @@ from tests.support.stores import make_store, png
 from tilestream.interop.exports import FORMATS, export_slides
 from tilestream.interop.importing import import_features
 from tilestream.interop.omezarr import grid_shape
-from tilestream.interop.stored_slide import StoredSlide
-from tilestream.store.folder import Folder
-from tilestream.store.slide_store import SlideStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -48,13 +45,13 @@ def check(python, folder, names=READ, *, corner=(0, 0), in_bounds=False):
     """Export the slide `a` and let the readers open it; places are of tiles as row, col, x, y, and lengths in level-0 px."""
     for name in names:
         list(export_slides(str(folder), name, in_bounds=in_bounds))
-    slide = StoredSlide("a", SlideStore(Folder(str(folder / "a.zarr"))))
-    obs, mask = tilestream.open(folder / "a.zarr").obs, folder / "a.zarr" / "tissue.png"
+    slide = tilestream.open(folder / "a.zarr")
+    obs, mask = slide.obs, folder / "a.zarr" / "tissue.png"
     if mask.exists():
         np.save(folder / "mask.npy", np.asarray(Image.open(mask)) > 0)
     told = {
         "exports": {name: str(folder / "exports" / name / f"a{FORMATS[name].suffix}") for name in names}, "mask": str(folder / "mask.npy"),
-        "tiles": obs[["row", "col", "x", "y"]].to_numpy().tolist(), "failed": np.flatnonzero(~slide.good).tolist(), "corner": corner,
+        "tiles": obs[["row", "col", "x", "y"]].to_numpy().tolist(), "failed": np.flatnonzero(~slide.read_good()).tolist(), "corner": corner,
         "side": slide.l0_extent, "step": slide.stride * slide.scale, "grid": grid_shape(slide) if slide.gridded else None, "downsample": DOWNSAMPLE,
         "labels": [*(["tile_grid"] if slide.gridded else []), *(["tissue"] if mask.exists() else [])],
         "images": ["thumbnail"] if (folder / "a.zarr" / "thumbnail.png").exists() else [], "width": slide.size.width, "height": slide.size.height, "mpp": slide.mpp,

@@ -131,7 +131,7 @@ def test_anndata_opens_a_store_as_it_is(tmp_path):
     table = anndata.read_zarr(tmp_path / "out" / "a.zarr" / "tables" / "tiles")
     assert table.X.dtype == np.float16
     assert table.shape == (4 * 5, 192)
-    assert list(table.obs.columns) == ["row", "col", "y", "x", "tissue", "status"]
+    assert list(table.obs.columns) == ["row", "col", "y", "x", "tissue", "status", "slide"]
     assert np.array_equal(table.obsm["spatial"], table.obs[["x", "y"]].to_numpy() + 112)
     assert table.obsm["context"].shape == (20, 192)
     assert np.isfinite(table.obsm["context"]).all()

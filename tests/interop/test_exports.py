@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 import sys
 import tracemalloc
 from pathlib import Path
@@ -24,7 +26,9 @@ from tilestream.interop.exports import FORMATS, export_slides
 from tilestream.interop.geojson import outlines
 from tilestream.interop.importing import import_features
 from tilestream.interop.multiscale import halve_means
-from tilestream.interop.stored_slide import StoredSlide
+from tilestream.store.folder import Folder
+from tilestream.store.ownership import claim
+from tilestream.store.slide import Slide
 from tilestream.store.verify import verify_output
 from tilestream.tiles.coords_file import grid_step
 
@@ -154,8 +158,8 @@ def test_tiles_are_closed_squares_in_level_0_pixels(tmp_path):
         ring = np.array(feature["geometry"]["coordinates"][0])
         assert np.allclose(ring, [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]])
         measured = feature["properties"]["measurements"]
-        assert (measured["row"], measured["col"]) == (store.obs["row"][k], store.obs["col"][k])
-        assert measured["tissue"] == pytest.approx(store.obs["tissue"][k])
+        assert (measured["row"], measured["col"]) == (store.obs["row"].iloc[k], store.obs["col"].iloc[k])
+        assert measured["tissue"] == pytest.approx(store.obs["tissue"].iloc[k])
         assert ("PC1" in measured) == (k != 4)
     assert tiles[4]["properties"]["classification"]["name"] == "decode_error"
     scores = np.array([[t["properties"]["measurements"][f"PC{n}"] for n in (1, 2, 3)] for k, t in enumerate(tiles) if k != 4])
@@ -305,8 +309,8 @@ BINARY = ("trident-h5", "clam-h5", "pt", "ome-zarr", "spatialdata")
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    for module in ("store.slide_store", "interop.stored_slide"):
-        monkeypatch.setattr(f"tilestream.{module}.BLOCK_ROWS", 512)  # a slide of 20,000 tiles is then 40 blocks
+    for module in ("blocks", "slide"):
+        monkeypatch.setattr(f"tilestream.store.{module}.BLOCK_ROWS", 512)  # a slide of 20,000 tiles is then 40 blocks
 
 
 @pytest.mark.parametrize("name", BINARY)
@@ -354,20 +358,27 @@ def test_an_export_cut_short_leaves_nothing(tmp_path, name, monkeypatch):
         yield from list(whole(self))[:1]
         raise OSError("the disk is gone")
 
-    whole = StoredSlide.blocks
-    monkeypatch.setattr(StoredSlide, "blocks", broken)
+    whole = Slide.blocks
+    monkeypatch.setattr(Slide, "blocks", broken)
     with pytest.raises(OSError, match="the disk is gone"):
         export(tmp_path, name)
     assert list((tmp_path / "exports" / name).iterdir()) == []
 
 
-def test_unfinished_slides_are_refused_before_anything_is_written(tmp_path):
-    make_store(tmp_path / "a.zarr")
-    make_store(tmp_path / "b.zarr", finish=False)
-    with pytest.raises(IncompleteError, match=r"b.zarr is not finished.*--allow-unfinished"):
-        list(export_slides(str(tmp_path), "csv"))
-    assert not (tmp_path / "exports").exists()
-    assert len(list(export_slides(str(tmp_path), "csv", allow_unfinished=True))) == 2
+def test_unfinished_slides_are_left_out_and_named_and_the_others_exported(tmp_path, capsys):
+    for name in "abc":
+        make_store(tmp_path / f"{name}.zarr", finish=name != "b")
+    claim(Folder(str(tmp_path / "d.zarr")))  # its creation was cut short
+    with pytest.raises(SystemExit, match="4"):
+        main(["export", str(tmp_path), "--to", "csv"])
+    out, err = capsys.readouterr()
+    assert [line[:2] for line in out.splitlines()] == ["a:", "c:"]
+    assert re.search(r"2 of 4 slides left out: .*b.zarr is not finished.*--allow-unfinished.*\n.*d.zarr: its creation was cut short", err)
+    with pytest.raises(IncompleteError, match=r"b.zarr is not finished"):
+        list(export_slides(str(tmp_path), "csv", slide="b"))
+    shutil.rmtree(tmp_path / "d.zarr")
+    shutil.rmtree(tmp_path / "exports")
+    assert len(list(export_slides(str(tmp_path), "csv", allow_unfinished=True))) == 3
 
 
 def test_an_output_stays_an_output_with_exports_in_it(tmp_path):
@@ -504,7 +515,7 @@ def test_rows_in_any_order_and_rows_that_are_not_finite(tmp_path):
     back = np.argsort(order)
     values[7] = np.nan
     assert np.array_equal(store.embeddings[:], values[back], equal_nan=True)
-    assert store.obs["status"][order[7]] == "nonfinite"
+    assert store.obs["status"].iloc[order[7]] == "nonfinite"
     assert (store.obs["status"] == "padded").sum() == 60 - (order[7] >= 69 * 60)
     assert "1 failed tile left out" in export(tmp_path / "out", "pt")[1]
 

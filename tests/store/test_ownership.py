@@ -44,7 +44,7 @@ def test_a_place_with_nothing_or_a_mark_that_was_cut_short_is_free(tmp_path, lef
 
 def test_a_creation_that_was_cut_short_anywhere_is_gone_on_with(tmp_path, monkeypatch):
     write = zarr.storage._local._put
-    whole = make_store(tmp_path / "whole.zarr", finish=False)
+    whole = make_store(tmp_path / "whole" / "a.zarr", finish=False)
     fails = True
     for last in (1, 2, 3, 5, 9, 14, 22, 30, 38, 200):
         writes = iter(range(last))
@@ -54,7 +54,7 @@ def test_a_creation_that_was_cut_short_anywhere_is_gone_on_with(tmp_path, monkey
                 raise OSError(errno.ENOSPC, "no space left on device")
             return write(path, value, exclusive)
 
-        place = tmp_path / f"{last}.zarr"
+        place = tmp_path / str(last) / "a.zarr"
         with monkeypatch.context() as patch:
             patch.setattr("zarr.storage._local._put", put)
             try:
@@ -116,7 +116,7 @@ def test_an_output_is_no_file_and_lies_in_no_zarr(tmp_path):
         refuse_foreign(Folder(str(tmp_path / "file")), [])
     make_store(tmp_path / "a.zarr")
     for output in ("a.zarr", "a.zarr/out"):
-        with pytest.raises(ConfigError, match="lies in the Zarr"):
+        with pytest.raises(ConfigError, match="lies in a slide's store"):
             refuse_foreign(Folder(str(tmp_path / output)), [])
 
 

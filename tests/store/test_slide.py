@@ -42,6 +42,6 @@ def test_plot_draws_the_picture_or_says_what_is_missing(tmp_path, monkeypatch):
 
     axes = store.plot(Axes())
     assert axes.size == (35, 28)
-    store._store.folder.delete("thumbnail.png")
+    (tmp_path / "a.zarr" / "thumbnail.png").unlink()
     with pytest.raises(InputError, match="has no picture"):
         store.plot(Axes())

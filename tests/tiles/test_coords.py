@@ -15,11 +15,8 @@ from tilestream.config.load import load_config
 from tilestream.errors import ConfigError, OutputError
 from tilestream.geometry import Region
 from tilestream.interop.exports import export_slides
-from tilestream.interop.stored_slide import StoredSlide
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
-from tilestream.store.folder import Folder
-from tilestream.store.slide_store import SlideStore
 
 CORNERS = "tests.support.encoders:corners"
 
@@ -73,7 +70,7 @@ def test_tiles_off_our_origin_are_a_lattice_and_take_a_context(tmp_path, slide):
     with open_source(str(slide), SourceOptions()) as source:
         corners = [source.read_region(0, Region(y, x, 1, 1))[0, 0, 0] for x, y in xy]
     assert store.embeddings[:, 0].tolist() == corners
-    got = StoredSlide("a", SlideStore(Folder(str(tmp_path / "out" / "a.zarr")))).grid()
+    got = store.grid()
     assert got.l0_y(np.arange(5)).tolist() == [91 + 224 * k for k in range(5)]
 
 

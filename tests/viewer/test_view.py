@@ -26,7 +26,7 @@ from tests.support.stores import make_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import Region, Size
-from tilestream.store.slide_store import SlideStore
+from tilestream.store.folder import Folder
 from tilestream.viewer.catalogue import Catalogue
 from tilestream.viewer.clusters import cluster
 from tilestream.viewer.deepzoom import SIDE, DeepZoom, Zoom
@@ -40,9 +40,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 def viewed(path):
-    from tilestream.store.folder import Folder
-
-    return ViewedSlide(Path(path).name, SlideStore(Folder(str(path))), BlockCache())
+    return ViewedSlide(Folder(str(path)), BlockCache())
 
 
 def files(folder):
@@ -119,8 +117,7 @@ def test_overlays_of_failed_missing_and_empty_tiles(tmp_path):
     assert np.isnan(none.scores()).all()
     assert none.tile_at(10, 10) is None
     assert tissue_overlay(none, none.places()).rgba.any()
-    store = SlideStore(none.store.folder)
-    store.folder.delete("tissue.png")
+    (tmp_path / "n.zarr" / "tissue.png").unlink()
     assert "no tissue was looked for" in tissue_overlay(none, none.places()).words
 
 
@@ -343,7 +340,7 @@ def test_a_person_zooms_clicks_selects_and_groups(output):
         page.wait_for_timeout(500)
         page.mouse.click(*page.evaluate(f"tsPoint('slide', {store.x[tile] + half}, {-store.y[tile] - half})"))
         page.wait_for_function("tsModel('gallery data').data.number.length == 12 || tsModel('gallery data').data.number.includes(1)")
-        x = np.asarray(store.store.array("tables/tiles/X")[:], np.float64)
+        x = np.asarray(store.embeddings[:], np.float64)
         expected = x @ x[tile] / np.linalg.norm(x, axis=1) / np.linalg.norm(x[tile])
         data = page.evaluate(
             "(({tile, number, words}) => ({tile: [...tile], number: [...number], words: [...words]}))(tsModel('gallery data').data)"

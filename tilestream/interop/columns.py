@@ -11,14 +11,14 @@ import csv
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.errors import ConfigError
-from tilestream.interop.stored_slide import Rows, StoredSlide, Written, new_target
+from tilestream.interop.target import Target, Written
+from tilestream.store.slide import Rows, Slide
 
 COLUMNS = ("row", "col", "y", "x", "tissue", "status")
 
@@ -26,12 +26,12 @@ DIGITS = {"float16": 5, "float32": 9}
 """Significant digits that give a stored number back exactly."""
 
 
-def write_csv(slide: StoredSlide, target: Path) -> Written:
+def write_csv(slide: Slide, target: Target) -> Written:
     """A header and one line a tile; cells of what is not known are empty."""
     digits = DIGITS[slide.layout.dtype]
-    with new_target(target) as path, path.open("w", newline="", encoding="utf-8") as file:
+    with target.writing() as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, *(f"f{k}" for k in range(slide.dim))])
+        writer.writerow([*COLUMNS, *(f"f{k}" for k in range(slide.vectors().shape[1]))])
         for rows in slide.blocks():
             writer.writerows(_lines(rows, digits))
     return Written(slide.layout.tiles)
@@ -42,7 +42,7 @@ def _lines(rows: Rows, digits: int) -> Iterator[list[object]]:
     known = zip(
         rows.row.tolist(), rows.col.tolist(), rows.y.tolist(), rows.x.tolist(), rows.tissue.tolist(), rows.status_names, strict=True
     )
-    for cells, values in zip(known, rows.embeddings, strict=True):
+    for cells, values in zip(known, rows.vectors, strict=True):
         *places, tissue, status = cells
         yield [*places, "" if math.isnan(tissue) else f"{tissue:.9g}", status, *_numbers(values, digits)]
 
@@ -52,7 +52,7 @@ def _numbers(values: NDArray[np.float32], digits: int) -> list[str]:
     return [f"{value:.{digits}g}" if math.isfinite(value) else "" for value in values.tolist()]
 
 
-def write_parquet(slide: StoredSlide, target: Path) -> Written:
+def write_parquet(slide: Slide, target: Target) -> Written:
     """One row group a block of tiles; the key `tilestream` of the schema's metadata holds slide, source and recipe as JSON.
 
     Raises
@@ -62,13 +62,13 @@ def write_parquet(slide: StoredSlide, target: Path) -> Written:
     """
     pa, pq = load_pyarrow("parquet")
     kinds = [pa.int64()] * 4 + [pa.float32(), pa.string()]
-    fields = [*zip(COLUMNS, kinds, strict=True), *((f"f{k}", pa.float32()) for k in range(slide.dim))]
+    fields = [*zip(COLUMNS, kinds, strict=True), *((f"f{k}", pa.float32()) for k in range(slide.vectors().shape[1]))]
     about = {"tilestream": json.dumps({"slide": slide.id, "source": slide.source, "recipe": slide.recipe})}
     schema = pa.schema(fields, metadata=about)
-    with new_target(target) as path, pq.ParquetWriter(path, schema) as writer:
+    with target.writing() as path, pq.ParquetWriter(path, schema) as writer:
         for rows in slide.blocks():
             known = [rows.row, rows.col, rows.y, rows.x, rows.tissue, [name or None for name in rows.status_names]]
-            columns = [*known, *np.where(rows.good[:, None], rows.embeddings, np.nan).T]
+            columns = [*known, *np.where(rows.good[:, None], rows.vectors, np.nan).T]
             arrays = [pa.array(values, kind.type, from_pandas=True) for values, kind in zip(columns, schema, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
     return Written(slide.layout.tiles)

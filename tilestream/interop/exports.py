@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tilestream.errors import ConfigError
+from tilestream.errors import ConfigError, IncompleteError
 from tilestream.interop.columns import write_csv, write_parquet
 from tilestream.interop.geojson import write_geojson
 from tilestream.interop.hdf5 import write_clam, write_trident
 from tilestream.interop.omezarr import write_ome_zarr
 from tilestream.interop.spatialdata import write_spatialdata
-from tilestream.interop.stored_slide import VECTORS, StoredSlide, Written
+from tilestream.interop.target import Records, Target, Written
 from tilestream.interop.tensors import write_tensor
 from tilestream.interop.vectors import VECTOR_WRITERS
+from tilestream.store.cohort import find_stores, some
 from tilestream.store.folder import Folder
-from tilestream.store.verify import find_stores
+from tilestream.store.ownership import is_ours
+from tilestream.store.slide import VECTORS, Slide
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Format:
 
     suffix: str
     """Of the files, behind the slide's id."""
-    write: Callable[[StoredSlide, Path], Written]
+    write: Callable[[Slide, Target], Written]
 
 
 FORMATS = {
@@ -50,10 +52,11 @@ def export_slides(
     out: str | None = None,
     in_bounds: bool = False,
     allow_unfinished: bool = False,
+    force: bool = False,
 ) -> Iterator[str]:
     """Export the slides of an output; yields a line of words for each file that is there.
 
-    Nothing is written before every slide was found to be fit for it.
+    Nothing is written before every slide was found to be fit for it. Slides that are not finished are left out, and named in the end.
 
     Parameters
     ----------
@@ -72,6 +75,8 @@ def export_slides(
         See `write_geojson`.
     allow_unfinished : bool
         Whether a slide may lack tiles.
+    force : bool
+        Whether files are replaced that were not written by an export, or were changed since.
 
     Raises
     ------
@@ -80,7 +85,7 @@ def export_slides(
     InputError
         There is no store, or a slide lacks what the format needs.
     IncompleteError
-        A slide is not finished.
+        Slides are not finished; the others are exported by then.
     """
     if name not in FORMATS:
         raise ConfigError(f"--to: {name!r} is none of {', '.join(FORMATS)}.")
@@ -88,24 +93,40 @@ def export_slides(
         raise ConfigError(f"--in-bounds: is for --to geojson only, not {name}.")
     write = partial(write_geojson, in_bounds=True) if in_bounds else _writer(name, what)
     stores = find_stores(output)
-    is_store = Folder(output).exists("zarr.json")
+    is_store = is_ours(Folder(output, read_only=True))
     if slide is not None:
-        wanted = f"{slide.removesuffix('.zarr')}.zarr"
+        wanted = slide.removesuffix(".zarr")
         if wanted not in stores:
-            raise ConfigError(f"--slide: {slide!r} is not in {output}, which holds {_some([n.removesuffix('.zarr') for n in stores])}.")
+            raise ConfigError(f"--slide: {slide!r} is not in {output}, which holds {some(list(stores))}.")
         stores = {wanted: stores[wanted]}
-    slides = [StoredSlide(key, store, what=what, allow_unfinished=allow_unfinished) for key, store in stores.items()]
+    records = Records(Folder((output.rstrip("/").rpartition("/")[0] or ".") if is_store else output))
+    slides, unfinished = _open_slides(stores, what, allow_unfinished=allow_unfinished)
     for found in slides:
-        target = (
+        path = (
             _default_target(output, found.id, name, what, is_store=is_store)
             if out is None
             else _named_target(out, found.id, name, alone=slide is not None or is_store)
         )
-        written = write(found, target)
-        yield f"{found.id}: {written.tiles} tiles -> {target}" + "".join(f"; {note}" for note in written.notes)
+        written = write(found, Target(path, force, records))
+        yield f"{found.id}: {written.tiles} tiles -> {path}" + "".join(f"; {note}" for note in written.notes)
+    if unfinished:
+        left = f"{len(unfinished)} of {len(stores)} slides left out: " if len(stores) > 1 else ""
+        raise IncompleteError(left + "\n".join(map(str, unfinished)))
 
 
-def _writer(name: str, what: str) -> Callable[[StoredSlide, Path], Written]:
+def _open_slides(stores: dict[str, Folder], what: str, *, allow_unfinished: bool) -> tuple[list[Slide], list[IncompleteError]]:
+    """The slides that can be exported, and why others are not finished."""
+    slides, unfinished = [], []
+    for folder in stores.values():
+        try:
+            slides.append(Slide(folder, what=what, allow_unfinished=allow_unfinished))
+            slides[-1].vectors()  # refuses before anything is written
+        except IncompleteError as error:
+            unfinished.append(error)
+    return slides, unfinished
+
+
+def _writer(name: str, what: str) -> Callable[[Slide, Target], Written]:
     """What writes `what` in a format. Raises ConfigError where that cannot be."""
     if what not in VECTORS:
         raise ConfigError(f"--what: {what!r} is none of {', '.join(VECTORS)}.")
@@ -132,8 +153,3 @@ def _default_target(output: str, slide: str, name: str, what: str, *, is_store: 
     folder = Path(output).parent if is_store else Path(output)
     kind = name if what == "tiles" else f"{name}-{what}"
     return folder / "exports" / kind / f"{slide}{FORMATS[name].suffix}"
-
-
-def _some(names: list[str]) -> str:
-    """Up to ten names."""
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} others" if len(names) > 10 else "")

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tilestream.errors import InputError
-from tilestream.interop.components import find_components
-from tilestream.interop.stored_slide import StoredSlide, Written, new_target
+from tilestream.interop.target import Target, Written
+from tilestream.models.pca import principal_components
+from tilestream.store.slide import Slide
 from tilestream.store.slide_store import TISSUE
 
 Ring = list[list[float]]
@@ -28,11 +28,14 @@ Ring = list[list[float]]
 
 TISSUE_COLOUR, FAILED_COLOUR = (0, 140, 60), (200, 0, 0)
 
+COMPONENTS = 3
+"""Principal components that are written of each tile."""
+
 COLINEAR = 0.01
 """Mask px that a corner of an outline may lie off a straight line and be left out."""
 
 
-def write_geojson(slide: StoredSlide, target: Path, *, in_bounds: bool = False) -> Written:
+def write_geojson(slide: Slide, target: Target, *, in_bounds: bool = False) -> Written:
     """The tissue as annotations, then every tile as an object of type `tile`, feature by feature.
 
     A tile is its square, with the measurements row, col, tissue and the first three principal components of the slide's embeddings as
@@ -42,9 +45,9 @@ def write_geojson(slide: StoredSlide, target: Path, *, in_bounds: bool = False) 
 
     Parameters
     ----------
-    slide : StoredSlide
+    slide : Slide
         What is written.
-    target : Path
+    target : Target
         The file.
     in_bounds : bool
         Count places from the corner of OpenSlide's bounds, where QuPath has its origin for slides that have them.
@@ -56,7 +59,7 @@ def write_geojson(slide: StoredSlide, target: Path, *, in_bounds: bool = False) 
     """
     l0_y, l0_x = bounds_corner(slide) if in_bounds else (0, 0)
     features = chain(_tissue_features(slide, l0_y, l0_x), _tile_features(slide, l0_y, l0_x))
-    with new_target(target) as path, path.open("w", encoding="utf-8") as file:
+    with target.writing() as path, path.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         for number, feature in enumerate(features):
             file.write(("," if number else "") + "\n" + json.dumps(feature, allow_nan=False))
@@ -64,7 +67,7 @@ def write_geojson(slide: StoredSlide, target: Path, *, in_bounds: bool = False) 
     return Written(slide.layout.tiles)
 
 
-def bounds_corner(slide: StoredSlide) -> tuple[int, int]:
+def bounds_corner(slide: Slide) -> tuple[int, int]:
     """y, x in level-0 px of the corner of OpenSlide's bounds: as the store says, else as the file does; 0, 0 where the file has none.
 
     Raises
@@ -91,10 +94,10 @@ def _feature(rings: list[Ring], **properties: Any) -> dict[str, Any]:
     return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": rings}, "properties": properties}
 
 
-def _tile_features(slide: StoredSlide, l0_y: int, l0_x: int) -> Iterator[dict[str, Any]]:
-    components, side = find_components(slide), slide.l0_extent
+def _tile_features(slide: Slide, l0_y: int, l0_x: int) -> Iterator[dict[str, Any]]:
+    components, side = principal_components(slide.vector_blocks()), slide.l0_extent
     for rows in slide.blocks():
-        scores = components.scores(rows.embeddings)
+        scores = components.scores(rows.vectors, COMPONENTS)
         for k, status in enumerate(rows.status_names):
             y, x = int(rows.y[k]) - l0_y, int(rows.x[k]) - l0_x
             measured = {"row": int(rows.row[k]), "col": int(rows.col[k]), "tissue": float(rows.tissue[k])}
@@ -108,9 +111,9 @@ def _tile_features(slide: StoredSlide, l0_y: int, l0_x: int) -> Iterator[dict[st
             )
 
 
-def _tissue_features(slide: StoredSlide, l0_y: int, l0_x: int) -> Iterator[dict[str, Any]]:
+def _tissue_features(slide: Slide, l0_y: int, l0_x: int) -> Iterator[dict[str, Any]]:
     """One annotation a piece of tissue, its holes left out; none where the store has no mask."""
-    raw = slide.store.folder.get(TISSUE)
+    raw = slide.folder.get(TISSUE)
     if raw is None:
         return
     mask = np.asarray(Image.open(io.BytesIO(raw))) > 0
@@ -120,7 +123,7 @@ def _tissue_features(slide: StoredSlide, l0_y: int, l0_x: int) -> Iterator[dict[
         yield _feature(corners, objectType="annotation", classification={"name": "Tissue", "color": list(TISSUE_COLOUR)})
 
 
-def mask_downsample(slide: StoredSlide, shape: tuple[int, ...]) -> float:
+def mask_downsample(slide: Slide, shape: tuple[int, ...]) -> float:
     """Level-0 px per px of the tissue mask: as the store says, else from both sizes, whose last row and column may be cut short."""
     stated: float | None = slide.source.get("thumbnail_downsample")
     return stated if stated is not None else max(slide.size.height / shape[0], slide.size.width / shape[1])

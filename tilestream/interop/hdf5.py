@@ -6,13 +6,13 @@ Sources: https://github.com/mahmoodlab/TRIDENT and https://github.com/mahmoodlab
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tilestream.errors import InputError
-from tilestream.interop.stored_slide import StoredSlide, Written, new_target
+from tilestream.interop.target import Target, Written
+from tilestream.store.slide import Slide
 from tilestream.tiles.coords_file import load_h5py
 
 CHUNK_ROWS = 256
@@ -22,7 +22,7 @@ UM_MAGNIFICATION = 10.0
 """µm/px times magnification: 20x is 0.5 µm/px."""
 
 
-def write_trident(slide: StoredSlide, target: Path) -> Written:
+def write_trident(slide: Slide, target: Target) -> Written:
     """`features` and `coords` with the attributes of TRIDENT's feature files.
 
     `coords` has patch_size and overlap in px at the target resolution, patch_size_level0 in level-0 px, both magnifications as the whole
@@ -40,7 +40,7 @@ def write_trident(slide: StoredSlide, target: Path) -> Written:
             f"{slide.id}: the slide has {resolution}, and TRIDENT's files state a magnification of at least 1. "
             "Use --to clam-h5, or embed the slide with source.mpp."
         )
-    place = {"name": slide.id, "savetodir": str(target.parent)}
+    place = {"name": slide.id, "savetodir": str(target.path.parent)}
     coords = {
         "patch_size": slide.tile,
         "patch_size_level0": round(slide.l0_extent),
@@ -54,7 +54,7 @@ def write_trident(slide: StoredSlide, target: Path) -> Written:
     return _write(slide, target, coords, {**place, "encoder": slide.encoder})
 
 
-def write_clam(slide: StoredSlide, target: Path) -> Written:
+def write_clam(slide: Slide, target: Target) -> Written:
     """`features` and `coords` with the attributes of CLAM's files.
 
     `coords` has patch_level, the level that was read, and patch_size, the side of a tile in px of that level; where tiles were shrunk
@@ -68,11 +68,12 @@ def write_clam(slide: StoredSlide, target: Path) -> Written:
     return _write(slide, target, attributes, {})
 
 
-def _write(slide: StoredSlide, target: Path, coords_attributes: dict[str, Any], features_attributes: dict[str, Any]) -> Written:
+def _write(slide: Slide, target: Target, coords_attributes: dict[str, Any], features_attributes: dict[str, Any]) -> Written:
     """Write both datasets block by block."""
     h5py = load_h5py()
-    count, dim = int(slide.good.sum()), slide.dim
-    with new_target(target) as path, h5py.File(path, "w") as file:
+    written, dim = Written.without_failed(slide), int(slide.vectors().shape[1])
+    count = written.tiles
+    with target.writing() as path, h5py.File(path, "w") as file:
         chunk = max(1, min(CHUNK_ROWS, count))
         features = file.create_dataset("features", (count, dim), np.float32, chunks=(chunk, dim), maxshape=(None, dim))
         coords = file.create_dataset("coords", (count, 2), np.int64, chunks=(chunk, 2), maxshape=(None, 2))
@@ -84,4 +85,4 @@ def _write(slide: StoredSlide, target: Path, coords_attributes: dict[str, Any], 
             end = start + len(values)
             features[start:end], coords[start:end] = values, places
             start = end
-    return Written(count, slide.failed_note)
+    return written

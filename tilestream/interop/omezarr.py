@@ -6,17 +6,17 @@ Source: https://ngff.openmicroscopy.org/0.5/.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from tilestream.interop.components import COMPONENTS, Components, find_components
+from tilestream.interop.geojson import COMPONENTS
 from tilestream.interop.multiscale import CHUNK, VERSION, Place, halve_largest, halve_means, write_pyramid
-from tilestream.interop.stored_slide import StoredSlide, Written, new_target
-from tilestream.store.slide_store import ATTENTION
+from tilestream.interop.target import Target, Written
+from tilestream.models.pca import Components, principal_components
+from tilestream.store.slide import Slide
 
 COLOURS = ("FF0000", "00FF00", "0000FF")
 ATTENTION_COLOUR = "FFFFFF"
@@ -26,7 +26,7 @@ TISSUE = 1
 """Label of tiles that hold tissue; 0 is background."""
 
 
-def write_ome_zarr(slide: StoredSlide, target: Path) -> Written:
+def write_ome_zarr(slide: Slide, target: Target) -> Written:
     """A multiscale image (c, y, x) float32: the first three principal components of each tile, NaN where there is no embedding; then,
     where the store has it, the attention that the pool paid to the tile, a channel a head.
 
@@ -41,11 +41,11 @@ def write_ome_zarr(slide: StoredSlide, target: Path) -> Written:
         The tiles lie on no regular grid.
     """
     place = grid_place(slide)
-    with new_target(target) as path:
-        components = find_components(slide)
+    with target.writing() as path:
+        components = principal_components(slide.vector_blocks())
         root = zarr.create_group(path)
         image = write_pyramid(
-            root, slide.id, _bands(slide, components), (COMPONENTS + _heads(slide), *grid_shape(slide)), place, halve_means, np.nan
+            root, slide.id, _bands(slide, components), (_channel_count(slide), *grid_shape(slide)), place, halve_means, np.nan
         )
         about: dict[str, Any] = {"version": VERSION, "multiscales": [image], "omero": {"channels": _channels(root)}}
         root.attrs["ome"] = about
@@ -59,16 +59,16 @@ def write_ome_zarr(slide: StoredSlide, target: Path) -> Written:
             "image-label": {"version": VERSION, "colors": colours, "source": {"image": "../../"}},
         }
         tissue.attrs["ome"] = about
-    return Written(int(slide.good.sum()), slide.failed_note)
+    return Written.without_failed(slide)
 
 
-def grid_shape(slide: StoredSlide) -> tuple[int, int]:
+def grid_shape(slide: Slide) -> tuple[int, int]:
     """Rows and columns of the tile grid."""
     grid = slide.grid()
     return grid.rows, grid.cols
 
 
-def grid_place(slide: StoredSlide) -> Place:
+def grid_place(slide: Slide) -> Place:
     """Where the tiles of the grid lie. Raises InputError where they lie on none."""
     grid, length = slide.grid(), 1.0 if slide.mpp is None else slide.mpp
     y, x = ((start + grid.l0_extent / 2) * length for start in grid.l0_offset)
@@ -76,13 +76,13 @@ def grid_place(slide: StoredSlide) -> Place:
 
 
 def grid_bands(
-    slide: StoredSlide, fill: NDArray[Any], values: Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]]
+    slide: Slide, fill: NDArray[Any], values: Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]]
 ) -> Iterator[NDArray[Any]]:
     """Bands (c, CHUNK, cols) of the tile grid, from top to bottom, the last one of fewer rows.
 
     Parameters
     ----------
-    slide : StoredSlide
+    slide : Slide
         Whose grid it is.
     fill : (c,) array
         What stands where there is no tile; its dtype is that of the bands.
@@ -112,29 +112,29 @@ def grid_bands(
         band = empty() if top < rows else band
 
 
-def _heads(slide: StoredSlide) -> int:
-    """Heads whose attention the store has."""
-    return int(slide.store.array(ATTENTION).shape[1]) if slide.store.folder.exists(f"{ATTENTION}/zarr.json") else 0
+def _channel_count(slide: Slide) -> int:
+    """Components, and heads whose attention the store has."""
+    attention = slide.attention
+    return COMPONENTS + (0 if attention is None else int(attention.shape[1]))
 
 
-def _bands(slide: StoredSlide, components: Components) -> Iterator[NDArray[Any]]:
-    """(3 + heads, CHUNK, cols) float32."""
-    heads = _heads(slide)
-    attention = slide.store.array(ATTENTION) if heads else None
+def _bands(slide: Slide, components: Components) -> Iterator[NDArray[Any]]:
+    """(channels, CHUNK, cols) float32."""
+    attention = slide.attention
 
     def values() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]]:
         start = 0
         for rows in slide.blocks():
-            found = [components.scores(rows.embeddings)]
+            found = [components.scores(rows.vectors, COMPONENTS)]
             if attention is not None:
                 found.append(np.asarray(attention[start : start + len(rows.row)], np.float32))
             start += len(rows.row)
             yield rows.row, rows.col, np.concatenate(found, axis=1)
 
-    return grid_bands(slide, np.full(COMPONENTS + heads, np.nan, np.float32), values())
+    return grid_bands(slide, np.full(_channel_count(slide), np.nan, np.float32), values())
 
 
-def _tissue_bands(slide: StoredSlide) -> Iterator[NDArray[Any]]:
+def _tissue_bands(slide: Slide) -> Iterator[NDArray[Any]]:
     """(CHUNK, cols) uint8: tiles of which a part is tissue; where tissue was never looked for, all."""
     values = ((rows.row, rows.col, np.where(rows.tissue <= 0, 0, TISSUE).astype(np.uint8)[:, None]) for rows in slide.blocks())
     return (band[0] for band in grid_bands(slide, np.zeros(1, np.uint8), values))

@@ -15,7 +15,7 @@ import zarr
 from numpy.typing import NDArray
 
 from tilestream.interop.columns import load_pyarrow
-from tilestream.interop.stored_slide import StoredSlide
+from tilestream.store.slide import Slide
 
 SHAPES = "0.3"
 """Version of SpatialData's form."""
@@ -34,7 +34,7 @@ def squares(x: NDArray[np.int64], y: NDArray[np.int64], side: float) -> list[byt
     return [raw[k : k + POLYGON.itemsize] for k in range(0, len(raw), POLYGON.itemsize)]
 
 
-def write_shapes(parent: zarr.Group, folder: Path, name: str, key: str, slide: StoredSlide) -> None:
+def write_shapes(parent: zarr.Group, folder: Path, name: str, key: str, slide: Slide) -> None:
     """Make the group `name` of squares in level-0 px, one a tile; the index `key` is the tile's row in the table + 1.
 
     Memory bound: a block of rows, a row group each.
@@ -47,7 +47,7 @@ def write_shapes(parent: zarr.Group, folder: Path, name: str, key: str, slide: S
         Where `parent` lies on the disk.
     name, key : str
         Of the shapes and of their index.
-    slide : StoredSlide
+    slide : Slide
         Whose tiles they are.
 
     Raises

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,10 @@ from tilestream.interop.geojson import mask_downsample
 from tilestream.interop.multiscale import CHUNK, VERSION
 from tilestream.interop.omezarr import grid_bands, grid_shape
 from tilestream.interop.shapes import write_shapes
-from tilestream.interop.stored_slide import StoredSlide, Written, new_target
+from tilestream.interop.target import Target, Written
 from tilestream.store.anndata_tables import ARRAY, CATEGORICAL, DICT, write_plain, write_scalar, write_strings
 from tilestream.store.folder import Folder
+from tilestream.store.slide import Slide
 from tilestream.store.slide_store import THUMBNAIL, TILES, TISSUE
 
 CONTAINER, RASTER, TABLE = "0.2", "0.3", "0.2"
@@ -36,7 +36,7 @@ GRID, MASK = "tile_grid", "tissue"
 LABEL = {"image-label": {"version": VERSION}}
 
 
-def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
+def write_spatialdata(slide: Slide, target: Target) -> Written:
     """`tables/tiles`, the slide's own table with the columns that tie its rows to `shapes/tile_squares`; labels; `images/thumbnail`.
 
     `shapes/tile_squares` are the tiles' squares, whose index is `tile_id`, the tile's row in the table + 1; there are none in a slide without
@@ -50,16 +50,16 @@ def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
     ConfigError
         pyarrow is not installed.
     """
-    with new_target(target) as path:
+    with target.writing() as path:
         root = zarr.create_group(
             path, attributes={"spatialdata_attrs": {"version": CONTAINER, "spatialdata_software_version": f"tilestream {__version__}"}}
         )
         root.create_group("tables")
-        copy_objects(slide.store.folder, Folder(str(path)), TILES)
+        copy_objects(slide.folder, Folder(str(path)), TILES)
         _annotate(zarr.open_group(path / TILES, mode="r+"), slide.layout.tiles)
         if slide.layout.tiles:
             write_shapes(root.create_group("shapes"), path / "shapes", REGION, INSTANCE_KEY, slide)
-        mask, thumbnail = (None if raw is None else Image.open(io.BytesIO(raw)) for raw in map(slide.store.folder.get, (TISSUE, THUMBNAIL)))
+        mask, thumbnail = (None if raw is None else Image.open(io.BytesIO(raw)) for raw in map(slide.folder.get, (TISSUE, THUMBNAIL)))
         names = [*([GRID] if slide.gridded else []), *([MASK] if mask else [])]
         if names:
             labels = root.create_group("labels", attributes={"ome": {"labels": names}})
@@ -76,7 +76,7 @@ def write_spatialdata(slide: StoredSlide, target: Path) -> Written:
     return Written(slide.layout.tiles, notes)
 
 
-def _write_grid(labels: zarr.Group, slide: StoredSlide) -> None:
+def _write_grid(labels: zarr.Group, slide: Slide) -> None:
     """The tiles of a regular grid, one pixel each."""
     step, side = slide.stride * slide.scale, slide.l0_extent
     corner = tuple(start + (side - step) / 2 for start in slide.grid().l0_offset)
@@ -85,7 +85,7 @@ def _write_grid(labels: zarr.Group, slide: StoredSlide) -> None:
         array[k * CHUNK : k * CHUNK + band.shape[0]] = band
 
 
-def _write_image(group: zarr.Group, name: str, pixels: NDArray[np.uint8], slide: StoredSlide, more: dict[str, Any]) -> None:
+def _write_image(group: zarr.Group, name: str, pixels: NDArray[np.uint8], slide: Slide, more: dict[str, Any]) -> None:
     """A picture of the whole slide."""
     _raster(group, name, pixels.shape, np.uint8, mask_downsample(slide, pixels.shape[-2:]), (0.0, 0.0), more)[:] = pixels
 
@@ -117,7 +117,7 @@ def _annotate(table: zarr.Group, tiles: int) -> None:
         write_scalar(stated, name, value)
 
 
-def _number_bands(slide: StoredSlide) -> Iterator[NDArray[Any]]:
+def _number_bands(slide: Slide) -> Iterator[NDArray[Any]]:
     """(CHUNK, cols) uint32: the `tile_id` of each tile of the grid, 0 where there is none."""
 
     def values() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]]:

@@ -58,9 +58,13 @@ def principal_colours(each: EachBlock, count: int) -> NDArray[np.uint8]:
                 scores[:, : axes.shape[1]] = rows @ axes.astype(np.float32)
         return scores
 
-    scores = np.concatenate([np.empty((0, 3), np.float32), *each(project, 0)])
+    return colours_of_scores(np.concatenate([np.empty((0, 3), np.float32), *each(project, 0)]))
+
+
+def colours_of_scores(scores: Rows) -> NDArray[np.uint8]:
+    """Colours (n, 3) uint8 of (n, 3) components, each stretched between its 2nd and 98th percentile; grey where one is not finite."""
     colours = np.full(scores.shape, 128, np.uint8)
-    for component in range(3 if axes is None else axes.shape[1]):
+    for component in range(scores.shape[1]):
         column = scores[:, component]
         good = np.isfinite(column)
         if good.any():
@@ -73,6 +77,33 @@ def principal_colours(each: EachBlock, count: int) -> NDArray[np.uint8]:
 def principal_axes(blocks: Iterable[Rows], most: int = 3) -> NDArray[np.float64] | None:
     """The first `most` principal axes (d, <= most) of the rows (m, d) of all blocks that are finite; None for fewer than two."""
     return _axes(map(Moments.of, blocks), most)
+
+
+@dataclass(frozen=True)
+class Components:
+    """The axes of largest variance, largest first; the largest loading of each is positive."""
+
+    mean: NDArray[np.float64]
+    """(d,) mean of the rows."""
+    axes: NDArray[np.float64]
+    """(d, k); fewer than were asked for where the rows have fewer dimensions, none for fewer than two rows."""
+
+    def scores(self, rows: Rows, count: int) -> Rows:
+        """(m, count) float32 of (m, d): components around the mean; NaN in rows that are not finite and for components that are missing."""
+        scores = np.full((len(rows), count), np.nan, np.float32)
+        good = np.isfinite(rows).all(axis=1)
+        scores[good, : self.axes.shape[1]] = (rows[good] - self.mean) @ self.axes
+        return scores
+
+
+def principal_components(blocks: Iterable[Rows], most: int = 3) -> Components:
+    """The first `most` principal components of the rows (m, d) of all blocks that are finite.
+
+    Memory bound: a block of rows, and two matrices of (d, d) float64.
+    """
+    moments = functools.reduce(Moments.merge, map(Moments.of, blocks), Moments(0, np.zeros(1), np.zeros((1, 1))))
+    axes = moments.axes(most)
+    return Components(moments.mean, np.zeros((len(moments.mean), 0)) if axes is None else axes)
 
 
 @dataclass(frozen=True)
@@ -93,19 +124,24 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """Those of both sets of rows (Chan, Golub and LeVeque 1983, https://doi.org/10.1080/00031305.1983.10483115)."""
-        if not self.count or not other.count:
-            return other if other.count else self
+        if not self.count:
+            return other
+        if not other.count:
+            return self
         count, apart = self.count + other.count, other.mean - self.mean
         scatter = self.scatter + other.scatter + np.outer(apart, apart) * (self.count * other.count / count)
         return Moments(count, self.mean + apart * (other.count / count), scatter)
 
+    def axes(self, most: int) -> NDArray[np.float64] | None:
+        """The first `most` principal axes (d, <= most); None for fewer than two rows."""
+        if self.count < 2:
+            return None
+        axes = _largest(self.scatter, min(most, len(self.mean)))
+        return np.asarray(axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]))
+
 
 def _axes(parts: Iterable[Moments], most: int) -> NDArray[np.float64] | None:
-    moments = functools.reduce(Moments.merge, parts, Moments(0, np.zeros(1), np.zeros((1, 1))))
-    if moments.count < 2:
-        return None
-    axes = _largest(moments.scatter, min(most, len(moments.mean)))
-    return np.asarray(axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]))
+    return functools.reduce(Moments.merge, parts, Moments(0, np.zeros(1), np.zeros((1, 1)))).axes(most)
 
 
 def _largest(scatter: Scatter, count: int) -> Scatter:

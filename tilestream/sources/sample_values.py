@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources.base import WHITE, Pixels, SourceOptions
 
-BLOCK_PIXELS = 1 << 15
-"""Pixels that are mapped at once: what they take on the way stays in a core's cache."""
-
 Alpha = Literal["none", "straight", "premultiplied"]
 
 
@@ -41,19 +38,7 @@ class SampleRule:
         return self.channels is None and self.window is None and self.alpha == "none" and not self.invert
 
     def rgb(self, samples: NDArray[Any]) -> Pixels:
-        """(h, w, 3) uint8 from (h, w, s) samples; possibly a read-only view.
-
-        Samples of other types are mapped some rows at a time: in float64, as they are on the way, all of them are many times the pixels.
-        """
-        if self.window is None:
-            return self._rgb(samples)
-        height, width = samples.shape[:2]
-        out, step = np.empty((height, width, 3), np.uint8), max(1, BLOCK_PIXELS // max(1, width))
-        for row in range(0, height, step):
-            out[row : row + step] = self._rgb(samples[row : row + step])
-        return out
-
-    def _rgb(self, samples: NDArray[Any]) -> Pixels:
+        """(h, w, 3) uint8 from (h, w, s) samples; possibly a read-only view."""
         if self.channels is not None:
             samples = samples[..., list(self.channels)]
         if self.window is not None:

@@ -6,6 +6,7 @@ shard, which `anndata`'s own writer has no way to express; `anndata.read_zarr` o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,17 @@ CATEGORICAL: dict[str, Any] = {"encoding-type": "categorical", "encoding-version
 
 
 def create_table(
-    parent: zarr.Group, name: str, rows: int, dim: int, obs: dict[str, NDArray[Any]], uns: dict[str, Any], index: list[str] | None = None
+    parent: zarr.Group, name: str, dim: int, obs: dict[str, NDArray[Any]], uns: dict[str, Any], index: list[str], more: Iterable[str] = ()
 ) -> zarr.Group:
-    """An AnnData group without X, in the on-disk form of anndata 0.2.0 elements, which `anndata.read_zarr` opens."""
+    """An AnnData group without X, in the on-disk form of anndata 0.2.0 elements, which `anndata.read_zarr` opens.
+
+    `index` names its rows; the columns `more` of obs are for the caller to write.
+    """
     group = parent.create_group(name, attributes={"encoding-type": "anndata", "encoding-version": "0.1.0"})
     spatial = obs.pop("spatial", None)
-    columns = [*obs, "status"] if obs else []
     frame = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
-    table = group.create_group("obs", attributes={**frame, "column-order": columns})
-    write_strings(table, "_index", index if index is not None else [str(k) for k in range(rows)])
+    table = group.create_group("obs", attributes={**frame, "column-order": [*obs, *more]})
+    write_strings(table, "_index", index)
     for column, values in obs.items():
         write_plain(table, column, values)
     variables = group.create_group("var", attributes={**frame, "column-order": []})
@@ -45,6 +48,13 @@ def write_plain(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
     """An array of one row a tile that is known when the table is created."""
     chunks = (max(1, min(len(values), 65536)), *values.shape[1:])
     group.create_array(name, data=values, chunks=chunks, attributes=ARRAY)
+
+
+def write_categories(table: zarr.Group, name: str, codes: NDArray[np.int8], categories: list[str]) -> None:
+    """A column of few values."""
+    column = table.create_group(name, attributes=dict(CATEGORICAL))
+    write_plain(column, "codes", codes)
+    write_strings(column, "categories", categories)
 
 
 def write_strings(group: zarr.Group, name: str, values: list[str]) -> None:

@@ -22,12 +22,15 @@ class Folder:
     """A local directory or an object-store prefix, addressed by `/`-separated keys.
 
     Local objects are written beside their place, synced and renamed; object stores put whole objects by nature.
+    One that is `read_only` refuses to write, and makes no folder.
     """
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, address: str, *, read_only: bool = False) -> None:
+        self.address, self.read_only = address, read_only
         self.local = None if "://" in address else Path(address)
-        self.store: Store = LocalStore(self.local) if self.local is not None else _remote_store(address)
+        self.store: Store = (
+            LocalStore(self.local, read_only=read_only) if self.local is not None else _remote_store(address, read_only=read_only)
+        )
 
     def reach(self) -> None:
         """Ask an object store for anything at all.
@@ -47,7 +50,7 @@ class Folder:
 
     def __truediv__(self, key: str) -> Folder:
         """The folder below this one."""
-        return Folder(f"{self.address.rstrip('/')}/{key}")
+        return Folder(f"{self.address.rstrip('/')}/{key}", read_only=self.read_only)
 
     def get(self, key: str) -> bytes | None:
         """The bytes of an object, or None where there is none; looking makes no folder."""
@@ -131,9 +134,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remote_store(address: str) -> Store:
+def _remote_store(address: str, *, read_only: bool) -> Store:
     try:
-        return open_remote(address)
+        return open_remote(address, read_only=read_only)
     except ModuleNotFoundError as error:
         raise ConfigError(f"output: {address} needs the extra `s3`: pip install 'tilestream[s3]'.") from error
     except (OSError, ValueError) as error:

@@ -46,12 +46,6 @@ class Layout:
         return slice(shard * self.shard_tiles, min((shard + 1) * self.shard_tiles, self.tiles))
 
     @property
-    def shard_bytes(self) -> int:
-        """What a shard takes while it is filled and written: its values, and chunk by chunk the encoded object and its checksum."""
-        rows, columns = min(self.shard_tiles, self.tiles), self.dim + self.tokens * self.dim
-        return rows * columns * np.dtype(self.dtype).itemsize * 4
-
-    @property
     def bytes(self) -> int:
         """Uncompressed size of the embeddings and what is stored beside them, in bytes."""
         item = np.dtype(self.dtype).itemsize
@@ -85,3 +79,8 @@ class WindowGrid:
     """Features of a window's vector."""
     l0_side: float
     """Side of a window in level-0 px."""
+
+
+def tile_names(slide: str, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64]) -> list[str]:
+    """(n,) names of tiles that no other tile of a cohort has: `<slide id>_<row>_<col>`."""
+    return [f"{slide}_{row}_{col}" for row, col in zip(tile_row.tolist(), tile_col.tolist(), strict=True)]

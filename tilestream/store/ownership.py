@@ -32,6 +32,16 @@ def is_ours(folder: Folder) -> bool:
     return isinstance(about, dict) and isinstance(about.get("recipe"), dict)
 
 
+def is_begun(folder: Folder) -> bool:
+    """Whether a folder is what a creation leaves that was cut short before its mark: nothing."""
+    return folder.local is not None and folder.local.is_dir() and _is_free(folder)
+
+
+def is_zarr(folder: Folder) -> bool:
+    """Whether a folder is a Zarr group or array, whosever."""
+    return any(folder.exists(name) for name in _ZARR_METADATA)
+
+
 def claim(folder: Folder) -> None:
     """Make a folder ours, or see that it is: what is done in it afterwards may be resumed, started over and deleted.
 
@@ -68,7 +78,7 @@ def refuse_foreign(output: Folder, slides: Iterable[SlideRef], files: Iterable[s
         if output.local.exists() and not output.local.is_dir():
             raise ConfigError(f"output: {output.address} is a file. Name a folder.")
         refuse_zarr(output.local, "output")
-    elif any(output.exists(name) for name in _ZARR_METADATA):
+    elif is_zarr(output):
         raise ConfigError(f"output: {output.address} is a Zarr, which nothing is written into. Choose another folder.")
     present = set(output.children())
     for slide in slides:
@@ -94,7 +104,8 @@ def refuse_zarr(place: Path, option: str) -> None:
     where = place.resolve()
     for folder in (where, *where.parents):
         if any((folder / name).exists() for name in _ZARR_METADATA):
-            raise ConfigError(f"{option}: {place} lies in the Zarr {folder}, which nothing is written into. Choose another folder.")
+            zarr = "a slide's store" if is_ours(Folder(str(folder), read_only=True)) else "a Zarr"
+            raise ConfigError(f"{option}: {place} lies in {zarr}, {folder}, which nothing is written into. Choose another folder.")
 
 
 def _problem(folder: Folder) -> str:

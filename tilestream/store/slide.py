@@ -1,36 +1,216 @@
-"""`tilestream.open`: a finished slide's store, for reading."""
+"""`Slide`: one slide's store, for reading; nothing but this class asks whether a store is ours and whether it is finished."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from tilestream.errors import IncompleteError, InputError
+from tilestream.geometry import PlacedGrid, Size, TileGrid
+from tilestream.store.blocks import BLOCK_ROWS, map_blocks
+from tilestream.store.folder import Folder
+from tilestream.store.layout import OK, PADDED, STATUSES, Layout, tile_names
+from tilestream.store.ownership import is_begun, is_ours
+from tilestream.store.picture import plot_picture, slide_html
+from tilestream.store.slide_store import ATTENTION, COMPLETE, SLIDE, THUMBNAIL, TILES, SlideStore
 
 if TYPE_CHECKING:
     import anndata
     import dask.array
-    import numpy as np
     import pandas as pd
-    import zarr
-    from numpy.typing import NDArray
+
+VECTORS = {"tiles": f"{TILES}/X", "context": f"{TILES}/obsm/context", "slide": f"{SLIDE}/X"}
+"""Where a store keeps the vectors that there may be."""
+
+_LACKING = {
+    "tiles": "no embeddings of tiles, output.save was {saved}. Run with tiles among them.",
+    "context": "no context of tiles, output.save was {saved}. Run with a context, and with tiles among them.",
+    "slide": "no vector of the slide, output.save was {saved}. Run with a pool, and with slide among them.",
+}
 
 
-class Opened:
-    """One slide's embeddings. Nothing is read before it is asked for."""
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive tiles of a slide, m of them."""
 
-    def __init__(self, path: str | os.PathLike[str], *, allow_unfinished: bool = False) -> None:
-        from tilestream.errors import IncompleteError, InputError
-        from tilestream.store.folder import Folder
-        from tilestream.store.slide_store import SlideStore
+    row: NDArray[np.int64]
+    col: NDArray[np.int64]
+    y: NDArray[np.int64]
+    """(m,) level-0 px of the top-left."""
+    x: NDArray[np.int64]
+    tissue: NDArray[np.float32]
+    """(m,) fraction of the tile that is tissue; NaN where it was never looked for."""
+    status: NDArray[np.int8]
+    """(m,) code in `STATUSES`; -1 where the tile was never embedded."""
+    vectors: NDArray[np.float32]
+    """(m, d) embeddings or context; NaN in the rows of tiles that failed."""
 
-        self.path = os.fspath(path)
-        self._store = SlideStore(Folder(self.path))
-        if self._store.attributes is None:
-            raise InputError(f"{self.path} is not a store of one slide: give <output>/<slide id>.zarr.")
-        if self._store.completion is None and not allow_unfinished:
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        """(m,) whether a tile has an embedding."""
+        return is_good(self.status)
+
+    @property
+    def status_names(self) -> list[str]:
+        """(m,) status of each tile in words; "" where it was never embedded."""
+        return [STATUSES[code] if code >= 0 else "" for code in self.status.tolist()]
+
+
+def is_good(status: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """(m,) whether tiles of these status codes have embeddings."""
+    good: NDArray[np.bool_] = (status == OK) | (status == PADDED)
+    return good
+
+
+class Slide:
+    """One slide's embeddings. Nothing is read before it is asked for, and nothing can be written.
+
+    Order: tiles as they are numbered, row-major.
+
+    Memory bound: `BLOCK_ROWS` rows in `blocks`; else what is asked for.
+
+    Parameters
+    ----------
+    place : path, URL or Folder
+        `<output>/<slide id>.zarr`.
+    allow_unfinished : bool
+        Whether the slide may lack tiles; rows that are missing are NaN.
+    what : str
+        A key of `VECTORS`: which vectors `blocks` gives.
+
+    Raises
+    ------
+    InputError
+        There is no store of ours.
+    IncompleteError
+        The slide is not finished, unless `allow_unfinished`; or its creation was cut short.
+    """
+
+    def __init__(self, place: str | os.PathLike[str] | Folder, *, allow_unfinished: bool = False, what: str = "tiles") -> None:
+        self.folder = Folder(place.address if isinstance(place, Folder) else os.fspath(place), read_only=True)
+        self.path = self.folder.address
+        self.id = self.path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr")
+        about, self.completion = self._open(allow_unfinished=allow_unfinished)
+        self.recipe: dict[str, Any] = about["recipe"]
+        """The settings that the numbers depend on."""
+        self.source: dict[str, Any] = about["source"]
+        """The image: address, size, resolution, level that was read."""
+        self.layout = Layout(**about["layout"])
+        self.what = what
+
+    def _open(self, *, allow_unfinished: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """What the store says of itself, and its completion mark."""
+        if not is_ours(self.folder) and not is_begun(self.folder):
+            raise InputError(f"{self.path} is not a store of one slide. Give an output folder, or <output>/<slide id>.zarr in it.")
+        about = json.loads(self.folder.get("zarr.json") or b"{}").get("attributes", {}).get("tilestream")
+        if about is None:
+            raise IncompleteError(f"{self.path}: its creation was cut short. Run its command again.")
+        mark = json.loads(self.folder.get(COMPLETE) or b"null")
+        if mark is None and not allow_unfinished:
             raise IncompleteError(
-                f"{self.path} is not finished. Run its command again, or pass allow_unfinished=True: missing rows are NaN."
+                f"{self.path} is not finished. Run its command again, or allow unfinished slides (allow_unfinished=True, "
+                "--allow-unfinished): tiles that are missing count as failed."
             )
+        return about, mark
+
+    # -- facts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether every tile was dealt with when the store was opened."""
+        return self.completion is not None
+
+    @property
+    def size(self) -> Size:
+        """The image in level-0 px."""
+        return Size(self.source["height"], self.source["width"])
+
+    @property
+    def mpp(self) -> float | None:
+        """µm/px of level 0, where it is known."""
+        mpp: float | None = self.source["mpp"]
+        return mpp
+
+    @property
+    def scale(self) -> float:
+        """Level-0 px per px of a tile."""
+        return float(self.source["scale"])
+
+    @property
+    def tile(self) -> int:
+        """Side of a tile, px."""
+        return int(self.recipe["tiles"]["size"])
+
+    @property
+    def stride(self) -> float:
+        """Step between tiles, px."""
+        placed = self.source.get("grid")
+        return float(placed["stride"] if placed else self.recipe["tiles"]["stride"] or self.tile)
+
+    @property
+    def l0_extent(self) -> float:
+        """Side of a tile in level-0 px."""
+        return self.tile * self.scale
+
+    @property
+    def encoder(self) -> str:
+        """Name of the encoder."""
+        return str(self.recipe["encoder"]["name"])
+
+    @property
+    def gridded(self) -> bool:
+        """Whether the tiles lie on a regular grid; those that another program chose may not."""
+        placed = self.source.get("grid")
+        return self.recipe.get("imported", {}).get("grid") != "ranks" and (not placed or bool(placed["regular"]))
+
+    def grid(self) -> TileGrid:
+        """The regular grid that the tiles lie on.
+
+        Raises
+        ------
+        InputError
+            Another program chose the tiles, and they lie on none.
+        """
+        if not self.gridded:
+            raise InputError(
+                f"{self.id}: its tiles come from another program and lie on no regular grid. Export them as spatialdata, geojson, parquet or csv."
+            )
+        placed = self.source.get("grid")
+        if placed:
+            ys, xs = (start + np.rint(np.arange(placed[count]) * self.stride * self.scale).astype(np.int64)
+                      for start, count in zip(placed["l0_offset"], ("rows", "cols"), strict=True))  # fmt: skip
+            return PlacedGrid(self.size, self.tile, self.stride, self.scale, "pad", l0_ys=ys, l0_xs=xs)
+        return TileGrid(self.size, self.tile, self.stride, self.scale, self.recipe["tiles"].get("edge", "pad"))
+
+    # -- arrays -----------------------------------------------------------------------------------------------------
+
+    def has(self, path: str) -> bool:
+        """Whether the store holds an array or a group."""
+        return self.folder.exists(f"{path}/zarr.json")
+
+    def array(self, path: str) -> zarr.Array[Any]:
+        """One array of the store, read where it is indexed."""
+        return zarr.open_array(self.folder.store, path=path, mode="r")
+
+    def vectors(self, what: str | None = None) -> zarr.Array[Any]:
+        """(n, d) the vectors `what`, by default those that the slide was opened for.
+
+        Raises
+        ------
+        InputError
+            The run was told not to keep them.
+        """
+        what = what or self.what
+        if not self.has(VECTORS[what]):
+            raise InputError(f"{self.path} holds {_LACKING[what].format(saved=', '.join(self.recipe['output']['save']))}")
+        return self.array(VECTORS[what])
 
     @property
     def embeddings(self) -> zarr.Array[Any]:
@@ -41,16 +221,17 @@ class Opened:
         InputError
             The run was told not to keep them.
         """
-        from tilestream.errors import InputError
-
-        if not self._has("tables/tiles/X"):
-            raise InputError(f"{self.path} holds no tiles: output.save was {self.recipe['output']['save']}. Run with tiles among them.")
-        return self._store.array("tables/tiles/X")
+        return self.vectors("tiles")
 
     @property
     def context(self) -> zarr.Array[Any] | None:
         """(n, d2) after the windowed transformer, or None where there is none."""
-        return self._store.array("tables/tiles/obsm/context") if self._has("tables/tiles/obsm/context") else None
+        return self.array(VECTORS["context"]) if self.has(VECTORS["context"]) else None
+
+    @property
+    def attention(self) -> zarr.Array[Any] | None:
+        """(n, heads) share of each tile in the slide's vector, or None where the pool has none."""
+        return self.array(ATTENTION) if self.has(ATTENTION) else None
 
     def windows(self, side: int) -> zarr.Array[Any]:
         """(rows, cols, d) vectors of the windows of `side` tokens, NaN where a window is empty.
@@ -60,74 +241,83 @@ class Opened:
         InputError
             None of this side were kept.
         """
-        from tilestream.errors import InputError
-
-        if not self._has(f"windows/{side}"):
+        if not self.has(f"windows/{side}"):
             raise InputError(
                 f"{self.path} holds no windows of {side} tokens. Run with windows among output.save, and windows.sides: [{side}]."
             )
-        return self._store.array(f"windows/{side}")
-
-    def _has(self, path: str) -> bool:
-        return self._store.folder.exists(f"{path}/zarr.json")
+        return self.array(f"windows/{side}")
 
     @property
     def slide_vector(self) -> NDArray[np.float32] | None:
         """(d,) the pooled vector, or None where none was stored."""
-        import numpy as np
+        return np.asarray(self.array(VECTORS["slide"])[0], np.float32) if self.has(VECTORS["slide"]) else None
 
-        try:
-            return np.asarray(self._store.array("tables/slide/X")[0])
-        except FileNotFoundError:
-            return None
+    def read_column(self, name: str) -> NDArray[Any]:
+        """(n,) one column of the tiles: row, col, y, x, tissue or status/codes."""
+        return np.asarray(self.array(f"{TILES}/obs/{name}")[:])
+
+    def read_good(self) -> NDArray[np.bool_]:
+        """(n,) whether a tile has an embedding."""
+        return is_good(self.read_column("status/codes"))
 
     @property
     def positions(self) -> NDArray[np.int64]:
         """(n, 2) y, x of each tile's top-left in level-0 px."""
-        import numpy as np
-
-        return np.stack([np.asarray(self._store.array(f"tables/tiles/obs/{name}")[:]) for name in ("y", "x")], axis=1)
+        return np.stack([self.read_column(name) for name in ("y", "x")], axis=1)
 
     @property
     def obs(self) -> pd.DataFrame:
-        """One row a tile: row, col, y, x, tissue, status."""
-        import numpy as np
+        """One row a tile, named `<slide id>_<row>_<col>`: row, col, y, x, tissue, status, slide."""
         import pandas as pd
 
-        from tilestream.store.layout import STATUSES
+        columns: dict[str, Any] = {name: self.read_column(name) for name in ("row", "col", "y", "x", "tissue")}
+        columns["status"] = pd.Categorical.from_codes(self.read_column("status/codes"), categories=list(STATUSES))
+        columns["slide"] = pd.Categorical.from_codes(np.zeros(self.layout.tiles, np.int8), categories=[self.id])
+        return pd.DataFrame(columns, index=tile_names(self.id, columns["row"], columns["col"]))
 
-        columns = {name: np.asarray(self._store.array(f"tables/tiles/obs/{name}")[:]) for name in ("row", "col", "y", "x", "tissue")}
-        codes = np.asarray(self._store.array("tables/tiles/obs/status/codes")[:])
-        return pd.DataFrame({**columns, "status": pd.Categorical.from_codes(codes, categories=list(STATUSES))})
+    def blocks(self) -> Iterator[Rows]:
+        """All tiles in order, `BLOCK_ROWS` at a time, with the vectors that the slide was opened for."""
+        columns = [self.array(f"{TILES}/obs/{name}") for name in ("row", "col", "y", "x", "tissue", "status/codes")]
+        vectors = self.vectors()
+        for start in range(0, self.layout.tiles, BLOCK_ROWS):
+            part = slice(start, start + BLOCK_ROWS)
+            row, col, y, x, tissue, status = (np.asarray(column[part]) for column in columns)
+            yield Rows(row, col, y, x, tissue, status, np.asarray(vectors[part], np.float32))
 
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """The settings that the numbers depend on."""
-        return self._attribute("recipe")
+    def good_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """x, y (m, 2) int64 level-0 px of the top-left, and vectors (m, d) float32, of the tiles that have one."""
+        for rows in self.blocks():
+            yield np.stack([rows.x, rows.y], axis=1)[rows.good], rows.vectors[rows.good]
 
-    @property
-    def source(self) -> dict[str, Any]:
-        """The image: address, size, resolution, level that was read."""
-        return self._attribute("source")
+    def vector_blocks(self) -> Iterator[NDArray[np.float32]]:
+        """The vectors alone, (m, d) float32 in the same order, read ahead by threads."""
+        return map_blocks(self.vectors(), lambda rows: rows)
 
-    def _attribute(self, name: str) -> dict[str, Any]:
-        attributes = self._store.attributes
-        assert attributes is not None, "checked at birth"
-        found: dict[str, Any] = attributes[name]
-        return found
+    def read_commits(self) -> dict[int, dict[str, Any]]:
+        """What was told of each shard that is in the store, by its number."""
+        return SlideStore(self.folder).ledger()
+
+    # -- in the form of others --------------------------------------------------------------------------------------
 
     def to_dask(self) -> dask.array.Array:
         """(n, d) `dask.array`, one block a shard."""
         import dask.array as da
 
-        array: da.Array = da.from_zarr(self.embeddings, chunks=(self._store.layout.shard_tiles, self._store.layout.dim))
+        array: da.Array = da.from_zarr(self.embeddings, chunks=(self.layout.shard_tiles, self.layout.dim))
         return array
 
-    def to_anndata(self) -> anndata.AnnData:
-        """The table of tiles, in memory."""
+    def to_anndata(self, *, ok_only: bool = False) -> anndata.AnnData:
+        """The table of tiles, in memory; with `ok_only`, without those that failed: no row of it is NaN."""
         import anndata
 
-        return anndata.read_zarr(f"{self.path}/tables/tiles")
+        table = anndata.read_zarr(zarr.open_group(self.folder.store, path=TILES, mode="r"))
+        if "slide" not in table.obs:  # a store from before tiles had names
+            table.obs = table.obs.set_index(self.obs.index).assign(slide=self.obs["slide"])
+        return table[self.read_good()].copy() if ok_only else table
+
+    def read_picture(self) -> bytes | None:
+        """The overview, else the thumbnail, as PNG; None for imported slides, which have neither."""
+        return self.folder.get("overview.png") or self.folder.get(THUMBNAIL)
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the overview into matplotlib axes, new ones where none are given, and return them.
@@ -139,61 +329,16 @@ class Opened:
         InputError
             The slide has no picture yet.
         """
-        import io
-
-        from PIL import Image
-
-        from tilestream.errors import ConfigError, InputError
-
-        try:
-            from matplotlib import pyplot as plt
-        except ModuleNotFoundError as error:
-            raise ConfigError("plot needs the package matplotlib, which is not installed: pip install 'tilestream[plot]'.") from error
-        raw = self._picture()
+        raw = self.read_picture()
         if raw is None:
             raise InputError(f"{self.path} has no picture. Finish its run, or plot .positions yourself.")
-        axes = plt.subplots(figsize=(12, 6), layout="constrained")[1] if axes is None else axes
-        axes.imshow(Image.open(io.BytesIO(raw)))
-        axes.set_axis_off()
-        return axes
-
-    def _picture(self) -> bytes | None:
-        """The overview, else the thumbnail, as PNG; None for imported slides, which have neither."""
-        return self._store.folder.get("overview.png") or self._store.folder.get("thumbnail.png")
+        return plot_picture(raw, axes)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the picture, small, with shape and recipe."""
-        import base64
-        import io
-        from html import escape
-
-        from PIL import Image
-
-        layout, raw, image = self._store.layout, self._picture(), ""
-        if raw is not None:
-            with Image.open(io.BytesIO(raw)) as opened:
-                picture = opened.convert("RGB")
-            picture.thumbnail((720, 720))
-            buffer = io.BytesIO()
-            picture.save(buffer, "WEBP", quality=75)
-            image = f'<img alt="overview" src="data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-        recipe = escape(json.dumps(self.recipe, indent=1, ensure_ascii=False))
+        layout = self.layout
         words = f"{layout.tiles:,} tiles x {layout.dim} {layout.dtype}" + (f", context {layout.context_dim}" if layout.context_dim else "")
-        return f"<div><b>{escape(self.path)}</b><br>{words}<br>{image}<details><summary>recipe</summary><pre>{recipe}</pre></details></div>"
+        return slide_html(self.path, words, self.read_picture(), self.recipe)
 
     def __repr__(self) -> str:
-        layout = self._store.layout
-        return f"<tilestream {self.path}: {layout.tiles} tiles x {layout.dim}, {self.recipe['encoder']['name']}>"
-
-
-def open_slide_store(path: str | os.PathLike[str], *, allow_unfinished: bool = False) -> Opened:
-    """Open the store of one slide, `<output>/<slide id>.zarr`, for reading.
-
-    Raises
-    ------
-    InputError
-        There is no store of ours.
-    IncompleteError
-        The slide is not finished, unless `allow_unfinished`.
-    """
-    return Opened(path, allow_unfinished=allow_unfinished)
+        return f"<tilestream {self.path}: {self.layout.tiles} tiles x {self.layout.dim}, {self.encoder}>"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,22 +12,16 @@ import zarr
 from numpy.typing import NDArray
 
 from tilestream.errors import IncompleteError
-from tilestream.store.anndata_tables import ARRAY, CATEGORICAL, create_table, write_plain, write_strings
+from tilestream.store.anndata_tables import ARRAY, CATEGORICAL, create_table, write_categories, write_plain, write_strings
+from tilestream.store.blocks import BLOCKS_AHEAD, map_blocks
 from tilestream.store.folder import Folder
-from tilestream.store.layout import STATUSES, Layout, TileColumns, WindowGrid
+from tilestream.store.layout import STATUSES, Layout, TileColumns, WindowGrid, tile_names
 from tilestream.store.ownership import MARK, claim
-from tilestream.store.zarr_chunks import chunk_reader
 
 T = TypeVar("T")
 
 FORMAT = 1
 """Version of this layout; a store of another version is refused."""
-
-BLOCK_ROWS = 2048
-"""Rows of a block of `SlideStore.blocks`."""
-
-BLOCKS_AHEAD = 4
-"""Blocks that are read while the caller works on one."""
 
 TILES, SLIDE = "tables/tiles", "tables/slide"
 ATTENTION = f"{TILES}/obsm/attention"
@@ -73,7 +65,10 @@ class SlideStore:
         self.clear()
         root = zarr.create_group(self.folder.store)
         tables = root.create_group("tables")
-        tiles = create_table(tables, "tiles", layout.tiles, layout.dim, _obs(columns), uns)
+        slide = self.folder.address.rsplit("/", 1)[-1].removesuffix(".zarr")
+        names = tile_names(slide, columns.row, columns.col)
+        tiles = create_table(tables, "tiles", layout.dim, _obs(columns), uns, names, ["status", "slide"])
+        write_categories(tiles.require_group("obs"), "slide", np.zeros(layout.tiles, np.int8), [slide])
         _embedding_array(tiles, "X", layout, (layout.dim,))
         status = tiles.require_group("obs").create_group("status", attributes=dict(CATEGORICAL))
         status.create_array(
@@ -202,30 +197,7 @@ class SlideStore:
 
         After each block, `skip` blocks are left out.
         """
-        block_rows = block_rows or BLOCK_ROWS
-        array = self.array(path)
-        chunks = chunk_reader(array)
-
-        def read(start: int) -> NDArray[np.float32]:
-            stop = min(start + block_rows, array.shape[0])
-            if chunks is None:
-                return np.asarray(array[start:stop], np.float32)
-            rows = array.chunks[0]
-            out = np.empty((stop - start, *array.shape[1:]), np.float32)
-            for number in range(start // rows, -(-stop // rows)):
-                first, last = max(start, number * rows), min(stop, (number + 1) * rows)
-                piece = chunks.chunk((number, *(0 for _ in array.shape[1:])))
-                out[first - start : last - start] = piece[first - number * rows : last - number * rows]
-            return out
-
-        pending: deque[Future[T]] = deque()
-        with ThreadPoolExecutor(threads, thread_name_prefix="rows") as pool:
-            for start in range(0, array.shape[0], block_rows * (skip + 1)):
-                pending.append(pool.submit(lambda start: work(read(start)), start))
-                if len(pending) > threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+        return map_blocks(self.array(path), work, skip, block_rows=block_rows, threads=threads)
 
     # -- completion -------------------------------------------------------------------------------------------------
 
@@ -234,7 +206,7 @@ class SlideStore:
         tables = zarr.open_group(self.folder.store, path="tables", mode="r+")
         if "slide" in tables:
             del tables["slide"]
-        slide = create_table(tables, "slide", 1, len(vector), {}, {}, index=[slide_id])
+        slide = create_table(tables, "slide", len(vector), {}, {}, [slide_id])
         slide.create_array("X", data=vector[None].astype(np.float32), chunks=(1, max(1, len(vector))), attributes=ARRAY)
 
     def write_attention(self, shares: NDArray[np.float32]) -> None:

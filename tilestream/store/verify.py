@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, InputError
+from tilestream.errors import EXIT_DONE, EXIT_PARTIAL
+from tilestream.store.cohort import find_stores
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
 
@@ -21,7 +22,8 @@ def verify_output(address: str, say: Callable[[str], None], *, repair: bool = Fa
     """
     stores = find_stores(address)
     damaged = 0
-    for name, store in stores.items():
+    for name, folder in stores.items():
+        store = SlideStore(Folder(folder.address))
         found = store.damage()
         damaged += bool(found)
         say(f"{name}: {'ok' if not found else f'{len(found)} problems'}")
@@ -37,17 +39,3 @@ def verify_output(address: str, say: Callable[[str], None], *, repair: bool = Fa
         )
         say(f"{damaged} of {len(stores)} slides are damaged or unfinished. {way}")
     return EXIT_PARTIAL if damaged else EXIT_DONE
-
-
-def find_stores(address: str) -> dict[str, SlideStore]:
-    """Stores by name: the one at `address`, or all that lie in that output."""
-    folder = Folder(address)
-    if folder.exists("zarr.json"):
-        return {address.rstrip("/").rsplit("/", 1)[-1]: SlideStore(folder)}
-    if folder.local is not None:
-        names = sorted(path.name for path in folder.local.glob("*.zarr") if path.is_dir()) if folder.local.is_dir() else []
-    else:
-        names = sorted({key.split("/", 1)[0] for key in folder.names() if ".zarr/" in key})
-    if not names:
-        raise InputError(f"{address}: no output of tilestream here (no *.zarr folder). Give the `output` of a config.")
-    return {name: SlideStore(folder / name) for name in names}

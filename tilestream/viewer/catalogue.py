@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from tilestream.errors import ConfigError, TilestreamError
-from tilestream.store.slide_store import SlideStore
-from tilestream.store.verify import find_stores
+from tilestream.store.cohort import find_stores
+from tilestream.store.folder import Folder
 from tilestream.viewer.deepzoom import DeepZoom
 from tilestream.viewer.pixels import Images
 from tilestream.viewer.slide import BlockCache, ViewedSlide
+
+SLIDES_BYTES = 512 * 1024**2
+"""Columns and components of slides that stay open when nobody looks at them, bytes."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Entry:
     number: int
     """Its place among the slides of all outputs: what addresses of tiles hold, so that they can name nothing else."""
     id: str
-    store: SlideStore
+    store: Folder
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Output:
 class Catalogue:
     """Slides of some outputs, opened when they are first looked at. Safe to share between threads.
 
+    Memory bound: `SLIDES_BYTES` of slides, or the one used last; and those of the cache and the zoom.
+
     Raises
     ------
     InputError
@@ -47,7 +53,7 @@ class Catalogue:
     def __init__(self, addresses: list[str], slide: str | None = None) -> None:
         self.outputs: list[Output] = []
         self._entries: list[Entry] = []
-        self._open: dict[int, ViewedSlide] = {}
+        self._open: OrderedDict[int, ViewedSlide] = OrderedDict()
         self._lock = threading.Lock()
         self.cache = BlockCache()
         self.zoom = DeepZoom(Images())
@@ -60,7 +66,7 @@ class Catalogue:
     def _find(self, address: str, slide: str | None) -> Output:
         entries = []
         for name, store in find_stores(address).items():
-            entries.append(Entry(len(self._entries), name.removesuffix(".zarr"), store))
+            entries.append(Entry(len(self._entries), name, store))
             self._entries.append(entries[-1])
         wanted = [entry for entry in entries if entry.id == slide]
         first = wanted[0] if wanted else next((entry for entry in entries if self.problem(entry.number) is None), entries[0])
@@ -81,7 +87,10 @@ class Catalogue:
             found = self._open.get(number)
             if found is None:
                 entry = self._entries[number]
-                found = self._open[number] = ViewedSlide(entry.id, entry.store, self.cache)
+                found = self._open[number] = ViewedSlide(entry.store, self.cache)
+            self._open.move_to_end(number)
+            while len(self._open) > 1 and sum(slide.nbytes for slide in self._open.values()) > SLIDES_BYTES:
+                self._open.popitem(last=False)
             return found
 
     def problem(self, number: int) -> str | None:
@@ -97,5 +106,5 @@ class Catalogue:
         with self._lock:
             found = self._open.get(number)
             if found is not None and not found.finished:
-                self.cache.forget(found.store.folder.address)
+                self.cache.forget(found.path)
                 del self._open[number]

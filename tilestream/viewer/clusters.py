@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2, vq
 
-from tilestream.store.slide_store import BLOCK_ROWS
+from tilestream.store.blocks import BLOCK_ROWS
 from tilestream.viewer.slide import Floats
 
 SAMPLE = 4096

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tilestream.errors import ReadError
 from tilestream.geometry import Region, Size, level_for_scale
-from tilestream.interop.stored_slide import StoredSlide
 from tilestream.sources.base import Source
+from tilestream.store.slide import Slide
 from tilestream.tiles.thumbnail import read_thumbnail
 from tilestream.viewer.pixels import Images, blank, stored_thumbnail
 
@@ -73,7 +73,7 @@ class DeepZoom:
         self._thumbnail: tuple[int, Image.Image] | None = None
         self._lock, self._thumbnail_lock = threading.Lock(), threading.Lock()
 
-    def tile(self, number: int, slide: StoredSlide, address: tuple[int, int, int]) -> bytes | None:
+    def tile(self, number: int, slide: Slide, address: tuple[int, int, int]) -> bytes | None:
         """JPEG of (level, column, row), white beside the image; None for an address that is no tile."""
         zoom = Zoom(slide.size)
         if not zoom.has(*address):
@@ -95,7 +95,7 @@ class DeepZoom:
                 self._bytes -= len(self._tiles.popitem(last=False)[1])
         return data
 
-    def square(self, number: int, slide: StoredSlide, l0_y: float, l0_x: float, l0_extent: float, px: int) -> Image.Image:
+    def square(self, number: int, slide: Slide, l0_y: float, l0_x: float, l0_extent: float, px: int) -> Image.Image:
         """(px, px) picture of a square of level-0 pixels, averaged; white outside the image.
 
         Taken from the coarsest level that is fine enough. What cannot be read there, and what would need too many pixels, is taken from
@@ -111,7 +111,7 @@ class DeepZoom:
                         pass  # a damaged place: the thumbnail shows as much of it as was ever seen
             return _cut(self._small(number, slide, source), slide.size, (l0_y, l0_x), l0_extent, px)
 
-    def _small(self, number: int, slide: StoredSlide, source: Source | None) -> Image.Image:
+    def _small(self, number: int, slide: Slide, source: Source | None) -> Image.Image:
         """The thumbnail of a slide; made anew where none is stored and the image is there, which takes one pass over it."""
         with self._thumbnail_lock:
             if self._thumbnail is None or self._thumbnail[0] != number:

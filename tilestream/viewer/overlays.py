@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tilestream.models.pca import principal_colours
+from tilestream.models.pca import colours_of_scores, principal_colours
 from tilestream.store.layout import STATUSES
-from tilestream.store.slide_store import ATTENTION, TISSUE
+from tilestream.store.slide_store import TISSUE
 from tilestream.viewer.slide import Extent, Floats, PlaceMap, ViewedSlide
 
 T = TypeVar("T")
@@ -70,15 +70,8 @@ def status_words(status: NDArray[np.int8]) -> str:
 
 
 def component_colours(scores: Floats, good: NDArray[np.bool_]) -> Colours:
-    """(n, 4) RGBA: the first three components, each stretched between its 2nd and 98th percentile."""
-    rgb = np.full((len(scores), 3), 128, np.uint8)
-    for k in range(3):
-        column = scores[:, k].astype(np.float32)
-        seen = np.isfinite(column)
-        if seen.any():
-            low, high = np.percentile(column[seen], [2, 98])
-            rgb[seen, k] = (np.clip((column[seen] - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
-    return _opaque(rgb, good)
+    """(n, 4) RGBA of (n, k) scores: the first three components."""
+    return _opaque(colours_of_scores(scores[:, :3].astype(np.float32)), good)
 
 
 def cluster_colours(groups: NDArray[np.int64]) -> Colours:
@@ -104,7 +97,7 @@ def lit_colours(count: int, lit: NDArray[np.int64]) -> Colours:
 
 def tissue_overlay(slide: ViewedSlide, places: PlaceMap) -> Overlay:
     """The tissue mask over the whole image; where none is stored, the fraction of each tile."""
-    raw = slide.store.folder.get(TISSUE)
+    raw = slide.folder.get(TISSUE)
     if raw is not None:
         with Image.open(io.BytesIO(raw)) as opened:
             mask = opened.convert("L")
@@ -125,9 +118,10 @@ def similarity_overlay(similar: Floats, places: PlaceMap) -> Overlay:
 
 def attention_overlay(slide: ViewedSlide, places: PlaceMap) -> Overlay | None:
     """The share of each tile in the slide's vector, mean over heads; None where the pool has no attention."""
-    if not slide.store.folder.exists(f"{ATTENTION}/zarr.json"):
+    attention = slide.attention
+    if attention is None:
         return None
-    shares = np.asarray(slide.store.array(ATTENTION)[:], np.float32).mean(axis=1)
+    shares = np.asarray(attention[:], np.float32).mean(axis=1)
     colours, low, high = heat_colours(np.where(slide.good, shares, np.nan).astype(np.float32))
     return on_places(places, colours, f"attention, {low:.2e} to {high:.2e} of the slide's vector")
 
@@ -135,12 +129,12 @@ def attention_overlay(slide: ViewedSlide, places: PlaceMap) -> Overlay | None:
 def window_sides(slide: ViewedSlide) -> list[int]:
     """Sides, in tokens, of the window vectors that are stored; small first."""
     sides = (slide.recipe.get("windows") or {}).get("sides", [])
-    return sorted(side for side in sides if slide.finished and slide.store.folder.exists(f"windows/{side}/zarr.json"))
+    return sorted(side for side in sides if slide.finished and slide.has(f"windows/{side}"))
 
 
 def window_overlay(slide: ViewedSlide, side: int) -> Overlay:
     """Vectors of the windows of one side as colours: their first three principal components."""
-    stored = slide.store.array(f"windows/{side}")
+    stored = slide.windows(side)
     rows, cols = stored.shape[:2]
 
     def each(work: Callable[[Floats], T], skip: int) -> Iterator[T]:

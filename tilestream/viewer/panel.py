@@ -13,7 +13,6 @@ from bokeh.events import DocumentReady, Tap
 from bokeh.models import Div, Range1d, Select, Slider, WMTSTileSource
 from numpy.typing import NDArray
 
-from tilestream.store import slide_store as store
 from tilestream.store.layout import STATUSES
 from tilestream.viewer.catalogue import Catalogue, Output
 from tilestream.viewer.clusters import cluster
@@ -112,7 +111,7 @@ class Panel:
         )  # fmt: skip
         self.places = slide.places()
         kinds = [STATUS, TISSUE, EMBEDDINGS, CLUSTERS, SIMILARITY]
-        kinds += [ATTENTION] if slide.store.folder.exists(f"{store.ATTENTION}/zarr.json") else []
+        kinds += [] if slide.attention is None else [ATTENTION]
         kinds += [f"{WINDOWS} {side}" for side in window_sides(slide)]
         self.choose_overlay.options = [*kinds, NOTHING]
         if self.choose_overlay.value not in self.choose_overlay.options:
@@ -160,7 +159,7 @@ class Panel:
         """Fill the scatter with the tiles, or an even sample of them."""
         if not (self.ready and self.shown):
             return
-        slide, kind, k = self.slide, self.points.value, int(self.groups.value)
+        slide, number, kind, k = self.slide, self.number, self.points.value, int(self.groups.value)
         if not slide.good.any():
             self.pictures.set_points(np.empty(0, np.int64), np.empty((0, 2), np.float32), np.empty((0, 4), np.uint8), "no tiles")
             return
@@ -172,7 +171,7 @@ class Panel:
             return rows, where, cluster_colours(cluster(scores, k))[rows], words
 
         def lay(found: tuple[NDArray[np.int64], Floats, NDArray[np.uint8], str]) -> None:
-            if slide is self.slide and k == int(self.groups.value) and kind == self.points.value:
+            if number == self.number and k == int(self.groups.value) and kind == self.points.value:
                 self.pictures.set_points(*found)
 
         self.later(make, lay)

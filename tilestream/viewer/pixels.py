@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from tilestream.errors import TilestreamError
-from tilestream.interop.stored_slide import StoredSlide
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.sources.made.slide import parse_sample, sample_folder
+from tilestream.store.slide import Slide
 from tilestream.store.slide_store import THUMBNAIL
 
 SOURCES_OPEN = 4
@@ -47,7 +47,7 @@ class Images:
         self._lock = threading.Lock()
 
     @contextmanager
-    def using(self, number: int, slide: StoredSlide) -> Iterator[tuple[Source | None, str]]:
+    def using(self, number: int, slide: Slide) -> Iterator[tuple[Source | None, str]]:
         """The image of a slide, which stays open inside the block, or None and why there is none."""
         with self._lock:
             held = self._held.get(number)
@@ -76,7 +76,7 @@ def _close(held: _Held) -> None:
         held.source.close()
 
 
-def _open(slide: StoredSlide) -> tuple[Source | None, str]:
+def _open(slide: Slide) -> tuple[Source | None, str]:
     """The image with the choices that the recipe holds, or why it cannot be shown."""
     address = slide.source["address"]
     if address.startswith("sample://"):  # opening it would draw the slide anew
@@ -100,7 +100,7 @@ def _open(slide: StoredSlide) -> tuple[Source | None, str]:
     return source, ""
 
 
-def source_options(slide: StoredSlide) -> SourceOptions:
+def source_options(slide: Slide) -> SourceOptions:
     """The choices that a slide's image was read with."""
     chosen = slide.recipe.get("source") or {}
     kept: dict[str, Any] = {
@@ -115,9 +115,9 @@ def source_options(slide: StoredSlide) -> SourceOptions:
     )
 
 
-def stored_thumbnail(slide: StoredSlide) -> Image.Image | None:
+def stored_thumbnail(slide: Slide) -> Image.Image | None:
     """The thumbnail in the store, RGB, stretched over the whole image; None where there is none."""
-    raw = slide.store.folder.get(THUMBNAIL)
+    raw = slide.folder.get(THUMBNAIL)
     if raw is None:
         return None
     try:

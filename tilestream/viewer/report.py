@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
+import hashlib
 import json
 from collections.abc import Iterator
 from html import escape
@@ -11,15 +10,15 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from PIL import Image
-
 from tilestream import __version__
-from tilestream.errors import ConfigError, InputError, without_credentials
-from tilestream.interop.stored_slide import new_target
+from tilestream.errors import ConfigError, IncompleteError, InputError, without_credentials
+from tilestream.interop.target import Target
 from tilestream.runner.recipe import flatten
+from tilestream.store.cohort import find_stores
 from tilestream.store.folder import Folder
-from tilestream.store.slide_store import SlideStore
-from tilestream.store.verify import find_stores
+from tilestream.store.ownership import is_zarr
+from tilestream.store.picture import small_image
+from tilestream.store.slide import Slide
 
 PICTURE_BYTES = 24 * 1024**2
 """Bytes of all pictures together, about: each is smaller the more slides there are."""
@@ -71,7 +70,7 @@ $head
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#eeca3b", "#9d755d")
 
 
-def write_report(output: str, to: str | None = None) -> str:
+def write_report(output: str, to: str | None = None, *, force: bool = False) -> str:
     """Write the report of an output folder; returns words on what was written.
 
     Slides that are not finished, that have no tissue or that were refused are in it. Nothing is written into the stores.
@@ -84,6 +83,8 @@ def write_report(output: str, to: str | None = None) -> str:
         An output folder or its URL.
     to : str, optional
         The file; by default `report.html` in the output.
+    force : bool
+        Whether a file is replaced that is not a report, or was changed since.
 
     Raises
     ------
@@ -92,8 +93,8 @@ def write_report(output: str, to: str | None = None) -> str:
     ConfigError
         The file cannot be written there.
     """
-    folder = Folder(output)
-    if folder.exists("zarr.json"):
+    folder = Folder(output, read_only=True)
+    if is_zarr(folder):
         raise ConfigError(f"report: {output} is one slide's store. Give the output folder that holds it.")
     runs = _runs(folder)
     try:
@@ -103,12 +104,12 @@ def write_report(output: str, to: str | None = None) -> str:
             raise
         stores = {}
     told = {slide["id"]: slide for run in runs for slide in run.get("slides", [])}
-    names = sorted({*told, *(name.removesuffix(".zarr") for name in stores)})
-    target = _target(output, to, stores)
-    with new_target(target, "--to") as path:
+    names = sorted({*told, *stores})
+    target = _target(output, to)
+    with Target(target, force or _is_report(target), option="--to").writing() as path:
         with path.open("w", encoding="utf-8") as file:
             side = max(SMALL_PX, min(LARGE_PX, LARGE_PX - 4 * len(names)))
-            slides = [_Slide(name, stores.get(f"{name}.zarr"), told.get(name, {})) for name in names]
+            slides = [_Row(name, stores.get(name), told.get(name, {})) for name in names]
             columns = "".join(
                 f'<th><button title="sort">{name}</button></th>'
                 for name in ("slide", "picture", "status", "tiles", "failed", "seconds", "causes")
@@ -119,19 +120,33 @@ def write_report(output: str, to: str | None = None) -> str:
                 file.write(slide.row(side, max(2000, PICTURE_BYTES // max(1, len(names)))))
             file.write(f"</tbody></table>{_recipes(slides, runs)}<p class=soft>Written by tilestream {escape(__version__)}.</p>")
             file.write(f"</main><script>{SCRIPT}</script></body></html>\n")
+        _sign(path)
         size = path.stat().st_size
     return f"{len(names)} slides -> {target} ({size / 1e6:.1f} MB)"
 
 
-def _target(output: str, to: str | None, stores: dict[str, SlideStore]) -> Path:
+def _target(output: str, to: str | None) -> Path:
     if to is None and "://" in output:
         raise ConfigError(f"--to: is needed for {output}, since reports are written to a local disk.")
-    target = Path(to) if to is not None else Path(output) / "report.html"
-    inside = target.resolve().parents
-    for store in stores.values():
-        if store.folder.local is not None and store.folder.local.resolve() in inside:
-            raise ConfigError(f"--to: {target} lies in a slide's store, which reports leave alone. Name another file.")
-    return target
+    return Path(to) if to is not None else Path(output) / "report.html"
+
+
+SIGNATURE = b"<!-- tilestream report "
+
+
+def _sign(path: Path) -> None:
+    """End a report with a digest of itself: one that a person changed is no longer ours to replace."""
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    with path.open("ab") as file:
+        file.write(SIGNATURE + f"{digest} -->\n".encode())
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a report as it was written."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    text, _, rest = path.read_bytes().rpartition(SIGNATURE)
+    return rest == f"{hashlib.blake2b(text, digest_size=16).hexdigest()} -->\n".encode()
 
 
 def _runs(folder: Folder) -> list[dict[str, Any]]:
@@ -148,20 +163,19 @@ def _runs(folder: Folder) -> list[dict[str, Any]]:
     return found
 
 
-class _Slide:
+class _Row:
     """One row of the report: what its store says, else what a run said of it."""
 
-    def __init__(self, name: str, store: SlideStore | None, told: dict[str, Any]) -> None:
-        self.name, self.store, self.told = name, store, told
-        attributes = store.attributes if store is not None else None
-        self.attributes: dict[str, Any] = attributes or {}
-        mark = store.completion if store is not None and attributes else None
-        self.ledger = list(store.ledger().values()) if store is not None and attributes else []
-        self.tiles: int = self.attributes.get("layout", {}).get("tiles", told.get("tiles", 0))
+    def __init__(self, name: str, place: Folder | None, told: dict[str, Any]) -> None:
+        self.name, self.told = name, told
+        self.slide = None if place is None else _open_slide(place)
+        self.commits = {} if self.slide is None else self.slide.read_commits()
+        self.tiles: int = told.get("tiles", 0) if self.slide is None else self.slide.layout.tiles
         self.counts: dict[str, int] = {}
-        for entry in self.ledger:
+        for entry in self.commits.values():
             for status, count in entry.get("counts", {}).items():
                 self.counts[status] = self.counts.get(status, 0) + count
+        mark = None if self.slide is None else self.slide.completion
         self.counts = (mark or {}).get("counts") or self.counts or told.get("counts", {})
         self.status = "done" if mark else "refused" if told.get("status") == "refused" else "unfinished"
         self.seconds: dict[str, float] = told.get("seconds", {})
@@ -179,7 +193,7 @@ class _Slide:
     def causes(self) -> list[str]:
         """Why the slide or its tiles failed, in words."""
         found = [self.told["error"]] if self.told.get("error") else []
-        found += self.told.get("warnings") or self.attributes.get("source", {}).get("warnings", [])
+        found += self.told.get("warnings") or ([] if self.slide is None else self.slide.source.get("warnings", []))
         found += [
             f"{count} {'tile' if count == 1 else 'tiles'}: {status}"
             for status, count in self.counts.items()
@@ -197,10 +211,10 @@ class _Slide:
         words = escape(f"{self.name} {self.status} {' '.join(causes)}".lower(), quote=True)
         progress = f"{self.tiles:,}" if self.status == "done" else f"{self.embedded:,} of {self.tiles:,}"
         causes_list = f"<ul>{''.join(f'<li>{escape(cause)}</li>' for cause in causes)}</ul>" if causes else ""
-        address = escape(without_credentials(str(self.attributes.get("source", {}).get("address", self.told.get("address", "")))))
+        address = str(self.told.get("address", "") if self.slide is None else self.slide.source["address"])
         total = sum(self.seconds.values())
         return (
-            f'<tr data-text="{words}"><td class=id><b>{escape(self.name)}</b><br><span class=soft>{address}</span></td>'
+            f'<tr data-text="{words}"><td class=id><b>{escape(self.name)}</b><br><span class=soft>{escape(without_credentials(address))}</span></td>'
             f"<td class=pic>{self._picture(side, most)}</td><td class={self.status}>{self.status}</td>"
             f'<td class=n data-v="{self.tiles}">{progress}</td><td class="n{" failed" if self.failed else ""}" data-v="{self.failed}">{self.failed:,}</td>'
             f'<td data-v="{total:.2f}">{_bar(self.seconds)}</td><td class=why>{causes_list}</td></tr>\n'
@@ -208,33 +222,16 @@ class _Slide:
 
     def _picture(self, side: int, most: int) -> str:
         """The overview, else the thumbnail, inline."""
-        raw = None
-        if self.store is not None:
-            raw = self.store.folder.get("overview.png") or self.store.folder.get("thumbnail.png")
-        found = None if raw is None else small_picture(raw, side, most)
-        if found is None:
-            return "<div class=none>no picture</div>"
-        data, width, height = found
-        return (
-            f'<img loading="lazy" decoding="async" width="{width}" height="{height}" alt="overview of {escape(self.name, quote=True)}" '
-            f'src="data:image/webp;base64,{base64.b64encode(data).decode()}">'
-        )
+        raw = None if self.slide is None else self.slide.read_picture()
+        return (raw and small_image(raw, side, most, f"overview of {self.name}")) or "<div class=none>no picture</div>"
 
 
-def small_picture(raw: bytes, side: int, most: int) -> tuple[bytes, int, int] | None:
-    """A picture as WebP of about `most` bytes or fewer, with its width and height in px; None for what is no picture."""
+def _open_slide(place: Folder) -> Slide | None:
+    """A store, finished or not; None where its creation was cut short."""
     try:
-        with Image.open(io.BytesIO(raw)) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, ValueError):
+        return Slide(place, allow_unfinished=True)
+    except IncompleteError:
         return None
-    picture.thumbnail((side, side))
-    for quality in (80, 60, 40, 20):
-        buffer = io.BytesIO()
-        picture.save(buffer, "WEBP", quality=quality)
-        if buffer.tell() <= most:
-            break
-    return buffer.getvalue(), picture.width, picture.height
 
 
 def _ordered(seconds: dict[str, float]) -> list[tuple[str, float]]:
@@ -256,7 +253,7 @@ def _bar(seconds: dict[str, float]) -> str:
     return f'{total:.1f} s<div class="bar">{parts}</div><span class="soft">{words}</span>'
 
 
-def _head(output: str, runs: list[dict[str, Any]], slides: list[_Slide]) -> str:
+def _head(output: str, runs: list[dict[str, Any]], slides: list[_Row]) -> str:
     """Totals, what bounded the runs, and throughput."""
     by_status = {status: sum(slide.status == status for slide in slides) for status in ("done", "unfinished", "refused")}
     cards = [("slides", f"{len(slides):,}"), *((status, f"{count:,}") for status, count in by_status.items() if count)]
@@ -282,7 +279,7 @@ def _run_words(run: dict[str, Any]) -> str:
     return escape(words) + (f"<br><b>{escape(run['bound'])}</b>" if run.get("bound") else "")
 
 
-def _throughput(slides: list[_Slide]) -> str:
+def _throughput(slides: list[_Row]) -> str:
     """Tiles committed over time, from when shards' entries were written; empty where that is not known."""
     events = sorted(event for event in _commits(slides) if event[1])
     if len(events) < 2 or events[-1][0] - events[0][0] < 1:
@@ -307,25 +304,25 @@ def _throughput(slides: list[_Slide]) -> str:
     )
 
 
-def _commits(slides: list[_Slide]) -> Iterator[tuple[float, int]]:
+def _commits(slides: list[_Row]) -> Iterator[tuple[float, int]]:
     """Time, s, and tiles of each shard of local stores."""
-    for slide in slides:
-        if slide.store is None or slide.store.folder.local is None:
+    for row in slides:
+        if row.slide is None or row.slide.folder.local is None:
             continue
-        for number, entry in slide.store.ledger().items():
+        for number, entry in row.commits.items():
             try:
-                written = (slide.store.folder.local / f".tilestream/shards/tiles-{number:06d}.json").stat().st_mtime
+                written = (row.slide.folder.local / f".tilestream/shards/tiles-{number:06d}.json").stat().st_mtime
             except OSError:  # a run is at work
                 continue
             yield written, sum(entry.get("counts", {}).values())
 
 
-def _recipes(slides: list[_Slide], runs: list[dict[str, Any]]) -> str:
+def _recipes(slides: list[_Row], runs: list[dict[str, Any]]) -> str:
     """The recipes that occur, each once, without what is a slide's own; and versions."""
     seen: dict[str, list[str]] = {}
     for slide in slides:
-        if recipe := slide.attributes.get("recipe"):
-            flat = {key: value for key, value in flatten(recipe).items() if key != "tiles.from_sha256"}
+        if slide.slide is not None:
+            flat = {key: value for key, value in flatten(slide.slide.recipe).items() if key != "tiles.from_sha256"}
             seen.setdefault("\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in flat.items()), []).append(
                 slide.name
             )

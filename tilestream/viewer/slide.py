@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from tilestream.errors import InputError
 from tilestream.geometry import Size
-from tilestream.interop.stored_slide import StoredSlide, is_good
 from tilestream.models.pca import AXES_ROWS, principal_axes
-from tilestream.store.slide_store import BLOCK_ROWS, TILES, SlideStore
+from tilestream.store.blocks import BLOCK_ROWS
+from tilestream.store.folder import Folder
+from tilestream.store.slide import Slide, is_good
 
 SCORES = 16
 """Leading principal components that are kept of each tile, for clusters and pictures."""
@@ -30,32 +31,44 @@ Floats = NDArray[np.float32]
 
 
 class BlockCache:
-    """Blocks of rows as they are stored, the last used ones. Memory bound: `CACHE_BYTES`."""
+    """Blocks of rows as they are stored, those of the stores used last. Memory bound: `CACHE_BYTES`.
+
+    A store larger than the cache keeps its first blocks: going round it in a ring, the block used longest ago is the one wanted next.
+    """
 
     def __init__(self) -> None:
-        self._blocks: OrderedDict[tuple[str, int], NDArray[Any]] = OrderedDict()
+        self._stores: OrderedDict[str, dict[int, NDArray[Any]]] = OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()
 
     def read(self, address: str, array: Any, part: slice) -> Floats:
         """(m, d) float32 rows of an array."""
-        key = (address, part.start)
         with self._lock:
-            found = self._blocks.get(key)
-        if found is None:
-            found = np.asarray(array[part])
-            with self._lock:
-                if (
-                    self._bytes + found.nbytes <= CACHE_BYTES
-                ):  # a slide larger than the cache keeps its first blocks: a ring would keep none
-                    self._blocks[key] = found
-                    self._bytes += found.nbytes
-        return np.asarray(found, np.float32)
+            blocks = self._stores.setdefault(address, {})
+            self._stores.move_to_end(address)
+            block = blocks.get(part.start)
+        if block is None:
+            block = np.asarray(array[part])
+            self._keep(address, part.start, block)
+        return np.asarray(block, np.float32)
+
+    def _keep(self, address: str, start: int, block: NDArray[Any]) -> None:
+        with self._lock:
+            blocks = self._stores.setdefault(address, {})
+            if start in blocks:  # another thread was faster
+                return
+            while self._bytes + block.nbytes > CACHE_BYTES and next(iter(self._stores)) != address:
+                self._drop(next(iter(self._stores)))
+            if self._bytes + block.nbytes <= CACHE_BYTES:
+                blocks[start] = block
+                self._bytes += block.nbytes
+
+    def _drop(self, address: str) -> None:
+        self._bytes -= sum(block.nbytes for block in self._stores.pop(address, {}).values())
 
     def forget(self, address: str) -> None:
         """Drop the blocks of a store."""
         with self._lock:
-            for key in [key for key in self._blocks if key[0] == address]:
-                self._bytes -= self._blocks.pop(key).nbytes
+            self._drop(address)
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ class PlaceMap:
     extent: Extent
 
 
-class ViewedSlide(StoredSlide):
+class ViewedSlide(Slide):
     """A slide's store, finished or not; imported ones too.
 
     Memory bound: 40 bytes and `SCORES` float16 a tile, and a block of rows.
@@ -93,14 +106,14 @@ class ViewedSlide(StoredSlide):
         There is no store of ours, or its embeddings were not kept.
     """
 
-    def __init__(self, name: str, store: SlideStore, cache: BlockCache) -> None:
-        super().__init__(name, store, allow_unfinished=True)
-        self.finished = store.completion is not None
+    def __init__(self, place: Folder, cache: BlockCache) -> None:
+        super().__init__(place, allow_unfinished=True)
         self.cache, self._lock = cache, threading.Lock()
-        self.row, self.col, self.y, self.x = (np.asarray(self._column(key)[:]) for key in ("row", "col", "y", "x"))
-        self.tissue = np.asarray(self._column("tissue")[:], np.float32)
-        self.status = np.array(self._column("status/codes")[:])
-        self.shards = sorted(store.ledger()) if not self.finished else list(range(self.layout.shards))
+        self.rows = self.vectors()
+        self.row, self.col, self.y, self.x = map(self.read_column, ("row", "col", "y", "x"))
+        self.tissue = self.read_column("tissue")
+        self.status = self.read_column("status/codes").copy()
+        self.shards = list(range(self.layout.shards)) if self.finished else sorted(self.read_commits())
         committed = np.zeros(self.layout.tiles, np.bool_)
         for shard in self.shards:
             committed[self.layout.rows(shard)] = True
@@ -108,6 +121,11 @@ class ViewedSlide(StoredSlide):
         self.good = is_good(self.status)
         self._scores: Floats | None = None
         self._norms: Floats | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the slide holds or will hold, about."""
+        return self.layout.tiles * (4 * 8 + 4 + 1 + 1 + 4 + 2 * SCORES)
 
     @property
     def words(self) -> str:
@@ -131,13 +149,12 @@ class ViewedSlide(StoredSlide):
         """Row ranges and their embeddings (m, d) float32; after each, `skip` ranges are left out."""
         if not self.layout.tiles:
             return
-        array = self.store.array(f"{TILES}/X")
         for part in self.parts()[:: skip + 1]:
-            yield part, self.cache.read(self.store.folder.address, array, part)
+            yield part, self.cache.read(self.path, self.rows, part)
 
     def embedding(self, tile: int) -> Floats:
         """(d,) float32 of one tile."""
-        return np.asarray(self.store.array(f"{TILES}/X")[tile], np.float32)
+        return np.asarray(self.rows[tile], np.float32)
 
     def norms(self) -> Floats:
         """(n,) float32 lengths of the embeddings; NaN where there is none."""

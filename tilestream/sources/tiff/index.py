@@ -62,8 +62,6 @@ class TiffPlane:
     """The Compression tag."""
     fill_order: int
     """The FillOrder tag: 2 where the bits of each byte are stored in the other order."""
-    pixel_bytes: int
-    """Bytes of all samples of one pixel, as decoded."""
 
 
 @dataclass(frozen=True)
@@ -254,8 +252,7 @@ def _plane(tif: tifffile.TiffFile, series: Any, number: int, grid: SegmentGrid, 
     if len(offsets) != wanted or len(counts) != wanted:
         raise NoGridError(f"{address}: the file lists {len(offsets)} pieces where {grid.rows} x {grid.cols} x {planes} belong")
     jpeg = _jpeg_decoder(page, grid, buffers, address)
-    pixel_bytes = int(page.samplesperpixel) * max(1, _bits(page) // 8)
-    return TiffPlane(offsets, counts, planes, page.decode, page.jpegtables, jpeg, int(page.compression), int(page.fillorder), pixel_bytes)
+    return TiffPlane(offsets, counts, planes, page.decode, page.jpegtables, jpeg, int(page.compression), int(page.fillorder))
 
 
 def _jpeg_decoder(page: Any, grid: SegmentGrid, buffers: ThreadBuffers, address: str) -> JpegDecoder | None:

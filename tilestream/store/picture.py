@@ -1,0 +1,59 @@
+"""A slide's picture, small: for notebooks and reports."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from html import escape
+from typing import Any
+
+from PIL import Image
+
+from tilestream.errors import ConfigError
+
+NOTEBOOK_PX, NOTEBOOK_BYTES = 720, 200_000
+
+
+def plot_picture(raw: bytes, axes: Any = None) -> Any:
+    """Draw a picture into matplotlib axes, new ones where none are given, and return them.
+
+    Raises
+    ------
+    ConfigError
+        matplotlib is not installed.
+    """
+    try:
+        from matplotlib import pyplot as plt
+    except ModuleNotFoundError as error:
+        raise ConfigError("plot needs the package matplotlib, which is not installed: pip install 'tilestream[plot]'.") from error
+    axes = plt.subplots(figsize=(12, 6), layout="constrained")[1] if axes is None else axes
+    axes.imshow(Image.open(io.BytesIO(raw)))
+    axes.set_axis_off()
+    return axes
+
+
+def slide_html(title: str, words: str, raw: bytes | None, recipe: dict[str, Any]) -> str:
+    """What a notebook shows of a slide: the picture, with words and recipe."""
+    image = "" if raw is None else small_image(raw, NOTEBOOK_PX, NOTEBOOK_BYTES, "overview")
+    text = escape(json.dumps(recipe, indent=1, ensure_ascii=False))
+    return f"<div><b>{escape(title)}</b><br>{words}<br>{image}<details><summary>recipe</summary><pre>{text}</pre></details></div>"
+
+
+def small_image(raw: bytes, side: int, most: int, words: str) -> str:
+    """An `img` element of a picture, inline, at most `side` px a side and of about `most` bytes or fewer; empty for what is no picture."""
+    try:
+        with Image.open(io.BytesIO(raw)) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, ValueError):
+        return ""
+    picture.thumbnail((side, side))
+    for quality in (80, 60, 40, 20):
+        buffer = io.BytesIO()
+        picture.save(buffer, "WEBP", quality=quality)
+        if buffer.tell() <= most:
+            break
+    return (
+        f'<img loading="lazy" decoding="async" width="{picture.width}" height="{picture.height}" alt="{escape(words, quote=True)}" '
+        f'src="data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    )
