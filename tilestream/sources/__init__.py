@@ -42,11 +42,16 @@ def open_source(address: str, options: SourceOptions) -> Source:
         The options are wrong in themselves.
     """
     source = _open(address, options)
-    if not options.icc:
-        return source
-    from tilestream.sources.icc import with_profile
+    mask = source.mask
+    if options.icc:
+        from tilestream.sources.icc import with_profile
 
-    return with_profile(source)
+        source = with_profile(source)
+    if mask is not None:
+        from tilestream.sources.masked import MaskedSource
+
+        source = MaskedSource(source, mask)
+    return source
 
 
 def _open(address: str, options: SourceOptions) -> Source:

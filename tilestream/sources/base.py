@@ -14,6 +14,8 @@ from tilestream.geometry import Level, Region, Size
 if TYPE_CHECKING:
     import dask.array
 
+    from tilestream.sources.geo import GeoReference
+
 WHITE = 255
 """Value of pixels outside an image or under alpha 0."""
 
@@ -92,6 +94,8 @@ class SlideInfo:
     properties: dict[str, str] = field(default_factory=dict)
     """Free facts for `inspect`: icc profile, bounds, axes, scenes."""
     warnings: tuple[str, ...] = ()
+    geo: GeoReference | None = None
+    """Where on a map the image lies; None where the file does not say."""
 
     def __post_init__(self) -> None:
         if not self.levels:
@@ -111,6 +115,9 @@ class Source(ABC):
     """
 
     info: SlideInfo
+
+    mask: Source | None = None
+    """A source of the same image in which what is black (0) is no part of it; None where the file has no mask."""
 
     icc_profile: bytes | None = None
     """The file's colour profile; None where it has none, or the backend knows none."""

@@ -1,8 +1,8 @@
 """Micrometres per pixel from what files state: one rule for all backends about what counts as a statement.
 
 A value that is not positive and finite is no statement. Where x and y differ by up to 1 % the mean is taken; beyond, pixels are
-not square and the image is refused. TIFF resolution tags of generic files beyond 100 µm/px are placeholders of image editors
-(72 dpi is 352.8 µm/px), not a scanner's statement.
+not square and the image is refused. Resolutions of pictures for printing are placeholders of image editors and cameras, not a scanner's statement:
+a whole number of pixels an inch up to 4,800 (72, 96, 300, 600, 1,200 dpi), whatever unit it was written in, and anything beyond 100 µm/px.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ SQUARE_TOLERANCE = 0.01
 PLACEHOLDER_MPP = 100.0
 """µm/px above which a generic TIFF's resolution tag is taken for a printing resolution."""
 
+INCH = 25_400.0
+"""Micrometres."""
+
+MOST_DPI = 4800
+"""Pixels an inch of the finest flatbed scanners and printers."""
+
+USUAL_DPI = (72, 96, 100, 120, 150, 180, 200, 240, 250, 300, 350, 360, 400, 600, 720, 1200, 2400, 4800)
+"""Placeholders that are known by their value where the unit is not the inch and rounding has blurred them."""
+
 MICROMETRES = {
     "angstrom": 1e-4,
     "å": 1e-4,
@@ -33,8 +42,8 @@ MICROMETRES = {
     "mm": 1e3,
     "centimeter": 1e4,
     "cm": 1e4,
-    "inch": 25_400.0,
-    "in": 25_400.0,
+    "inch": INCH,
+    "in": INCH,
     "meter": 1e6,
     "m": 1e6,
 }
@@ -72,14 +81,25 @@ def resolution_from_file(address: str, x: float, y: float, source: str, *, limit
     """
     if not all(math.isfinite(v) and v > 0 for v in (x, y)):
         return Resolution(None, "", (f"{source}: {x:g} x {y:g} µm/px is no resolution; mpp is taken as unknown.",))
-    if min(x, y) > limit:
-        return Resolution(None, "", (f"{source}: {x:.4g} µm/px is a placeholder for printing; mpp is taken as unknown.",))
+    if limit < math.inf and (min(x, y) > limit or is_placeholder(x)):
+        return Resolution(
+            None, "", (f"{source}: {x:.4g} µm/px ({INCH / x:.4g} dpi) is a placeholder for printing; mpp is taken as unknown.",)
+        )
     if abs(x - y) > SQUARE_TOLERANCE * max(x, y):
         raise InputError(
             f"{address}: pixels are not square: {source} state {x:g} µm/px in x and {y:g} in y, more than 1 % apart. "
             "State the resolution in the mpp column of the slide list."
         )
     return Resolution((x + y) / 2, source)
+
+
+def is_placeholder(mpp: float) -> bool:
+    """Whether a resolution is that of a picture for printing: a whole number of pixels an inch that is no whole number of µm a pixel, or a usual one."""
+    dpi = INCH / mpp
+    if dpi > MOST_DPI * 1.001:
+        return False
+    whole_inch, whole_um = abs(dpi - round(dpi)) <= 1e-6 * dpi, abs(mpp - round(mpp)) <= 1e-6 * mpp
+    return (whole_inch and not whole_um) or any(abs(dpi / usual - 1) <= 0.002 for usual in USUAL_DPI)
 
 
 def magnification_words(properties: Mapping[str, str]) -> str:

@@ -31,16 +31,19 @@ class SampleRule:
     """Meaning of the last sample."""
     invert: bool = False
     """Whether 0 is white (TIFF photometric WhiteIsZero)."""
+    nodata: float | None = None
+    """The value that all colour samples of a pixel have where there is no image; such pixels are white, as under alpha 0."""
 
     @property
     def trivial(self) -> bool:
         """Whether one or three uint8 samples are already the pixel."""
-        return self.channels is None and self.window is None and self.alpha == "none" and not self.invert
+        return self.channels is None and self.window is None and self.alpha == "none" and not self.invert and self.nodata is None
 
     def rgb(self, samples: NDArray[Any]) -> Pixels:
         """(h, w, 3) uint8 from (h, w, s) samples; possibly a read-only view."""
         if self.channels is not None:
             samples = samples[..., list(self.channels)]
+        absent = None if self.nodata is None else is_nodata(samples if self.alpha == "none" else samples[..., :-1], self.nodata)
         if self.window is not None:
             samples = map_window(samples, self.window)
         assert samples.dtype == np.uint8, "a rule without a window is made for uint8 only"
@@ -49,8 +52,17 @@ class SampleRule:
             colour = 255 - colour
         if alpha is not None:
             colour = composite_straight(colour, alpha) if self.alpha == "straight" else composite_premultiplied(colour, alpha)
+        if absent is not None and absent.any():
+            colour = np.where(absent[..., np.newaxis], np.uint8(WHITE), colour)
         assert colour.shape[-1] in (1, 3), "a rule leaves grey or RGB"
         return colour if colour.shape[-1] == 3 else np.broadcast_to(colour, (*colour.shape[:2], 3))
+
+
+def is_nodata(samples: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
+    """(h, w) bool: where all samples of a pixel are the value for "nothing here", which may be NaN."""
+    same = np.isnan(samples) if nodata != nodata else samples == nodata  # noqa: PLR0124  # NaN
+    absent: NDArray[np.bool_] = same.all(axis=-1)
+    return absent
 
 
 def composite_straight(colour: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:

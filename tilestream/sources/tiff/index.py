@@ -5,6 +5,7 @@ The file is opened once, indexed, and closed; the decoders that are kept are clo
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,13 +17,18 @@ from numpy.typing import NDArray
 
 from tilestream.buffers import ThreadBuffers
 from tilestream.errors import InputError, ReadError
-from tilestream.geometry import Level, Size
+from tilestream.geometry import Level, Size, downsample_from_sizes
 from tilestream.sources.base import LARGEST_PROFILE, SegmentGrid, SourceOptions
 from tilestream.sources.files import NoGridError
+from tilestream.sources.geo import GeoReference, read_geo
 from tilestream.sources.resolution import Resolution
-from tilestream.sources.sample_values import Alpha, Choices, SampleRule, axis_keys
+from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
+from tilestream.sources.tiff.coding import JPEG, RGB, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.jpeg import JpegDecoder
-from tilestream.sources.tiff.pages import pick_levels, pick_series, read_resolution, vendor_of
+from tilestream.sources.tiff.multi_file import check_files
+from tilestream.sources.tiff.pages import mask_levels, pick_levels, pick_series, vendor_of
+from tilestream.sources.tiff.stated_mpp import is_aperio, read_resolution
+from tilestream.sources.tiff.strips import cut_strips, rows_at_once, sample_type
 
 MAX_PIECE_BYTES = 256 * 1024**2
 """Largest decoded tile or strip that is believed."""
@@ -33,13 +39,8 @@ TIFFFILE_ERRORS = (
 )
 """What tifffile raises on damaged files: its parsers trust what they read and fail in whatever way the numbers lead to."""
 
-JPEG, JPEG_2000_YCBCR = 7, 33003
-JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6
 REDUCTIONS = (2, 4)
 """Parts of the scale, as denominators, that libjpeg's inverse DCT decodes to directly."""
-ALPHA: dict[tuple[int, ...], Alpha] = {(1,): "premultiplied", (2,): "straight"}
-"""Meaning of the ExtraSamples tag where there is one extra sample (TIFF 6.0 section 18)."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class TiffPlane:
     """The Compression tag."""
     fill_order: int
     """The FillOrder tag: 2 where the bits of each byte are stored in the other order."""
+    file: int = 0
+    """Which of the index' files holds the pieces."""
+    samples: int = 1
+    """Samples of a pixel."""
+    raw: np.dtype[Any] | None = None
+    """Type of the samples, where pieces are rows of uncompressed ones."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,11 @@ class TiffIndex:
     properties: dict[str, str]
     warnings: tuple[str, ...]
     icc_profile: bytes | None
+    files: tuple[str, ...]
+    """The files that hold pieces; a plane says which by its number here."""
+    masks: tuple[TiffLevel, ...]
+    """Transparency masks, finest first; samples that are 0 are no part of the image."""
+    geo: GeoReference | None
 
 
 def index_tiff(address: str, options: SourceOptions) -> TiffIndex:
@@ -111,25 +123,42 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     address = choices.address
     number, series = pick_series(tif, choices)
     page = series.keyframe
-    _check_coding(page, address)
+    check_coding(page, address)
     leading, channels = _choose_pages(series, choices)
-    rule, warnings = _sample_rule(page, channels, choices)
+    rule = sample_rule(page, channels, choices)
     choices.settle()
-    buffers = ThreadBuffers()
-    levels = tuple(
-        TiffLevel(level, grid := _grid(found.keyframe, address), tuple(_plane(tif, found, k, grid, buffers, address) for k in leading))
-        for level, found in pick_levels(tif, series)
-    )
+    check_files(tif, series, leading, address)
+    files: list[str] = []
+    levels = tuple(_level(level, found, leading, files, address) for level, found in pick_levels(tif, series))
+    masks = tuple(_level(level, found, (0,), files, address) for level, found in mask_levels(series))
     if choices.options.reduced:
         levels = _with_reduced(levels)
-    stated = read_resolution(tif, number, series, address, choices.options)
+    geo = read_geo(page, address)
+    stated = read_resolution(tif, number, series, address, choices.options, geo)
+    warnings: tuple[str, ...] = ()
     if int(page.tags.valueof(274, default=1)) != 1:
-        warnings = (*warnings, f"the Orientation tag is {page.tags.valueof(274)}; pixels are read in stored order.")
+        warnings = (f"the Orientation tag is {page.tags.valueof(274)}; pixels are read in stored order.",)
     compression = tifffile.COMPRESSION(page.compression).name.lower()
-    facts = _facts(page, series)
+    facts = _facts(page, series) | (geo.facts() if geo is not None else {})
+    if rule.nodata is not None:
+        facts["geo.nodata"] = f"{rule.nodata:g}"
+    if len(files) > 1:
+        facts["tiff.files"] = ", ".join(os.path.basename(file) for file in files)  # noqa: PTH119  # addresses are strings
     profile = _icc_profile(page)
     facts["icc_profile"] = f"{len(profile)} bytes" if profile is not None else "none"
-    return TiffIndex(levels, rule, stated, vendor_of(tif, series), compression, facts, warnings + stated.warnings, profile)
+    return TiffIndex(
+        levels, rule, stated, vendor_of(tif, series), compression, facts, warnings + stated.warnings, profile, tuple(files), masks, geo
+    )
+
+
+def as_mask(index: TiffIndex, levels: tuple[TiffLevel, ...]) -> TiffIndex:
+    """An index that reads a mask: samples that are 0 become 0, all others 255."""
+    l0_size = levels[0].level.size
+    scaled = tuple(
+        replace(found, level=replace(found.level, downsample=downsample_from_sizes(l0_size, found.level.size) if k else 1.0))
+        for k, found in enumerate(levels)
+    )
+    return replace(index, levels=scaled, rule=SampleRule(None, (0, 1)), masks=(), icc_profile=None)
 
 
 def _icc_profile(page: Any) -> bytes | None:
@@ -158,20 +187,6 @@ def _with_reduced(levels: tuple[TiffLevel, ...]) -> tuple[TiffLevel, ...]:
     return tuple(sorted(made, key=lambda each: each.level.downsample))
 
 
-def _check_coding(page: Any, address: str) -> None:
-    """Refuse colours and codecs that would decode to something other than grey or RGB samples."""
-    codec, photometric = int(page.compression), int(page.photometric)
-    if page.compression != 1 and page.compression not in tifffile.TIFF.DECOMPRESSORS:
-        raise NoGridError(f"{address}: TIFF compression {codec} is not supported")
-    if codec == JPEG_2000_YCBCR:
-        raise NoGridError(f"{address}: JPEG 2000 in YCbCr (compression {codec}) is converted to RGB by OpenSlide only")
-    if photometric == YCBCR and codec not in (6, JPEG):
-        raise NoGridError(f"{address}: YCbCr colours without JPEG compression (compression {codec})")
-    if photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR):
-        name = getattr(page.photometric, "name", str(photometric))
-        raise InputError(f"{address}: colours are {name}; grey, RGB and YCbCr are read. Convert the file to RGB first.")
-
-
 def _choose_pages(series: Any, choices: Choices) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Numbers of the pages to read in the series' page list, and the channels that they are, None where channels are samples."""
     axes, shape = str(series.axes), tuple(series.shape)
@@ -191,43 +206,24 @@ def _choose_pages(series: Any, choices: Choices) -> tuple[tuple[int, ...], tuple
     return tuple(int(k) for k in grid[np.ix_(*picks)].ravel()), channels
 
 
-def _sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices) -> tuple[SampleRule, tuple[str, ...]]:
-    """How this page's samples become RGB, and warnings; what cannot be known is noted in `choices`."""
-    samples, window = int(page.samplesperpixel), choices.options.window
-    invert = int(page.photometric) == WHITE_IS_ZERO
-    choices.values(np.dtype(page.dtype) if page.dtype is not None else np.dtype("V"), _bits(page))
-    if channels is not None:
-        if samples > 1:
-            choices.refuse(f"each channel page has {samples} samples a pixel", "", "")
-        return SampleRule(None, window, invert=invert), ()
-    if choices.options.channels is not None:
-        return SampleRule(choices.channels(samples, "axis S"), window, invert=invert), ()
-    colours = 3 if int(page.photometric) in (RGB, YCBCR) else 1
-    extra = tuple(int(code) for code in page.extrasamples)
-    if samples == colours + 1 and extra in ALPHA:
-        return SampleRule(None, window, ALPHA[extra], invert), ()
-    if samples == 2:
-        return SampleRule(None, window, "straight", invert), ("the file does not say what its second sample is; it is taken as alpha.",)
-    if samples != colours:
-        choices.channels(samples, "axis S (samples of a pixel, the fourth not said to be alpha)" if samples == 4 else "axis S")
-    return SampleRule(None, window, invert=invert), ()
+def _level(level: Level, series: Any, leading: tuple[int, ...], files: list[str], address: str) -> TiffLevel:
+    """Grid and planes of a level; files that hold pieces are added to `files`."""
+    page = series.keyframe
+    rows = rows_at_once(page)
+    grid, buffers = _grid(page, address, rows), ThreadBuffers()
+    return TiffLevel(level, grid, tuple(_plane(series.pages[k], rows, grid, buffers, (files, address)) for k in leading))
 
 
-def _bits(page: Any) -> int:
-    bits = page.bitspersample
-    return max(bits) if isinstance(bits, tuple) else int(bits)
-
-
-def _grid(page: Any, address: str) -> SegmentGrid:
-    """The grid of tiles or strips of a page; a strip is a piece as wide as the image. Raises InputError."""
+def _grid(page: Any, address: str, rows: int | None) -> SegmentGrid:
+    """The grid of tiles or strips of a page; a strip is a piece as wide as the image, of `rows` where strips are cut. Raises InputError."""
     size = Size(int(page.imagelength), int(page.imagewidth))
     tiled = bool(page.is_tiled)
-    height, width = (int(page.tilelength), int(page.tilewidth)) if tiled else (int(page.rowsperstrip), size.width)
+    height, width = (int(page.tilelength), int(page.tilewidth)) if tiled else (rows or int(page.rowsperstrip), size.width)
     if min(height, width) < 1 or int(page.imagedepth) != 1 or (tiled and int(page.tiledepth) != 1):
         raise InputError(f"{address}: file tiles of {height} x {width} px cannot be. The file is damaged; export it again.")
     height = height if tiled else min(height, size.height)
     samples = int(page.samplesperpixel) if int(page.planarconfig) == 1 else 1
-    decoded = height * width * samples * max(1, _bits(page) // 8)
+    decoded = height * width * samples * max(1, bits_of(page) // 8)
     if decoded > MAX_PIECE_BYTES:
         problem = f"{address}: a file {'tile' if tiled else 'strip'} of {height} x {width} px decodes to {decoded / 2**20:.0f} MiB"
         raise (InputError if tiled else NoGridError)(
@@ -236,13 +232,15 @@ def _grid(page: Any, address: str) -> SegmentGrid:
     return SegmentGrid(height, width, -(-size.height // height), -(-size.width // width))
 
 
-def _plane(tif: tifffile.TiffFile, series: Any, number: int, grid: SegmentGrid, buffers: ThreadBuffers, address: str) -> TiffPlane:
-    frame = series.pages[number]
-    if frame is None or frame.parent is not tif:
-        raise NoGridError(f"{address}: page {number} of the image is missing from this file")
-    page = frame.keyframe
+def _plane(frame: Any, rows: int | None, grid: SegmentGrid, buffers: ThreadBuffers, place: tuple[list[str], str]) -> TiffPlane:
+    files, address = place
+    page, holder = frame.keyframe, str(frame.parent.filehandle.path)
+    if holder not in files:
+        files.append(holder)
     planes = int(page.samplesperpixel) if int(page.planarconfig) == 2 else 1
     offsets, counts = (np.asarray(values, np.int64) for values in (frame.dataoffsets, frame.databytecounts))
+    if rows is not None:
+        offsets, counts = cut_strips(page, offsets, rows)
     wanted = planes * grid.rows * grid.cols
     if min(len(offsets), len(counts)) < wanted:  # other readers would take minutes to fail on every piece that is missing
         raise InputError(
@@ -252,13 +250,26 @@ def _plane(tif: tifffile.TiffFile, series: Any, number: int, grid: SegmentGrid, 
     if len(offsets) != wanted or len(counts) != wanted:
         raise NoGridError(f"{address}: the file lists {len(offsets)} pieces where {grid.rows} x {grid.cols} x {planes} belong")
     jpeg = _jpeg_decoder(page, grid, buffers, address)
-    return TiffPlane(offsets, counts, planes, page.decode, page.jpegtables, jpeg, int(page.compression), int(page.fillorder))
+    raw = None if rows is None else sample_type(page)
+    return TiffPlane(
+        offsets,
+        counts,
+        planes,
+        page.decode,
+        page.jpegtables,
+        jpeg,
+        int(page.compression),
+        int(page.fillorder),
+        files.index(holder),
+        int(page.samplesperpixel),
+        raw,
+    )
 
 
 def _jpeg_decoder(page: Any, grid: SegmentGrid, buffers: ThreadBuffers, address: str) -> JpegDecoder | None:
     """Our own decoder where it applies: 8-bit grey or colour with interleaved samples."""
     samples = int(page.samplesperpixel)
-    if int(page.compression) != JPEG or _bits(page) != 8 or samples not in (1, 3) or (samples == 3 and int(page.planarconfig) == 2):
+    if int(page.compression) != JPEG or bits_of(page) != 8 or samples not in (1, 3) or (samples == 3 and int(page.planarconfig) == 2):
         return None
     header = getattr(page, "jpegheader", None)
     if header:
@@ -281,7 +292,7 @@ def _facts(page: Any, series: Any) -> dict[str, str]:
         text = str(getattr(page, name) or "").strip()
         if text:
             facts[f"tiff.{name}"] = text[:1000]
-    if series.kind == "svs":
+    if is_aperio(page.description):
         facts.update(_aperio_facts(page.description))
     return facts
 

@@ -1,36 +1,34 @@
-"""Which pages of a TIFF file are the image: the scene, its pyramid levels, and what it says of its resolution.
+"""Which pages of a TIFF file are the image: the scene and its pyramid levels.
 
-Levels are tifffile's (Aperio: tiled pages that are not reduced; NDPI: by magnification; OME-TIFF: SubIFDs; others: pages with the
-reduced-resolution bit of NewSubfileType, TIFF 6.0 section 8), less those that are masks (bit 4) or have another shape than level 0.
+Levels are the pages of this pyramid: SubIFDs of the page, or for NDPI and OME-TIFF what tifffile says; for Aperio the tiled pages (as OpenSlide);
+for other files the pages with the reduced-resolution bit of NewSubfileType (TIFF 6.0 section 8) that follow the image's page, up to the next image.
+Masks (bit 4), pictures that are called label or macro, and pages of another shape or another layout are none.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import tifffile
 
 from tilestream.errors import InputError
 from tilestream.geometry import Level, Size, downsample_from_sizes
-from tilestream.sources.base import SourceOptions
 from tilestream.sources.files import NoGridError
-from tilestream.sources.resolution import (
-    PLACEHOLDER_MPP,
-    UNKNOWN,
-    Resolution,
-    micrometres_from_unit,
-    parse_number,
-    resolution_from_config,
-    resolution_from_file,
-)
 from tilestream.sources.sample_values import Choices
 
 OTHER_KINDS = {"scn": "Leica SCN", "bif": "Ventana BIF with overlapping tiles", "philips": "Philips TIFF with padded levels"}
 """Series kinds whose geometry lies in metadata that OpenSlide reads and tifffile does not apply."""
 
-ASSOCIATED = re.compile(r"\b(label|macro|map|overview|thumbnail)\b", re.IGNORECASE)
-"""Names of images that accompany a slide."""
+PLAIN_KINDS = frozenset({"generic", "uniform", "shaped"})
+"""Series kinds that tifffile makes of pages by their shapes alone, whichever pyramid they belong to."""
+
+ASSOCIATED = frozenset(
+    {name + more for name in ("label", "macro", "overview", "thumbnail", "map", "slide label", "slide overview") for more in ("", " image")}
+)
+"""What pictures that accompany a slide are called, exactly; a longer name that holds such a word is a name as any other."""
 
 COMPARABLE_AREA = 0.1
 """Share of the largest image's area from which another image counts as a scene of its own."""
@@ -40,10 +38,43 @@ REDUCED_BIT, MASK_BIT = 1, 4
 ASPECT_TOLERANCE = 0.01
 
 
+@dataclass(frozen=True)
+class Pages:
+    """One page as the image of a scene or of a level, in the terms of tifffile's series."""
+
+    keyframe: Any
+    kind: str = "generic"
+    smaller: list[Any] = field(default_factory=list)
+    """Pages with the reduced-resolution bit that follow it."""
+    masks: list[Any] = field(default_factory=list)
+    """Pages with the mask bit that follow it."""
+
+    name = ""
+
+    @property
+    def pages(self) -> list[Any]:
+        return [self.keyframe]
+
+    @property
+    def axes(self) -> str:
+        return str(self.keyframe.axes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.keyframe.shape)
+
+    @property
+    def levels(self) -> list[Any]:
+        """Itself, its SubIFDs and the pages that follow it."""
+        inner = [page.aspage() for page in self.keyframe.pages or ()]
+        alike = [page for page in self.smaller if page.is_tiled or not self.keyframe.is_tiled]
+        return [self, *(Pages(page, self.kind) for page in (*inner, *alike))]
+
+
 def pick_series(tif: tifffile.TiffFile, choices: Choices) -> tuple[int, Any]:
-    """Index and tifffile series of the scene to read; noted in `choices` where several could be meant. Raises InputError."""
+    """Index and series (tifffile's, or `Pages`) of the scene to read; noted in `choices` where several could be meant. Raises InputError."""
     address = choices.address
-    images = [(k, s) for k, s in enumerate(tif.series) if not _is_mask(s.keyframe) and not ASSOCIATED.search(s.name or "")]
+    images = _without_associated([(k, s) for k, s in enumerate(_all_series(tif)) if not _is_mask(s.keyframe)])
     if not images:
         raise NoGridError(f"{address}: tifffile finds no image in the file")
     for _, series in images:
@@ -63,9 +94,56 @@ def pick_series(tif: tifffile.TiffFile, choices: Choices) -> tuple[int, Any]:
             raise InputError(f"{address}: source.scene: {wanted}, but the file has scenes 0 to {len(scenes) - 1}.")
         return scenes[wanted]
     if len(scenes) > 1:
-        sizes = ", ".join(f"{k}: {s.keyframe.imagelength} x {s.keyframe.imagewidth}" for k, (_, s) in enumerate(scenes))
+        sizes = ", ".join(f"{k}: {_called(s)}{s.keyframe.imagelength} x {s.keyframe.imagewidth}" for k, (_, s) in enumerate(scenes))
         choices.refuse(f"the file holds {len(scenes)} images ({sizes})", "scene", "0")
     return scenes[0]
+
+
+def _called(series: Any) -> str:
+    return f"{series.name!r} " if series.name else ""
+
+
+def _all_series(tif: tifffile.TiffFile) -> list[Any]:
+    """Tifffile's series; where those would join pages of several pyramids, one for each page that is no smaller copy of another."""
+    found = list(tif.series)
+    if not all(series.kind in PLAIN_KINDS for series in found):
+        return found
+    own: list[Pages] = []
+    mixed = False
+    for page in _pages(tif):
+        if _is_mask(page):
+            mixed = True
+            if own:
+                own[-1].masks.append(page)
+        elif int(page.subfiletype) & REDUCED_BIT:
+            mixed = True
+            if own and not is_associated(page.description):
+                own[-1].smaller.append(page)
+        else:
+            own.append(Pages(page, found[0].kind))
+    return list(own) if mixed and own else found
+
+
+def _pages(tif: tifffile.TiffFile) -> Iterator[Any]:
+    """All pages at the top of the file, with their own tags."""
+    for page in tif.pages:
+        yield page.aspage()
+
+
+def _without_associated(images: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    """Less the pictures that accompany a slide: never the largest image, never the last one left."""
+    if not images:
+        return images
+    largest = max(_area(s) for _, s in images)
+    free = PLAIN_KINDS | {"ome", "imagej"}  # others' names are not free text: tifffile gives them by the format's own rules
+    kept = [(k, s) for k, s in images if (s.kind in free and _area(s) == largest) or not is_associated(s.name or s.keyframe.description)]
+    return kept or images
+
+
+def is_associated(text: str) -> bool:
+    """Whether a name, or the last line of an Aperio description up to its size, is that of a picture that accompanies a slide."""
+    last = text.strip().rpartition("\n")[2]
+    return re.sub(r"\s+\d+x\d+$", "", last.partition("|")[0].strip()).casefold() in ASSOCIATED
 
 
 def _area(series: Any) -> int:
@@ -77,19 +155,16 @@ def _is_mask(page: Any) -> bool:
 
 
 def pick_levels(tif: tifffile.TiffFile, series: Any) -> list[tuple[Level, Any]]:
-    """Geometry and tifffile series of each level, finest first, each coarser than the one before.
-
-    tifffile joins pages of a plain TIFF to a pyramid only where their sizes are whole fractions; pages with the reduced-resolution
-    bit whose size is another fraction (downsample 2.001) are levels, too, as they are for OpenSlide.
-    """
-    apart = [s for s in tif.series if s is not series and int(s.keyframe.subfiletype) & REDUCED_BIT and not ASSOCIATED.search(s.name or "")]
-    plain = series.kind not in ("svs", "ndpi", "ome")
+    """Geometry and series of each level, finest first, each coarser than the one before."""
     base = series.keyframe
     l0_size = Size(int(base.imagelength), int(base.imagewidth))
     found = [(Level(l0_size, 1.0), series.levels[0])]
-    for candidate in [*series.levels[1:], *(apart if plain else [])]:
+    candidates = _aperio_pages(tif, base) if series.kind == "svs" else series.levels[1:]
+    for candidate in candidates:
         page = candidate.keyframe
-        if _is_mask(page) or _area(candidate) == 0 or (page.dtype, page.samplesperpixel) != (base.dtype, base.samplesperpixel):
+        if _is_mask(page) or _area(candidate) == 0 or is_associated(page.description):
+            continue
+        if (page.dtype, page.samplesperpixel) != (base.dtype, base.samplesperpixel):
             continue
         size = Size(int(page.imagelength), int(page.imagewidth))
         if same_aspect(l0_size, size) and candidate.axes == series.axes:
@@ -98,10 +173,29 @@ def pick_levels(tif: tifffile.TiffFile, series: Any) -> list[tuple[Level, Any]]:
     return [pair for k, pair in enumerate(found) if k == 0 or pair[0].downsample > found[k - 1][0].downsample]
 
 
+def _aperio_pages(tif: tifffile.TiffFile, base: Any) -> list[Pages]:
+    """The tiled pages of an Aperio file, whichever place the thumbnail, label and macro have among them, or lack."""
+    return [Pages(page, "svs") for page in _pages(tif) if page.is_tiled and page.index != base.index]
+
+
 def same_aspect(l0_size: Size, size: Size) -> bool:
     """Whether `size` is level 0 made smaller: both sides by one factor, within 1 % or 2 px for rounding."""
     factor = l0_size.width / size.width
     return abs(l0_size.height / factor - size.height) <= max(2.0, ASPECT_TOLERANCE * size.height)
+
+
+def mask_levels(series: Any) -> list[tuple[Level, Pages]]:
+    """The transparency masks of a scene, finest first: pages with the mask bit that follow its page, or that stand among its SubIFDs."""
+    base = series.keyframe
+    l0_size = Size(int(base.imagelength), int(base.imagewidth))
+    inner = [page.aspage() for page in base.pages or ()]
+    following = series.masks if isinstance(series, Pages) else []
+    found = []
+    for page in (*inner, *following):
+        size = Size(int(page.imagelength), int(page.imagewidth)) if _is_mask(page) and _area(Pages(page)) else None
+        if size is not None and int(page.samplesperpixel) == 1 and same_aspect(l0_size, size):
+            found.append((Level(size, downsample_from_sizes(l0_size, size)), Pages(page)))
+    return sorted(found, key=lambda pair: pair[0].downsample)
 
 
 def vendor_of(tif: tifffile.TiffFile, series: Any) -> str:
@@ -113,56 +207,3 @@ def vendor_of(tif: tifffile.TiffFile, series: Any) -> str:
     if tif.is_ome:
         return "ome-tiff"
     return "geotiff" if series.keyframe.is_geotiff else "generic-tiff"
-
-
-def read_resolution(tif: tifffile.TiffFile, number: int, series: Any, address: str, options: SourceOptions) -> Resolution:
-    """The resolution of level 0, from the config or else from the file. Raises InputError where pixels are not square."""
-    if options.mpp is not None:
-        return resolution_from_config(options.mpp)
-    vendor = vendor_of(tif, series)
-    if vendor == "aperio":
-        return _from_aperio(series.keyframe.description, address)
-    if vendor == "ome-tiff":
-        return _from_ome(tif.ome_metadata or "", number, address)
-    if vendor == "geotiff":
-        return UNKNOWN  # its pixel scale is in units of the map
-    limit = float("inf") if vendor == "hamamatsu" else PLACEHOLDER_MPP
-    return _from_tags(series.keyframe, address, limit)
-
-
-def _from_aperio(description: str, address: str) -> Resolution:
-    found = re.search(r"\|\s*MPP\s*=\s*([^|\s]+)", description)
-    if found is None:
-        return UNKNOWN
-    mpp, warnings = parse_number(found[1])
-    stated = resolution_from_file(address, mpp, mpp, "the Aperio description")
-    return Resolution(stated.mpp, stated.source, warnings + stated.warnings)
-
-
-def _from_ome(xml: str, number: int, address: str) -> Resolution:
-    """PhysicalSizeX and PhysicalSizeY of the image, in µm unless a unit is given (OME schema 2016-06, Pixels)."""
-    images = tifffile.xml2dict(xml).get("OME", {}).get("Image", [])
-    images = images if isinstance(images, list) else [images]
-    pixels = images[number].get("Pixels", {}) if number < len(images) else {}
-    sides = []
-    for axis in "XY":
-        size, unit = pixels.get(f"PhysicalSize{axis}"), micrometres(pixels.get(f"PhysicalSize{axis}Unit"))
-        if size is None or unit is None:
-            return UNKNOWN
-        sides.append(float(size) * unit)
-    return resolution_from_file(address, sides[0], sides[1], "the OME metadata")
-
-
-def micrometres(unit: str | None) -> float | None:
-    """Micrometres per OME unit; the schema's default is µm."""
-    return 1.0 if unit is None else micrometres_from_unit(unit)
-
-
-def _from_tags(page: Any, address: str, limit: float) -> Resolution:
-    """XResolution and YResolution, pixels per inch or cm (TIFF 6.0 section 8); as OpenSlide, where ResolutionUnit says which."""
-    per_unit = {2: 25_400.0, 3: 10_000.0}.get(int(page.tags.valueof(296, default=2)))
-    stated = [page.tags.valueof(code) for code in (282, 283)]
-    if per_unit is None or any(value is None for value in stated):
-        return UNKNOWN
-    sides = [per_unit * denominator / numerator if numerator else float("nan") for numerator, denominator in stated]
-    return resolution_from_file(address, sides[0], sides[1], "the TIFF resolution tags", limit=limit)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from tilestream.errors import ReadError
 from tilestream.geometry import Region
 from tilestream.sources.base import WHITE, Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
-from tilestream.sources.tiff.index import JPEG, JPEG_2000, MAX_PIECE_BYTES, TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, index_tiff
+from tilestream.sources.tiff.coding import JPEG, JPEG_2000
+from tilestream.sources.tiff.index import MAX_PIECE_BYTES, TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, as_mask, index_tiff
 from tilestream.sources.tiff.jpeg import scan_markers
 from tilestream.sources.tiff.lzw import REVERSED, check_lzw
 
@@ -39,20 +42,27 @@ class TiffSource(Source):
         The image is refused; the message says what to choose or to repair.
     """
 
+    background = WHITE
+    """Value of pieces of which the file holds no bytes."""
+
     def __init__(self, address: str, options: SourceOptions) -> None:
-        path = checked_file(address)
-        index = index_tiff(address, options)
-        self._levels = index.levels
-        self._rule = index.rule
+        checked_file(address)
+        self._open(address, index_tiff(address, options))
+        self.mask = _mask_of(address, self._index)
+
+    def _open(self, address: str, index: TiffIndex) -> None:
+        self._index, self._levels, self._rule = index, index.levels, index.rule
         self.icc_profile = index.icc_profile
-        self.info = _info(address, index, fingerprint_file(path))
-        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        self._size = os.fstat(self._file).st_size
-        self._close = weakref.finalize(self, os.close, self._file)
+        self.info = _info(address, index)
+        self._files = [os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)) for file in index.files]
+        self._sizes = [os.fstat(file).st_size for file in self._files]
+        self._close = weakref.finalize(self, _close_all, self._files)
 
     def close(self) -> None:
-        """Close the file; may be called twice."""
+        """Close the files; may be called twice."""
         self._close()
+        if self.mask is not None:
+            self.mask.close()
 
     def segment_grid(self, level: int) -> SegmentGrid:
         """The grid of file tiles or strips of a level."""
@@ -127,6 +137,9 @@ class TiffSource(Source):
         data = self._bytes(page, index)
         if data is None:
             return None
+        if page.raw is not None:
+            rows: NDArray[Any] = np.frombuffer(data, page.raw).reshape(-1, grid.width, 1 if page.planes > 1 else page.samples)
+            return rows if page.raw.isnative else rows.astype(page.raw.newbyteorder("="))
         try:
             _check_claim(data, page.codec, grid)
             if page.codec == LZW:
@@ -144,12 +157,12 @@ class TiffSource(Source):
         offset, count = page.offsets.item(index), page.counts.item(index)
         if count == 0:
             return None
-        if offset <= 0 or count < 0 or offset + count > self._size:
-            raise ReadError(f"{count} bytes at {offset} lie beyond the file's {self._size}. The file is cut off; copy it again")
+        if offset <= 0 or count < 0 or offset + count > self._sizes[page.file]:
+            raise ReadError(f"{count} bytes at {offset} lie beyond the file's {self._sizes[page.file]}. The file is cut off; copy it again")
         if count > MAX_PIECE_BYTES:
             raise ReadError(f"{count / 2**20:.0f} MiB for one piece, the limit is {MAX_PIECE_BYTES // 2**20} MiB")
         try:
-            data = os.pread(self._file, count, offset)
+            data = os.pread(self._files[page.file], count, offset)
         except OSError as error:
             raise ReadError(f"{count} bytes at {offset}: {error.strerror or error}") from error
         if len(data) != count:
@@ -158,7 +171,7 @@ class TiffSource(Source):
 
     def _read(self, level: int, region: Region) -> Pixels:
         grid = self._levels[level].grid
-        out = np.full((region.height, region.width, 3), WHITE, np.uint8)
+        out = np.full((region.height, region.width, 3), self.background, np.uint8)
         y1, x1 = region.px_y + region.height, region.px_x + region.width
         for row in range(region.px_y // grid.height, -(-y1 // grid.height)):
             for col in range(region.px_x // grid.width, -(-x1 // grid.width)):
@@ -170,6 +183,31 @@ class TiffSource(Source):
                 c, d = max(region.px_x, left), min(x1, left + grid.width)
                 out[a - region.px_y : b - region.px_y, c - region.px_x : d - region.px_x] = piece[a - top : b - top, c - left : d - left]
         return out
+
+
+class MaskSource(TiffSource):
+    """The transparency mask of a TIFF image, 255 where the image is; blocks of which the file holds no bytes are outside (GDAL's sparse blocks)."""
+
+    background = 0
+
+    def __init__(self, address: str, index: TiffIndex) -> None:
+        self._open(address, index)
+
+
+def _mask_of(address: str, index: TiffIndex) -> MaskSource | None:
+    """The mask in the file, else in the file beside it that GDAL calls `<name>.msk`; None where there is neither."""
+    if index.masks:
+        return MaskSource(address, as_mask(index, index.masks))
+    beside = f"{address}.msk"
+    if not os.path.isfile(beside):  # noqa: PTH113  # addresses are strings
+        return None
+    found = index_tiff(beside, SourceOptions(window=(0, 1), channels=(0,)))
+    return MaskSource(beside, as_mask(found, found.levels))
+
+
+def _close_all(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _check_claim(data: bytes, codec: int, grid: SegmentGrid) -> None:
@@ -186,7 +224,7 @@ def _check_claim(data: bytes, codec: int, grid: SegmentGrid) -> None:
         raise ReadError(f"image of {height} x {width} px in a file tile of {grid.height} x {grid.width}")
 
 
-def _info(address: str, index: TiffIndex, fingerprint: str) -> SlideInfo:
+def _info(address: str, index: TiffIndex) -> SlideInfo:
     grid = index.levels[0].grid
     size = index.levels[0].level.size
     kind = "strips" if grid.width == size.width and grid.cols == 1 and grid.height < size.height else "tiles"
@@ -199,7 +237,17 @@ def _info(address: str, index: TiffIndex, fingerprint: str) -> SlideInfo:
         mpp_source=index.resolution.source,
         vendor=index.vendor,
         compression=index.compression,
-        fingerprint=fingerprint,
+        fingerprint=_fingerprint(address, index.files),
+        geo=index.geo,
         properties={"tiff.tile_height": str(grid.height), "tiff.tile_width": str(grid.width), **index.properties},
         warnings=index.warnings,
     )
+
+
+def _fingerprint(address: str, files: tuple[str, ...]) -> str:
+    """Digest of the samples of a file; of several files, the same whichever of them was named, and with those of a mask beside it."""
+    held = sorted(files) if len(files) > 1 else [address]
+    parts = [fingerprint_file(Path(file)) for file in held]
+    if os.path.isfile(f"{address}.msk"):  # noqa: PTH113
+        parts.append(fingerprint_file(Path(f"{address}.msk")))
+    return parts[0] if len(parts) == 1 else hashlib.blake2b("".join(parts).encode(), digest_size=16).hexdigest()

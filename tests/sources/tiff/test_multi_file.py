@@ -1,0 +1,93 @@
+"""OME-TIFF in several files: channels are joined, missing files are named."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from tests.support.images import make_image
+from tilestream.errors import InputError
+from tilestream.geometry import Region
+from tilestream.sources import open_source
+from tilestream.sources.base import SourceOptions
+from tilestream.testing.sources import Image
+
+SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+RGB = SourceOptions(channels=(0, 1, 2))
+ALL = Region(0, 0, 300, 260)
+
+
+def write_channels(folder: Path, image: Image, *, z: int = 1) -> list[Path]:
+    """One file a channel, as Micro-Manager and many exporters write them; with `z` planes each."""
+    ids = [uuid.uuid4().urn for _ in range(3)]
+    data = "".join(
+        f'<TiffData FirstC="{c}" FirstZ="{k}" IFD="{k}" PlaneCount="1"><UUID FileName="c{c}.ome.tif">{ids[c]}</UUID></TiffData>'
+        for c in range(3)
+        for k in range(z)
+    )
+    height, width = image.shape[:2]
+    channels = "".join(f'<Channel ID="Channel:0:{c}" SamplesPerPixel="1"/>' for c in range(3))
+    paths = []
+    for c in range(3):
+        xml = (
+            f'<?xml version="1.0" encoding="UTF-8"?><OME xmlns="{SCHEMA}" UUID="{ids[c]}"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+            f'DimensionOrder="XYZCT" Type="uint8" SizeX="{width}" SizeY="{height}" SizeC="3" SizeZ="{z}" SizeT="1" PhysicalSizeX="0.25" '
+            f'PhysicalSizeY="0.25">{channels}{data}</Pixels></Image></OME>'
+        )
+        paths.append(folder / f"c{c}.ome.tif")
+        with tifffile.TiffWriter(paths[-1]) as tif:
+            for k in range(z):
+                tif.write(
+                    np.roll(image[..., c], k, axis=0),
+                    tile=(64, 64),
+                    photometric="minisblack",
+                    metadata=None,
+                    description=None if k else xml,
+                )
+    return paths
+
+
+@pytest.mark.parametrize("opened", [0, 1, 2])
+def test_channels_of_several_files_are_one_image_whichever_is_named(tmp_path: Path, opened: int) -> None:
+    image = make_image(300, 260)
+    paths = write_channels(tmp_path, image)
+    with open_source(str(paths[opened]), RGB) as source, open_source(str(paths[0]), RGB) as first:
+        assert source.info.mpp == 0.25
+        assert source.info.fingerprint == first.info.fingerprint
+        np.testing.assert_array_equal(source.read_region(0, ALL), image)
+        np.testing.assert_array_equal(np.moveaxis(tifffile.imread(paths[opened]), 0, -1), image)
+    with open_source(str(paths[opened]), SourceOptions(channels=(2,))) as source:
+        np.testing.assert_array_equal(source.read_region(0, ALL)[..., 0], image[..., 2])
+
+
+def test_planes_are_chosen_among_files_too(tmp_path: Path) -> None:
+    image = make_image(300, 260)
+    paths = write_channels(tmp_path, image, z=3)
+    with pytest.raises(InputError, match=r"axis C is 3 long; axis Z is 3 long|axis Z is 3 long; axis C is 3 long"):
+        open_source(str(paths[0]), SourceOptions())
+    with open_source(str(paths[1]), SourceOptions(channels=(0, 1, 2), z=2)) as source:
+        np.testing.assert_array_equal(source.read_region(0, ALL), np.roll(image, 2, axis=0))
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_missing_file_is_named_and_the_others_can_be_chosen(tmp_path: Path, lost: int, capfd: pytest.CaptureFixture[str]) -> None:
+    image = make_image(300, 260)
+    paths = write_channels(tmp_path, image)
+    paths.pop(lost).unlink()
+    with pytest.raises(InputError, match=rf"lies in several files, and 1 of them are not in .*: c{lost}\.ome\.tif\. Put them beside"):
+        open_source(str(paths[0]), RGB)
+    there = (lost + 1) % 3
+    with open_source(str(paths[0]), SourceOptions(channels=(there,))) as source:
+        np.testing.assert_array_equal(source.read_region(0, ALL)[..., 0], image[..., there])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_whose_metadata_lies_elsewhere_names_it(tmp_path: Path) -> None:
+    xml = f'<OME xmlns="{SCHEMA}"><BinaryOnly MetadataFile="set.companion.ome" UUID="urn:uuid:1"/></OME>'
+    tifffile.imwrite(tmp_path / "a.ome.tif", make_image(64, 64), photometric="rgb", metadata=None, description=xml)
+    with pytest.raises(InputError, match=r"told in set\.companion\.ome\. Convert the whole to OME-Zarr: bioformats2raw"):
+        open_source(str(tmp_path / "a.ome.tif"), SourceOptions())

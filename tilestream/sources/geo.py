@@ -1,0 +1,164 @@
+"""Where on a map an image lies: CRS, affine and nodata, from the tags of a GeoTIFF; rasterio is asked only for what those leave to a registry.
+
+Sources: OGC GeoTIFF 1.1 (19-008r4): ModelPixelScale, ModelTiepoint, ModelTransformation, GTRasterType, linear units; GDAL_NODATA is GDAL's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tilestream.sources.resolution import SQUARE_TOLERANCE, UNKNOWN, Resolution
+
+PROJECTED, GEOGRAPHIC = 1, 2
+"""GTModelType."""
+
+PIXEL_IS_POINT = 2
+"""GTRasterType: tie points lie at the centres of pixels, not at their corners."""
+
+USER_DEFINED = 32767
+"""The code of what no registry has."""
+
+LINEAR_METRES = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937}
+"""Metres per linear unit, by EPSG code: metre, foot, US survey foot."""
+
+METRIC_CODES = (range(32601, 32661), range(32701, 32761), range(25828, 25839), range(3857, 3858), range(3034, 3036))
+"""Projected CRS that are in metres, for files that do not repeat it: UTM on WGS 84 and ETRS89, Web Mercator, LCC and LAEA of Europe."""
+
+
+@dataclass(frozen=True)
+class GeoReference:
+    """Where an image lies."""
+
+    transform: tuple[float, float, float, float, float, float]
+    """a, b, c, d, e, f: the corner of pixel (row, col) lies at x = a col + b row + c, y = d col + e row + f, in units of the CRS."""
+    code: str = ""
+    """`EPSG:32633`, or "" where the CRS has no code."""
+    wkt: str = ""
+    """WKT2 of a CRS without a code, where rasterio could tell."""
+    name: str = ""
+    """What the file calls its CRS."""
+    metres: float | None = None
+    """Metres per unit of the CRS; None where its units are degrees, or unknown."""
+
+    @property
+    def crs(self) -> str:
+        """The CRS as programs take it: a code, else WKT, else ""."""
+        return self.code or self.wkt
+
+    @property
+    def south_up(self) -> bool:
+        """Whether rows run from south to north."""
+        return self.transform[4] > 0
+
+    def resolution(self) -> Resolution:
+        """µm/px on the ground; unknown on a map in degrees, and where pixels are not square."""
+        if self.metres is None:
+            return UNKNOWN
+        a, b, _, d, e, _ = self.transform
+        x, y = (math.hypot(*sides) * self.metres * 1e6 for sides in ((a, d), (b, e)))
+        if not (min(x, y) > 0 and math.isfinite(max(x, y))):
+            return UNKNOWN
+        if abs(x - y) > SQUARE_TOLERANCE * max(x, y):
+            words = f"pixels are {y / 1e6:g} x {x / 1e6:g} m (y, x), not square; mpp is taken as unknown."
+            return Resolution(None, "", (words,))
+        return Resolution((x + y) / 2, "the GeoTIFF tags")
+
+    def facts(self) -> dict[str, str]:
+        """Free facts for `inspect`."""
+        a, b, c, d, e, f = self.transform
+        return {
+            "geo.crs": self.code or self.name or "unknown",
+            **({"geo.crs_name": self.name} if self.code and self.name else {}),
+            "geo.transform": f"x = {a:.12g} col + {b:.12g} row + {c:.12g}, y = {d:.12g} col + {e:.12g} row + {f:.12g}",
+            "geo.orientation": "south-up: row 0 is the southern edge" if self.south_up else "north-up",
+        }
+
+
+def read_geo(page: Any, address: str) -> GeoReference | None:
+    """Where the image of a tifffile page lies; None where its tags do not say."""
+    if not page.is_geotiff:
+        return None
+    tags = page.geotiff_tags or {}
+    transform = _transform(tags)
+    if transform is None:
+        return None
+    kind = int(tags.get("GTModelTypeGeoKey", 0))
+    key = {PROJECTED: "ProjectedCSTypeGeoKey", GEOGRAPHIC: "GeographicTypeGeoKey"}.get(kind, "")
+    code = int(tags.get(key, 0))
+    name = str(tags.get("GTCitationGeoKey") or tags.get("PCSCitationGeoKey") or tags.get("GeogCitationGeoKey") or "").strip(" |")
+    if code in (0, USER_DEFINED):
+        return _asked_of_rasterio(address, transform, name)
+    metres = _metres(tags, code) if kind == PROJECTED else None
+    return GeoReference(transform, f"EPSG:{code}", "", name, metres)
+
+
+def read_nodata(page: Any) -> float | None:
+    """The value that stands for "nothing here" (the tag GDAL_NODATA), or None."""
+    text = str(page.tags.valueof(42113, default="")).strip(" \0")
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+def _transform(tags: dict[str, Any]) -> tuple[float, float, float, float, float, float] | None:
+    half = 0.5 if int(tags.get("GTRasterTypeGeoKey", 1)) == PIXEL_IS_POINT else 0.0
+    matrix = tags.get("ModelTransformation")
+    if matrix is not None:
+        rows = [[float(value) for value in row] for row in matrix]
+        a, b, c, d, e, f = rows[0][0], rows[0][1], rows[0][3], rows[1][0], rows[1][1], rows[1][3]
+    else:
+        scale, tie = tags.get("ModelPixelScale"), tags.get("ModelTiepoint")
+        if scale is None or tie is None:
+            return None
+        col, row, _, x, y, _ = (float(value) for value in list(_flat(tie))[:6])
+        a, b, d, e = float(scale[0]), 0.0, 0.0, -float(scale[1])
+        c, f = x - a * col, y - e * row
+    found = (a, b, c - half * (a + b), d, e, f - half * (d + e))
+    return found if all(map(math.isfinite, found)) and a * e - b * d != 0 else None
+
+
+def _flat(values: Any) -> Any:
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from value
+        else:
+            yield value
+
+
+def _metres(tags: dict[str, Any], code: int) -> float | None:
+    """Metres per unit of a projected CRS: as the file says, else as its code is known, else as pyproj says."""
+    stated = int(tags.get("ProjLinearUnitsGeoKey", 0))
+    if stated in LINEAR_METRES:
+        return LINEAR_METRES[stated]
+    if any(code in codes for codes in METRIC_CODES):
+        return 1.0
+    try:
+        import pyproj
+    except ModuleNotFoundError:
+        return None
+    try:
+        return float(pyproj.CRS.from_epsg(code).axis_info[0].unit_conversion_factor)
+    except (pyproj.exceptions.CRSError, IndexError):
+        return None
+
+
+def _asked_of_rasterio(address: str, transform: tuple[float, float, float, float, float, float], name: str) -> GeoReference:
+    """A CRS of which the file has the parameters, but no code."""
+    try:
+        import rasterio
+        from rasterio.errors import RasterioError
+    except ModuleNotFoundError:
+        return GeoReference(transform, name=name)
+    try:
+        with rasterio.open(address) as opened:
+            crs = opened.crs
+            if not crs:
+                return GeoReference(transform, name=name)
+            code = crs.to_epsg()
+            metres = float(crs.linear_units_factor[1]) if crs.is_projected else None
+            return GeoReference(transform, f"EPSG:{code}" if code else "", "" if code else crs.to_wkt(version="WKT2_2019"), name, metres)
+    except RasterioError:
+        return GeoReference(transform, name=name)

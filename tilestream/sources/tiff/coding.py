@@ -1,0 +1,69 @@
+"""What the samples of a TIFF page mean: which codecs and colours are read, and how samples become RGB."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from tilestream.errors import InputError
+from tilestream.sources.files import NoGridError
+from tilestream.sources.geo import read_nodata
+from tilestream.sources.sample_values import Alpha, Choices, SampleRule
+
+JPEG, JPEG_2000_YCBCR = 7, 33003
+JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6
+INTERLEAVED, SEPARATE = 1, 2
+"""PlanarConfiguration."""
+ALPHA: dict[tuple[int, ...], Alpha] = {(1,): "premultiplied", (2,): "straight"}
+"""Meaning of the ExtraSamples tag where there is one extra sample (TIFF 6.0 section 18)."""
+
+
+def check_coding(page: Any, address: str) -> None:
+    """Refuse colours and codecs that would decode to something other than grey or RGB samples."""
+    codec, photometric = int(page.compression), int(page.photometric)
+    planar = int(page.tags.valueof(284, default=INTERLEAVED))
+    if planar not in (INTERLEAVED, SEPARATE):
+        raise InputError(
+            f"{address}: PlanarConfiguration is {planar}, which says nothing of where samples lie; 1 (interleaved) and 2 (separate) are read. "
+            "The file is damaged; export it again."
+        )
+    if page.compression != 1 and page.compression not in tifffile.TIFF.DECOMPRESSORS:
+        raise NoGridError(f"{address}: TIFF compression {codec} is not supported")
+    if codec == JPEG_2000_YCBCR:
+        raise NoGridError(f"{address}: JPEG 2000 in YCbCr (compression {codec}) is converted to RGB by OpenSlide only")
+    if photometric == YCBCR and codec not in (6, JPEG):
+        raise NoGridError(f"{address}: YCbCr colours without JPEG compression (compression {codec})")
+    if photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR):
+        name = getattr(page.photometric, "name", str(photometric))
+        raise InputError(f"{address}: colours are {name}; grey, RGB and YCbCr are read. Convert the file to RGB first.")
+
+
+def sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices) -> SampleRule:
+    """How this page's samples become RGB; what cannot be known is noted in `choices`."""
+    samples, window = int(page.samplesperpixel), choices.options.window
+    nodata = read_nodata(page)
+    invert = int(page.photometric) == WHITE_IS_ZERO
+    choices.values(np.dtype(page.dtype) if page.dtype is not None else np.dtype("V"), bits_of(page))
+    if channels is not None:
+        if samples > 1:
+            choices.refuse(f"each channel page has {samples} samples a pixel", "", "")
+        return SampleRule(None, window, invert=invert, nodata=nodata)
+    if choices.options.channels is not None:
+        return SampleRule(choices.channels(samples, "axis S"), window, invert=invert, nodata=nodata)
+    colours = 3 if int(page.photometric) in (RGB, YCBCR) else 1
+    extra = tuple(int(code) for code in page.extrasamples)
+    if samples == colours + 1 and extra in ALPHA:
+        return SampleRule(None, window, ALPHA[extra], invert, nodata)
+    if samples != colours:
+        unsaid = {2: "second", 4: "fourth"}.get(samples)
+        choices.channels(samples, f"axis S (samples of a pixel, the {unsaid} not said to be alpha)" if unsaid else "axis S")
+    return SampleRule(None, window, invert=invert, nodata=nodata)
+
+
+def bits_of(page: Any) -> int:
+    """Bits of the widest sample."""
+    bits = page.bitspersample
+    return max(bits) if isinstance(bits, tuple) else int(bits)
