@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream import __version__
-from tilestream.config.slide_list import SlideRef, id_from_address, id_problem
+from tilestream.config.slide_list import id_from_address, id_problem
 from tilestream.errors import ConfigError, InputError, OutputError, without_credentials
 from tilestream.geometry import Size
 from tilestream.sources import open_source
@@ -18,9 +18,8 @@ from tilestream.sources.base import SlideInfo, SourceOptions
 from tilestream.store.folder import Folder
 from tilestream.store.layout import NONFINITE, OK, PADDED, STATUSES, Layout, TileColumns
 from tilestream.store.lock import hold_lock
-from tilestream.store.ownership import refuse_foreign
 from tilestream.store.slide_store import FORMAT, TILES, SlideStore
-from tilestream.tiles.coords_file import GRID_TOLERANCE, FeatureFile, TilePlaces, load_h5py
+from tilestream.tiles.coords_file import GRID_TOLERANCE, FeatureFile, TilePlaces, hdf5_errors, open_hdf5
 
 SHARD_TILES = 2048
 """Rows of a shard of an imported store."""
@@ -54,20 +53,15 @@ def import_features(path: str, slide: str, output: str, *, patch_size_level0: fl
     OutputError
         The output holds this slide already.
     """
-    h5py = load_h5py()
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise InputError(f"{path}: no such file. Give the HDF5 file that holds features and coords.")
     info = _find_image(slide)
     name = slide if info is None else id_from_address(slide)
     if problem := id_problem(name):
         raise ConfigError(f"--slide: {name!r} cannot name a store: it {problem}. Give another.")
-    try:
-        opened = h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"{path}: is not a readable HDF5 file: {error}. Copy it again, or compute it again.") from error
-    refuse_foreign(Folder(output), [SlideRef(name, slide if info is None or "://" in slide else str(Path(slide).absolute()))])
-    with opened, hold_lock(Folder(output), f"import-{name}"):
-        file = FeatureFile(path, opened)
+    with open_hdf5(Path(path)) as opened, hold_lock(Folder(output), f"import-{name}"):
+        with hdf5_errors(path):
+            file = FeatureFile(path, opened)
         store = SlideStore(Folder(output) / f"{name}.zarr")
         about = store.attributes  # of an import that was cut short: it is done again
         if store.completion is not None or (about is not None and "imported" not in about["recipe"]):

@@ -14,7 +14,7 @@ from tilestream.config.local_files import refuse_special
 from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import PlacedGrid
 from tilestream.sources.base import SlideInfo
-from tilestream.tiles.coords_file import GRID_TOLERANCE, PlaceFile, Tiling, grid_step, load_h5py
+from tilestream.tiles.coords_file import GRID_TOLERANCE, PlaceFile, Tiling, grid_step, hdf5_errors, open_hdf5
 
 SLIDE = "{slide}"
 """Stands for a slide's id in `tiles.from`."""
@@ -82,21 +82,18 @@ def open_places(path: Path) -> Iterator[ChosenFile]:
     InputError
         It is no HDF5 file, or has no places.
     """
-    h5py = load_h5py()
-    try:
-        opened = h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"{path}: is not a readable HDF5 file: {error}. Copy it again, or choose the tiles again.") from error
-    with opened:
-        yield ChosenFile(str(path), opened)
+    with open_hdf5(path) as opened:
+        with hdf5_errors(str(path)):
+            file = ChosenFile(str(path), opened)
+        yield file
 
 
 def places_digest(path: Path) -> str:
     """SHA-256 over places and sizes: what else is in the file, features say, does not matter."""
     with open_places(path) as file:
-        told = {name: float(file.attributes[name]) for name in SIZE_ATTRIBUTES if np.size(file.attributes.get(name, ())) == 1}
+        told = {name: file.attributes[name] for name in SIZE_ATTRIBUTES if name in file.attributes}
         digest = hashlib.sha256(repr(sorted(told.items())).encode())
-        digest.update(np.ascontiguousarray(file.coords[:], "<i8").tobytes())
+        digest.update(np.stack([file.x, file.y], axis=1).astype("<i8").tobytes())
     return digest.hexdigest()
 
 
@@ -122,7 +119,7 @@ def place_tiles(path: Path, info: SlideInfo, size: int, slide: str) -> tuple[Pla
     with open_places(path) as file:
         _check_image(file, info, slide)
         tiling = file.tiling(info, None)
-        x, y = np.asarray(file.coords[:]).astype(np.int64).T
+        x, y = file.x, file.y
     _check_places(path, y, x, info, slide)
     scale = tiling.l0_extent / size
     lattice = _lattice(y, x, tiling)

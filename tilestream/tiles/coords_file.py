@@ -6,15 +6,45 @@ Sources: https://github.com/mahmoodlab/TRIDENT and https://github.com/mahmoodlab
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
+from math import prod
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tilestream.config.local_files import refuse_special
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources.base import SlideInfo
+
+HDF5_ERRORS = (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError, AttributeError, SystemError)
+"""What h5py raises on files that are damaged or not as it expects."""
+
+NUMBERS = (
+    "patch_size", "patch_size_level0", "patch_level", "custom_downsample", "overlap", "level0_width", "level0_height", "l0_extent",
+)  # fmt: skip
+"""Attributes that hold numbers which are used."""
+
+LARGEST_NUMBER = 2**31 - 1
+"""Largest place, side or level that is taken; no image is as large."""
+
+MOST_TILES = 2**22
+"""Tiles of a file: twenty times those of a slide of 100,000 x 100,000 px at 224 px."""
+
+MOST_VALUES = 2**14
+"""Values of a tile's features."""
+
+MOST_CHUNK_BYTES = 64 * 1024**2
+"""Largest chunk of a dataset: it is read whole."""
+
+MOST_ATTRIBUTE_BYTES = 4096
+"""Longest attribute that is read."""
 
 GRID_TOLERANCE = 1
 """Level-0 px that a tile may lie off its place on the grid: programs round places differently."""
@@ -61,13 +91,104 @@ class TilePlaces:
     """Whether they lie on a grid anchored at level-0 (0, 0); else row and col are ranks among the y and x that occur."""
 
 
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[Any]:
+    """An HDF5 file of somebody else's, open for reading.
+
+    Raises
+    ------
+    ConfigError
+        h5py is not installed.
+    InputError
+        It is no HDF5 file.
+    """
+    h5py = load_h5py()
+    refuse_special(path)
+    with hdf5_errors(str(path)):
+        file = h5py.File(path, "r")
+    with file:
+        yield file
+
+
+@contextmanager
+def hdf5_errors(path: str) -> Iterator[None]:
+    """What h5py raises on a damaged file as an InputError that names it."""
+    try:
+        yield
+    except HDF5_ERRORS as error:
+        words = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path}: is not a readable HDF5 file: {words}. Copy it again from its origin, or compute it again.") from error
+
+
+def read_dataset(path: str, file: Any, name: str) -> Any:
+    """A dataset of two dimensions whose values lie in the file, all of them.
+
+    What a file declares costs nothing: a few kB may promise tables of any size, and name other files to read from. So nothing is read before
+    every chunk is known to be there.
+
+    Raises
+    ------
+    InputError
+        It is not there, of another form, or not in the file.
+    """
+    h5py = load_h5py()
+    link = file.get(name, getlink=True)
+    found = file.get(name) if isinstance(link, h5py.HardLink) else None
+    if not isinstance(found, h5py.Dataset) or found.ndim != 2:
+        form = "another file's" if isinstance(link, h5py.ExternalLink) else "no table of the file's own"
+        raise InputError(f"{path}: {name} is {form}, but it must be a dataset of two dimensions. Compute the file again.")
+    if found.dtype.kind not in "iuf" or found.dtype.itemsize > 8:
+        raise InputError(f"{path}: {name} holds {found.dtype}, but it must hold plain numbers of at most 8 bytes.")
+    if found.shape[0] > MOST_TILES or found.shape[1] > MOST_VALUES:
+        raise InputError(f"{path}: {name} is {found.shape}, more than the {MOST_TILES} tiles of {MOST_VALUES} values that are read.")
+    if not _is_stored(found):
+        raise InputError(
+            f"{path}: {name} says that it is {found.shape} {found.dtype}, but the file holds only part of that. Compute it again."
+        )
+    return found
+
+
+def _is_stored(dataset: Any) -> bool:
+    """Whether all values of a dataset lie in its own file, in chunks that fit into memory."""
+    if dataset.is_virtual or dataset.external:
+        return False
+    if dataset.chunks is None:
+        return bool(dataset.id.get_storage_size() >= dataset.nbytes)
+    if prod(dataset.chunks) * dataset.dtype.itemsize > MOST_CHUNK_BYTES:
+        return False
+    return bool(dataset.id.get_num_chunks() >= prod(-(-n // side) for n, side in zip(dataset.shape, dataset.chunks, strict=True)))
+
+
+def read_numbers(path: str, dataset: Any) -> dict[str, float]:
+    """The attributes of a dataset by which programs say how tiles were cut, those that are there.
+
+    Raises
+    ------
+    InputError
+        One is not a number of a sensible size.
+    """
+    told: dict[str, float] = {}
+    for name in NUMBERS:
+        if name not in dataset.attrs:
+            continue
+        kept = dataset.attrs.get_id(name)
+        value = dataset.attrs[name] if kept.get_storage_size() <= MOST_ATTRIBUTE_BYTES and kept.dtype.kind in "iuf" else None
+        number = float(np.ravel(value)[0]) if value is not None and np.size(value) == 1 else math.nan
+        if value is not None and np.size(value) != 1:
+            continue
+        if not 0 <= number <= LARGEST_NUMBER:
+            raise InputError(f"{path}: {name} is {value!r}, but it must be a number from 0 to {LARGEST_NUMBER}. Compute the file again.")
+        told[name] = number
+    return told
+
+
 class PlaceFile:
     """An open HDF5 file of places, with features or without.
 
     Raises
     ------
     InputError
-        It has no `coords` of shape (n, 2) whole numbers.
+        It has no `coords` of shape (n, 2) whole numbers, from 0 on.
     """
 
     no_size = "Add --patch-size-level0 with the side of a tile in level-0 px."
@@ -76,17 +197,20 @@ class PlaceFile:
     def __init__(self, path: str, file: Any) -> None:
         self.path = path
         if "coords" not in file:
+            raise InputError(f"{path}: has no dataset coords, only {_some(file) or 'nothing'}. Give a file of TRIDENT's or CLAM's patches.")
+        coords = read_dataset(path, file, "coords")
+        if coords.shape[1] != 2 or coords.dtype.kind not in "iu":
+            raise InputError(f"{path}: coords is {coords.shape} {coords.dtype}, but it must be (n, 2) whole numbers: x, y in level-0 px.")
+        stored = np.asarray(coords[:])
+        if len(stored) and not (stored.min() >= -LARGEST_NUMBER and stored.max() <= LARGEST_NUMBER):
             raise InputError(
-                f"{path}: has no dataset coords, only {', '.join(file) or 'nothing'}. Give a file of TRIDENT's or CLAM's patches."
+                f"{path}: coords reach from {stored.min()} to {stored.max()}, but no image is that large. Compute the file again."
             )
-        self.coords = file["coords"]
-        shape: tuple[int, ...] = getattr(self.coords, "shape", ())
-        if len(shape) != 2 or shape[1] != 2 or self.coords.dtype.kind not in "iu":
-            dtype = getattr(self.coords, "dtype", "a group")
-            raise InputError(f"{path}: coords is {shape} {dtype}, but it must be (n, 2) whole numbers: x, y in level-0 px.")
-        self.attributes: dict[str, Any] = dict(self.coords.attrs)
+        self.x, self.y = stored.astype(np.int64).T
+        """(n,) level-0 px of the top-left of each tile, in the file's order."""
+        self.attributes = read_numbers(path, coords)
         if "l0_extent" in file.attrs:  # ours: the side of a tile before it was rounded
-            self.attributes["patch_size_level0"] = float(file.attrs["l0_extent"])
+            self.attributes["patch_size_level0"] = read_numbers(path, file).get("l0_extent", math.nan)
 
     def tiling(self, info: SlideInfo | None, l0_extent: float | None) -> Tiling:
         """How its tiles were cut, by its attributes.
@@ -101,9 +225,9 @@ class PlaceFile:
         Raises
         ------
         InputError
-            Nothing says how large a tile is.
+            Nothing says how large a tile is, or what is said cannot be.
         """
-        told = {name: float(value) for name, value in self.attributes.items() if np.ndim(value) == 0 and not isinstance(value, str | bytes)}
+        told = self.attributes
         level = int(told.get("patch_level", 0))
         ratio = told.get("custom_downsample", 1.0)
         if l0_extent is None:
@@ -113,17 +237,21 @@ class PlaceFile:
                 l0_extent = told["patch_size"]
             elif info is not None and level < len(info.levels):
                 l0_extent = told["patch_size"] * info.levels[level].downsample
-        if l0_extent is None or l0_extent <= 0:
+        if l0_extent is None:
             raise InputError(
                 f"{self.path}: does not say how large a tile is: coords has neither patch_size_level0 nor a patch_size of a level that is known. "
                 + self.no_size
             )
-        tile = max(1, round(told.get("patch_size", l0_extent) / ratio))
+        if not (1 <= l0_extent <= LARGEST_NUMBER and ratio > 0):
+            raise InputError(
+                f"{self.path}: says that a tile is {l0_extent:g} level-0 px a side and custom_downsample {ratio:g}. {self.no_size}"
+            )
+        tile = round(min(max(1.0, told.get("patch_size", l0_extent) / ratio), LARGEST_NUMBER))
         return Tiling(tile, max(1, tile - round(told.get("overlap", 0))), l0_extent / tile, level)
 
     def places(self, tiling: Tiling) -> TilePlaces:
         """Its tiles in row-major order, on the grid of `tiling` where they lie on it."""
-        x, y = np.asarray(self.coords[:], np.int64).T
+        x, y = self.x, self.y
         step = grid_step(y, x, tiling.l0_step)
         if step is None:
             row, col = (np.unique(places, return_inverse=True)[1].astype(np.int64) for places in (y, x))
@@ -149,13 +277,13 @@ class FeatureFile(PlaceFile):
             raise InputError(
                 f"{path}: has no dataset {' and no '.join(missing)}. Give a file that holds both, as TRIDENT and CLAM write them."
             )
-        self.features = file["features"]
-        shapes = self.features.shape, file["coords"].shape
-        if len(shapes[0]) != 2 or shapes[0][1] < 1 or shapes[1] != (shapes[0][0], 2):
-            raise InputError(f"{path}: features {shapes[0]} and coords {shapes[1]} are not (n, d) and (n, 2) of the same tiles.")
         super().__init__(path, file)
-        encoder = self.features.attrs.get("encoder", "unknown")
-        self.encoder = encoder.decode() if isinstance(encoder, bytes) else str(encoder)
+        self.features = read_dataset(path, file, "features")
+        if self.features.shape[1] < 1 or self.features.shape[0] != len(self.x):
+            raise InputError(
+                f"{path}: features {self.features.shape} and coords {(len(self.x), 2)} are not (n, d) and (n, 2) of the same tiles."
+            )
+        self.encoder = _read_word(self.features, "encoder") or "unknown"
 
     @property
     def dtype(self) -> str:
@@ -164,12 +292,27 @@ class FeatureFile(PlaceFile):
 
     def read(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """Features (m, d) float32 of rows of the file, in the order asked for."""
-        if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
-            return np.asarray(self.features[int(index[0]) : int(index[0]) + len(index)], np.float32)
-        order = np.argsort(index, kind="stable")  # HDF5 takes lists of rows in rising order only
-        out = np.empty((len(index), self.features.shape[1]), np.float32)
-        out[order] = self.features[index[order]]
-        return out
+        with hdf5_errors(self.path):
+            if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
+                return np.asarray(self.features[int(index[0]) : int(index[0]) + len(index)], np.float32)
+            order = np.argsort(index, kind="stable")  # HDF5 takes lists of rows in rising order only
+            out = np.empty((len(index), self.features.shape[1]), np.float32)
+            out[order] = self.features[index[order]]
+            return out
+
+
+def _some(file: Any) -> str:
+    """The first names in a file."""
+    return ", ".join(name[:80] for name in islice(file, 10))
+
+
+def _read_word(dataset: Any, name: str) -> str:
+    """A short text among the attributes; empty where there is none."""
+    if name not in dataset.attrs or dataset.attrs.get_id(name).get_storage_size() > MOST_ATTRIBUTE_BYTES:
+        return ""
+    word = dataset.attrs[name]
+    word = word.decode(errors="replace") if isinstance(word, bytes) else word
+    return word[:200] if isinstance(word, str) else ""
 
 
 def load_h5py() -> ModuleType:
@@ -191,9 +334,11 @@ def load_h5py() -> ModuleType:
 def grid_step(y: NDArray[np.int64], x: NDArray[np.int64], stated: float) -> float | None:
     """Step in level-0 px of the grid anchored at (0, 0) that tiles lie on, near the `stated` one; None where they lie on none.
 
-    The stated step may be a rounded one, which is a tile off after some hundreds of tiles: a finer one is taken from the places,
+    Steps of less than a pixel are those of no grid: places are whole numbers. The stated step may be a rounded one, which is a tile off after some hundreds of tiles: a finer one is taken from the places,
     from the nearest to the farthest, each fixing the number of steps to the next.
     """
+    if stated < 1:
+        return None
     places = np.unique(np.concatenate([y, x]))
     step = stated
     for place in places[places > 0].tolist():
@@ -203,4 +348,4 @@ def grid_step(y: NDArray[np.int64], x: NDArray[np.int64], stated: float) -> floa
         if abs(place - count * stated) > GRID_TOLERANCE:
             step = place / count
     worst = float(np.abs(places - np.rint(places / step) * step).max(initial=0.0))
-    return step if worst <= GRID_TOLERANCE and abs(step - stated) <= GRID_TOLERANCE else None
+    return step if worst <= GRID_TOLERANCE and abs(step - stated) <= GRID_TOLERANCE and step >= 1 else None
