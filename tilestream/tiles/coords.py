@@ -14,7 +14,8 @@ from tilestream.config.local_files import refuse_special
 from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import PlacedGrid
 from tilestream.sources.base import SlideInfo
-from tilestream.tiles.coords_file import GRID_TOLERANCE, PlaceFile, Tiling, grid_step, hdf5_errors, open_hdf5
+from tilestream.tiles.coords_file import GRID_TOLERANCE, PlaceFile, Tiling, grid_step
+from tilestream.tiles.hdf5_file import hdf5_errors, open_hdf5
 
 SLIDE = "{slide}"
 """Stands for a slide's id in `tiles.from`."""

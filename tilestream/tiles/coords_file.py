@@ -7,24 +7,16 @@ Sources: https://github.com/mahmoodlab/TRIDENT and https://github.com/mahmoodlab
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import prod
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.config.local_files import refuse_special
-from tilestream.errors import ConfigError, InputError
+from tilestream.errors import InputError
 from tilestream.sources.base import SlideInfo
-
-HDF5_ERRORS = (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError, AttributeError, SystemError)
-"""What h5py raises on files that are damaged or not as it expects."""
+from tilestream.tiles.hdf5_file import hdf5_errors, read_dataset, read_numbers, read_word
 
 NUMBERS = (
     "patch_size", "patch_size_level0", "patch_level", "custom_downsample", "overlap", "level0_width", "level0_height", "l0_extent",
@@ -33,18 +25,6 @@ NUMBERS = (
 
 LARGEST_NUMBER = 2**31 - 1
 """Largest place, side or level that is taken; no image is as large."""
-
-MOST_TILES = 2**22
-"""Tiles of a file: twenty times those of a slide of 100,000 x 100,000 px at 224 px."""
-
-MOST_VALUES = 2**14
-"""Values of a tile's features."""
-
-MOST_CHUNK_BYTES = 64 * 1024**2
-"""Largest chunk of a dataset: it is read whole."""
-
-MOST_ATTRIBUTE_BYTES = 4096
-"""Longest attribute that is read."""
 
 GRID_TOLERANCE = 1
 """Level-0 px that a tile may lie off its place on the grid: programs round places differently."""
@@ -91,97 +71,6 @@ class TilePlaces:
     """Whether they lie on a grid anchored at level-0 (0, 0); else row and col are ranks among the y and x that occur."""
 
 
-@contextmanager
-def open_hdf5(path: Path) -> Iterator[Any]:
-    """An HDF5 file of somebody else's, open for reading.
-
-    Raises
-    ------
-    ConfigError
-        h5py is not installed.
-    InputError
-        It is no HDF5 file.
-    """
-    h5py = load_h5py()
-    refuse_special(path)
-    with hdf5_errors(str(path)):
-        file = h5py.File(path, "r")
-    with file:
-        yield file
-
-
-@contextmanager
-def hdf5_errors(path: str) -> Iterator[None]:
-    """What h5py raises on a damaged file as an InputError that names it."""
-    try:
-        yield
-    except HDF5_ERRORS as error:
-        words = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path}: is not a readable HDF5 file: {words}. Copy it again from its origin, or compute it again.") from error
-
-
-def read_dataset(path: str, file: Any, name: str) -> Any:
-    """A dataset of two dimensions whose values lie in the file, all of them.
-
-    What a file declares costs nothing: a few kB may promise tables of any size, and name other files to read from. So nothing is read before
-    every chunk is known to be there.
-
-    Raises
-    ------
-    InputError
-        It is not there, of another form, or not in the file.
-    """
-    h5py = load_h5py()
-    link = file.get(name, getlink=True)
-    found = file.get(name) if isinstance(link, h5py.HardLink) else None
-    if not isinstance(found, h5py.Dataset) or found.ndim != 2:
-        form = "another file's" if isinstance(link, h5py.ExternalLink) else "no table of the file's own"
-        raise InputError(f"{path}: {name} is {form}, but it must be a dataset of two dimensions. Compute the file again.")
-    if found.dtype.kind not in "iuf" or found.dtype.itemsize > 8:
-        raise InputError(f"{path}: {name} holds {found.dtype}, but it must hold plain numbers of at most 8 bytes.")
-    if found.shape[0] > MOST_TILES or found.shape[1] > MOST_VALUES:
-        raise InputError(f"{path}: {name} is {found.shape}, more than the {MOST_TILES} tiles of {MOST_VALUES} values that are read.")
-    if not _is_stored(found):
-        raise InputError(
-            f"{path}: {name} says that it is {found.shape} {found.dtype}, but the file holds only part of that. Compute it again."
-        )
-    return found
-
-
-def _is_stored(dataset: Any) -> bool:
-    """Whether all values of a dataset lie in its own file, in chunks that fit into memory."""
-    if dataset.is_virtual or dataset.external:
-        return False
-    if dataset.chunks is None:
-        return bool(dataset.id.get_storage_size() >= dataset.nbytes)
-    if prod(dataset.chunks) * dataset.dtype.itemsize > MOST_CHUNK_BYTES:
-        return False
-    return bool(dataset.id.get_num_chunks() >= prod(-(-n // side) for n, side in zip(dataset.shape, dataset.chunks, strict=True)))
-
-
-def read_numbers(path: str, dataset: Any) -> dict[str, float]:
-    """The attributes of a dataset by which programs say how tiles were cut, those that are there.
-
-    Raises
-    ------
-    InputError
-        One is not a number of a sensible size.
-    """
-    told: dict[str, float] = {}
-    for name in NUMBERS:
-        if name not in dataset.attrs:
-            continue
-        kept = dataset.attrs.get_id(name)
-        value = dataset.attrs[name] if kept.get_storage_size() <= MOST_ATTRIBUTE_BYTES and kept.dtype.kind in "iuf" else None
-        number = float(np.ravel(value)[0]) if value is not None and np.size(value) == 1 else math.nan
-        if value is not None and np.size(value) != 1:
-            continue
-        if not 0 <= number <= LARGEST_NUMBER:
-            raise InputError(f"{path}: {name} is {value!r}, but it must be a number from 0 to {LARGEST_NUMBER}. Compute the file again.")
-        told[name] = number
-    return told
-
-
 class PlaceFile:
     """An open HDF5 file of places, with features or without.
 
@@ -208,9 +97,9 @@ class PlaceFile:
             )
         self.x, self.y = stored.astype(np.int64).T
         """(n,) level-0 px of the top-left of each tile, in the file's order."""
-        self.attributes = read_numbers(path, coords)
+        self.attributes = read_numbers(path, coords, NUMBERS, LARGEST_NUMBER)
         if "l0_extent" in file.attrs:  # ours: the side of a tile before it was rounded
-            self.attributes["patch_size_level0"] = read_numbers(path, file).get("l0_extent", math.nan)
+            self.attributes["patch_size_level0"] = read_numbers(path, file, NUMBERS, LARGEST_NUMBER).get("l0_extent", math.nan)
 
     def tiling(self, info: SlideInfo | None, l0_extent: float | None) -> Tiling:
         """How its tiles were cut, by its attributes.
@@ -283,7 +172,7 @@ class FeatureFile(PlaceFile):
             raise InputError(
                 f"{path}: features {self.features.shape} and coords {(len(self.x), 2)} are not (n, d) and (n, 2) of the same tiles."
             )
-        self.encoder = _read_word(self.features, "encoder") or "unknown"
+        self.encoder = read_word(self.features, "encoder") or "unknown"
 
     @property
     def dtype(self) -> str:
@@ -304,31 +193,6 @@ class FeatureFile(PlaceFile):
 def _some(file: Any) -> str:
     """The first names in a file."""
     return ", ".join(name[:80] for name in islice(file, 10))
-
-
-def _read_word(dataset: Any, name: str) -> str:
-    """A short text among the attributes; empty where there is none."""
-    if name not in dataset.attrs or dataset.attrs.get_id(name).get_storage_size() > MOST_ATTRIBUTE_BYTES:
-        return ""
-    word = dataset.attrs[name]
-    word = word.decode(errors="replace") if isinstance(word, bytes) else word
-    return word[:200] if isinstance(word, str) else ""
-
-
-def load_h5py() -> ModuleType:
-    """The module h5py.
-
-    Raises
-    ------
-    ConfigError
-        It is not installed.
-    """
-    try:
-        import h5py
-    except ModuleNotFoundError as error:
-        raise ConfigError("HDF5 files need the package h5py, which is not installed: pip install 'tilestream[h5]'.") from error
-    found: ModuleType = h5py
-    return found
 
 
 def grid_step(y: NDArray[np.int64], x: NDArray[np.int64], stated: float) -> float | None:
