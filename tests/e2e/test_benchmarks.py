@@ -13,6 +13,7 @@ from benchmarks import (
     bench_reading,
     bench_soak,
     bench_view,
+    fuzz_inputs,
     fuzz_sources,
 )  # fmt: skip
 
@@ -112,6 +113,13 @@ def test_the_pipeline_is_measured_beside_the_bare_encoder_and_a_plain_loop(capsy
 
 
 @pytest.mark.slow
+def test_fuzzed_inputs_end_in_a_result_or_an_error_of_ours(capsys):
+    told = fuzz_inputs.main(["--count", "160", "--processes", "1", "--json"])
+    assert sum(told["outcomes"].values()) == 160
+    assert told["outcomes"]["result"] > 10
+    assert told["bad"] == {}
+
+
 def test_fuzzed_files_end_in_a_result_or_an_error_of_ours(capsys):
     told = fuzz_sources.main(["--count", "25", "--processes", "1", "--json"])
     assert sum(told["outcomes"].values()) == 25

@@ -114,6 +114,8 @@ def parse_yaml(text: str, name: str, draft: Draft, *, lines: bool = False) -> Dr
         hint = " Put quotes round a text that begins with *." if re.search(r"(^|[\s,\[-])\*[^\s\w]", line) else ""
         hint = " Indent with spaces; YAML takes no tabs." if line[: len(line) - len(line.lstrip())].count("\t") else hint
         raise ConfigError(f"{place(mark)}: not valid YAML: {error.problem or error.context}.{hint}") from error
+    except (ValueError, OverflowError) as error:  # an escape that names no character
+        raise ConfigError(f"{name}: not valid YAML: {error}.") from error
     except yaml.reader.ReaderError as error:
         raise ConfigError(f"{name}: not valid YAML: a character that is not text, number {error.position}.") from error
     draft.raw = None if node is None else _value(loader, node, (), draft, place)

@@ -121,8 +121,9 @@ def _image_size(file: FeatureFile, places: TilePlaces, info: SlideInfo | None) -
     """The image in level-0 px: its own, else as the file says, else as far as its tiles reach."""
     if info is not None:
         return info.size
-    if {"level0_width", "level0_height"} <= file.attributes.keys():
-        return Size(int(file.attributes["level0_height"]), int(file.attributes["level0_width"]))
+    told = [int(file.attributes.get(name, 0)) for name in ("level0_height", "level0_width")]
+    if min(told) > 0:
+        return Size(*told)
     extent = places.tiling.l0_extent
     return Size(*(max(1, int(np.ceil(corner.max(initial=0) + extent))) for corner in (places.y, places.x)))
 

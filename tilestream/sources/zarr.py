@@ -21,7 +21,7 @@ from tilestream.store.zarr_chunks import ChunkReader, chunk_reader
 MAX_CHUNK_BYTES = 256 * 1024**2
 """Largest decoded chunk that is accepted: it is what one thread holds."""
 
-STORE_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError)
+STORE_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
 """What zarr, numcodecs and the object stores raise on damaged or missing metadata and chunks; zarr's own errors are ValueErrors."""
 
 
