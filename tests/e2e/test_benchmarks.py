@@ -112,7 +112,6 @@ def test_the_pipeline_is_measured_beside_the_bare_encoder_and_a_plain_loop(capsy
     assert all(row[key] > 0 for key in ("bare", "program", "plain", "share", "over_plain", "host_mib"))
 
 
-@pytest.mark.slow
 def test_fuzzed_inputs_end_in_a_result_or_an_error_of_ours(capsys):
     told = fuzz_inputs.main(["--count", "160", "--processes", "1", "--json"])
     assert sum(told["outcomes"].values()) == 160
@@ -120,6 +119,7 @@ def test_fuzzed_inputs_end_in_a_result_or_an_error_of_ours(capsys):
     assert told["bad"] == {}
 
 
+@pytest.mark.slow
 def test_fuzzed_files_end_in_a_result_or_an_error_of_ours(capsys):
     told = fuzz_sources.main(["--count", "25", "--processes", "1", "--json"])
     assert sum(told["outcomes"].values()) == 25
