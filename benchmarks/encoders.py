@@ -27,6 +27,23 @@ class OnePixel(nn.Module):
         return tiles[:, :, 0, 0].float()
 
 
+class Wide(nn.Module):
+    """(n, 3, size, size) uint8 -> (n, dim) float32: some pixels, over and over, at the price of a copy."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """The tile's pixels in order, as many as there are features, in -1 to 1."""
+        return tiles.flatten(1)[:, : self.dim].float() / 128 - 1
+
+
+def wide(dim: int = 1024) -> nn.Module:
+    """For `encoder: {name: benchmarks.encoders:wide, args: {dim: 1536}}`."""
+    return Wide(dim)
+
+
 def mean_rgb() -> nn.Module:
     """For `encoder: benchmarks.encoders:mean_rgb`."""
     return MeanRGB()

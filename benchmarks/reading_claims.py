@@ -20,7 +20,8 @@ from benchmarks.readers import BATCH, count_reads, read_shards
 from tilestream.geometry import Size, TileGrid
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
-from tilestream.tiles.read_spec import ReadSpec, pending_tiles
+from tilestream.tiles.buffer_limits import count_open
+from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.tile_reader import TileReader
 
 Row = dict[str, Any]
@@ -187,12 +188,12 @@ def measure_memory(chosen: argparse.Namespace, _: Path) -> list[Row]:
     return rows
 
 
-def reading_bound(source: Source, shard_tiles: int, threads: int) -> int:
-    """Bytes that reading may hold: open tiles and two batches, two copies of a file tile for each thread and one more, and slack."""
+def reading_bound(source: Source, places: Tiles, shard_tiles: int, threads: int) -> int:
+    """Bytes that reading may hold: open batches and two more, what threads hold to decode, and slack."""
     grid = source.segment_grid(0)
-    piece = grid.height * grid.width * 3 if grid else SPEC.cover**2 * 4
-    pending = pending_tiles(SPEC, grid, source.info.levels[0], shard_tiles, TILE, threads)
-    return (pending + 2 * BATCH) * TILE**2 * 3 + (threads + 1) * 2 * piece + SLACK
+    shards = [(places[0][k : k + shard_tiles], places[1][k : k + shard_tiles]) for k in range(0, len(places[0]), shard_tiles)]
+    opened = max(count_open(SPEC, grid, source.info.size, y, x, batch=BATCH, threads=threads).batches for y, x in shards)
+    return (opened + 2) * BATCH * TILE**2 * 3 + (threads + 1) * source.held_bytes(0, SPEC.cover**2) + SLACK
 
 
 def read_alone(side: int, threads: int, shard_tiles: int) -> Row:
@@ -210,7 +211,7 @@ def read_alone(side: int, threads: int, shard_tiles: int) -> Row:
         Path("/proc/self/clear_refs").write_text("5")
         baseline = _resident("VmHWM")
         read_shards(reader, *places, shard_tiles)
-        added, bound = _resident("VmHWM") - baseline, reading_bound(source, shard_tiles, threads)
+        added, bound = _resident("VmHWM") - baseline, reading_bound(source, places, shard_tiles, threads)
     return {
         "side": side,
         "tiles": len(places[0]),

@@ -2,26 +2,53 @@
 
 __version__ = "0.1.0"
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tilestream.config.schema import Config
+    from tilestream.encoders.load import load_encoder
+    from tilestream.models.context import ContextTransformer
     from tilestream.runner.driver import run
-    from tilestream.store.cohort import open_output as open  # noqa: A004, F401  # left out of __all__, for `import *`; tilestream.open is the documented name
+    from tilestream.sources import open_image
+    from tilestream.stages.embed_tiles import embed
+    from tilestream.store.cohort import open_output
+    from tilestream.tiles.grid import find_tiles
 
-_PLACES = {"open": ("tilestream.store.cohort", "open_output"), "run": ("tilestream.runner.driver", "run")}
-"""Module and name of what is loaded when it is asked for."""
+    open = open_output  # noqa: A001
 
-__all__ = ["__version__", "run"]
+_PLACES = {
+    "Config": "tilestream.config.schema",
+    "ContextTransformer": "tilestream.models.context",
+    "embed": "tilestream.stages.embed_tiles",
+    "find_tiles": "tilestream.tiles.grid",
+    "load_encoder": "tilestream.encoders.load",
+    "open_image": "tilestream.sources",
+    "run": "tilestream.runner.driver",
+}
+"""Where the public names live; each is imported when it is asked for, as most bring torch."""
+
+__all__ = [
+    "Config",
+    "ContextTransformer",
+    "__version__",
+    "embed",
+    "find_tiles",
+    "load_encoder",
+    "open_image",
+    "run",
+]  # open shadows a builtin
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, loaded when it is asked for: they bring torch, dask and zarr."""
+    """A public name, imported now."""
+    from importlib import import_module
+
+    if name == "open":
+        return import_module("tilestream.store.cohort").open_output
     if name not in _PLACES:
         raise AttributeError(f"module 'tilestream' has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PLACES})
+    return sorted({*globals(), *__all__, "open"})

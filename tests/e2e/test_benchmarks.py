@@ -18,12 +18,11 @@ from benchmarks import (
 )  # fmt: skip
 
 
-@pytest.mark.slow
-def test_memory_stays_below_the_projection(capsys):
-    rows = bench_memory.main(["--sides", "2048", "4096", "--shard-tiles", "64", "--json"])
+def test_memory_stays_below_the_projection_and_near_it(capsys):
+    rows = bench_memory.main(["--quick", "--json"])
     assert json.loads(capsys.readouterr().out) == rows
-    assert all(row["peak_mib"] <= row["projected_mib"] for row in rows)
-    assert [row["tiles"] > 0 for row in rows] == [True, True]
+    assert len(rows) == 3
+    assert {row["case"]: row["ratio"] for row in rows if not bench_memory.holds(row)} == {}
 
 
 @pytest.mark.slow

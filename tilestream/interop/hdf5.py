@@ -12,8 +12,8 @@ import numpy as np
 
 from tilestream.errors import InputError
 from tilestream.interop.target import Target, Written
+from tilestream.sources.hdf5_file import load_h5py
 from tilestream.store.slide import Slide
-from tilestream.tiles.hdf5_file import load_h5py
 
 CHUNK_ROWS = 256
 """Rows of an HDF5 chunk."""

@@ -15,12 +15,12 @@ from tilestream.errors import ConfigError, InputError, OutputError, without_cred
 from tilestream.geometry import Size
 from tilestream.sources import open_source
 from tilestream.sources.base import SlideInfo, SourceOptions
+from tilestream.sources.hdf5_file import hdf5_errors, open_hdf5
 from tilestream.store.folder import Folder
 from tilestream.store.layout import NONFINITE, OK, PADDED, STATUSES, Layout, TileColumns
 from tilestream.store.lock import hold_lock
 from tilestream.store.slide_store import FORMAT, TILES, SlideStore
 from tilestream.tiles.coords_file import GRID_TOLERANCE, FeatureFile, TilePlaces
-from tilestream.tiles.hdf5_file import hdf5_errors, open_hdf5
 
 SHARD_TILES = 2048
 """Rows of a shard of an imported store."""

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from tilestream.interop.columns import load_pyarrow
 from tilestream.interop.target import Target, Written
+from tilestream.sources.hdf5_file import load_h5py
 from tilestream.store.slide import Slide
-from tilestream.tiles.hdf5_file import load_h5py
 
 
 def slide_vector(slide: Slide) -> NDArray[np.float32]:

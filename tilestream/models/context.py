@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Protocol, overload
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -14,6 +18,25 @@ from tilestream.models.vit import Mlp
 from tilestream.models.windows import attend_windows, pack_windows, window_partition, window_unpartition
 
 POSITIONS = ("sincos", "learned", "rope", "bias", "log_bias", "none")
+
+
+Rows = NDArray[np.float32]
+
+
+class PlacedTiles(Protocol):
+    """Tiles that say where they lie on a grid."""
+
+    @property
+    def tile_row(self) -> NDArray[np.int64]:
+        """(n,) rows of the grid."""
+
+    @property
+    def tile_col(self) -> NDArray[np.int64]:
+        """(n,) columns of the grid."""
+
+    @property
+    def stride_um(self) -> float | None:
+        """Step of the grid in µm; None where mpp is unknown."""
 
 
 class WindowAttention(nn.Module):
@@ -155,23 +178,50 @@ class ContextTransformer(nn.Module):
         """Tokens by which the windows of a layer begin before multiples of the window."""
         return self.window // 2 if self.shift and layer % 2 else 0
 
-    def forward(self, tokens: Tensor, tok_row: Tensor, tok_col: Tensor, stride_um: float | None = None) -> Tensor:
-        """Mix the tokens of a whole grid.
+    @overload
+    def forward(self, tokens: Rows, tok_row: PlacedTiles) -> Rows: ...
+
+    @overload
+    def forward(self, tokens: Tensor, tok_row: Tensor, tok_col: Tensor, stride_um: float | None = None) -> Tensor: ...
+
+    def forward(
+        self, tokens: Tensor | Rows, tok_row: Tensor | PlacedTiles, tok_col: Tensor | None = None, stride_um: float | None = None
+    ) -> Tensor | Rows:
+        """Mix the tokens of a whole grid: as tensors with their places, or rows of a NumPy array with the tiles that they belong to.
 
         Parameters
         ----------
         tokens : (n, dim) floating point
-            Finite; tokens of failed tiles are left out, not given as NaN or 0.
+            As a tensor finite: tokens of failed tiles are left out, not given as NaN or 0. Rows of an array that are not finite are absent
+            for their neighbours and stay NaN.
         tok_row, tok_col : (n,) int64
-            Absolute grid indices; no two tokens share a place.
+            Absolute grid indices; no two tokens share a place. Or, in place of both and of the stride, the tiles: `find_tiles` gives them.
         stride_um : float or None
             Step of the grid in µm; None where mpp is unknown.
 
         Returns
         -------
         mixed : (n, dim)
-            In the weights' dtype, on the tokens' device.
+            In the weights' dtype on the tokens' device; of an array, float32.
         """
+        if not isinstance(tokens, Tensor):
+            assert not isinstance(tok_row, Tensor), "rows of an array come with their tiles"
+            return self._mix_rows(tokens, tok_row)
+        assert isinstance(tok_row, Tensor), "a tensor comes with its places"
+        assert tok_col is not None, "a tensor comes with its places"
+        return self._mix_grid(tokens, tok_row, tok_col, stride_um)
+
+    @torch.inference_mode()
+    def _mix_rows(self, rows: Rows, tiles: PlacedTiles) -> Rows:
+        """(n, dim) of (n, dim), NaN where a row is not finite."""
+        good = np.isfinite(rows).all(axis=1)
+        places = [torch.from_numpy(np.asarray(index[good], np.int64)) for index in (tiles.tile_row, tiles.tile_col)]
+        out = np.full(rows.shape, np.nan, np.float32)
+        tokens = torch.from_numpy(np.asarray(rows[good], np.float32)).to(self.norm.weight.device)
+        out[good] = self._mix_grid(tokens, places[0], places[1], tiles.stride_um).float().cpu().numpy()
+        return out
+
+    def _mix_grid(self, tokens: Tensor, tok_row: Tensor, tok_col: Tensor, stride_um: float | None) -> Tensor:
         tokens = self.encode(tokens, tok_row, tok_col, stride_um)
         for layer in range(self.depth):
             tokens = self.mix(layer, tokens, tok_row, tok_col)

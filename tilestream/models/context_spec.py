@@ -30,6 +30,13 @@ class ContextSpec:
     chunk_windows: int = CHUNK_WINDOWS
 
     @property
+    def model_bytes(self) -> int:
+        """The weights in float32, in which they are made whatever they are cast to, and one matrix as it is read from a file."""
+        layer = (4 + 2 * self.mlp_ratio) * self.dim**2 + (9 + self.mlp_ratio) * self.dim
+        rest = (2 + self.window**2) * self.dim + self.depth * (2 * self.window) ** 2 * self.dim // 16  # norm, learned positions, biases
+        return int(self.depth * layer + rest + self.mlp_ratio * self.dim**2) * 4
+
+    @property
     def halo(self) -> int:
         """Tokens on each side that the result in a rectangle of whole, unshifted windows depends on.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 from tilestream.errors import ConfigError
 from tilestream.models.patch_embed import blank_linear, freeze, seeded_init
+
+BLOCK_VALUES = 1 << 22
+"""Values of a gate that are computed at once: of a usual one of 128 channels, those of more rows than come in a block."""
 
 POOLS = ("mean", "max", "gated_attention", "queries")
 
@@ -196,14 +200,19 @@ class GatedAttentionPool(SoftmaxPool):
         self.attention_v = blank_linear(dim, hidden, torch.float64)
         self.attention_u = blank_linear(dim, hidden, torch.float64)
         self.attention_w = blank_linear(hidden, 1, torch.float64)
-        seeded_init(self, seed)
-        if weights is not None:
+        if weights is None:
+            seeded_init(self, seed)
+        else:
             self.load_state_dict(dict(weights))
         freeze(self)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (n, 1) float64 of tiles (n, d) float64."""
-        gate = torch.tanh(self.attention_v(x)) * torch.sigmoid(self.attention_u(x))  # (n, hidden)
+        rows = max(1, BLOCK_VALUES // self.attention_v.out_features)
+        return torch.cat([self._logits(block) for block in torch.split(x, rows)])
+
+    def _logits(self, x: Tensor) -> Tensor:
+        gate = torch.tanh(self.attention_v(x)).mul_(torch.sigmoid(self.attention_u(x)))  # (n, hidden)
         out: Tensor = self.attention_w(gate)
         return out
 
@@ -237,8 +246,9 @@ class QueriesPool(SoftmaxPool):
         super().__init__(dim, queries)
         self.queries = nn.Parameter(torch.zeros(queries, hidden, dtype=torch.float64))
         self.key = blank_linear(dim, hidden, torch.float64)
-        seeded_init(self, seed)
-        if weights is not None:
+        if weights is None:
+            seeded_init(self, seed)
+        else:
             self.load_state_dict(dict(weights))
         freeze(self)
 
@@ -280,6 +290,15 @@ def make_pool(name: str, dim: int, weights: Mapping[str, Tensor] | None = None, 
     if weights is not None:
         raise ConfigError(f"pool.weights: {name} has none. Leave it out, or set pool.name to {' or '.join(_LEARNED)}.")
     return MeanPool(dim) if name == "mean" else MaxPool(dim)
+
+
+def pool_bytes(name: str, weights: str | None, dim: int) -> int:
+    """What a pool takes: its weights in float64, twice a file in float32, the file, and what it makes of some rows at once."""
+    if name not in _LEARNED:
+        return 0
+    size = Path(weights).stat().st_size if weights is not None and Path(weights).is_file() else 128 * dim * 4 * 2
+    hidden = size // (4 * dim * (2 if name == "gated_attention" else 1))
+    return size * 3 + 6 * min(BLOCK_VALUES, 2048 * hidden) * 8
 
 
 _Shape: TypeAlias = tuple[int, ...]

@@ -299,12 +299,12 @@ class Run:
         plan, committed = slide.plan, store.ledger()
         for entry in committed.values():
             result.counts = add_counts(result.counts, entry["counts"])
-        result.tiles, result.candidates = plan.tiles, plan.candidates
+        result.tiles, result.candidates = len(plan), plan.candidates
         result.context = str(slide.context) if slide.context else ""
-        if plan.tiles == 0:
+        if len(plan) == 0:
             result.note = "no tissue found"
         there = sum(len(plan.tile_row[slide.layout.rows(shard)]) for shard in committed)
-        self.reporter.planned(plan, slide.projection, plan.tiles - there)
+        self.reporter.planned(plan, slide.projection, len(plan) - there)
 
     def _twice(self, slide: str, fingerprint: str) -> tuple[str, ...]:
         """A warning where another slide of this run has the same bytes."""

@@ -1,21 +1,32 @@
-"""The memory of a worker before a pixel is read, and how the context of a slide is passed so that it fits."""
+"""The memory of a worker before a pixel is read, as a sum of what each part says of itself, and how a slide's context is passed so that it fits."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tilestream.config.schema import Config, Context, Windows
 from tilestream.errors import ConfigError
 from tilestream.models.context_spec import BAND_BYTES, ContextSpec, choose_schedule
+from tilestream.models.pooling import pool_bytes
 from tilestream.runner.slide_plan import SlidePlan
+from tilestream.stages.finish_slide import drawing_bytes, rows_bytes
+from tilestream.stages.hardware import peak_memory
+from tilestream.stages.worker import results_bytes
 from tilestream.stages.worker_settings import LANES, EncoderFacts
 from tilestream.store.layout import Layout
-from tilestream.tiles.read_spec import GROUPS_IN_WORK, READ_TILES, group_pieces, host_group, job_pieces, jobs_ahead, pending_tiles
+from tilestream.tiles.buffer_limits import CIRCULATING, OpenTiles, average_bytes, count_open, device_group_bytes, read_batch
+from tilestream.tiles.isolation import isolated_bytes, isolated_groups
 
-SLACK = 64 * 1024**2
+SLACK = 48 * 1024**2
 """Bytes set aside for what the arithmetic does not name: thread stacks, codec scratch, fragmentation."""
+
+DEVICE_LIBRARIES = 512 * 1024**2
+"""Host memory of kernels and libraries that CUDA loads when they are first used, after the encoder was measured."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,7 @@ class ContextPlan:
     one_pass: bool
     """Whether tokens go from the encoder into the context without being stored."""
     bytes: int
-    """Upper bound of what it holds at once in a worker."""
+    """Upper bound of what it holds at once in a worker, its weights included."""
 
     def __str__(self) -> str:
         return f"{self.schedule} in one pass" if self.one_pass else self.schedule
@@ -38,76 +49,87 @@ class Projection:
     """An upper bound of a worker's resident memory, part by part, in bytes."""
 
     program: int
-    """Interpreter, libraries, weights and the activations of one batch, as measured before any pixel."""
-    reading: int
-    """Tiles open at once in both lanes."""
-    batches: int
-    """Batches on their way to the encoder."""
-    shard: int
-    """Embeddings of the shards in work, with their encoded copy."""
+    """Interpreter, libraries, the encoder and the activations of one batch, as measured by a worker; and what a device loads later."""
+    planning: int
+    """The thumbnail and what finding tissue takes, where slides are planned by the process that works on them."""
+    tiles: int
+    """Tiles that are begun, in both lanes, and those on their way to the encoder."""
+    decoding: int
+    """What the decoding threads hold, or a child process where reading is isolated."""
+    shards: int
+    """Embeddings of the shards in work, and of the one that is written its encoded copies."""
     context: int
-    """What the context holds at once, where one is configured."""
-    thumbnail: int
-    """The thumbnail, its mask and what finding tissue takes: 24 bytes a thumbnail pixel; and the tiles' numbers, 200 bytes a tile."""
-
+    """The context's weights and what its schedule holds, where one is configured."""
     finishing: int
-    """The covariance of the embeddings, from which the overview's colours come."""
+    """The pool's weights, and the rows, their covariance and the picture that the overview takes."""
+    seen: int
+    """What the process that planned the slide has taken by then: its total is no less, whatever the other parts say."""
+
+    @property
+    def worker(self) -> int:
+        """Sum of a worker's parts, with slack."""
+        return sum((self.program, self.planning, self.tiles, self.decoding, self.shards, self.context, self.finishing, SLACK))
 
     @property
     def total(self) -> int:
-        """Sum of the parts, with slack."""
-        return self.program + self.reading + self.batches + self.shard + self.context + self.thumbnail + self.finishing + SLACK
-
-
-def _scattered(plan: SlidePlan, shard_tiles: int, regular: int, threads: int) -> int:
-    """Upper bound of the tiles open at once where they lie on no lattice: those that begin within reach of the pieces in work, counted."""
-    if plan.pieces is None:
-        return regular
-    side, spec = max(plan.pieces.height, plan.pieces.width), plan.spec
-    most = 1
-    for start in range(0, plan.tiles, shard_tiles):
-        part = slice(start, start + shard_tiles)
-        places = [spec.px_origins(places[part]) for places in (plan.columns.y, plan.columns.x)]
-        short = max(1, int(min(np.ptp(px) for px in places) // side))  # pieces of a line
-        lines = 2 + -(-(jobs_ahead(spec, plan.pieces, threads) + 1) * job_pieces(spec, plan.pieces) // short)
-        for px in places:
-            begin = np.sort(px)
-            most = max(most, int((np.searchsorted(begin, begin + spec.cover + lines * side, "right") - np.arange(len(begin))).max()))
-    return min(shard_tiles, most)
+        """The most that any process of the run takes."""
+        return max(self.worker, self.seen)
 
 
 def project_memory(
     plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts, workers: int
 ) -> tuple[Projection, ContextPlan | None]:
     """Memory of a worker that does this slide, from sizes alone, and the way of its context."""
-    level = plan.info.levels[plan.spec.level]
-    piece_bytes = plan.pieces.height * plan.pieces.width * 3 if plan.pieces else plan.spec.cover**2 * 4
-    stride_px = plan.grid.stride * plan.grid.scale / level.downsample
-    rows = min(layout.shard_tiles, layout.tiles)
-    pending = pending_tiles(plan.spec, plan.pieces, level, max(1, rows), stride_px, facts.threads)
-    if not plan.grid.regular:
-        pending = _scattered(plan, max(1, rows), pending, facts.threads)
-    tile_bytes = plan.spec.tile**2 * 3
-    cover_bytes = plan.spec.cover**2 * 3 * 5 if plan.spec.resampled else 0  # uint8 and the float32 rows of one average
-    reading = pending * (tile_bytes + cover_bytes) + (facts.threads + 1) * piece_bytes * 2
-    if facts.device.startswith("cuda") and plan.pieces:  # tiles are put together there
-        reading = (GROUPS_IN_WORK * group_pieces(plan.pieces, host_group(facts.processes)) + facts.threads * 2) * piece_bytes
-    item = 4 + 2 * np.dtype(layout.dtype).itemsize  # float32 results, the stored array and its encoded copy
-    columns = layout.dim + layout.tokens * layout.dim
+    inline, cuda = config.compute.scheduler.kind == "inline", facts.device.startswith("cuda")
+    tiles, decoding = _reading(plan, layout, config, facts)
     projection = Projection(
-        program=facts.peak_bytes,
-        reading=LANES * reading,
-        batches=LANES * 4 * max(facts.batch, READ_TILES) * tile_bytes,
-        shard=(LANES + 1) * rows * columns * item,
+        program=facts.peak_bytes + (DEVICE_LIBRARIES if cuda else 0),
+        planning=plan.planning_bytes if inline else 0,
+        tiles=tiles,
+        decoding=decoding,
+        shards=(LANES + 1) * layout.shard_bytes,
         context=0,
-        thumbnail=plan.mask.size * 24 + plan.candidates * 200,
-        finishing=facts.dim**2 * 8 * 5,
+        finishing=drawing_bytes(len(plan), facts.dim, facts.threads)
+        + rows_bytes(len(plan), facts.dim)
+        + pool_bytes(config.pool.name, config.pool.weights, facts.dim),
+        seen=peak_memory(),
     )
     if config.context is None:
         return projection, None
     windows = config.windows if "windows" in config.output.save else None
-    context = plan_context(plan, layout, config.context, windows, facts, config.compute.memory_limit - projection.total, workers)
+    context = plan_context(plan, layout, config.context, windows, facts, config.compute.memory_limit - projection.worker, workers)
     return replace(projection, context=context.bytes), context
+
+
+def _reading(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts) -> tuple[int, int]:
+    """Bytes of the tiles in both lanes, and of those who decode them."""
+    tile, results = plan.spec.tile**2 * 3, results_bytes(facts)
+    if facts.device.startswith("cuda") and plan.pieces is not None:  # tiles are put together there
+        return results, LANES * device_group_bytes(plan.pieces, facts.processes) + facts.threads * plan.held_bytes
+    batch = facts.batch if facts.device.startswith("cuda") else read_batch(facts.batch, plan.spec.tile)
+    opened, most = OpenTiles(0, 0), 0
+    for y, x in _lists(plan, layout, config, facts, batch):
+        found = count_open(plan.spec, plan.pieces, plan.info.levels[plan.spec.level].size, y, x, batch=batch, threads=facts.threads)
+        opened = OpenTiles(max(opened.batches, found.batches), max(opened.covers, found.covers))
+        most = max(most, -(-len(y) // batch))
+    decoding = facts.threads * (plan.held_bytes + average_bytes(plan.spec))
+    batches = LANES * min(opened.batches + CIRCULATING, most + 1)
+    covers = LANES * opened.covers * plan.spec.cover**2 * 3
+    return batches * batch * tile + covers + results, decoding + (LANES * isolated_bytes() if config.compute.isolate else 0)
+
+
+def _lists(
+    plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts, batch: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The level-0 y and x of each list of tiles that is read at once: a shard's, a band's where tokens are mixed as they come, or a group's."""
+    columns, step = plan.columns, layout.shard_tiles
+    if config.context is not None and facts.tokens > 1 and not layout.tokens:
+        a_row = int(np.bincount(plan.tile_row, minlength=1).max())
+        step = max(a_row, BAND_BYTES // (facts.tokens * facts.dim * 4))
+    if config.compute.isolate:
+        step = min(step, isolated_groups(batch))
+    for start in range(0, len(plan), step):
+        yield columns.y[start : start + step], columns.x[start : start + step]
 
 
 def plan_context(
@@ -117,7 +139,8 @@ def plan_context(
     spec = ContextSpec(facts.dim, context.depth, context.window, context.shift)
     side = int(facts.tokens**0.5)
     one_pass = facts.tokens > 1 and not layout.tokens
-    tokens = plan.tiles * facts.tokens
+    tokens = len(plan) * facts.tokens
+    model = spec.model_bytes + (Path(context.weights).stat().st_size if context.weights and Path(context.weights).is_file() else 0)
     schedule: str = context.schedule
     if windows is not None and facts.tokens > 1:
         if schedule == "halo_shards":
@@ -131,19 +154,19 @@ def plan_context(
     elif schedule == "auto":
         schedule = choose_schedule(spec, tokens, budget, workers)
     if schedule == "dense":
-        return ContextPlan(schedule, one_pass, spec.whole_bytes(tokens))
+        return ContextPlan(schedule, one_pass, model + spec.whole_bytes(tokens))
     a_row = np.bincount(plan.tile_row, minlength=1) * facts.tokens
     if schedule == "row_bands" or one_pass:
         band = max(int(a_row.max()), min(tokens, BAND_BYTES // (facts.dim * 4)))
         held = 0 if windows is None else (windows.sides[0] * plan.grid.cols * side + band) * facts.dim * 4 * 2
         sums = (2 * layout.shard_tiles + band // facts.tokens) * facts.dim * 16
-        return ContextPlan(schedule, one_pass, spec.state_bytes(plan.grid.cols * side, band) + sums + held)
-    starts = np.arange(0, plan.tiles, layout.shard_tiles)
-    ends = np.minimum(starts + layout.shard_tiles, plan.tiles) - 1
+        return ContextPlan(schedule, one_pass, model + spec.state_bytes(plan.grid.cols * side, band) + sums + held)
+    starts = np.arange(0, len(plan), layout.shard_tiles)
+    ends = np.minimum(starts + layout.shard_tiles, len(plan)) - 1
     halo = -(-(spec.halo + spec.window) // side)
     first = np.searchsorted(plan.tile_row, plan.tile_row[starts] - halo, "left")
     last = np.searchsorted(plan.tile_row, plan.tile_row[ends] + halo, "right")
-    return ContextPlan(schedule, one_pass, spec.whole_bytes(int((last - first).max(initial=0)) * facts.tokens))
+    return ContextPlan(schedule, one_pass, model + spec.whole_bytes(int((last - first).max(initial=0)) * facts.tokens))
 
 
 def check_memory(projection: Projection, config: Config, plan: SlidePlan) -> None:
@@ -155,20 +178,20 @@ def check_memory(projection: Projection, config: Config, plan: SlidePlan) -> Non
         With the projection, the limit and the way out.
     """
     limit = config.compute.memory_limit
-    if projection.total <= limit:
+    if projection.worker <= limit:
         return
-    fixed = projection.program + projection.batches + projection.context + projection.thumbnail + projection.finishing + SLACK
-    room, varying = limit - fixed, projection.reading + projection.shard
+    varying = projection.tiles + projection.shards
+    room = limit - (projection.worker - varying)
     shard_tiles = int(config.compute.shard_tiles * room / varying) if room > 0 else 0
     advice = (
         f"Set compute.shard_tiles to {shard_tiles} or less, or raise compute.memory_limit."
         if shard_tiles >= 1
-        else f"Raise compute.memory_limit to {gib(projection.total)} or more, or choose a smaller encoder or batch_size."
+        else f"Raise compute.memory_limit to {gib(projection.worker)} or more, or choose a smaller encoder or batch_size."
     )
     raise ConfigError(
-        f"compute.memory_limit: a worker on {plan.ref.id} needs {gib(projection.total)} (program and model {gib(projection.program)}, "
-        f"tiles {gib(projection.reading + projection.batches)}, a shard of {min(config.compute.shard_tiles, plan.tiles)} tiles "
-        f"{gib(projection.shard)}, context {gib(projection.context)}), the limit is {gib(limit)}. {advice}"
+        f"compute.memory_limit: a worker on {plan.ref.id} needs {gib(projection.worker)} (program and model {gib(projection.program)}, "
+        f"tiles {gib(projection.tiles + projection.decoding)}, a shard of {min(config.compute.shard_tiles, len(plan))} tiles "
+        f"{gib(projection.shards)}, context {gib(projection.context)}), the limit is {gib(limit)}. {advice}"
     )
 
 

@@ -62,7 +62,7 @@ def print_plan(planned: Planned, console: Console) -> None:
         averaged = ", averaged" if plan.spec.resampled else ""
         table.add_row(
             plan.ref.id, f"{size.height} x {size.width}", "-" if plan.info.mpp is None else f"{plan.info.mpp:.4g}",
-            f"level {plan.spec.level} (1/{level.downsample:.4g}{averaged})", f"{plan.tiles} of {plan.candidates}", str(slide.layout.shards), gib(slide.layout.bytes), str(slide.context or "-"), gib(slide.projection.total),
+            f"level {plan.spec.level} (1/{level.downsample:.4g}{averaged})", f"{len(plan)} of {plan.candidates}", str(slide.layout.shards), gib(slide.layout.bytes), str(slide.context or "-"), gib(slide.projection.total),
         )  # fmt: skip
     console.print(table)
     for slide in planned.slides:
@@ -70,7 +70,7 @@ def print_plan(planned: Planned, console: Console) -> None:
             console.print(f"warning: {slide.plan.ref.id}: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     for refused, reason in planned.refused.items():
         console.print(f"refused: {refused}: {reason}", style="yellow", highlight=False, markup=False)
-    tiles, size_bytes = sum(slide.plan.tiles for slide in planned.slides), sum(slide.layout.bytes for slide in planned.slides)
+    tiles, size_bytes = sum(len(slide.plan) for slide in planned.slides), sum(slide.layout.bytes for slide in planned.slides)
     peak = max((slide.projection.total for slide in planned.slides), default=0)
     facts, config = planned.setup.facts, planned.setup.config
     console.print(

@@ -89,7 +89,7 @@ def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: Layout | 
     """
     config, facts = setup.config, setup.facts
     plan = make_slide_plan(ref, source, config, facts)
-    layout = stored or make_layout(plan.tiles, config, facts)
+    layout = stored or make_layout(len(plan), config, facts)
     if config.context is not None:
         tokens_a_side(facts.tokens, plan.grid)
     projection, context = project_memory(plan, layout, config, facts, setup.workers)

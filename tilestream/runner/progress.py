@@ -53,9 +53,9 @@ class _Counter(Reporter):
         self.tiles += remaining
         level = plan.info.levels[plan.spec.level]
         how = f"level {plan.spec.level} (downsample {level.downsample:.4g}{', averaged' if plan.spec.resampled else ''})"
-        resumed = f", {plan.tiles - remaining} already there" if remaining < plan.tiles else ""
+        resumed = f", {len(plan) - remaining} already there" if remaining < len(plan) else ""
         self.message(
-            f"{plan.ref.id}: {plan.tiles} of {plan.candidates} tiles{resumed}, read from {how}, at most {gib(projection.total)} a worker"
+            f"{plan.ref.id}: {len(plan)} of {plan.candidates} tiles{resumed}, read from {how}, at most {gib(projection.total)} a worker"
         )
 
     def shard_done(self, report: Report) -> None:

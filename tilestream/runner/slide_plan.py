@@ -2,76 +2,38 @@
 
 from __future__ import annotations
 
-import math
-from contextlib import nullcontext
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
-from tilestream.errors import ConfigError, InputError, TilestreamError, user_code
-from tilestream.geometry import PlacedGrid, TileGrid, level_for_scale
-from tilestream.sources.base import SegmentGrid, SlideInfo, Source, SourceOptions
+from tilestream.errors import ConfigError, InputError, TilestreamError
+from tilestream.geometry import TileGrid
+from tilestream.sources.base import SegmentGrid, Source, SourceOptions
 from tilestream.stages.worker_settings import EncoderFacts
 from tilestream.store.layout import Layout, TileColumns
-from tilestream.tiles.annotations.mask_files import bounds_corner, mask_file
-from tilestream.tiles.coords import find_file, place_tiles
-from tilestream.tiles.grid import coarser_than_asked, make_grid
-from tilestream.tiles.read_spec import ReadSpec
-from tilestream.tiles.thumbnail import Thumbnail, read_thumbnail
-from tilestream.tiles.tissue import find_tissue, tile_fractions
+from tilestream.tiles.annotations.mask_files import mask_file
+from tilestream.tiles.grid import TileSet, choose_tiles
+from tilestream.tiles.thumbnail import thumbnail_bytes
+from tilestream.tiles.tissue import tissue_bytes
 
 
-@dataclass(frozen=True)
-class SlidePlan:
-    """The tiles of one image and how they are read. Small: no pixels but the thumbnail's."""
+@dataclass(frozen=True, kw_only=True)
+class SlidePlan(TileSet):
+    """The tiles of one slide of a run."""
 
     ref: SlideRef
-    info: SlideInfo
-    grid: TileGrid
-    spec: ReadSpec
     pieces: SegmentGrid | None
     """The file's own tiles or strips at the level that is read; None where it reads regions only."""
-    tile_row: NDArray[np.int64]
-    """(n,) kept tiles, row-major."""
-    tile_col: NDArray[np.int64]
-    tissue: NDArray[np.float32]
-    """(n,) fraction of each kept tile that is tissue."""
-    thumbnail: Thumbnail
-    mask: NDArray[np.bool_]
-    """(h, w) tissue, on the thumbnail's pixels."""
-    warnings: tuple[str, ...] = ()
-    """What a person should know of the image and of how it is read: the source's warnings, and the plan's own."""
-
-    @property
-    def tiles(self) -> int:
-        """Number of kept tiles: rows of every output array."""
-        return len(self.tile_row)
-
-    @property
-    def candidates(self) -> int:
-        """Number of tiles before tissue was looked at."""
-        if isinstance(self.grid, PlacedGrid):
-            return self.tiles
-        return self.grid.rows * self.grid.cols if self.grid.edge == "pad" else len(self.grid.candidates()[0])
-
-    @property
-    def padded(self) -> NDArray[np.bool_]:
-        """(n,) whether a tile hangs over the image."""
-        return self.grid.overhangs(self.tile_row, self.tile_col)
+    held_bytes: int
+    """What a thread holds while it reads one of them, or a tile's region where there are none."""
+    planning_bytes: int
+    """What finding the tiles took."""
 
     @property
     def columns(self) -> TileColumns:
         """What is known of the tiles before a pixel is read."""
-        y, x = self.grid.l0_y(self.tile_row), self.grid.l0_x(self.tile_col)
+        y, x = self.positions.T
         return TileColumns(self.tile_row, self.tile_col, y, x, self.tissue, self.grid.l0_extent)
-
-    @property
-    def stride_um(self) -> float | None:
-        """Step between tiles in µm; None where the image has no scale."""
-        return None if self.info.mpp is None else self.grid.stride * self.grid.scale * self.info.mpp
 
 
 def source_options(config: Config, ref: SlideRef) -> SourceOptions:
@@ -91,41 +53,16 @@ def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: Encode
     InputError
         The image cannot serve this config: see `make_grid`, or its resolution does not suit the encoder.
     """
-    info = source.info
-    chosen = config.tiles.chosen
-    check_resolution(facts, config, info.mpp, ref.id)
-    if chosen is None:
-        grid, spec = make_grid(info, config.tiles, ref.id)
-        tile_row, tile_col = grid.candidates()
-    else:
-        grid, tile_row, tile_col = place_tiles(find_file(chosen, ref.id), info, config.tiles.size, ref.id)
-        spec = _placed_spec(grid, info, ref.id)
-        _refuse_placed(grid, info.mpp, config, facts, ref.id)
-    warnings = info.warnings + coarser_than_asked(info, grid, config.tiles)
-    tissue, file = config.tiles.tissue, mask_file(config, ref)
-    thumbnail = read_thumbnail(source)
-    um_per_px = None if info.mpp is None else info.mpp * thumbnail.downsample
-    with user_code(f"tiles.tissue.function: {tissue.function}", ref.id) if tissue.method == "function" else nullcontext():
-        found = find_tissue(thumbnail, tissue, um_per_px, file=file, corner=bounds_corner(config, info))
-    fraction = tile_fractions(found.mask, thumbnail.downsample, grid, tile_row, tile_col)
-    if (tissue.method != "none" or file is not None) and chosen is None:
-        keep = (fraction >= tissue.min_fraction) & (fraction > 0)
-        tile_row, tile_col, fraction = tile_row[keep], tile_col[keep], fraction[keep]
-    if thumbnail.unreadable:
-        warnings += (f"{thumbnail.unreadable / found.mask.size:.1%} of the thumbnail cannot be read; tiles there are kept.",)
-    pieces = source.segment_grid(spec.level)
-    return SlidePlan(ref, info, grid, spec, pieces, tile_row, tile_col, fraction, thumbnail, found.mask, warnings + found.warnings)
-
-
-def _placed_spec(grid: TileGrid, info: SlideInfo, name: str) -> ReadSpec:
-    """How tiles that a file gave are read."""
-    level = level_for_scale(info.levels, grid.scale)
-    if level is None:
-        raise InputError(
-            f"{name}: tiles.from has tiles of {grid.l0_extent:g} level-0 px, and tiles.size is {grid.tile}: pixels are averaged, never invented. "
-            f"Set tiles.size to {math.floor(grid.l0_extent)} or less."
-        )
-    return ReadSpec(level, info.levels[level].downsample, grid.tile, grid.scale)
+    check_resolution(facts, config, source.info.mpp, ref.id)
+    mask = mask_file(config, ref)
+    found = choose_tiles(source, config.tiles, ref.id, mask)
+    if config.tiles.chosen is not None:
+        _refuse_placed(found.grid, source.info.mpp, config, facts, ref.id)
+    searched = config.tiles.tissue.method != "none" and mask is None
+    return SlidePlan(
+        **vars(found), ref=ref, pieces=source.segment_grid(found.spec.level), held_bytes=source.held_bytes(found.spec.level, found.spec.cover**2),
+        planning_bytes=thumbnail_bytes(found.thumbnail) + tissue_bytes(found.mask.size, searched=searched) + found.candidates * 200,
+    )  # fmt: skip
 
 
 def _refuse_placed(grid: TileGrid, mpp: float | None, config: Config, facts: EncoderFacts, name: str) -> None:

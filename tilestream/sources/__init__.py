@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib.metadata import entry_points
+from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tilestream.config.dicom_series import WHOLE_SLIDE, DicomHeader, headers_in
 from tilestream.config.local_files import refuse_special
@@ -52,6 +54,36 @@ def open_source(address: str, options: SourceOptions) -> Source:
 
         source = MaskedSource(source, mask)
     return source
+
+
+def open_image(address: str | PathLike[str], **choices: Any) -> Source:
+    """Open an image for reading: a slide, a raster, an OME-Zarr, a `sample://` address.
+
+    Parameters
+    ----------
+    address : str or path
+        A local path, or the URL of an OME-Zarr.
+    **choices
+        What the file leaves open: `mpp` (µm per level-0 px), `z`, `t`, `scene`, `channels`, `window`, `icc`, `backend`; see `SourceOptions`.
+
+    Returns
+    -------
+    image : Source
+        `.info` says what it is, `.read((y, x, height, width), level)` gives (height, width, 3) uint8 pixels of a level, white outside the image,
+        `.to_dask(level)` a whole level as a `dask.array`. Close it, or use it in a `with` block.
+
+    Raises
+    ------
+    InputError
+        Nothing there, nothing reads it, or it leaves something open; the message names the choice that is wanted.
+    ConfigError
+        A choice is unknown, or wrong in itself.
+    """
+    known = {field.name for field in fields(SourceOptions)}
+    for name in choices:
+        if name not in known:
+            raise ConfigError(f"open_image: {name!r} is no choice. Known are {', '.join(sorted(known))}.")
+    return open_source(fspath(address), SourceOptions(**choices))
 
 
 def _open(address: str, options: SourceOptions) -> Source:

@@ -119,6 +119,9 @@ class Source(ABC):
     mask: Source | None = None
     """A source of the same image in which what is black (0) is no part of it; None where the file has no mask."""
 
+    background: int = WHITE
+    """What is read where a piece of the image holds nothing."""
+
     icc_profile: bytes | None = None
     """The file's colour profile; None where it has none, or the backend knows none."""
 
@@ -145,10 +148,39 @@ class Source(ABC):
             out[y : y + inside.height, x : x + inside.width] = self._read(level, inside)
         return out
 
+    def read(self, region: Region | tuple[int, int, int, int], level: int = 0) -> Pixels:
+        """(height, width, 3) uint8 pixels of a region, given as y, x, height, width in the pixels of `level`: `read_region` for people."""
+        return self.read_region(level, region if isinstance(region, Region) else Region(*region))
+
     def segment_grid(self, level: int) -> SegmentGrid | None:
         """The grid of independently decodable pieces of `level`, or None where there is none."""
         del level
         return None
+
+    def _read_pieces(self, level: int, region: Region) -> Pixels:
+        """`_read` for a level of pieces, one after another; `background` where there is nothing in a piece."""
+        grid = self.segment_grid(level)
+        assert grid is not None, "a level without pieces is read otherwise"
+        out = np.full((region.height, region.width, 3), self.background, np.uint8)
+        y1, x1 = region.px_y + region.height, region.px_x + region.width
+        for row in range(region.px_y // grid.height, -(-y1 // grid.height)):
+            for col in range(region.px_x // grid.width, -(-x1 // grid.width)):
+                piece = self.read_segment(level, row, col)
+                if piece is None:
+                    continue
+                top, left = row * grid.height, col * grid.width
+                a, b = max(region.px_y, top), min(y1, top + grid.height)
+                c, d = max(region.px_x, left), min(x1, left + grid.width)
+                out[a - region.px_y : b - region.px_y, c - region.px_x : d - region.px_x] = piece[a - top : b - top, c - left : d - left]
+        return out
+
+    def held_bytes(self, level: int, pixels: int) -> int:
+        """Most bytes that one thread holds while it reads a piece of `level` with all that is made of it on the way.
+
+        Where the level has no pieces: while it reads a region of so many pixels.
+        """
+        grid = self.segment_grid(level)
+        return 2 * grid.height * grid.width * 3 if grid else pixels * 10  # 32-bit words, their RGB, and the region that it is put into
 
     def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels | None:
         """(h, w, 3) uint8 pixels of one piece; edge pieces may be cropped or full; None where it is pure background.

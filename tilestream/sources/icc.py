@@ -36,6 +36,10 @@ class IccSource(Source):
     def segment_grid(self, level: int) -> SegmentGrid | None:
         return self._source.segment_grid(level)
 
+    def held_bytes(self, level: int, pixels: int) -> int:
+        grid = self._source.segment_grid(level)
+        return self._source.held_bytes(level, pixels) + (grid.height * grid.width if grid else pixels) * 3
+
     def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels | None:
         pixels = self._source.read_segment(level, row, col, out)
         return None if pixels is None else self._convert(pixels)

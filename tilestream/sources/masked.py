@@ -33,6 +33,12 @@ class MaskedSource(Source):
     def segment_grid(self, level: int) -> SegmentGrid | None:
         return self._source.segment_grid(level)
 
+    def held_bytes(self, level: int, pixels: int) -> int:
+        """Those of the image and of the mask, and the pixels that are made of both."""
+        grid = self.segment_grid(level)
+        area = grid.height * grid.width if grid else pixels
+        return self._source.held_bytes(level, pixels) + self._mask.held_bytes(0, area) + area * 7
+
     def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels | None:
         grid = self.segment_grid(level)
         assert grid is not None, "read_segment needs a segment_grid"

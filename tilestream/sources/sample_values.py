@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources.base import WHITE, Pixels, SourceOptions
 
+BLOCK_PIXELS = 1 << 15
+"""Pixels that are mapped at once: what they take on the way stays in a core's cache."""
+
 Alpha = Literal["none", "straight", "premultiplied"]
 
 
@@ -40,7 +43,19 @@ class SampleRule:
         return self.channels is None and self.window is None and self.alpha == "none" and not self.invert and self.nodata is None
 
     def rgb(self, samples: NDArray[Any]) -> Pixels:
-        """(h, w, 3) uint8 from (h, w, s) samples; possibly a read-only view."""
+        """(h, w, 3) uint8 from (h, w, s) samples; possibly a read-only view.
+
+        Samples of other types are mapped some rows at a time: in float64, as they are on the way, all of them are many times the pixels.
+        """
+        if self.window is None:
+            return self._rgb(samples)
+        height, width = samples.shape[:2]
+        out, step = np.empty((height, width, 3), np.uint8), max(1, BLOCK_PIXELS // max(1, width))
+        for row in range(0, height, step):
+            out[row : row + step] = self._rgb(samples[row : row + step])
+        return out
+
+    def _rgb(self, samples: NDArray[Any]) -> Pixels:
         if self.channels is not None:
             samples = samples[..., list(self.channels)]
         absent = None if self.nodata is None else is_nodata(samples if self.alpha == "none" else samples[..., :-1], self.nodata)

@@ -21,6 +21,9 @@ from tilestream.store.zarr_chunks import ChunkReader, chunk_reader
 MAX_CHUNK_BYTES = 256 * 1024**2
 """Largest decoded chunk that is accepted: it is what one thread holds."""
 
+READ_BYTES = 32 * 1024**2
+"""Samples that are asked of zarr at once; a region of more is read chunk by chunk."""
+
 STORE_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
 """What zarr, numcodecs and the object stores raise on damaged or missing metadata and chunks; zarr's own errors are ValueErrors."""
 
@@ -43,7 +46,8 @@ class ZarrSource(Source):
         try:
             image = find_image(node, choices)
             self._selection = _select(image, choices)
-            self._rule = _sample_rule(image, choices)
+            self._channels = tuple(sorted(set(options.channels or ()))) if "c" in image.axes else ()
+            self._rule = _sample_rule(image, choices, self._channels)
             choices.settle()
             self._image = image
             self._grids = tuple(_grid(image, array, address) for array in image.arrays)
@@ -59,6 +63,16 @@ class ZarrSource(Source):
         """The grid of chunks in y and x."""
         return self._grids[level]
 
+    def held_bytes(self, level: int, pixels: int) -> int:
+        """The encoded chunk, the chunk with all that it holds beside the chosen channels, what is taken of it, and its RGB."""
+        del pixels
+        array, grid = self._image.arrays[level], self._grids[level]
+        item = int(array.dtype.itemsize)
+        chunk = int(np.prod(array.chunks, dtype=np.int64)) * item
+        area = grid.height * grid.width
+        taken = len(self._channels or range(3)) * area * item
+        return 2 * chunk + 2 * taken + area * 3
+
     def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels:
         """(h, w, 3) uint8 of one chunk, cropped to the image; may be a buffer of the calling thread. Raises ReadError."""
         del out  # decoded chunks lie in memory of their own
@@ -69,7 +83,7 @@ class ZarrSource(Source):
             raise IndexError(f"chunk ({row}, {col}) of a grid of {grid.rows} x {grid.cols}")
         reader = self._chunks[level]
         if reader is None:
-            return self._read(level, region)
+            return self._from_array(level, region)
         with self._read_errors(level, region):
             samples = self._chunk_samples(reader, level, row, col)
             return np.ascontiguousarray(self._rule.rgb(self._to_yxs(samples)[: region.height, : region.width]))
@@ -79,7 +93,7 @@ class ZarrSource(Source):
         axes, sides = self._image.axes, self._image.arrays[level].chunks
         places: list[int] = []
         taken: list[int | slice] = []
-        spread, chosen = -1, range(1)
+        spread = -1
         for axis, (name, selected, side) in enumerate(zip(axes, self._selection, sides, strict=True)):
             if name in ("y", "x"):
                 places.append(row if name == "y" else col)
@@ -88,30 +102,39 @@ class ZarrSource(Source):
                 places.append(selected // side)
                 taken.append(selected % side)
             else:
-                start, stop, _ = selected.indices(self._image.arrays[level].shape[axis])
-                spread, chosen = axis, range(start, stop)
+                spread = axis
                 places.append(0)
                 taken.append(slice(None))
         if spread < 0:
             return reader.chunk(places)[tuple(taken)]
-        side, parts = sides[spread], []
-        numbers = range(chosen.start // side, (chosen.stop - 1) // side + 1)
-        for number in numbers:
+        wanted = self._channels or tuple(range(self._image.arrays[level].shape[spread]))
+        side, left, parts = sides[spread], sum(isinstance(each, slice) for each in taken[:spread]), []
+        for number in sorted({channel // side for channel in wanted}):
             places[spread] = number
-            taken[spread] = slice(max(0, chosen.start - number * side), min(side, chosen.stop - number * side))
+            mine = [channel % side for channel in wanted if channel // side == number]
             part = reader.chunk(places)[tuple(taken)]
-            parts.append(part.copy() if len(numbers) > 1 else part)  # the next chunk is decoded into the same buffer
-        left = sum(isinstance(each, slice) for each in taken[:spread])
+            if mine == list(range(side)) and len(mine) == len(wanted):
+                return part
+            parts.append(part.take(mine, axis=left))  # a copy: the next chunk is decoded into the same buffer
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=left)
 
     def _read(self, level: int, region: Region) -> Pixels:
+        array = self._image.arrays[level]
+        spread = self._channels[-1] + 1 - self._channels[0] if self._channels else 3
+        whole = region.height * region.width * spread * array.dtype.itemsize <= READ_BYTES
+        return self._from_array(level, region) if whole else self._read_pieces(level, region)
+
+    def _from_array(self, level: int, region: Region) -> Pixels:
+        """A region as zarr reads it: all of its chunks at once, which for those of an object store takes the time of one."""
         axes = self._image.axes
         selection = list(self._selection)
         selection[axes.index("y")] = slice(region.px_y, region.px_y + region.height)
         selection[axes.index("x")] = slice(region.px_x, region.px_x + region.width)
         with self._read_errors(level, region):
-            samples = np.asarray(self._image.arrays[level][tuple(selection)])
-        return np.ascontiguousarray(self._rule.rgb(self._to_yxs(samples)))
+            samples = self._to_yxs(np.asarray(self._image.arrays[level][tuple(selection)]))
+        if self._channels:
+            samples = samples[..., [channel - self._channels[0] for channel in self._channels]]
+        return np.ascontiguousarray(self._rule.rgb(samples))
 
     @contextmanager
     def _read_errors(self, level: int, region: Region) -> Iterator[None]:
@@ -164,14 +187,14 @@ def _select(image: ZarrImage, choices: Choices) -> tuple[int | slice, ...]:
     return tuple(selection)
 
 
-def _sample_rule(image: ZarrImage, choices: Choices) -> SampleRule:
-    """How the selected samples become RGB; channels are counted from the first one that is read."""
+def _sample_rule(image: ZarrImage, choices: Choices, read: tuple[int, ...]) -> SampleRule:
+    """How the selected samples become RGB; channels are counted among those that are `read`."""
     array, window = image.arrays[0], choices.options.window
     choices.values(np.dtype(array.dtype), array.dtype.itemsize * 8 if array.dtype != np.bool_ else 1)
     length = array.shape[image.axes.index("c")] if "c" in image.axes else 1
     if choices.options.channels is not None:
         chosen = choices.channels(length, "axis c")
-        return SampleRule(tuple(channel - min(chosen) for channel in chosen), window) if "c" in image.axes else SampleRule(None, window)
+        return SampleRule(tuple(map(read.index, chosen)), window) if read else SampleRule(None, window)
     if length not in (1, 3) or (length == 3 and array.dtype != np.uint8):
         choices.channels(length, "axis c")
     return SampleRule(None, window)

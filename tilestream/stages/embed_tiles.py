@@ -5,12 +5,14 @@ A task carries an address and numbers and returns counts and seconds: pixels and
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from tilestream.encoders.registry import random_weights
 from tilestream.encoders.weights import weights_digest
@@ -20,10 +22,65 @@ from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import device_name
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.stages.worker import Embedded, Worker, worker_for
-from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
+from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, uses_processes
 from tilestream.store.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES, TIMEOUT
 from tilestream.store.slide_store import SlideStore
+from tilestream.tiles.grid import TileSet
 from tilestream.tiles.isolation import Quarantined
+
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""Number formats as a config names them."""
+
+
+def embed(image: Source, tiles: TileSet, encoder: nn.Module, *, batch_size: int | None = None) -> NDArray[np.float32]:
+    """The embeddings of an image's tiles: the rows that a run stores with the same encoder and number format.
+
+    Parameters
+    ----------
+    image : Source
+        From `open_image`; the one that the tiles were found on.
+    tiles : TileSet
+        From `find_tiles`.
+    encoder : nn.Module
+        From `load_encoder`, or your own: an int `dim`, and a `forward` that takes (n, 3, size, size) uint8 on its device and returns
+        (n, dim), or (n, k * k, dim) for patch tokens, of which the mean is taken. It runs where it is, in its own number format, in eval mode.
+    batch_size : int, optional
+        Tiles that it gets at once; what suits its device where it is not given.
+
+    Returns
+    -------
+    rows : (n, dim) float32
+        In the order of the tiles; NaN where a tile could not be read or the result is not finite.
+
+    Raises
+    ------
+    ConfigError
+        The encoder's `dim` is not the width of what it returns.
+    InputError
+        The image cannot be read any more.
+    """
+    parameter = next(encoder.parameters(), torch.empty(0))
+    cores = len(os.sched_getaffinity(0))
+    settings = WorkerSettings(
+        encoder=type(encoder).__name__, weights=None, args="{}", precision=PRECISIONS[parameter.dtype], device=str(parameter.device),
+        tile=tiles.grid.tile, batch=batch_size, threads=cores, compile=False, isolate=False, decode="cpu",
+        decode_processes=uses_processes(cores), compute_threads=None,
+    )  # fmt: skip
+    training = encoder.training
+    worker = Worker(settings, encoder.eval())
+    try:
+        rows = np.full((len(tiles), int(encoder.dim)), np.nan, np.float32)  # type: ignore[arg-type]
+        status = np.full(len(tiles), OK, np.int8)
+        y, x = tiles.positions.T
+        with closing(worker.embed_tiles(image, tiles.spec, y, x, Clock())) as embedded:
+            for part in embedded:
+                if part.out.shape[-1] != encoder.dim:
+                    raise ConfigError(f"{settings.encoder} says dim {encoder.dim}, but its output is {tuple(part.out.shape[1:])}.")
+                place_results(part, rows, None, status, {})
+    finally:
+        worker.close()
+        encoder.train(training)
+    return rows
 
 
 def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
@@ -34,7 +91,6 @@ def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
     dim = int(worker.encoder.dim)  # type: ignore[arg-type]
     if out.shape[-1] != dim:
         raise ConfigError(f"encoder.name: {settings.encoder} says dim {dim}, but its output is {tuple(out.shape[1:])}.")
-    kinds = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     return EncoderFacts(
         name=settings.encoder,
         dim=dim,
@@ -46,7 +102,7 @@ def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
         untrained=random_weights(settings.spec, worker.encoder),
         peak_bytes=worker.program_bytes(),
         device=device_name(worker.device),
-        precision=kinds[worker.dtype],
+        precision=PRECISIONS[worker.dtype],
         batch=worker.batch,
         threads=settings.threads,
         processes=worker.processes.count if worker.processes else 0,

@@ -22,10 +22,14 @@ from tilestream.stages.mix_context import CONTEXT_ROWS
 from tilestream.stages.overview import SlidePanel, draw_overview, draw_slide_panel
 from tilestream.stages.region_vectors import WindowWriter, write_larger_windows
 from tilestream.stages.slide_task import Report, SlideTask
+from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import THUMBNAIL, TISSUE, SlideStore
 
 TILE_ROWS = "tables/tiles/X"
+
+PICTURE_BYTES = 40 * 1024**2
+"""Both panels of the overview with the tile under each of their pixels, the canvas, and its PNG."""
 
 OVERVIEW_ROWS, OVERVIEW_THREADS = 1024, 8
 """Rows of a block that the overview reads, and threads that do it, at most: more of either took longer."""
@@ -67,6 +71,17 @@ def finish_slide(task: SlideTask, shards: range) -> Report:
     with clock.timed("seal"):
         store.seal()
     return Report(task.slide, shards, clock.seconds)
+
+
+def rows_bytes(tiles: int, dim: int) -> int:
+    """What pooling holds of the rows that pass by, beside the block in work in float64, twice."""
+    return (min(tiles, BLOCK_ROWS * (BLOCKS_AHEAD + 2)) * 4 + min(tiles, BLOCK_ROWS) * 16) * dim
+
+
+def drawing_bytes(tiles: int, dim: int, threads: int) -> int:
+    """What the overview takes: the picture, and of blocks of rows the scatter in float32 and float64, some of them merged."""
+    blocks = min(-(-tiles // OVERVIEW_ROWS), min(OVERVIEW_THREADS, threads) + 2)
+    return PICTURE_BYTES + blocks * (12 * dim**2 + OVERVIEW_ROWS * dim * 8) + 3 * 8 * dim**2
 
 
 def _draw(task: SlideTask, store: SlideStore) -> None:

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from tilestream.buffers import PixelBuffers
 from tilestream.encoders.registry import build_encoder
@@ -29,7 +29,8 @@ from tilestream.stages.clock import Clock
 from tilestream.stages.device_encoding import DeviceEncoder, host_encoder
 from tilestream.stages.hardware import peak_memory, pick_device, pick_precision, settle_allocator
 from tilestream.stages.prefetch import read_ahead, side_stream
-from tilestream.stages.worker_settings import LANES, WorkerSettings
+from tilestream.stages.worker_settings import LANES, EncoderFacts, WorkerSettings
+from tilestream.tiles.buffer_limits import read_batch
 from tilestream.tiles.decode_processes import CHILD_BYTES, DecodeProcesses
 from tilestream.tiles.device_decoding import HostDecoder, NvImageCodecDecoder, StreamDecoder
 from tilestream.tiles.device_reader import DeviceTileBatch, DeviceTileReader, can_decode_on_device
@@ -48,6 +49,13 @@ DEVICE_ERRORS: tuple[type[BaseException], ...] = (
     *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []),  # since 2.8
 )
 """What is a device's fault, not the encoder's."""
+
+
+def results_bytes(facts: EncoderFacts) -> int:
+    """Host memory of the results of the batches in flight, and of the ones that are put in their places."""
+    batches = IN_FLIGHT + 2 if facts.device.startswith("cuda") else 3 * max(1, READ_TILES // facts.batch)
+    return batches * facts.batch * facts.tokens * facts.dim * 4
+
 
 Batch = TileBatch | DeviceTileBatch
 
@@ -78,13 +86,15 @@ class _Launched:
 class Worker:
     """One process's encoder, decode pool and lanes. The encoder serves one shard at a time; reading runs ahead in the other lane.
 
+    `encoder` is one that is built already; without it, it is built from the settings.
+
     Raises
     ------
     ConfigError
         The device is not there, or cannot do what the config asks of it.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, encoder: nn.Module | None = None) -> None:
         self.device = pick_device(settings.device)
         settle_allocator(computes=self.device.type == "cpu")
         self.settings = settings
@@ -95,7 +105,7 @@ class Worker:
             raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
         self.processes = DecodeProcesses(settings.threads) if self.gathers and settings.decode_processes else None
         self.dtype = pick_precision(settings.precision, self.device)
-        self.encoder = build_encoder(settings.spec).to(self.device)
+        self.encoder = (encoder or build_encoder(settings.spec)).to(self.device)
         if self.dtype is not torch.float32:
             self.encoder = self.encoder.to(self.dtype)
         self.notes: list[str] = []
@@ -107,7 +117,7 @@ class Worker:
             self._encode_batch: Callable[[Tensor], Tensor] = on_device
         else:
             self.batch = settings.batch or CPU_BATCH
-            self.read_batch = -(-READ_TILES // self.batch) * self.batch
+            self.read_batch = read_batch(self.batch, settings.tile)
             self._encode_batch = host_encoder(self.encoder, settings.encoder, self.batch)
         self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         # One thread does all computing: each thread has an allocator arena of its own, and activations would leave holes in all of them.
@@ -134,6 +144,15 @@ class Worker:
         with self._sources_lock:
             self._sources.pop((address, options), None)
         return self.source(address, options)
+
+    def close(self) -> None:
+        """Let go of threads, processes and open images."""
+        for pool in (self.pool, self.compute):
+            pool.shutdown()
+        if self.processes is not None:
+            self.processes.close()
+        with self._sources_lock:
+            self._sources.clear()
 
     def program_bytes(self) -> int:
         """Resident memory of the worker before it reads: its own so far, and what its decoding processes will hold."""

@@ -39,9 +39,14 @@ def worker_settings(config: Config) -> WorkerSettings:
         decode=config.source.decode,
         batch=EXACT_BATCH if exact else None if compute.batch_size == "auto" else compute.batch_size,
         threads=threads,
-        decode_processes=sys.platform == "linux" and threads >= PROCESSES_FROM,
+        decode_processes=uses_processes(threads),
         compute_threads=cores if local else None,
     )
+
+
+def uses_processes(threads: int) -> bool:
+    """Whether this many decoders of pieces for a device are processes."""
+    return sys.platform == "linux" and threads >= PROCESSES_FROM
 
 
 def absolute(address: str) -> str:

@@ -46,6 +46,12 @@ class Layout:
         return slice(shard * self.shard_tiles, min((shard + 1) * self.shard_tiles, self.tiles))
 
     @property
+    def shard_bytes(self) -> int:
+        """What a shard takes while it is filled and written: its values, and chunk by chunk the encoded object and its checksum."""
+        rows, columns = min(self.shard_tiles, self.tiles), self.dim + self.tokens * self.dim
+        return rows * columns * np.dtype(self.dtype).itemsize * 4
+
+    @property
     def bytes(self) -> int:
         """Uncompressed size of the embeddings and what is stored beside them, in bytes."""
         item = np.dtype(self.dtype).itemsize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 
 from tilestream.config.local_files import refuse_special
 from tilestream.errors import ConfigError, InputError
-from tilestream.geometry import PlacedGrid
+from tilestream.geometry import PlacedGrid, TileGrid, level_for_scale
 from tilestream.sources.base import SlideInfo
+from tilestream.sources.hdf5_file import hdf5_errors, open_hdf5
 from tilestream.tiles.coords_file import GRID_TOLERANCE, PlaceFile, Tiling, grid_step
-from tilestream.tiles.hdf5_file import hdf5_errors, open_hdf5
+from tilestream.tiles.read_spec import ReadSpec
 
 SLIDE = "{slide}"
 """Stands for a slide's id in `tiles.from`."""
@@ -187,3 +189,20 @@ def _lines(places: Index, origin: int, step: float) -> tuple[Index, Index] | Non
     lines = np.rint(origin + (np.arange(index.max() + 1) + first) * step).astype(np.int64)
     lines[index] = places
     return (lines, index) if np.array_equal(lines[index], places) else None
+
+
+def placed_spec(grid: TileGrid, info: SlideInfo, name: str) -> ReadSpec:
+    """How tiles that a file gave are read.
+
+    Raises
+    ------
+    InputError
+        Their pixels would have to be invented.
+    """
+    level = level_for_scale(info.levels, grid.scale)
+    if level is None:
+        raise InputError(
+            f"{name}: tiles.from has tiles of {grid.l0_extent:g} level-0 px, and tiles.size is {grid.tile}: pixels are averaged, never invented. "
+            f"Set tiles.size to {math.floor(grid.l0_extent)} or less."
+        )
+    return ReadSpec(level, info.levels[level].downsample, grid.tile, grid.scale)

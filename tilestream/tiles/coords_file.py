@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tilestream.errors import InputError
 from tilestream.sources.base import SlideInfo
-from tilestream.tiles.hdf5_file import hdf5_errors, read_dataset, read_numbers, read_word
+from tilestream.sources.hdf5_file import hdf5_errors, read_dataset, read_numbers, read_word
 
 NUMBERS = (
     "patch_size", "patch_size_level0", "patch_level", "custom_downsample", "overlap", "level0_width", "level0_height", "l0_extent",

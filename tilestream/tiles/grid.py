@@ -1,19 +1,193 @@
-"""Which squares of an image become tiles, and the level that they are read from."""
+"""Which squares of an image become tiles: their grid, the level that they are read from, and those that hold tissue."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.config.load import load_config
 from tilestream.config.schema import Tiles
-from tilestream.errors import InputError
-from tilestream.geometry import TileGrid, level_for_scale, scale_from_mpp
-from tilestream.sources.base import SlideInfo
+from tilestream.errors import ConfigError, InputError, user_code
+from tilestream.geometry import PlacedGrid, TileGrid, level_for_scale, scale_from_mpp
+from tilestream.sources.base import SlideInfo, Source
 from tilestream.sources.resolution import magnification_words
+from tilestream.tiles.annotations.mask_files import bounds_corner
+from tilestream.tiles.coords import find_file, place_tiles, placed_spec
 from tilestream.tiles.read_spec import ReadSpec
+from tilestream.tiles.thumbnail import Thumbnail, read_thumbnail
+from tilestream.tiles.tissue import find_tissue, tile_fractions
 
 FLOAT_NOISE = 1e-9
 """Relative error of a quotient of two resolutions."""
 
 WORTH_A_WORD = 0.001
 """Relative difference of resolutions below which nobody is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileSet:
+    """The tiles of one image that are kept, and how they are read. Small: no pixels but the thumbnail's."""
+
+    info: SlideInfo
+    """The image."""
+    grid: TileGrid
+    """Where tiles lie."""
+    spec: ReadSpec
+    """The level that they are read from, and how."""
+    tile_row: NDArray[np.int64]
+    """(n,) rows of the kept tiles on the grid; tiles are in row-major order."""
+    tile_col: NDArray[np.int64]
+    """(n,) their columns."""
+    tissue: NDArray[np.float32]
+    """(n,) fraction of each kept tile that is tissue."""
+    thumbnail: Thumbnail
+    """The whole image, small."""
+    mask: NDArray[np.bool_]
+    """(h, w) tissue, on the thumbnail's pixels."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know of the image and of how it is read."""
+
+    def __len__(self) -> int:
+        return len(self.tile_row)
+
+    @property
+    def candidates(self) -> int:
+        """Number of tiles before tissue was looked at."""
+        if isinstance(self.grid, PlacedGrid):
+            return len(self)
+        return self.grid.rows * self.grid.cols if self.grid.edge == "pad" else len(self.grid.candidates()[0])
+
+    @property
+    def padded(self) -> NDArray[np.bool_]:
+        """(n,) whether a tile hangs over the image."""
+        return self.grid.overhangs(self.tile_row, self.tile_col)
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """(n, 2) y, x of each tile's top-left in level-0 px."""
+        return np.stack([self.grid.l0_y(self.tile_row), self.grid.l0_x(self.tile_col)], axis=1)
+
+    @property
+    def stride_um(self) -> float | None:
+        """Step between tiles in µm; None where the image has no scale."""
+        return None if self.info.mpp is None else self.grid.stride * self.grid.scale * self.info.mpp
+
+    def plot(self, axes: Any = None, *, values: NDArray[Any] | None = None) -> Any:
+        """Draw the tiles over the thumbnail into matplotlib axes, new ones where none are given, and return the axes.
+
+        Parameters
+        ----------
+        axes : matplotlib.axes.Axes, optional
+            In level-0 px, y downwards.
+        values : (n,) floating point, optional
+            Colours of the tiles, with a colour bar; without, their outlines are drawn. Tiles whose value is NaN stay clear.
+
+        Raises
+        ------
+        ConfigError
+            matplotlib is not installed.
+        """
+        try:
+            from matplotlib import pyplot as plt
+            from matplotlib.collections import PolyCollection
+        except ModuleNotFoundError as error:
+            raise ConfigError("plot needs the package matplotlib, which is not installed: pip install 'tilestream[plot]'.") from error
+        axes = plt.subplots(layout="constrained")[1] if axes is None else axes
+        height, width = self.info.size.height, self.info.size.width
+        axes.imshow(self.thumbnail.pixels, extent=(0, width, height, 0), interpolation="nearest")
+        corners = np.array([[0, 0], [0, 1], [1, 1], [1, 0]]) * self.grid.l0_extent
+        squares = PolyCollection(list(self.positions[:, None, ::-1] + corners), linewidths=0.6)
+        if values is None:
+            squares.set(facecolor="none", edgecolor="#0072b2")
+        else:
+            squares.set(array=np.ma.masked_invalid(values), alpha=0.7, edgecolor="none", cmap="viridis")
+            axes.figure.colorbar(squares, ax=axes)
+        axes.add_collection(squares)
+        axes.set(xlim=(0, width), ylim=(height, 0), xlabel="x, level-0 px", ylabel="y, level-0 px")
+        return axes
+
+
+def find_tiles(
+    image: Source,
+    *,
+    size: int = 224,
+    mpp: float | None = None,
+    level: int | None = None,
+    stride: int | None = None,
+    edge: str = "pad",
+    tissue: Any = "otsu",
+) -> TileSet:
+    """Find the tiles of an image that hold tissue; a thumbnail is read, no full-resolution pixels where a coarser level exists.
+
+    Parameters
+    ----------
+    image : Source
+        From `open_image`.
+    size : int
+        Side of a tile as the encoder gets it, px at the target resolution.
+    mpp, level : float or int
+        The target resolution in µm/px, or the level whose pixels are taken as they are: exactly one of them.
+    stride : int, optional
+        Step between tile origins, px at the target resolution; `size` where it is not given.
+    edge : str
+        `pad` fills what hangs over the image with white, `drop` leaves such tiles out.
+    tissue : str or mapping
+        As `tiles.tissue` in a config: `otsu`, `none`, `{"mask": "tissue.geojson"}`, `"module:function"`, ...
+
+    Returns
+    -------
+    tiles : TileSet
+        In row-major order, the order of the rows that `embed` gives.
+
+    Raises
+    ------
+    ConfigError
+        The arguments contradict each other; names each as `tiles.<argument>`.
+    InputError
+        The image has no resolution but `mpp` asks for one, is coarser than what is asked for, or the mask cannot be used.
+    """
+    given = {"size": size, "mpp": mpp, "level": level, "stride": stride, "edge": edge, "tissue": tissue}
+    whole = {"slides": image.info.address, "output": ".", "encoder": "patch_embed"}  # what else a config must have
+    tiles = load_config({**whole, "tiles": {key: value for key, value in given.items() if value is not None}}).tiles
+    mask = tiles.tissue.mask
+    return choose_tiles(image, tiles, Path(image.info.address).stem, None if mask is None else Path(mask))
+
+
+def choose_tiles(source: Source, tiles: Tiles, name: str, mask: Path | None) -> TileSet:
+    """The tiles of an image as the section `tiles` of a config wants them; `mask` is the file that says where tissue is, if any does.
+
+    Raises
+    ------
+    InputError
+        The image cannot serve it: see `make_grid`, or the mask, or the file that tiles come from, cannot be used.
+    """
+    info, tissue = source.info, tiles.tissue
+    if tiles.chosen is None:
+        grid, spec = make_grid(info, tiles, name)
+        tile_row, tile_col = grid.candidates()
+    else:
+        grid, tile_row, tile_col = place_tiles(find_file(tiles.chosen, name), info, tiles.size, name)
+        spec = placed_spec(grid, info, name)
+    warnings = info.warnings + coarser_than_asked(info, grid, tiles)
+    thumbnail = read_thumbnail(source)
+    um_per_px = None if info.mpp is None else info.mpp * thumbnail.downsample
+    with user_code(f"tiles.tissue.function: {tissue.function}", name) if tissue.method == "function" else nullcontext():
+        found = find_tissue(thumbnail, tissue, um_per_px, file=mask, corner=bounds_corner(tissue, info))
+    fraction = tile_fractions(found.mask, thumbnail.downsample, grid, tile_row, tile_col)
+    if (tissue.method != "none" or mask is not None) and tiles.chosen is None:
+        keep = (fraction >= tissue.min_fraction) & (fraction > 0)
+        tile_row, tile_col, fraction = tile_row[keep], tile_col[keep], fraction[keep]
+    if thumbnail.unreadable:
+        warnings += (f"{thumbnail.unreadable / found.mask.size:.1%} of the thumbnail cannot be read; tiles there are kept.",)
+    return TileSet(
+        info=info, grid=grid, spec=spec, tile_row=tile_row, tile_col=tile_col, tissue=fraction, thumbnail=thumbnail, mask=found.mask,
+        warnings=warnings + found.warnings,
+    )  # fmt: skip
 
 
 def _scale(target_mpp: float, mpp: float, tolerance: float) -> float:

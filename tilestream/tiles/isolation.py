@@ -24,6 +24,7 @@ from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Region
 from tilestream.sources import open_source
 from tilestream.sources.base import Pixels, SegmentGrid, Source, SourceOptions
+from tilestream.tiles.decode_processes import CHILD_BYTES
 from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.tile_reader import TileBatch, TileReader
 
@@ -35,6 +36,20 @@ START = 120.0
 
 OPENER = "tilestream.sources:open_source"
 """`module:function` that opens a source."""
+
+
+GROUP_BATCHES = 4
+"""Batches that a child is asked for at once."""
+
+
+def isolated_groups(batch: int) -> int:
+    """Tiles that a child is asked for at once."""
+    return GROUP_BATCHES * batch
+
+
+def isolated_bytes() -> int:
+    """What a child holds beside pixels: an interpreter, numpy, the image's index."""
+    return 2 * CHILD_BYTES
 
 
 class Quarantined(str):
@@ -135,7 +150,7 @@ class IsolatedReader:
         InputError
             The child cannot open the source.
         """
-        size = 4 * self.job.batch
+        size = isolated_groups(self.job.batch)
         waiting = deque((np.arange(start, min(start + size, len(l0_y))), False) for start in range(0, len(l0_y), size))
         try:
             while waiting:
@@ -192,7 +207,7 @@ class IsolatedSource(Source):
         self._child = _Child(_serve_regions, (address, options, opener), address)
         self._lock = threading.Lock()
         self._child.pipe()
-        self.info, self._grids = self._child.greeting
+        self.info, self._grids, self._held = self._child.greeting
 
     def close(self) -> None:
         """End the child."""
@@ -201,6 +216,10 @@ class IsolatedSource(Source):
     def segment_grid(self, level: int) -> SegmentGrid | None:
         grid: SegmentGrid | None = self._grids[level]
         return grid
+
+    def held_bytes(self, level: int, pixels: int) -> int:
+        of_none, of_a_pixel = self._held[level]
+        return int(of_none + of_a_pixel * pixels)
 
     def _read(self, level: int, region: Region) -> Pixels:
         with self._lock:
@@ -243,7 +262,9 @@ def _serve_regions(pipe: Connection, job: tuple[str, SourceOptions, str]) -> Non
     source = _open_for(pipe, *job)
     if source is None:
         return
-    pipe.send((source.info, [source.segment_grid(level) for level in range(len(source.info.levels))]))
+    levels = range(len(source.info.levels))
+    held = [(fixed := source.held_bytes(level, 0), source.held_bytes(level, 1) - fixed) for level in levels]
+    pipe.send((source.info, [source.segment_grid(level) for level in levels], held))
     while (asked := _next_question(pipe)) is not None:
         try:
             pixels = source.read_region(*asked)

@@ -1,4 +1,4 @@
-"""How tiles become pixels, in numbers: which level is read, how far it is averaged, how many tiles are open at once."""
+"""How tiles become pixels, in numbers: which level is read, how far it is averaged, how much is decoded at once and ahead."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.geometry import Level
 from tilestream.sources.base import SegmentGrid
 
 JOB_PIXELS = 1 << 21
@@ -16,6 +15,9 @@ JOB_PIXELS = 1 << 21
 
 READ_TILES = 64
 """Tiles that reading hands over at once on a CPU, at least: each handover between threads costs as much as reading five tiles."""
+
+READ_PIXELS = READ_TILES * 256**2
+"""Pixels of those tiles, at most: large ones are handed over in fewer, down to a batch of the encoder's."""
 
 HOST_GROUP_PIECES = 64
 """Pieces of a group that threads of the host decode for a device: some for each thread, sent to the device together."""
@@ -77,23 +79,6 @@ def jobs_ahead(spec: ReadSpec, grid: SegmentGrid | None, threads: int) -> int:
     area = grid.height * grid.width if grid else spec.cover**2
     fitting = AHEAD_BYTES // (job_pieces(spec, grid) * area * 3)
     return max(threads + 1, min(2 * threads + 1, fitting))
-
-
-def pending_tiles(spec: ReadSpec, grid: SegmentGrid | None, level: Level, shard_tiles: int, stride_px: float, threads: int) -> int:
-    """Upper bound of the tiles that are open at once while one shard is read.
-
-    The shorter side of a shard of n tiles in row-major order is at most `min(columns of the grid, ceil(n / columns) + 1)`
-    tiles; open are the tiles that overlap the line of pieces in work, its neighbour, and the jobs ahead.
-    """
-    if grid is None:
-        return min(shard_tiles, (jobs_ahead(spec, grid, threads) + 1) * job_pieces(spec, grid))
-    columns = max(1, math.ceil(level.size.width / stride_px))
-    lines = math.ceil(shard_tiles / columns) + 1
-    short = min(columns, lines) if grid.width < level.size.width else columns
-    across = math.ceil((max(grid.width, grid.height) + spec.cover) / stride_px) + 1  # tiles that one line of pieces overlaps
-    ahead_pieces = (jobs_ahead(spec, grid, threads) + 1) * job_pieces(spec, grid)
-    ahead_lines = math.ceil(ahead_pieces * min(grid.height, grid.width) / (short * stride_px)) + 1
-    return min(shard_tiles, short * across * (1 + ahead_lines))
 
 
 def host_group(processes: int) -> int:

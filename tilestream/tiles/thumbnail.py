@@ -72,6 +72,11 @@ def read_thumbnail(source: Source, um_per_px: float = THUMBNAIL_UM) -> Thumbnail
     return Thumbnail(out, found.downsample * step, missing if missing.any() else None)
 
 
+def thumbnail_bytes(thumbnail: Thumbnail) -> int:
+    """What `read_thumbnail` takes: the pixels, which of them are missing, and a block of the level with its sums."""
+    return thumbnail.pixels.nbytes * 4 // 3 + 2 * BLOCK_BYTES
+
+
 def _unit(step: int, piece: int) -> int:
     """The smallest block side, px of the level: whole thumbnail pixels, and whole file tiles unless that is much larger."""
     both = math.lcm(step, piece)

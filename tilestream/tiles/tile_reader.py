@@ -77,7 +77,7 @@ class TileReader:
     Memory bound
     ------------
     Open tiles are those that overlap the pieces of two neighbouring lines along the shorter side, plus the jobs
-    ahead (2 a thread): `pending_tiles` gives the count. Each costs `tile² * 3` bytes, and `cover² * 3` more where it is averaged.
+    ahead (2 a thread): `buffer_limits.count_open` gives the count. Each costs `tile² * 3` bytes, and `cover² * 3` more where it is averaged.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class _Shard:
     def _pairs(self) -> tuple[Index, Index, Index]:
         """(p,) row, column and tile of every overlap of a piece and a tile."""
         if self.grid is None:
-            return _pair_tiles(len(self.px_y))
+            return pair_tiles(len(self.px_y))
         spec = self.spec
         ends = [
             np.ceil(px + spec.extent - 1e-9).astype(np.int64) if spec.resampled else px.astype(np.int64) + spec.tile
@@ -260,7 +260,7 @@ class _Shard:
             self.free.give(pixels)
 
 
-def _pair_tiles(n: int) -> tuple[Index, Index, Index]:
+def pair_tiles(n: int) -> tuple[Index, Index, Index]:
     """Every tile its own piece: for sources that only read regions."""
     own = np.arange(n, dtype=np.int64)
     return own, np.zeros_like(own), own

@@ -95,6 +95,14 @@ def _stained(thumbnail: Thumbnail, options: Tissue, um_per_px: float | None) -> 
     return _with_missing(_without_specks(opening(filled, disk(1)), least_px), thumbnail)
 
 
+def tissue_bytes(pixels: int, *, searched: bool) -> int:
+    """What finding tissue on so many thumbnail pixels takes, and the share of it in each tile: labels, masks, the summed-area table.
+
+    Drawn outlines are not `searched`: they pass by one after the other, and what the largest takes is seen when it is read.
+    """
+    return pixels * (24 if searched else 12)
+
+
 def _with_missing(mask: Mask, thumbnail: Thumbnail) -> Mask:
     """What cannot be read counts as tissue: its tiles become rows with a status, not a gap that nobody sees."""
     return mask if thumbnail.missing is None else mask | thumbnail.missing

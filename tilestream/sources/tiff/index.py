@@ -63,6 +63,8 @@ class TiffPlane:
     """The Compression tag."""
     fill_order: int
     """The FillOrder tag: 2 where the bits of each byte are stored in the other order."""
+    pixel_bytes: int
+    """Bytes of all samples of one pixel, as decoded."""
     file: int = 0
     """Which of the index' files holds the pieces."""
     samples: int = 1
@@ -250,6 +252,7 @@ def _plane(frame: Any, rows: int | None, grid: SegmentGrid, buffers: ThreadBuffe
     if len(offsets) != wanted or len(counts) != wanted:
         raise NoGridError(f"{address}: the file lists {len(offsets)} pieces where {grid.rows} x {grid.cols} x {planes} belong")
     jpeg = _jpeg_decoder(page, grid, buffers, address)
+    pixel_bytes = int(page.samplesperpixel) * max(1, bits_of(page) // 8)
     raw = None if rows is None else sample_type(page)
     return TiffPlane(
         offsets,
@@ -260,6 +263,7 @@ def _plane(frame: Any, rows: int | None, grid: SegmentGrid, buffers: ThreadBuffe
         jpeg,
         int(page.compression),
         int(page.fillorder),
+        pixel_bytes,
         files.index(holder),
         int(page.samplesperpixel),
         raw,

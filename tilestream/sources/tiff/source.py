@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tilestream.errors import ReadError
 from tilestream.geometry import Region
-from tilestream.sources.base import WHITE, Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
+from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
 from tilestream.sources.tiff.coding import JPEG, JPEG_2000
 from tilestream.sources.tiff.index import MAX_PIECE_BYTES, TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, as_mask, index_tiff
@@ -42,7 +42,6 @@ class TiffSource(Source):
         The image is refused; the message says what to choose or to repair.
     """
 
-    background = WHITE
     """Value of pieces of which the file holds no bytes."""
 
     def __init__(self, address: str, options: SourceOptions) -> None:
@@ -81,6 +80,17 @@ class TiffSource(Source):
             return self._segment(found, row, col, out)
         except ReadError as error:
             raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
+
+    def held_bytes(self, level: int, pixels: int) -> int:
+        """The encoded bytes, the samples in the file's own type as decoded and as they were before (predictors, planes), and their RGB."""
+        del pixels
+        found = self._levels[level]
+        area = found.grid.height * found.grid.width
+        encoded = max(int(page.counts.max(initial=0)) for page in found.pages)
+        if len(found.pages) == 1 and found.pages[0].jpeg is not None:
+            return area * 3 * (1 if self._rule.trivial else 2) + 2 * encoded
+        samples = area * sum(page.pixel_bytes for page in found.pages)
+        return encoded + 2 * samples + area * 3
 
     def has_jpeg_streams(self, level: int) -> bool:
         """Whether every file tile of a level is YCbCr or grey JPEG that needs nothing but decoding, at its stored scale.
@@ -170,19 +180,7 @@ class TiffSource(Source):
         return data
 
     def _read(self, level: int, region: Region) -> Pixels:
-        grid = self._levels[level].grid
-        out = np.full((region.height, region.width, 3), self.background, np.uint8)
-        y1, x1 = region.px_y + region.height, region.px_x + region.width
-        for row in range(region.px_y // grid.height, -(-y1 // grid.height)):
-            for col in range(region.px_x // grid.width, -(-x1 // grid.width)):
-                piece = self.read_segment(level, row, col)
-                if piece is None:
-                    continue
-                top, left = row * grid.height, col * grid.width
-                a, b = max(region.px_y, top), min(y1, top + grid.height)
-                c, d = max(region.px_x, left), min(x1, left + grid.width)
-                out[a - region.px_y : b - region.px_y, c - region.px_x : d - region.px_x] = piece[a - top : b - top, c - left : d - left]
-        return out
+        return self._read_pieces(level, region)
 
 
 class MaskSource(TiffSource):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from tilestream.config.local_files import refuse_special
-from tilestream.config.schema import Config
+from tilestream.config.schema import Config, Tissue
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import InputError
 from tilestream.sources import open_source
@@ -56,9 +56,9 @@ def _existing(path: Path, where: str) -> Path:
     return path
 
 
-def bounds_corner(config: Config, info: SlideInfo) -> tuple[int, int]:
+def bounds_corner(tissue: Tissue, info: SlideInfo) -> tuple[int, int]:
     """Level-0 y, x from which the polygons of a slide count: with `tiles.tissue.in_bounds` the corner of OpenSlide's bounds, where it has them."""
-    if not config.tiles.tissue.in_bounds:
+    if not tissue.in_bounds:
         return 0, 0
     told = info.properties
     if info.backend == "tiff":

@@ -10,8 +10,8 @@ import pytest
 
 from tilestream.errors import InputError
 from tilestream.interop.importing import import_features
+from tilestream.sources.hdf5_file import MOST_TILES, open_hdf5, read_dataset
 from tilestream.tiles.coords import places_digest
-from tilestream.tiles.hdf5_file import MOST_TILES, open_hdf5, read_dataset
 
 N = 64
 
