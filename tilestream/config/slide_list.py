@@ -26,7 +26,7 @@ LARGEST_CSV = 64 * 1024**2
 """Bytes of a list of slides: some hundred thousand of them."""
 
 _ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
-_DOUBLE_SUFFIX = re.compile(r"\.ome\.(zarr|tiff?|btf|tf[28])$", re.IGNORECASE)
+_DOUBLE_SUFFIX = re.compile(r"(\.ome)?\.zarr\.zip$|\.ome\.(zarr|tiff?|btf|tf[28]|zip)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields
 from importlib.metadata import entry_points
 from os import PathLike, fspath
@@ -32,7 +33,8 @@ ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 def open_source(address: str, options: SourceOptions) -> Source:
     """The image at a path, a URL or a `sample://` address, opened by the backend that reads it best.
 
-    `options.backend` forces one. With `auto`, a folder or a URL is Zarr; a file is read by file tile where tifffile maps it to a
+    `options.backend` forces one. With `auto`, a folder, a ZIP file or a URL is Zarr, a folder of DICOM files is one slide; PNG, JPEG and JPEG 2000
+    are plain pictures; any other file is read by file tile where tifffile maps it to a
     regular grid, and through OpenSlide otherwise; what neither reads goes to a plug-in for its suffix or scheme.
     `info.reason` says in words what was chosen and why. With `options.icc`, pixels are converted to sRGB.
 
@@ -43,6 +45,7 @@ def open_source(address: str, options: SourceOptions) -> Source:
     ConfigError
         The options are wrong in themselves.
     """
+    _quiet_libraries()
     source = _open(address, options)
     mask = source.mask
     if options.icc:
@@ -86,6 +89,14 @@ def open_image(address: str | PathLike[str], **choices: Any) -> Source:
     return open_source(fspath(address), SourceOptions(**choices))
 
 
+def _quiet_libraries() -> None:
+    """Keep what libraries log of a file off the terminal; handlers that a program has set up hear it as before."""
+    for name in ("tifffile", "PIL"):
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())
+
+
 def _open(address: str, options: SourceOptions) -> Source:
     """The image in its file's own colours."""
     openers: dict[str, Callable[[str, SourceOptions], Source]] = {
@@ -125,9 +136,18 @@ def _open_auto(address: str, options: SourceOptions) -> Source:
     path = Path(address)
     if path.is_dir():
         return _open_folder(path, options)
-    from tilestream.sources.files import NoGridError, checked_file
+    from tilestream.sources.containers import foreign_words, refuse_overview
+    from tilestream.sources.files import NoGridError, checked_file, starts_as_zip
+    from tilestream.sources.picture import is_picture
 
     checked_file(address)
+    plugin = _plugin(path.suffix.removeprefix(".").lower())
+    if plugin is None:
+        refuse_overview(address)
+    if starts_as_zip(path):
+        return _open_zarr(address, options)
+    if is_picture(address):
+        return _open_picture(address, options)
     vendor = _vendor(address)
     if vendor in OWN_GEOMETRY:
         why = f"{vendor} files state the places of their tiles in their own metadata"
@@ -141,11 +161,10 @@ def _open_auto(address: str, options: SourceOptions) -> Source:
     try:
         return OpenSlideSource(address, options, reason=f"openslide: {why}")
     except InputError as error:
-        plugin = _plugin(path.suffix.removeprefix(".").lower())
         if plugin is not None:
             return plugin(address, options)
         words = str(error).removeprefix(f"{address}: ")
-        raise InputError(f"{address}: no backend reads it. tiff: {why}. openslide: {words}.") from error
+        raise InputError(foreign_words(address) or f"{address}: no backend reads it. tiff: {why}. openslide: {words}.") from error
 
 
 def _open_folder(path: Path, options: SourceOptions) -> Source:
@@ -181,6 +200,12 @@ def _open_tiff(address: str, options: SourceOptions) -> Source:
     from tilestream.sources.tiff.source import TiffSource
 
     return TiffSource(address, options)
+
+
+def _open_picture(address: str, options: SourceOptions) -> Source:
+    from tilestream.sources.picture import PictureSource
+
+    return PictureSource(address, options)
 
 
 def _open_openslide(address: str, options: SourceOptions) -> Source:

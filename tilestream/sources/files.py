@@ -41,6 +41,12 @@ def checked_file(address: str) -> Path:
     return path
 
 
+def starts_as_zip(path: Path) -> bool:
+    """Whether a file begins as ZIP files do."""
+    with path.open("rb") as file:
+        return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+
+
 def fingerprint_file(path: Path) -> str:
     """Hexadecimal blake2b digest of the file's size and of 16 evenly spaced samples of 4 KiB; all bytes where there are fewer."""
     with path.open("rb") as file:

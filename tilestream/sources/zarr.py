@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import ZipStore
 
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Region
 from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
-from tilestream.sources.zarr_meta import ZarrImage, find_image, fingerprint_of, resolution_of
+from tilestream.sources.zarr_meta import ZARR_MARKS, ZarrImage, find_image, fingerprint_of, resolution_of
 from tilestream.store.object_store import open_remote
 from tilestream.store.zarr_chunks import ChunkReader, chunk_reader
 
@@ -24,7 +27,7 @@ MAX_CHUNK_BYTES = 256 * 1024**2
 READ_BYTES = 32 * 1024**2
 """Samples that are asked of zarr at once; a region of more is read chunk by chunk."""
 
-STORE_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
+STORE_ERRORS = (BadZipFile, OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
 """What zarr, numcodecs and the object stores raise on damaged or missing metadata and chunks; zarr's own errors are ValueErrors."""
 
 
@@ -42,7 +45,11 @@ class ZarrSource(Source):
 
     def __init__(self, address: str, options: SourceOptions, reason: str = "") -> None:
         choices = Choices(address, options)
-        node = open_node(address)
+        self._zip: ZipStore | None = None
+        if "://" not in address and Path(address).is_file():
+            self._zip, node = open_zip(address)
+        else:
+            node = open_node(address)
         try:
             image = find_image(node, choices)
             self._selection = _select(image, choices)
@@ -57,7 +64,9 @@ class ZarrSource(Source):
             raise InputError(f"{address}: the Zarr metadata cannot be read: {str(error) or type(error).__name__}") from error
 
     def close(self) -> None:
-        """Nothing is held open between reads."""
+        """Close the ZIP file, if it is one; of others nothing is held open between reads. May be called twice."""
+        if self._zip is not None:
+            self._zip.close()
 
     def segment_grid(self, level: int) -> SegmentGrid:
         """The grid of chunks in y and x."""
@@ -169,6 +178,30 @@ def open_node(address: str) -> Any:
     except STORE_ERRORS as error:
         words = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{address}: cannot be opened as Zarr: {words}") from error
+
+
+def open_zip(address: str) -> tuple[ZipStore, Any]:
+    """The store in a ZIP file (Zarr's ZipStore, `.zarr.zip`, and OME-Zarr's `.ozx`), and the array or group at its root or in its only folder.
+
+    Raises
+    ------
+    InputError
+        It is no ZIP file, or holds no Zarr there.
+    """
+    try:
+        with ZipFile(address) as file:
+            names = set(file.namelist())
+        roots = {name.partition("/")[0] for name in names}
+        inner = next(iter(roots)) if len(roots) == 1 and not roots & set(ZARR_MARKS) else ""
+        if not any(f"{inner}/{mark}".lstrip("/") in names for mark in ZARR_MARKS):
+            raise InputError(
+                f"{address}: is a ZIP file without Zarr metadata ({', '.join(ZARR_MARKS)}) at its root. Unpack it, and name the image in it."
+            )
+        store = ZipStore(address, mode="r", read_only=True)
+        return store, zarr.open(store=store, path=inner, mode="r")
+    except STORE_ERRORS as error:
+        words = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{address}: cannot be opened as Zarr in a ZIP file: {words}. Copy it again from its origin.") from error
 
 
 def _select(image: ZarrImage, choices: Choices) -> tuple[int | slice, ...]:

@@ -19,11 +19,14 @@ import zarr
 
 from tilestream.errors import InputError
 from tilestream.geometry import Level, Size, downsample_from_sizes
-from tilestream.sources.files import SAMPLE_BYTES, SAMPLES
+from tilestream.sources.files import SAMPLE_BYTES, SAMPLES, fingerprint_file
 from tilestream.sources.resolution import UNKNOWN, Resolution, micrometres_from_unit, resolution_from_config, resolution_from_file
 from tilestream.sources.sample_values import Choices
 
 MAX_SCENES = 1000
+
+ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+"""Files of which one lies at the root of every store."""
 
 CHANNEL_NAMES = dict.fromkeys(("channel", "channels", "band", "bands", "s", "sample", "samples", "rgb"), "c")
 """Names that plain arrays give to their channel axis."""
@@ -161,6 +164,8 @@ def fingerprint_of(node: Any, image: ZarrImage, address: str) -> str:
         digest.update(json.dumps(item.metadata.to_dict(), sort_keys=True, default=str).encode())
         digest.update(repr((item.path, getattr(item, "shape", ()))).encode())
     array = image.arrays[0]
+    if "://" not in address and Path(address).is_file():  # a ZIP file
+        digest.update(fingerprint_file(Path(address)).encode())
     root = Path(address) / (array.path if isinstance(node, zarr.Group) else "")
     if root.is_dir():
         for path in _sampled_objects(array, root):

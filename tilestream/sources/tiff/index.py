@@ -19,6 +19,7 @@ from tilestream.buffers import ThreadBuffers
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Level, Size, downsample_from_sizes
 from tilestream.sources.base import LARGEST_PROFILE, SegmentGrid, SourceOptions
+from tilestream.sources.containers import refuse_olympus
 from tilestream.sources.files import NoGridError
 from tilestream.sources.geo import GeoReference, read_geo
 from tilestream.sources.resolution import Resolution
@@ -125,6 +126,7 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     address = choices.address
     number, series = pick_series(tif, choices)
     page = series.keyframe
+    refuse_olympus(page, address)
     check_coding(page, address)
     leading, channels = _choose_pages(series, choices)
     rule = sample_rule(page, channels, choices)
