@@ -136,7 +136,7 @@ CASES = [
     Case("tiff float32", images.tiff("float32", 8192, 1024), {"source": {"window": [0, 1]}}),
     Case("tiff strips", images.tiff("uint8", 8192, 0)),
     Case("zarr", images.zarr("uint8", 3, 8192, 512)),
-    Case("zarr uint16", images.zarr("uint16", 3, 8192, 512), WINDOW),
+    Case("zarr uint16", images.zarr("uint16", 3, 8192, 512), {"source": {"window": [0, 4095], "channels": [0, 1, 2]}}),
     Case("zarr 30 channels", images.zarr("uint16", 30, 4096, 1024), CHANNELS),
     Case("zarr 30 channels, one a chunk", images.zarr("uint16", 30, 4096, 1024, one_a_chunk=True), CHANNELS),
     Case("zarr 30 channels, chunks of 2048", images.zarr("uint16", 30, 4096, 2048), CHANNELS),

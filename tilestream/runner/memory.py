@@ -104,7 +104,7 @@ def project_memory(
 def _reading(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts) -> tuple[int, int]:
     """Bytes of the tiles in both lanes, and of those who decode them."""
     tile, results = plan.spec.tile**2 * 3, results_bytes(facts)
-    if facts.device.startswith("cuda") and plan.pieces is not None:  # tiles are put together there
+    if facts.device.startswith("cuda") and plan.pieces is not None and not config.compute.isolate:  # tiles are put together there
         return results, LANES * device_group_bytes(plan.pieces, facts.processes) + facts.threads * plan.held_bytes
     batch = facts.batch if facts.device.startswith("cuda") else read_batch(facts.batch, plan.spec.tile)
     opened, most = OpenTiles(0, 0), 0

@@ -59,9 +59,10 @@ def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: Encode
     if config.tiles.chosen is not None:
         _refuse_placed(found.grid, source.info.mpp, config, facts, ref.id)
     searched = config.tiles.tissue.method != "none" and mask is None
+    pieces = source.segment_grid(found.spec.level)
     return SlidePlan(
-        **vars(found), ref=ref, pieces=source.segment_grid(found.spec.level), held_bytes=source.held_bytes(found.spec.level, found.spec.cover**2),
-        planning_bytes=thumbnail_bytes(found.thumbnail) + tissue_bytes(found.mask.size, searched=searched) + found.candidates * 200,
+        **vars(found), ref=ref, pieces=pieces, held_bytes=source.held_bytes(found.spec.level, 0 if pieces else found.spec.cover**2),
+        planning_bytes=thumbnail_bytes(source) + tissue_bytes(found.mask.size, searched=searched) + found.candidates * 200,
     )  # fmt: skip
 
 

@@ -141,8 +141,10 @@ class Source(ABC):
         ReadError
             A part inside the image cannot be decoded.
         """
-        out = np.full((region.height, region.width, 3), WHITE, np.uint8)
         inside = region.clipped(self.info.levels[level].size)
+        if inside == region:
+            return self._read(level, region)
+        out = np.full((region.height, region.width, 3), WHITE, np.uint8)
         if inside is not None:
             y, x = inside.px_y - region.px_y, inside.px_x - region.px_x
             out[y : y + inside.height, x : x + inside.width] = self._read(level, inside)
@@ -175,9 +177,9 @@ class Source(ABC):
         return out
 
     def held_bytes(self, level: int, pixels: int) -> int:
-        """Most bytes that one thread holds while it reads a piece of `level` with all that is made of it on the way.
+        """Most bytes that one thread holds while it reads a piece of `level`, or a region of so many pixels, beside the region itself.
 
-        Where the level has no pieces: while it reads a region of so many pixels.
+        Pixels are 0 where it is pieces alone that are read; all that is made of what the file stores on the way is counted.
         """
         grid = self.segment_grid(level)
         return 2 * grid.height * grid.width * 3 if grid else pixels * 10  # 32-bit words, their RGB, and the region that it is put into

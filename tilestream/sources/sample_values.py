@@ -42,6 +42,11 @@ class SampleRule:
         """Whether one or three uint8 samples are already the pixel."""
         return self.channels is None and self.window is None and self.alpha == "none" and not self.invert and self.nodata is None
 
+    @property
+    def mapping_bytes(self) -> int:
+        """What mapping `BLOCK_PIXELS` at once takes: their samples in float64, and three copies on the way."""
+        return 0 if self.window is None else BLOCK_PIXELS * 3 * 8 * 4
+
     def rgb(self, samples: NDArray[Any]) -> Pixels:
         """(h, w, 3) uint8 from (h, w, s) samples; possibly a read-only view.
 

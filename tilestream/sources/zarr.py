@@ -24,7 +24,7 @@ from tilestream.store.zarr_chunks import ChunkReader, chunk_reader
 MAX_CHUNK_BYTES = 256 * 1024**2
 """Largest decoded chunk that is accepted: it is what one thread holds."""
 
-READ_BYTES = 32 * 1024**2
+READ_BYTES = 8 * 1024**2
 """Samples that are asked of zarr at once; a region of more is read chunk by chunk."""
 
 STORE_ERRORS = (BadZipFile, OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -54,6 +54,8 @@ class ZarrSource(Source):
             image = find_image(node, choices)
             self._selection = _select(image, choices)
             self._channels = tuple(sorted(set(options.channels or ()))) if "c" in image.axes else ()
+            self._spread = self._channels[-1] + 1 - self._channels[0] if self._channels else 3
+            """Channels from the first to the last that is read."""
             self._rule = _sample_rule(image, choices, self._channels)
             choices.settle()
             self._image = image
@@ -74,13 +76,13 @@ class ZarrSource(Source):
 
     def held_bytes(self, level: int, pixels: int) -> int:
         """The encoded chunk, the chunk with all that it holds beside the chosen channels, what is taken of it, and its RGB."""
-        del pixels
         array, grid = self._image.arrays[level], self._grids[level]
         item = int(array.dtype.itemsize)
         chunk = int(np.prod(array.chunks, dtype=np.int64)) * item
         area = grid.height * grid.width
         taken = len(self._channels or range(3)) * area * item
-        return 2 * chunk + 2 * taken + area * 3
+        at_once = min(READ_BYTES, pixels * self._spread * item)  # by zarr: the region, its chunks, and their encoded bytes
+        return max(2 * chunk + 2 * taken + area * 3, 3 * at_once + 2 * chunk if at_once else 0) + self._rule.mapping_bytes
 
     def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels:
         """(h, w, 3) uint8 of one chunk, cropped to the image; may be a buffer of the calling thread. Raises ReadError."""
@@ -129,8 +131,7 @@ class ZarrSource(Source):
 
     def _read(self, level: int, region: Region) -> Pixels:
         array = self._image.arrays[level]
-        spread = self._channels[-1] + 1 - self._channels[0] if self._channels else 3
-        whole = region.height * region.width * spread * array.dtype.itemsize <= READ_BYTES
+        whole = region.height * region.width * self._spread * array.dtype.itemsize <= READ_BYTES
         return self._from_array(level, region) if whole else self._read_pieces(level, region)
 
     def _from_array(self, level: int, region: Region) -> Pixels:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.errors import ReadError
 from tilestream.geometry import Region, level_for_scale
-from tilestream.sources.base import WHITE, Pixels, Source
+from tilestream.sources.base import WHITE, Pixels, SlideInfo, Source
 
 THUMBNAIL_UM = 8.0
 """Resolution at which tissue is looked for, µm/px: a cell is about one pixel."""
@@ -54,15 +55,8 @@ def read_thumbnail(source: Source, um_per_px: float = THUMBNAIL_UM) -> Thumbnail
     Memory bound: the thumbnail, and one block of the level that is read, of about `BLOCK_BYTES`, or of one row of file tiles where
     those, as strips do, go across the whole image.
     """
-    info = source.info
-    longest = max(info.size.height, info.size.width)
-    wanted = um_per_px / info.mpp if info.mpp is not None else longest / LARGEST_SIDE
-    scale = max(1.0, wanted, longest / MOST_SIDE)
-    level = level_for_scale(info.levels, scale) or 0
-    found = info.levels[level]
-    step = max(1, round(scale / found.downsample))  # whole level pixels a thumbnail pixel
-    while math.ceil(max(found.size.height, found.size.width) / step) > MOST_SIDE:
-        step += 1
+    level, step = _level_and_step(source.info, um_per_px)
+    found = source.info.levels[level]
     out = np.full((math.ceil(found.size.height / step), math.ceil(found.size.width / step), 3), WHITE, np.uint8)
     pieces = source.segment_grid(level)
     unit = (_unit(step, pieces.height if pieces else PIECE), _unit(step, pieces.width if pieces else PIECE))
@@ -72,9 +66,26 @@ def read_thumbnail(source: Source, um_per_px: float = THUMBNAIL_UM) -> Thumbnail
     return Thumbnail(out, found.downsample * step, missing if missing.any() else None)
 
 
-def thumbnail_bytes(thumbnail: Thumbnail) -> int:
-    """What `read_thumbnail` takes: the pixels, which of them are missing, and a block of the level with its sums."""
-    return thumbnail.pixels.nbytes * 4 // 3 + 2 * BLOCK_BYTES
+def thumbnail_bytes(source: Source, um_per_px: float = THUMBNAIL_UM) -> int:
+    """What `read_thumbnail` takes: the pixels, which of them are missing, a block of the level with its sums, and what reading it holds."""
+    level, step = _level_and_step(source.info, um_per_px)
+    size, pieces = source.info.levels[level].size, source.segment_grid(level)
+    block = min(size.height * size.width, max(BLOCK_BYTES // 15, pieces.height * pieces.width if pieces else 0))
+    sums = 3 if step == 1 else 12 / step + 36 / step**2  # bytes a pixel, as in `_sums`
+    return int(size.height * size.width / step**2 * 4 + block * (3 + sums)) + source.held_bytes(level, block)
+
+
+def _level_and_step(info: SlideInfo, um_per_px: float) -> tuple[int, int]:
+    """The level that a thumbnail is read from, and how many of its pixels a side are one of the thumbnail's."""
+    longest = max(info.size.height, info.size.width)
+    wanted = um_per_px / info.mpp if info.mpp is not None else longest / LARGEST_SIDE
+    scale = max(1.0, wanted, longest / MOST_SIDE)
+    level = level_for_scale(info.levels, scale) or 0
+    found = info.levels[level]
+    step = max(1, round(scale / found.downsample))
+    while math.ceil(max(found.size.height, found.size.width) / step) > MOST_SIDE:
+        step += 1
+    return level, step
 
 
 def _unit(step: int, piece: int) -> int:
@@ -117,7 +128,7 @@ def _fill(out: tuple[Pixels, NDArray[np.bool_]], source: Source, level: int, reg
     out[0][top : top + rows, left : left + cols] = (sums + step**2 // 2) // step**2
 
 
-def _sums(source: Source, level: int, region: Region, step: int) -> NDArray[np.uint64]:
+def _sums(source: Source, level: int, region: Region, step: int) -> NDArray[np.unsignedinteger[Any]]:
     """(rows, cols, 3) sums over the region's squares of `step` px; one row of squares that is too large is read in strips of its own.
 
     Two sums of integers: a mean over both axes at once is 12 times slower, and slower than decoding.
@@ -125,8 +136,12 @@ def _sums(source: Source, level: int, region: Region, step: int) -> NDArray[np.u
     cols = region.width // step
     if region.height > step or region.height * region.width <= 2 * BLOCK_BYTES // 15:
         pixels = source.read_region(level, region)
+        if step == 1:
+            return pixels
         across = pixels.reshape(region.height // step, step, -1).sum(axis=1, dtype=np.uint32)
-        sums: NDArray[np.uint64] = across.reshape(-1, cols, step, 3).sum(axis=2, dtype=np.uint64)
+        sums: NDArray[np.unsignedinteger[Any]] = across.reshape(-1, cols, step, 3).sum(
+            axis=2, dtype=np.uint32 if step <= 4096 else np.uint64
+        )
         return sums
     total = np.zeros((1, cols, 3), np.uint64)
     pieces = source.segment_grid(level)

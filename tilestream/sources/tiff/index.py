@@ -66,6 +66,8 @@ class TiffPlane:
     """The FillOrder tag: 2 where the bits of each byte are stored in the other order."""
     pixel_bytes: int
     """Bytes of all samples of one pixel, as decoded."""
+    copies: int
+    """Copies of the samples that decoding makes: two where a predictor is undone."""
     file: int = 0
     """Which of the index' files holds the pieces."""
     samples: int = 1
@@ -266,6 +268,7 @@ def _plane(frame: Any, rows: int | None, grid: SegmentGrid, buffers: ThreadBuffe
         int(page.compression),
         int(page.fillorder),
         pixel_bytes,
+        1 if int(page.predictor) == 1 else 2,
         files.index(holder),
         int(page.samplesperpixel),
         raw,

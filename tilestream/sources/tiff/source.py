@@ -90,7 +90,8 @@ class TiffSource(Source):
         if len(found.pages) == 1 and found.pages[0].jpeg is not None:
             return area * 3 * (1 if self._rule.trivial else 2) + 2 * encoded
         samples = area * sum(page.pixel_bytes for page in found.pages)
-        return encoded + 2 * samples + area * 3
+        joined = len(found.pages) > 1 or found.pages[0].planes > 1
+        return encoded + samples * max(page.copies + joined for page in found.pages) + area * 3 + self._rule.mapping_bytes
 
     def has_jpeg_streams(self, level: int) -> bool:
         """Whether every file tile of a level is YCbCr or grey JPEG that needs nothing but decoding, at its stored scale.
