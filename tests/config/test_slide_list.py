@@ -109,9 +109,9 @@ def test_two_slides_of_one_id_are_both_named(folder, first, second):
 def test_a_csv_gives_ids_and_resolutions_and_paths_beside_it(folder):
     refs = csv_of(folder, "\ufeffPath, id ,mpp,patient\na.svs,one,0.25,p\n\n/b/c.svs,,,\ns3://b/d.zarr,two\n")
     assert refs == [
-        SlideRef("one", str(folder / "list" / "a.svs"), 0.25),
-        SlideRef("c", "/b/c.svs"),
-        SlideRef("two", "s3://b/d.zarr"),
+        SlideRef("one", str(folder / "list" / "a.svs"), 0.25, extra=(("patient", "p"),)),
+        SlideRef("c", "/b/c.svs", extra=(("patient", ""),)),
+        SlideRef("two", "s3://b/d.zarr", extra=(("patient", ""),)),
     ]
 
 
@@ -143,3 +143,14 @@ def test_a_csv_that_cannot_be_used_is_refused(folder, text, words):
 def test_a_missing_csv_is_refused(folder):
     with pytest.raises(ConfigError, match=r"slides: there is no file none\.csv"):
         list_slides(["none.csv"])
+
+
+def test_other_columns_go_with_the_slides_and_slide_id_is_an_id(tmp_path):
+    table = tmp_path / "slides.csv"
+    table.write_text("slide_id,Path,patient,MPP,Site\nA,a.svs,p1,0.5,north\nB,b.svs,p2,\n")
+    first, second = list_slides([str(table)])
+    assert (first.id, first.mpp, first.extra) == ("A", 0.5, (("patient", "p1"), ("Site", "north")))
+    assert (second.id, second.mpp, second.extra) == ("B", None, (("patient", "p2"), ("Site", "")))
+    table.write_text("slide_id,id,path\nA,B,a.svs\n")
+    with pytest.raises(ConfigError, match="no two of one name"):
+        list_slides([str(table)])

@@ -2,12 +2,14 @@
 
 import inspect
 
+import anndata
 import numpy as np
 import pytest
 from torch import nn
 
 import tilestream as ts
 from tests.support.images import make_image, write_svs
+from tests.support.runs import config
 from tilestream.errors import ConfigError
 
 PUBLIC = ("open_image", "find_tiles", "load_encoder", "embed", "ContextTransformer", "run", "open", "Config")
@@ -87,6 +89,22 @@ def test_contradicting_arguments_are_refused_by_their_names(slide):
 def test_pixels_are_read_by_place(slide):
     with ts.open_image(slide) as image:
         np.testing.assert_array_equal(image.read((10, 20, 30, 40)), image.to_dask(0)[10:40, 20:60].compute(scheduler="threads"))
+
+
+def test_what_a_list_says_of_slides_travels_into_their_tables(slide, tmp_path):
+    table = tmp_path / "slides.csv"
+    table.write_text(f"slide_id,path,patient\none,{slide},p1\n")
+    out = tmp_path / "out"
+    summary = ts.run(config(table, out))
+    assert summary.slides[0].listed == {"patient": "p1"}
+    cohort = ts.open(out)
+    assert set(cohort["one"].obs["patient"]) == {"p1"}
+    stored = anndata.read_zarr(out / "one.zarr" / "tables" / "tiles").obs
+    assert (set(stored["patient"]), set(stored["slide"])) == ({"p1"}, {"one"})
+    assert list(cohort.to_anndata().obs["patient"]) == ["p1"] * len(stored)
+    table.write_text(f"path,tissue\n{slide},0.5\n")
+    with pytest.raises(ConfigError, match="column 'tissue', a name that the output uses"):
+        ts.run(config(table, out))
 
 
 def test_each_public_name_is_documented_typed_and_shadows_nothing():

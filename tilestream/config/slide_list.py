@@ -22,6 +22,12 @@ from tilestream.errors import ConfigError
 LONGEST_ID = 200
 """Bytes of a slide's id in UTF-8: file systems take names of 255, and suffixes are added."""
 
+TAKEN = frozenset({"row", "col", "y", "x", "tissue", "status", "slide", "spatial", "_index"})
+"""Columns of an output that have a meaning of their own."""
+
+COLUMNS = ("path", "id", "mpp", "mask")
+"""Columns of a list of slides that mean something; `slide_id` is taken for `id`."""
+
 LARGEST_CSV = 64 * 1024**2
 """Bytes of a list of slides: some hundred thousand of them."""
 
@@ -41,6 +47,8 @@ class SlideRef:
     """Resolution of level 0 as a CSV gives it, µm/px; None where it does not."""
     mask: str | None = None
     """Absolute path of the file that says where its tissue is, as a CSV gives it; None where it does not."""
+    extra: tuple[tuple[str, str], ...] = ()
+    """The other columns of a CSV and what they say of it, such as patient or site: they go with its tiles into the output."""
 
     def __post_init__(self) -> None:
         problem = id_problem(self.id)
@@ -150,13 +158,15 @@ def _answers(check: Callable[[], bool]) -> bool:
 
 
 def _read_csv(path: Path) -> Iterator[SlideRef]:
-    """Slides from a CSV with columns path[,id][,mpp][,mask]; other columns and empty rows are left alone."""
+    """Slides from a CSV with columns path[,id][,mpp][,mask]; other columns go with the slides, empty rows are left alone."""
     rows = _csv_rows(path)
-    header = [name.strip().lower() for name in next(rows, [])]
-    if header.count("path") != 1 or any(header.count(name) > 1 for name in ("id", "mpp", "mask")):
+    header = _columns(next(rows, []))
+    if header.count("path") != 1 or any(header.count(name) > 1 for name in header if name):
         raise ConfigError(
-            f"slides: {path} has the columns {header}, but it needs one named path, and at most one each named id, mpp and mask, with commas between."
+            f"slides: {path} has the columns {header}, but it needs one named path, and at most one each named id, mpp and mask (slide_id is id), no two of one name, with commas between."
         )
+    if taken := sorted(name for name in header if name.lower() in TAKEN or "/" in name):
+        raise ConfigError(f"slides: {path} has a column {taken[0]!r}, a name that the output uses or cannot hold. Rename it.")
     found = False
     for number, row in enumerate(rows, start=2):
         if any(row):
@@ -164,6 +174,13 @@ def _read_csv(path: Path) -> Iterator[SlideRef]:
             yield _slide_from_row(path, number, header, row)
     if not found:
         raise ConfigError(f"slides: {path} has a header but no slides.")
+
+
+def _columns(names: list[str]) -> list[str]:
+    """Names of columns: those that mean something whatever their case, the others as they are written."""
+    plain = [name.strip() for name in names]
+    known = {name: name for name in COLUMNS} | {"slide_id": "id"}
+    return [known.get(name.lower(), name) for name in plain]
 
 
 def _csv_rows(path: Path) -> Iterator[list[str]]:
@@ -190,7 +207,8 @@ def _slide_from_row(path: Path, number: int, header: list[str], row: list[str]) 
     if _is_plain_folder(Path(address)):
         raise ConfigError(f"{where}: {address!r} is a folder, not a slide.")
     mask = _path_from_cell(cells["mask"], path, where) if cells.get("mask") else None
-    return SlideRef(cells.get("id") or id_from_address(address), address, _mpp_from_cell(cells.get("mpp", ""), where), mask)
+    extra = tuple((name, cells.get(name, "")) for name in header if name and name not in COLUMNS)
+    return SlideRef(cells.get("id") or id_from_address(address), address, _mpp_from_cell(cells.get("mpp", ""), where), mask, extra)
 
 
 def _path_from_cell(cell: str, path: Path, where: str) -> str:

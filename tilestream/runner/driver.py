@@ -84,7 +84,7 @@ def run(
 def _run(config: Config, cohort: Cohort, *, restart: bool, reporter: Reporter) -> Summary:
     """Do it, and leave `run.json` however it ends."""
     start = time.perf_counter()
-    results = [SlideResult(ref.id, ref.address) for ref in cohort.refs]
+    results = [SlideResult(ref.id, ref.address, listed=dict(ref.extra)) for ref in cohort.refs]
     summary = Summary(config.output.path, config.model_dump(mode="json"), results)
     cohort.output.reach()
     refuse_foreign(cohort.output, cohort.refs, [f"{cohort.name}.json"])

@@ -37,6 +37,8 @@ class SlideResult:
     """Why tiles failed, by row of the output; the first 20 of each shard."""
     context: str = ""
     """How its context was computed, e.g. `row_bands in one pass`."""
+    listed: dict[str, str] = field(default_factory=dict)
+    """The other columns of the list of slides, such as patient or site."""
     note: str = ""
     """What a person should know of it, e.g. that it has no tissue."""
     warnings: list[str] = field(default_factory=list)

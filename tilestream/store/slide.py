@@ -102,6 +102,8 @@ class Slide:
         """The settings that the numbers depend on."""
         self.source: dict[str, Any] = about["source"]
         """The image: address, size, resolution, level that was read."""
+        self.listed: dict[str, str] = about.get("listed", {})
+        """The other columns of the list of slides, such as patient or site."""
         self.layout = Layout(**about["layout"])
         self.what = what
 
@@ -267,12 +269,13 @@ class Slide:
 
     @property
     def obs(self) -> pd.DataFrame:
-        """One row a tile, named `<slide id>_<row>_<col>`: row, col, y, x, tissue, status, slide."""
+        """One row a tile, named `<slide id>_<row>_<col>`: row, col, y, x, tissue, status, slide, and what the list of slides says of it."""
         import pandas as pd
 
         columns: dict[str, Any] = {name: self.read_column(name) for name in ("row", "col", "y", "x", "tissue")}
         columns["status"] = pd.Categorical.from_codes(self.read_column("status/codes"), categories=list(STATUSES))
-        columns["slide"] = pd.Categorical.from_codes(np.zeros(self.layout.tiles, np.int8), categories=[self.id])
+        for name, value in {"slide": self.id, **self.listed}.items():
+            columns[name] = pd.Categorical.from_codes(np.zeros(self.layout.tiles, np.int8), categories=[value])
         return pd.DataFrame(columns, index=tile_names(self.id, columns["row"], columns["col"]))
 
     def blocks(self) -> Iterator[Rows]:

@@ -67,8 +67,10 @@ class SlideStore:
         tables = root.create_group("tables")
         slide = self.folder.address.rsplit("/", 1)[-1].removesuffix(".zarr")
         names = tile_names(slide, columns.row, columns.col)
-        tiles = create_table(tables, "tiles", layout.dim, _obs(columns), uns, names, ["status", "slide"])
-        write_categories(tiles.require_group("obs"), "slide", np.zeros(layout.tiles, np.int8), [slide])
+        same = {"slide": slide, **attributes.get("listed", {})}
+        tiles = create_table(tables, "tiles", layout.dim, _obs(columns), uns, names, ["status", *same])
+        for column, value in same.items():
+            write_categories(tiles.require_group("obs"), column, np.zeros(layout.tiles, np.int8), [value])
         _embedding_array(tiles, "X", layout, (layout.dim,))
         status = tiles.require_group("obs").create_group("status", attributes=dict(CATEGORICAL))
         status.create_array(
