@@ -1,0 +1,90 @@
+"""What the README and the docs show is run: configs are read, commands and Python go through, in the order of the page."""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.images import make_image, write_svs
+from tilestream.cli import main
+from tilestream.config.load import load_config
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SERVES = "view"
+"""The command that does not end by itself; the viewer's own tests drive it."""
+ELSEWHERE = ("pip", "python3", ".", "pre-commit", ".ci/run", "#SBATCH", "python")
+"""First words of lines that CI runs, or that need a cluster."""
+BASE = {"slides": "slides/*.svs", "output": "embeddings", "tiles": {"size": 224, "mpp": 0.5}, "encoder": "tilestream-tiny"}
+
+
+def blocks(language):
+    for page in PAGES:
+        for k, (kind, text) in enumerate(BLOCK.findall(page.read_text())):
+            if kind == language:
+                yield pytest.param(text, id=f"{page.relative_to(ROOT)}:{k}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder as a reader of the docs has it: a slide, some slides, the README's config, its output."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "slides").mkdir()
+    image = make_image(1000, 1200, seed=3)
+    for path in (folder / "slide.svs", folder / "slides" / "a.svs", folder / "slides" / "b.svs"):
+        write_svs(path, image)
+    (folder / "pipelines").symlink_to(ROOT / "pipelines")
+    (config,) = [text for kind, text in BLOCK.findall(PAGES[0].read_text()) if kind == "yaml"]
+    (folder / "config.yaml").write_text(config + "compute: {scheduler: inline}\n")
+    tilestream(["run", "config.yaml"], folder)
+    return folder
+
+
+def tilestream(arguments, folder):
+    """What the command prints, in this process: a docs page has a dozen of them."""
+    out = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert not ended.value.code, out.getvalue()
+    return out.getvalue()
+
+
+def commands():
+    """Each `tilestream ...` line of the docs once."""
+    lines = {}
+    for block in blocks("bash"):
+        (text,) = block.values
+        for line in filter(None, (line.strip() for line in text.splitlines())):
+            words = shlex.split(line, comments=not line.startswith("#SBATCH"))
+            if words and words[0] == "tilestream":
+                lines[" ".join(words[1:])] = words[1:]
+            elif words:
+                assert words[0] in ELSEWHERE, line
+    return lines
+
+
+@pytest.mark.parametrize("words", list(commands().values()), ids=list(commands()))
+def test_a_command_of_the_docs_runs(folder, words):
+    if words[:2] == ["run", "pipelines/demo.yaml"]:
+        words = [*words, "--set", "slides=sample://he?width=1024&height=1024", "--set", "compute.scheduler=inline"]
+    if words[0] == SERVES:
+        words = [*words, "--help"]
+    assert tilestream(words, folder)
+
+
+@pytest.mark.parametrize("text", list(blocks("yaml")))
+def test_a_config_of_the_docs_is_valid(text, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    part = yaml.safe_load(text)
+    load_config({**BASE, **part})
+
+
+@pytest.mark.parametrize("text", list(blocks("python")))
+def test_python_of_the_docs_runs(text, folder):
+    with contextlib.chdir(folder):
+        exec(compile(text.replace("<slide id>", "a"), "docs", "exec"), {"__name__": "docs"})
