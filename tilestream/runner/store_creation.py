@@ -32,7 +32,14 @@ def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, recipe: 
         if "windows" in config.output.save
         else []
     )
-    store.create(slide.layout, plan.columns, {"recipe": recipe, "source": source, "listed": dict(plan.ref.extra)}, uns=uns, objects=pictures, windows=windows)
+    store.create(
+        slide.layout,
+        plan.columns,
+        {"recipe": recipe, "source": source, "listed": dict(plan.ref.extra)},
+        uns=uns,
+        objects=pictures,
+        windows=windows,
+    )
 
 
 def _bounds(info: SlideInfo) -> dict[str, str] | None:
