@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilestream.geometry import Level, Size, TileGrid, level_for_scale
+from tilestream.geometry import Level, PlacedGrid, Size, TileGrid, level_for_scale
 
 sizes = st.integers(1, 300_000)
 tiles = st.integers(1, 1024)
@@ -57,6 +57,17 @@ def test_numbering_is_row_major():
 def test_an_exact_fit_is_not_padded():
     grid = TileGrid(Size(448, 448), 224, 224, 1.0)
     assert not grid.overhangs(*grid.candidates()).any()
+
+
+def test_grids_of_different_places_are_not_equal():
+    def grid(ys, xs):
+        return PlacedGrid(Size(1000, 1000), 100, 100.0, 1.0, l0_ys=np.array(ys), l0_xs=np.array(xs))
+
+    same, again = grid([7, 107], [3, 103]), grid([7, 107], [3, 103])
+    assert same == again
+    assert hash(same) == hash(again)
+    for other in (grid([7, 107], [3, 104]), grid([500, 600, 700], [400]), grid([3, 103], [7, 107]), grid([7], [107, 3, 103])):
+        assert same != other
 
 
 @pytest.mark.parametrize(

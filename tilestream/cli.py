@@ -27,6 +27,8 @@ SetOption = Annotated[
 ]
 
 
+FORCE = "Replace a file that was not written by this command, or was changed since."
+
 WIDE = 170
 """Columns of tables that go into a file or a pipe."""
 
@@ -162,11 +164,14 @@ def export_command(
         bool, typer.Option("--in-bounds", help="geojson: count places from the corner of OpenSlide's bounds, as QuPath does.")
     ] = False,
     allow_unfinished: Annotated[bool, typer.Option("--allow-unfinished", help="Take slides that lack tiles.")] = False,
+    force: Annotated[bool, typer.Option("--force", help=FORCE)] = False,
 ) -> None:
     """Write finished slides in the formats of other programs."""
     from tilestream.interop.exports import export_slides
 
-    for line in export_slides(output, to, what=what, slide=slide, out=out, in_bounds=in_bounds, allow_unfinished=allow_unfinished):
+    for line in export_slides(
+        output, to, what=what, slide=slide, out=out, in_bounds=in_bounds, allow_unfinished=allow_unfinished, force=force
+    ):
         print(line)
 
 
@@ -187,11 +192,12 @@ def import_command(
 def report_command(
     output: Annotated[str, typer.Argument(help="An output folder.", show_default=False)],
     to: Annotated[str | None, typer.Option("--to", help="The HTML file; else report.html in the output.")] = None,
+    force: Annotated[bool, typer.Option("--force", help=FORCE)] = False,
 ) -> None:
     """Write one HTML file on all slides of an output: pictures, counts, failures, seconds, throughput, recipe."""
     from tilestream.viewer.report import write_report
 
-    print(write_report(output, to))
+    print(write_report(output, to, force=force))
 
 
 @app.command("view")

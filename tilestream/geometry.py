@@ -179,6 +179,12 @@ class PlacedGrid(TileGrid):
     """(cols,) level-0 x of each column."""
     lattice: bool = True
     """Whether the places are a lattice."""
+    _places: bytes = field(init=False, repr=False, default=b"")
+    """The places as bytes: arrays are not compared, and grids of different places are not equal."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "_places", self.l0_ys.tobytes() + b"|" + self.l0_xs.tobytes())
 
     @property
     def rows(self) -> int:

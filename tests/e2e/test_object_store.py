@@ -1,6 +1,7 @@
 """Slides read from an object store and outputs written to one: a real S3 server, and what is told when it fails."""
 
 import errno
+import io
 import logging
 import threading
 import time
@@ -10,6 +11,7 @@ import boto3
 import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
+from rich.console import Console
 
 import tilestream
 from tests.support.images import make_image, write_ome_zarr, write_pyramid
@@ -17,6 +19,7 @@ from tests.support.resuming import SECTIONS
 from tests.support.runs import config, embed, opened, same_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, InterruptedRunError, OutputError
+from tilestream.runner.progress import print_summary
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
 from tilestream.store.folder import Folder
@@ -79,6 +82,19 @@ def ends_equal(output, local):
     np.testing.assert_array_equal(found.slide_vector, undisturbed.slide_vector)
 
 
+def main_exit(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return ended.value.code
+
+
+def capture_run(path, output):
+    """What the command prints on an output that is done."""
+    console = Console(file=io.StringIO(), width=200)
+    print_summary(run_there(path, output), console)
+    return console.file.getvalue()
+
+
 def run_there(path, output, **compute):
     return embed(path, output, **SECTIONS, compute={"shard_tiles": 10, **compute})
 
@@ -91,6 +107,33 @@ def test_an_output_in_a_bucket_holds_what_a_local_one_does(client, path, local):
     assert there.get("tables/tiles/X/c/3/0") == here.get("tables/tiles/X/c/3/0")
     assert Folder("s3://lab/same").get(".tilestream/run.lock") is None
     assert run_there(path, "s3://lab/same").new_tiles == 0
+
+
+def test_a_slide_and_a_cohort_in_a_bucket_are_read_like_local_ones(client, path, local, tmp_path):
+    run_there(path, "s3://lab/read")
+    client.put_object(Bucket="lab", Key="read/theirs.zarr/zarr.json", Body=b'{"zarr_format": 3, "node_type": "group"}')
+    there, here = tilestream.open("s3://lab/read"), tilestream.open(local)
+    assert there.ids == here.ids == ["a"]
+    for slide, other in ((there["a"], here["a"]), (there, here)):
+        table, expected = slide.to_anndata(ok_only=True), other.to_anndata(ok_only=True)
+        np.testing.assert_array_equal(table.X, expected.X)
+        assert list(table.obs_names) == list(expected.obs_names)
+        assert slide.obs.equals(other.obs)
+        np.testing.assert_array_equal(slide.to_dask().compute(), other.to_dask().compute())
+    code = next(line for line in capture_run(path, "s3://lab/read").splitlines() if line.startswith("next")).split('"')[1]
+    exec(code, {})  # what is printed as the next step works
+    assert main_exit("verify", "s3://lab/read") == 0
+    assert main_exit("export", "s3://lab/read", "--to", "csv", "--out", f"{tmp_path}/") == 0
+    assert main_exit("export", "s3://lab/read", "--to", "csv", "--out", f"{tmp_path}/") == 0  # its own file
+
+
+def test_what_lies_in_the_way_in_a_bucket_is_refused(client, path):
+    for key, body in (("way/a.zarr/notes.txt", b"theirs"), ("file/a.zarr", b"theirs"), ("name/run.json", b"{}"), ("zarr/.zgroup", b"{}")):
+        client.put_object(Bucket="lab", Key=key, Body=body)
+        output = key.split("/", 1)[0]
+        with pytest.raises(ConfigError, match=f"output: s3://lab/{output}"):
+            run_there(path, f"s3://lab/{output}")
+        assert Folder("s3://lab").names(f"{output}/") == [key]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream import __version__
-from tilestream.config.slide_list import id_from_address, id_problem
+from tilestream.config.slide_list import SlideRef, id_from_address, id_problem
 from tilestream.errors import ConfigError, InputError, OutputError, without_credentials
 from tilestream.geometry import Size
 from tilestream.sources import open_source
@@ -19,6 +19,7 @@ from tilestream.sources.hdf5_file import hdf5_errors, open_hdf5
 from tilestream.store.folder import Folder
 from tilestream.store.layout import NONFINITE, OK, PADDED, STATUSES, Layout, TileColumns
 from tilestream.store.lock import hold_lock
+from tilestream.store.ownership import refuse_foreign
 from tilestream.store.slide_store import FORMAT, TILES, SlideStore
 from tilestream.tiles.coords_file import GRID_TOLERANCE, FeatureFile, TilePlaces
 
@@ -48,7 +49,7 @@ def import_features(path: str, slide: str, output: str, *, patch_size_level0: fl
     Raises
     ------
     ConfigError
-        h5py is not installed, or the name of the slide is unsafe.
+        h5py is not installed, the name of the slide is unsafe, or something that is not ours lies where its store belongs.
     InputError
         The file is not one of features and places, or does not say how large a tile is; or the image cannot be opened.
     OutputError
@@ -60,6 +61,8 @@ def import_features(path: str, slide: str, output: str, *, patch_size_level0: fl
     name = slide if info is None else id_from_address(slide)
     if problem := id_problem(name):
         raise ConfigError(f"--slide: {name!r} cannot name a store: it {problem}. Give another.")
+    address = slide if info is None or "://" in slide else str(Path(slide).absolute())
+    refuse_foreign(Folder(output), [SlideRef(name, address)])
     with open_hdf5(Path(path)) as opened, hold_lock(Folder(output), f"import-{name}"):
         with hdf5_errors(path):
             file = FeatureFile(path, opened)

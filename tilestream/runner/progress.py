@@ -212,9 +212,13 @@ def print_summary(summary: Summary, console: Console) -> None:
             console.print(f"  {slide.id}: {slide.note}", highlight=False, markup=False)
     if done:
         path = f"{without_credentials(summary.output)}/{done[0].id}.zarr"
+        remote = (
+            f"import tilestream; print(tilestream.open('{path}').to_anndata())"  # anndata alone needs other packages for each kind of URL
+        )
+        local = f"import anndata; print(anndata.read_zarr('{path}/tables/tiles'))"
         console.print(
             "next    ",
-            f"python -c \"import anndata; print(anndata.read_zarr('{path}/tables/tiles'))\"",
+            f'python -c "{remote if "://" in path else local}"',
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -34,7 +34,7 @@ def is_ours(folder: Folder) -> bool:
 
 def is_begun(folder: Folder) -> bool:
     """Whether a folder is what a creation leaves that was cut short before its mark: nothing."""
-    return folder.local is not None and folder.local.is_dir() and _is_free(folder)
+    return folder.local is not None and folder.local.is_dir() and not folder.local.is_symlink() and _is_free(folder)
 
 
 def is_zarr(folder: Folder) -> bool:
@@ -83,8 +83,11 @@ def refuse_foreign(output: Folder, slides: Iterable[SlideRef], files: Iterable[s
     present = set(output.children())
     for slide in slides:
         _refuse_overlap(output, slide)
-        if f"{slide.id}.zarr" in present and (problem := _problem(output / f"{slide.id}.zarr")):
+        place = f"{slide.id}.zarr"
+        if place in present and (problem := _problem(output / place)):
             raise ConfigError(problem)
+        if place in present and output.local is None and output.exists(place):
+            raise ConfigError(f"output: {output.address}/{place} is an object, where a slide's store belongs. Choose another output.")
     for name in present.intersection(files):
         about = _read_json(output, name)
         if output.get(name) != b"" and not (isinstance(about, dict) and "tilestream" in about):
