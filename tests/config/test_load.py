@@ -32,7 +32,7 @@ def test_all_problems_come_at_once_each_with_line_key_value_and_way_out(write):
         "config.yaml:5: tiles.size: 'abc' is not a whole number.",
         "config.yaml:6: tiles.mpp: 0 is not more than 0.",
         "config.yaml:4: tiles.sise: unknown key; did you mean tiles.size?",
-        "config.yaml: encoder: missing. Write a model, e.g. encoder: vit_small_patch16_224.",
+        "config.yaml: encoder: missing. Write a model, e.g. encoder: tilestream-lite.",
         "config.yaml:8: pool.name: 'maen' is not one of mean, max, gated_attention, queries, none; did you mean mean?",
         "config.yaml:7: encodr: unknown key; did you mean encoder?",
     ]

@@ -49,7 +49,7 @@ def test_a_factory_is_called_with_its_arguments_and_frozen(module):
     ("name", "args", "words"),
     [
         ("vit_smal_patch16_224", {}, r"encoder.name: 'vit_smal_patch16_224' is unknown. Did you mean vit_small_patch16_224\?"),
-        ("qqq", {}, "encoder.name: 'qqq' is unknown. Known are patch_embed, "),
+        ("qqq", {}, "encoder.name: 'qqq' is unknown. Known are tilestream-lite, "),
         ("no_such_module_here:make", {}, "encoder.name: the module of 'no_such_module_here:make' cannot be imported"),
         (":make", {}, "encoder.name: the module of ':make' cannot be imported"),
         ("made_encoders:mean", {}, r"encoder.name: made_encoders has no 'mean'. Did you mean made_encoders:means\?"),

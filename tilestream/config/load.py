@@ -116,8 +116,8 @@ _MISSING = {
     "slides": "Write what to read, e.g. slides: slides/*.svs",
     "output": "Write where results go, e.g. output: embeddings",
     "tiles": "Write the resolution to work at, e.g. tiles: {mpp: 0.5} or tiles: {level: 0}",
-    "encoder": "Write a model, e.g. encoder: vit_small_patch16_224",
-    "encoder.name": "Write a model, e.g. name: vit_small_patch16_224",
+    "encoder": "Write a model, e.g. encoder: tilestream-lite",
+    "encoder.name": "Write a model, e.g. name: tilestream-lite",
     "output.path": "Write where results go, e.g. path: embeddings",
 }
 

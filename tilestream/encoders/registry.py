@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from tilestream.encoders.box import LITE, TINY, tilestream_lite, tilestream_tiny
 from tilestream.encoders.catalogue import EncoderEntry, preset_entry
 from tilestream.encoders.factories import Factory, check_arguments, encoder_points, find_factory, refuse_unknown
 from tilestream.encoders.hub import fetch_weights, is_hub_id
@@ -16,11 +16,11 @@ from tilestream.encoders.preset_encoders import add_notes, build_preset
 from tilestream.encoders.presets import PRESETS, Preset
 from tilestream.encoders.timm_encoder import TimmEncoder
 from tilestream.encoders.transformers_encoder import TransformersEncoder
-from tilestream.encoders.weights import apply_weights, load_weights, read_weights
+from tilestream.encoders.weights import apply_weights, read_weights
 from tilestream.errors import ConfigError, user_code
+from tilestream.models.efficientnet_lite import VECTORS
 from tilestream.models.patch_embed import PatchEmbed, freeze
 from tilestream.models.vit import (
-    VisionTransformer,
     vit_base_patch16_224,
     vit_large_patch16_224,
     vit_small_patch16_224,
@@ -47,27 +47,14 @@ _VITS: dict[str, tuple[Factory, int]] = {
     "vit_base_patch16_224": (vit_base_patch16_224, 768),
     "vit_large_patch16_224": (vit_large_patch16_224, 1024),
 }
-TINY = "tilestream-tiny"
-"""Our own pretrained encoder, whose weights are part of the package; its card lies beside them."""
-
-TINY_WEIGHTS = Path(__file__).parent / "box" / f"{TINY}.safetensors"
-
-
-def tilestream_tiny(**options: Any) -> VisionTransformer:
-    """ViT-Ti/16 pretrained without labels on H&E, for tiles of about 0.25 to 2 µm/px; `options` are fields of `ViTConfig`."""
-    encoder = vit_tiny_patch16_224(**options)
-    apply_weights(encoder, load_weights(TINY_WEIGHTS), TINY_WEIGHTS)
-    encoder.mpp, encoder.mpp_range = 0.5, (0.25, 2.0)
-    return encoder
-
-
 _BUILT_IN: dict[str, Factory] = {
     "patch_embed": PatchEmbed,
-    TINY: tilestream_tiny,
     **{name: factory for name, (factory, _) in _VITS.items()},
 }
 _VIT_ARGS = frozenset(f.name for f in fields(ViTConfig)) - {"dim", "depth", "heads", "patch", "seed"}
 _PATCH_ARGS = frozenset({"dim", "patch"})
+_BOX: dict[str, tuple[Factory, frozenset[str]]] = {LITE: (tilestream_lite, frozenset({"output"})), TINY: (tilestream_tiny, _VIT_ARGS)}
+"""Encoders of the box, whose factories take `weights`, and their arguments."""
 
 
 def known_encoders() -> list[EncoderEntry]:
@@ -81,8 +68,15 @@ def known_encoders() -> list[EncoderEntry]:
         "patch_embed", "tilestream", 192, normalisation="ImageNet", output="patch tokens", licence="Apache-2.0", note="untrained"
     )
     others = [EncoderEntry(point.name, point.dist.name if point.dist else point.value) for point in encoder_points().values()]
-    tiny = EncoderEntry(TINY, "tilestream, in the package", 192, 224, 0.5, (0.25, 2.0), half, "class token", licence="Apache-2.0")
-    return [tiny, *ours, patches, *(preset_entry(preset) for preset in PRESETS.values()), *others]
+    lite = EncoderEntry(
+        LITE, "tilestream, in the package", 688, normalisation="(pixel - 127) / 128", output=VECTORS["mean+std"], precision="fp32",
+        licence="Apache-2.0", note="version 1; sides of tiles are multiples of 32 px",
+    )  # fmt: skip
+    tiny = EncoderEntry(
+        TINY, "tilestream, its source repository", 192, 224, 0.5, (0.25, 2.0), half, "class token", "fp32", licence="Apache-2.0",
+        note="for stores that name it",
+    )  # fmt: skip
+    return [lite, *ours, patches, tiny, *(preset_entry(preset) for preset in PRESETS.values()), *others]
 
 
 def build_encoder(spec: EncoderSpec) -> nn.Module:
@@ -109,6 +103,11 @@ def build_encoder(spec: EncoderSpec) -> nn.Module:
     """
     if spec.name in PRESETS:
         return _build_preset(spec, PRESETS[spec.name])
+    if spec.name in _BOX:
+        factory, known = _BOX[spec.name]
+        refuse_unknown(spec.name, spec.args, known)
+        boxed: nn.Module = factory(None if spec.weights is None else weights_file(spec.weights), **spec.args)
+        return boxed
     encoder = _call_factory(spec)
     if not isinstance(encoder, nn.Module):
         raise ConfigError(f"encoder.name: {spec.name!r} returned a {type(encoder).__name__}, but it must return a torch.nn.Module.")
@@ -151,7 +150,7 @@ def random_weights(spec: EncoderSpec, encoder: nn.Module) -> bool:
     """
     if spec.weights is not None:
         return False
-    return (spec.name in _BUILT_IN and spec.name != TINY) or bool(getattr(encoder, "untrained", False))
+    return spec.name in _BUILT_IN or bool(getattr(encoder, "untrained", False))
 
 
 def _call_factory(spec: EncoderSpec) -> Any:
@@ -164,7 +163,7 @@ def _call_factory(spec: EncoderSpec) -> Any:
     if kind == "hf":
         refuse_unknown(spec.name, spec.args, frozenset({"output"}))
         return TransformersEncoder(model, pretrained=spec.weights is None, **spec.args)
-    factory = find_factory(spec.name, [*_BUILT_IN, *PRESETS])
+    factory = find_factory(spec.name, [*_BOX, *_BUILT_IN, *PRESETS])
     check_arguments(spec.name, spec.args, factory)
     with user_code(f"encoder.name: {spec.name}", "building the encoder"):
         return factory(**spec.args)
