@@ -6,6 +6,11 @@ Sources: https://github.com/mahmoodlab/TRIDENT and https://github.com/mahmoodlab
 
 from __future__ import annotations
 
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,10 +75,9 @@ def write_clam(slide: Slide, target: Target) -> Written:
 
 def _write(slide: Slide, target: Target, coords_attributes: dict[str, Any], features_attributes: dict[str, Any]) -> Written:
     """Write both datasets block by block."""
-    h5py = load_h5py()
     written, dim = Written.without_failed(slide), int(slide.vectors().shape[1])
     count = written.tiles
-    with target.writing() as path, h5py.File(path, "w") as file:
+    with target.writing() as path, new_hdf5(path) as (file, storage):
         chunk = max(1, min(CHUNK_ROWS, count))
         features = file.create_dataset("features", (count, dim), np.float32, chunks=(chunk, dim), maxshape=(None, dim))
         coords = file.create_dataset("coords", (count, 2), np.int64, chunks=(chunk, 2), maxshape=(None, 2))
@@ -84,5 +88,85 @@ def _write(slide: Slide, target: Target, coords_attributes: dict[str, Any], feat
         for places, values in slide.good_blocks():
             end = start + len(values)
             features[start:end], coords[start:end] = values, places
+            storage.check()
             start = end
     return written
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Iterator[tuple[Any, Storage]]:
+    """A new HDF5 file to write to, and what tells whether its storage failed, which ends the block with an OSError at the latest.
+
+    Memory bound: that of h5py; once the storage has failed, what is still written, so `check` after each block of rows.
+
+    Raises
+    ------
+    ConfigError
+        h5py is not installed.
+    OSError
+        The storage is full, or failed.
+    """
+    h5py = load_h5py()
+    with path.open("w+b", buffering=0) as raw:
+        storage = Storage(raw, path)
+        with h5py.File(storage, "w") as file:
+            yield file, storage
+        storage.check()
+
+
+class Storage(io.RawIOBase):
+    """A file on a disk for HDF5, which never hears that a write failed: it would give up the file half closed, and the process would crash as it ends.
+
+    What cannot be written is kept in memory, so that HDF5 reads it back and closes the file in peace; `check` tells us.
+    """
+
+    def __init__(self, raw: io.FileIO, path: Path) -> None:
+        self.raw, self.path = raw, path
+        self.place = self.end = 0
+        self.error: OSError | None = None
+        self._unwritten: list[tuple[int, bytes]] = []
+
+    def check(self) -> None:
+        """Raise the first failure."""
+        if self.error is not None:
+            raise OSError(self.error.errno, self.error.strerror, str(self.path)) from self.error
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        self.place = place + (0, self.place, self.end)[whence]
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        held = os.pread(self.raw.fileno(), len(view), self.place)
+        view[:] = held + bytes(len(view) - len(held))
+        for start, data in self._unwritten:
+            first, last = max(start, self.place), min(start + len(data), self.place + len(view))
+            if first < last:
+                view[first - self.place : last - self.place] = data[first - start : last - start]
+        self.place += len(view)
+        return len(view)
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(view) and self.error is None:
+                done += os.pwrite(self.raw.fileno(), view[done:], self.place + done)
+        except OSError as error:
+            self.error = error
+        if done < len(view):
+            self._unwritten.append((self.place + done, bytes(view[done:])))
+        self.place += len(view)
+        self.end = max(self.end, self.place)
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        self.end = self.place if size is None else size
+        try:
+            self.raw.truncate(self.end)
+        except OSError as error:
+            self.error = self.error or error
+        return self.end

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.interop.columns import load_pyarrow
+from tilestream.interop.hdf5 import new_hdf5
 from tilestream.interop.target import Target, Written
-from tilestream.sources.hdf5_file import load_h5py
 from tilestream.store.slide import Slide
 
 
@@ -24,8 +24,7 @@ def slide_vector(slide: Slide) -> NDArray[np.float32]:
 
 def write_trident_vector(slide: Slide, target: Target) -> Written:
     """`features` (d,) float32 with the attributes name, savetodir and encoder."""
-    h5py = load_h5py()
-    with target.writing() as path, h5py.File(path, "w") as file:
+    with target.writing() as path, new_hdf5(path) as (file, _):
         features = file.create_dataset("features", data=slide_vector(slide))
         features.attrs.update({"name": slide.id, "savetodir": str(target.path.parent), "encoder": slide.encoder})
     return Written(slide.layout.tiles)
