@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tilestream.config.load import load_config
@@ -91,7 +92,8 @@ def _run(config: Config, cohort: Cohort, *, restart: bool, reporter: Reporter) -
     with hold_lock(cohort.output, cohort.name):
         try:
             with open_engine(config.compute) as engine:
-                setup = set_up(config, worker_settings(config), lambda settings: engine.call(describe_encoder, settings), engine.workers)
+                described = partial(engine.call, describe_encoder)
+                setup = set_up(config, worker_settings(config), described, engine.workers, len(cohort.refs))
                 # All workers build their encoders now, so that none does while others wait for its first shard.
                 engine.call_all(describe_encoder, setup.settings)
                 Run(cohort, setup, engine, summary, reporter, restart=restart).execute()

@@ -19,7 +19,7 @@ from tilestream.stages.hardware import peak_memory
 from tilestream.stages.worker import results_bytes
 from tilestream.stages.worker_settings import LANES, EncoderFacts
 from tilestream.store.layout import Layout
-from tilestream.tiles.buffer_limits import CIRCULATING, OpenTiles, average_bytes, count_open, device_group_bytes, read_batch
+from tilestream.tiles.buffer_limits import CIRCULATING, average_bytes, count_open, device_group_bytes, read_batch
 from tilestream.tiles.isolation import isolated_bytes, isolated_groups
 
 SLACK = 48 * 1024**2
@@ -51,7 +51,7 @@ class Projection:
     program: int
     """Interpreter, libraries, the encoder and the activations of one batch, as measured by a worker; and what a device loads later."""
     planning: int
-    """The thumbnail and what finding tissue takes, where slides are planned by the process that works on them."""
+    """The thumbnail and what finding tissue takes, where slides are planned by the process that works on them; of a lone slide what stays."""
     tiles: int
     """Tiles that are begun, in both lanes, and those on their way to the encoder."""
     decoding: int
@@ -77,14 +77,17 @@ class Projection:
 
 
 def project_memory(
-    plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts, workers: int
+    plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts, workers: int, *, alone: bool = False
 ) -> tuple[Projection, ContextPlan | None]:
-    """Memory of a worker that does this slide, from sizes alone, and the way of its context."""
+    """Memory of a worker that does this slide, from sizes alone, and the way of its context.
+
+    Of a slide that is the only one of its run, planning is over before the rest begins.
+    """
     inline, cuda = config.compute.scheduler.kind == "inline", facts.device.startswith("cuda")
     tiles, decoding = _reading(plan, layout, config, facts)
     projection = Projection(
         program=facts.peak_bytes + (DEVICE_LIBRARIES if cuda else 0),
-        planning=plan.planning_bytes if inline else 0,
+        planning=0 if not inline else plan.kept_bytes if alone else plan.planning_bytes,
         tiles=tiles,
         decoding=decoding,
         shards=(LANES + 1) * layout.shard_bytes,
@@ -107,15 +110,15 @@ def _reading(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFact
     if facts.device.startswith("cuda") and plan.pieces is not None and not config.compute.isolate:  # tiles are put together there
         return results, LANES * device_group_bytes(plan.pieces, facts.processes) + facts.threads * plan.held_bytes
     batch = facts.batch if facts.device.startswith("cuda") else read_batch(facts.batch, plan.spec.tile)
-    opened, most = OpenTiles(0, 0), 0
+    lanes: list[int] = []
     for y, x in _lists(plan, layout, config, facts, batch):
-        found = count_open(plan.spec, plan.pieces, plan.info.levels[plan.spec.level].size, y, x, batch=batch, threads=facts.threads)
-        opened = OpenTiles(max(opened.batches, found.batches), max(opened.covers, found.covers))
-        most = max(most, -(-len(y) // batch))
+        opened = count_open(plan.spec, plan.pieces, plan.info.levels[plan.spec.level].size, y, x, batch=batch, threads=facts.threads)
+        batches = min(opened.batches + CIRCULATING, -(-len(y) // batch) + 1)
+        lanes.append(batches * batch * tile + opened.covers * plan.spec.cover**2 * 3)
+    lanes.sort(reverse=True)
+    lanes += lanes[:1] * (LANES - len(lanes))  # other slides' lists, where this one has too few for all lanes
     decoding = facts.threads * (plan.held_bytes + average_bytes(plan.spec))
-    batches = LANES * min(opened.batches + CIRCULATING, most + 1)
-    covers = LANES * opened.covers * plan.spec.cover**2 * 3
-    return batches * batch * tile + covers + results, decoding + (LANES * isolated_bytes() if config.compute.isolate else 0)
+    return sum(lanes[:LANES]) + results, decoding + (LANES * isolated_bytes() if config.compute.isolate else 0)
 
 
 def _lists(
@@ -152,7 +155,7 @@ def plan_context(
     if schedule == "auto" and one_pass:
         schedule = "row_bands" if workers == 1 else "halo_shards"
     elif schedule == "auto":
-        schedule = choose_schedule(spec, tokens, budget, workers)
+        schedule = choose_schedule(spec, tokens, budget - model, workers)
     if schedule == "dense":
         return ContextPlan(schedule, one_pass, model + spec.whole_bytes(tokens))
     a_row = np.bincount(plan.tile_row, minlength=1) * facts.tokens

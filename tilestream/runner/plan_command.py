@@ -40,9 +40,10 @@ def plan_slides(config: Config) -> Planned:
     ConfigError
         The config cannot work, or a worker's memory would exceed the limit.
     """
-    setup = set_up(config, worker_settings(config), describe_encoder, worker_count(config.compute))
+    refs = list_cohort(config).refs
+    setup = set_up(config, worker_settings(config), describe_encoder, worker_count(config.compute), len(refs))
     planned = Planned(setup)
-    for ref in list_cohort(config).refs:
+    for ref in refs:
         try:
             with open_slide(ref, config) as source:
                 planned.slides.append(prepare_slide(ref, source, setup))

@@ -26,6 +26,8 @@ class Setup:
     settings: WorkerSettings
     facts: EncoderFacts
     workers: int
+    slides: int
+    """Slides of the run: while one is worked on, the next is planned."""
 
     @property
     def line(self) -> LineSettings:
@@ -53,7 +55,9 @@ class PreparedSlide:
         return SlideTask(plan.ref.id, image, store, plan.spec, plan.grid, plan.info.mpp, schedule, setup.line)
 
 
-def set_up(config: Config, settings: WorkerSettings, describe: Callable[[WorkerSettings], EncoderFacts], workers: int) -> Setup:
+def set_up(
+    config: Config, settings: WorkerSettings, describe: Callable[[WorkerSettings], EncoderFacts], workers: int, slides: int
+) -> Setup:
     """Learn the encoder from a worker, and refuse what no slide can mend.
 
     All workers take the batch that this one measured, so that it does not matter which of them does a shard.
@@ -67,7 +71,7 @@ def set_up(config: Config, settings: WorkerSettings, describe: Callable[[WorkerS
     check_encoder(facts, config)
     if config.context is not None:
         build_context(config.context, facts.dim)
-    return Setup(config, replace(settings, batch=facts.batch), facts, workers)
+    return Setup(config, replace(settings, batch=facts.batch), facts, workers, slides)
 
 
 def open_slide(ref: SlideRef, config: Config) -> Source:
@@ -92,6 +96,6 @@ def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: Layout | 
     layout = stored or make_layout(len(plan), config, facts)
     if config.context is not None:
         tokens_a_side(facts.tokens, plan.grid)
-    projection, context = project_memory(plan, layout, config, facts, setup.workers)
+    projection, context = project_memory(plan, layout, config, facts, setup.workers, alone=setup.slides == 1)
     check_memory(projection, config, plan)
     return PreparedSlide(plan, layout, projection, context)

@@ -30,6 +30,11 @@ class SlidePlan(TileSet):
     """What finding the tiles took."""
 
     @property
+    def kept_bytes(self) -> int:
+        """What stays of that while the slide is worked on: the thumbnail, the tissue on it, and the tiles' numbers, which the driver copies."""
+        return self.thumbnail.pixels.nbytes + 2 * self.mask.nbytes + len(self) * 200
+
+    @property
     def columns(self) -> TileColumns:
         """What is known of the tiles before a pixel is read."""
         y, x = self.positions.T
