@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, UnidentifiedImageError
 from scipy import ndimage
-from skimage.filters import threshold_otsu
 from skimage.morphology import closing, disk, opening
 
 from tilestream.config.schema import Tissue
@@ -19,19 +19,30 @@ from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import TileGrid
 from tilestream.sources.base import Pixels
 from tilestream.tiles.annotations.cover import draw_tissue, is_drawn
+from tilestream.tiles.background import ENOUGH, Background, distances, find_background, unscanned
 from tilestream.tiles.thumbnail import THUMBNAIL_UM, Thumbnail
-
-LEAST_SATURATION = 0.05
-"""Saturation below which nothing is tissue: clean glass has up to 0.04 from the lamp's tint and JPEG noise, pale eosin 0.07 and more."""
-
-MOST_SATURATION = 0.08
-"""Saturation above which everything is tissue: pale fat at 8 µm/px has about 0.1."""
 
 DARK = 30
 """Grey level below which saturation is mostly noise."""
 
-LEAST_CONTRAST = 12
-"""Grey levels between dark and bright below which an image without colour is taken for empty."""
+LEAST_TISSUE = 0.005
+"""Share of the image that is more than specks of noise."""
+
+CLEAR_GLASS = 200
+"""Mean grey level of glass that is believed to be glass although nothing lies on it."""
+
+TYPICAL_PART, MOST_STEPS = 0.3, 2.5
+"""The limit between background and tissue: this part of the distance that tissue typically has, at least 1 step and at most so many; fat has 3."""
+
+SPREAD_PART = 0.25
+"""Part of the strongest distance within 2 px that a pixel of tissue has at least."""
+
+FAINT, MOST_NEAR, LEAST_SHARE = 2.2, 0.35, 0.01
+"""When the method is unsure: steps of typical tissue below, share of pixels near the limit above, share of background in the image below."""
+
+NO_BACKGROUND = (
+    "no part of the image is flat, so that nothing says what the glass looks like: all of it counts as tissue. Look at it, or give a mask."
+)
 
 PEN_HUES = ((75 / 360, 255 / 360),)
 """Hues of green and blue markers, as fractions of the circle; haematoxylin lies at 255 to 290 degrees, eosin at 300 to 350."""
@@ -54,9 +65,10 @@ def find_tissue(
 ) -> FoundTissue:
     """Which pixels of the thumbnail are tissue.
 
-    Otsu's threshold (Otsu 1979) on HSV saturation, not below `LEAST_SATURATION`, closed by 2 px, holes under `min_area_um2` filled,
-    opened by 1 px, less pieces under `min_area_um2`. An image without colour is judged by grey level: darker than the threshold is
-    tissue on a bright ground, brighter on a dark one (fluorescence). Pixels that could not be read count as tissue.
+    The method `otsu`, which keeps its first name, looks for the background (`find_background`): glass of any tint and brightness, under uneven light, or
+    the dark ground of fluorescence. Tissue is what differs from it on its own side, darker than glass, brighter than a dark ground; closed by 2 px,
+    holes under `min_area_um2` filled, opened by 1 px, less pieces under `min_area_um2`. Parts that were never scanned are not tissue; pixels that
+    could not be read count as tissue. Where it is unsure it says so.
 
     Parameters
     ----------
@@ -84,15 +96,66 @@ def find_tissue(
         return FoundTissue(np.ones(thumbnail.pixels.shape[:2], np.bool_))
     if tissue.method == "function":
         return FoundTissue(_with_missing(_mask_from_function(tissue.function or "", thumbnail, um_per_px), thumbnail))
-    return FoundTissue(_stained(thumbnail, tissue, um_per_px))
+    return _stained(thumbnail, tissue, um_per_px)
 
 
-def _stained(thumbnail: Thumbnail, options: Tissue, um_per_px: float | None) -> Mask:
-    mask = _otsu(thumbnail.pixels, pens=options.pens)
-    least_px = options.min_area_um2 / (um_per_px or THUMBNAIL_UM) ** 2
+def _stained(thumbnail: Thumbnail, tissue: Tissue, um_per_px: float | None) -> FoundTissue:
+    """What differs from the background of the image, without specks and small holes."""
+    pixels = thumbnail.pixels
+    missing = np.zeros(pixels.shape[:2], np.bool_) if thumbnail.missing is None else thumbnail.missing
+    mask, warnings = _apart(pixels, missing)
+    if tissue.pens:
+        for row, line in enumerate(pixels):
+            mask[row] &= ~_pen(line)
+    least_px = tissue.min_area_um2 / (um_per_px or THUMBNAIL_UM) ** 2
     closed = closing(mask, disk(2))
-    filled = ~_without_specks(~closed, least_px)  # vacuoles of fat, lumens of glands
-    return _with_missing(_without_specks(opening(filled, disk(1)), least_px), thumbnail)
+    filled = ~without_specks(~closed, least_px)  # vacuoles of fat, lumens of glands
+    return FoundTissue(_with_missing(without_specks(opening(filled, disk(1)), least_px), thumbnail), warnings)
+
+
+def _apart(pixels: Pixels, missing: Mask) -> tuple[Mask, tuple[str, ...]]:
+    """What differs from the background; parts that were never scanned are none of it, where the rest can be explained without them."""
+    empty = unscanned(pixels)
+    if empty.any():
+        background = find_background(pixels, empty | missing)
+        if background is not None:
+            mask, warnings = _beyond(pixels, background, empty | missing)
+            # A rest that is all background is rather tissue on a background that is black or white to the last bit.
+            if mask.sum() > LEAST_TISSUE * (~empty).sum() or background.bright >= CLEAR_GLASS:
+                return mask, warnings
+    background = find_background(pixels, missing, gaps=False)
+    if background is None:
+        mask = ~missing
+        return mask, (NO_BACKGROUND,) if mask.any() else ()
+    return _beyond(pixels, background, missing)
+
+
+def _beyond(pixels: Pixels, background: Background, ignored: Mask) -> tuple[Mask, tuple[str, ...]]:
+    """What is further from the background than one step, or than a part of what is typical of tissue, so that borders lie where they are."""
+    steps = distances(pixels, background)
+    steps[ignored] = 0
+    if not background.dark:
+        steps[pixels.max(axis=2) < DARK] = 0
+    one = 255 / ENOUGH
+    counts = _counts(steps)
+    beyond = np.where(np.arange(256) > one, counts, 0).cumsum()
+    typical = max(one, float(np.searchsorted(beyond, beyond[-1] / 2)))
+    level = float(np.clip(TYPICAL_PART * typical, one, MOST_STEPS * one))
+    near = int(counts[int(0.6 * level) : int(1.6 * level)].sum()) / max(1, int(beyond[-1]))
+    # A JPEG and the scanner's optics spread strong colours over their border.
+    mask: Mask = (steps > level) & (steps > SPREAD_PART * ndimage.maximum_filter(steps, 5))
+    return mask, tuple(_doubts(background, typical / one, near)) if mask.sum() > LEAST_TISSUE * mask.size else ()
+
+
+def _doubts(background: Background, typical: float, near: float) -> Iterator[str]:
+    """Why what was found may be wrong."""
+    name = "the dark ground" if background.dark else "the glass"
+    if typical < FAINT:
+        yield f"tissue hardly stands out from {name} ({typical:.1f} times what noise and uneven light make of it): look at the tissue, or give a mask."
+    elif near > MOST_NEAR:
+        yield f"much of the image lies between {name} and tissue ({near:.0%} of what stands out is near the limit): look at the tissue, or give a mask."
+    if background.share < LEAST_SHARE:
+        yield f"only {background.share:.1%} of the image shows {name}: look at the tissue, or give a mask."
 
 
 def tissue_bytes(pixels: int, *, searched: bool) -> int:
@@ -108,32 +171,6 @@ def _with_missing(mask: Mask, thumbnail: Thumbnail) -> Mask:
     return mask if thumbnail.missing is None else mask | thumbnail.missing
 
 
-def _otsu(pixels: Pixels, *, pens: bool) -> Mask:
-    high, low = pixels.max(axis=2), pixels.min(axis=2)
-    saturation = _saturation(high, low)
-    if _quantile(saturation, 0.999) < 255 * LEAST_SATURATION:
-        return _otsu_grey(high)
-    # Dark pixels have a saturation that is mostly noise: a black border or marker is not tissue.
-    mask: Mask = (saturation > max(255 * LEAST_SATURATION, _capped_otsu(saturation[high >= DARK]))) & (high >= DARK)
-    if pens:
-        for row, line in enumerate(pixels):
-            mask[row] &= ~_pen(line)
-    return mask
-
-
-def _saturation(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(h, w) uint8: HSV saturation, 255 for a pure colour; a row at a time, as 8 bits are all that is kept."""
-    out = np.empty(high.shape, np.uint8)
-    for row in range(len(high)):
-        out[row] = (high[row].astype(np.int32) - low[row]) * 255 // np.maximum(high[row], 1)
-    return out
-
-
-def _quantile(values: NDArray[np.uint8], part: float) -> int:
-    """The grey level that a part of the values does not exceed."""
-    return int(np.searchsorted(_counts(values).cumsum(), part * values.size))
-
-
 def _counts(values: NDArray[np.uint8]) -> NDArray[np.int64]:
     """(256,) how often each grey level occurs, counted in pieces: numpy widens what it counts to 8 bytes."""
     flat = values.ravel()
@@ -142,26 +179,6 @@ def _counts(values: NDArray[np.uint8]) -> NDArray[np.int64]:
     for piece in pieces:
         total += piece
     return total
-
-
-def _otsu_level(values: NDArray[np.uint8]) -> float:
-    counts = _counts(values)
-    return float(threshold_otsu(hist=(counts, np.arange(256)))) if np.count_nonzero(counts) > 1 else 255.0
-
-
-def _capped_otsu(saturation: NDArray[np.uint8]) -> float:
-    """Otsu's threshold, at most `MOST_SATURATION`: above, it splits the tissue where that fills the image, and loses pale fat."""
-    return min(_otsu_level(saturation), 255 * MOST_SATURATION) if saturation.size else 255.0
-
-
-def _otsu_grey(grey: NDArray[np.uint8]) -> Mask:
-    dark, bright = _quantile(grey, 0.001), _quantile(grey, 0.999)
-    if bright - dark < LEAST_CONTRAST:
-        return np.zeros(grey.shape, np.bool_)
-    threshold = _otsu_level(grey)
-    bright_ground = bright > 128 and _quantile(grey, 0.5) > threshold
-    mask: Mask = grey <= threshold if bright_ground else grey > threshold
-    return mask
 
 
 def _pen(line: Pixels) -> Mask:
@@ -175,7 +192,7 @@ def _pen(line: Pixels) -> Mask:
     return marked
 
 
-def _without_specks(mask: Mask, least_px: float) -> Mask:
+def without_specks(mask: Mask, least_px: float) -> Mask:
     """The mask without 8-connected pieces of fewer than `least_px` pixels."""
     pieces, count = ndimage.label(mask, structure=np.ones((3, 3), np.bool_))
     area = np.zeros(count + 1, np.int64)

@@ -1,0 +1,148 @@
+"""Tissue is told from the background that an image has, whatever its colour, its light and its share of the image; doubts are said."""
+
+import numpy as np
+import pytest
+
+from tilestream.config.schema import Tissue
+from tilestream.tiles.thumbnail import Thumbnail
+from tilestream.tiles.tissue import find_tissue
+
+TINTS = {"neutral": (1, 1, 1), "yellow": (1, 0.97, 0.86), "bluish": (0.9, 0.95, 1), "pink": (1, 0.9, 0.95), "amber": (1, 0.92, 0.78)}
+H, W = 200, 260
+Y, X = np.mgrid[:H, :W]
+
+
+def shape_of(fraction):
+    """A wavy shape around a point off the middle that fills a fraction of the image, or leaves out such a shape."""
+    inverse = fraction > 0.5
+    angle = np.arctan2(Y - 90, X - 140)
+    distance = np.hypot(Y - 90, X - 140) / (1 + 0.15 * np.sin(5 * angle))
+    inside = distance <= np.quantile(distance, 1 - fraction if inverse else fraction)
+    return ~inside if inverse else inside
+
+
+def absorbed(seed=0):
+    """(h, w, 3) part of the light that eosin with nuclei takes away, with the texture of tissue."""
+    rng = np.random.default_rng(seed)
+    nuclei = rng.random((H, W, 1)) < 0.2
+    return np.where(nuclei, (0.55, 0.7, 0.35), (0.15, 0.45, 0.25)) * rng.uniform(0.6, 1.3, (H, W, 1))
+
+
+def bright_field(mask, *, tint="neutral", level=243.0, strength=1.0, light=1.0, noise=0.8, grey=False):
+    rng = np.random.default_rng(1)
+    pixels = level * np.array(TINTS[tint]) * np.asarray(light)[..., None] * np.where(mask[..., None], 1 - absorbed() * strength, 1)
+    if grey:
+        pixels = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    return (pixels + rng.normal(0, noise, (H, W, 1 if grey else 3))).round().clip(0, 255).astype(np.uint8)
+
+
+def overlap(pixels, truth, **choices):
+    found = find_tissue(Thumbnail(pixels, 16.0), Tissue(**choices), 8.0)
+    return (found.mask & truth).sum() / (found.mask | truth).sum(), found.warnings
+
+
+FRACTIONS = (0.05, 0.5, 0.95)
+
+
+@pytest.mark.parametrize("fraction", FRACTIONS)
+@pytest.mark.parametrize("tint", TINTS)
+def test_glass_of_any_tint(tint, fraction):
+    mask = shape_of(fraction)
+    iou, warnings = overlap(bright_field(mask, tint=tint), mask)
+    assert iou > 0.95
+    assert not warnings
+
+
+@pytest.mark.parametrize("fraction", FRACTIONS)
+@pytest.mark.parametrize("level", [110, 180, 250])
+def test_grey_glass_of_any_brightness(level, fraction):
+    mask = shape_of(fraction)
+    assert overlap(bright_field(mask, level=level, grey=True), mask)[0] > 0.95
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.6, 1.4])
+def test_stains_of_any_strength(strength):
+    mask = shape_of(0.4)
+    assert overlap(bright_field(mask, strength=strength, tint="yellow"), mask)[0] > 0.93
+
+
+LIGHTS = {"slope": 1 - 0.12 * X / W, "vignette": 1 - 0.12 * (((Y - 100) / 100) ** 2 + ((X - 130) / 130) ** 2) / 2}
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("light", LIGHTS)
+def test_uneven_light_is_no_tissue(light, grey):
+    mask = shape_of(0.3)
+    assert overlap(bright_field(mask, light=LIGHTS[light], grey=grey), mask)[0] > 0.95
+
+
+@pytest.mark.parametrize("fraction", FRACTIONS)
+@pytest.mark.parametrize(("ground", "signal"), [(0, 180), (4, 40), (38, 90), (70, 150)])
+@pytest.mark.parametrize("colour", [(0, 0, 1), (0, 1, 0.2), (1, 1, 1)], ids=["blue", "green", "grey"])
+def test_fluorescence_of_any_colour_on_any_dark_ground(colour, ground, signal, fraction):
+    mask, rng = shape_of(fraction), np.random.default_rng(2)
+    glow = ground + mask[..., None] * absorbed().mean(axis=2, keepdims=True) * 2 * signal
+    noise = rng.normal(0, 0.7 * (ground > 0), (H, W, 1))
+    pixels = ((glow + noise) * colour).round().clip(0, 255).astype(np.uint8)
+    assert overlap(pixels, mask)[0] > 0.93
+
+
+@pytest.mark.parametrize("value", [0, 255])
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("fraction", [0.1, 0.6])
+def test_parts_that_were_never_scanned_are_no_tissue(value, grey, fraction):
+    gap = (Y < 40) & (X % 130 < 90) | (X > 230)
+    mask = shape_of(fraction)
+    pixels = bright_field(mask, grey=grey, tint="neutral" if grey else "amber", level=225)
+    pixels[gap] = value
+    assert overlap(pixels, mask & ~gap)[0] > 0.93
+
+
+def test_unscanned_parts_of_fluorescence_are_no_tissue():
+    mask, gap = shape_of(0.3), Y < 50
+    for value in (0, 255):
+        pixels = (30 + mask * absorbed().mean(axis=2) * 200 + np.random.default_rng(0).normal(0, 0.7, (H, W)))[..., None].repeat(3, 2)
+        pixels[gap] = value
+        assert overlap(pixels.clip(0, 255).astype(np.uint8), mask & ~gap)[0] > 0.93
+
+
+@pytest.mark.parametrize("level", [(252, 252, 252), (243, 215, 190), (120, 118, 119), (40, 40, 40), (0, 0, 30)])
+def test_an_image_of_background_alone_has_no_tissue(level):
+    noise = np.random.default_rng(0).normal(0, 1, (H, W, 3))
+    found = find_tissue(Thumbnail((level + noise).clip(0, 255).astype(np.uint8), 16.0), Tissue(), 8.0)
+    assert not found.mask.any()
+    assert not found.warnings
+
+
+def test_an_image_without_background_is_tissue_and_says_so():
+    iou, warnings = overlap(bright_field(np.ones((H, W), bool)), np.ones((H, W), bool))
+    assert iou == 1
+    assert "nothing says what the glass looks like" in warnings[0]
+
+
+def test_tissue_that_hardly_stands_out_is_a_doubt():
+    mask = shape_of(0.4)
+    _, warnings = overlap(bright_field(mask, strength=0.06, noise=2.5), mask)
+    assert any("look at the tissue, or give a mask" in words for words in warnings)
+
+
+def test_doubts_travel_with_the_plan_into_the_store(tmp_path):
+    import tifffile
+
+    import tilestream
+    from tilestream.config.schema import Config
+    from tilestream.runner.plan_command import plan_slides
+
+    pixels = bright_field(np.ones((H, W), bool)).repeat(2, 0).repeat(2, 1)
+    told = {"photometric": "rgb", "resolution": (2500, 2500), "resolutionunit": 3, "metadata": None}
+    tifffile.imwrite(tmp_path / "full.tif", pixels, tile=(128, 128), **told)
+    config = {
+        "slides": str(tmp_path / "full.tif"), "output": str(tmp_path / "out"), "tiles": {"level": 0, "size": 128}, "encoder": "patch_embed",
+        "pool": "none", "compute": {"scheduler": "inline", "device": "cpu"},
+    }  # fmt: skip
+    words = "nothing says what the glass looks like"
+    assert any(words in warning for warning in plan_slides(Config(**config)).slides[0].plan.warnings)
+    summary = tilestream.run(config)
+    assert any(words in warning for warning in summary.slides[0].warnings)
+    store = tilestream.open(tmp_path / "out" / "full.zarr")
+    assert any(words in warning for warning in store.source["warnings"])

@@ -1,0 +1,296 @@
+"""What an image looks like where nothing lies on it: the colour and the light of the glass, or the dark ground of fluorescence.
+
+Bright field: light passes the glass and is absorbed by tissue, so that the glass is the brightest large part that is flat, whatever its tint and however
+much of the image it fills. Fluorescence: tissue shines, and the ground is the darkest large flat part. Flat is what differs from its neighbours by no more
+than noise; the lamp may light it unevenly, which a smooth surface over all its flat parts follows. Parts that were never scanned are white or black to
+the last bit, with straight borders; they say nothing of the glass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from tilestream.sources.base import Pixels
+
+BLOCKS = 512
+"""Longest side, blocks, of the picture that the background is looked for on."""
+
+WHITE_FROM, BLACK_TO = 253, 6
+"""Grey levels of parts that were not scanned: white from the first on in all channels, black up to the second."""
+
+STRAIGHT = 0.5
+"""Share of a border in straight runs from which on parts count as not scanned: outlines of tissue have under 0.2, stairs of a scanner over 0.8."""
+
+RUN = 8
+"""Length of a straight run, px."""
+
+LEAST_PART = 0.0015
+"""Smallest share of the image that can be the background."""
+
+DIMMEST_GLASS = 90
+"""Mean grey level that glass has at least."""
+
+MOST_TINT = 0.3
+"""HSV saturation that glass has at most: yellowed mountant has 0.15, tissue in one flat colour more."""
+
+BRIGHTEST_GROUND = 110
+"""Grey level of its brightest channel that the ground of fluorescence has at most."""
+
+STIFFNESS = 0.005
+"""How much a surface is held back from sloping, against squares spread over the whole image, whose variance is about 0.3."""
+
+LEAST_ABSORBED, LEAST_TINT, LEAST_GLOW = 0.04, 0.03, 3.0
+"""The least that counts as tissue where there is no noise: light absorbed, difference of that between channels, grey levels above a dark ground."""
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Background:
+    """The background of one image, as a surface: what each pixel would be if nothing lay there."""
+
+    dark: bool
+    """Whether tissue is brighter than the background (fluorescence)."""
+    base: Floats
+    """(3,) logarithm of the glass's grey levels, or the levels of a dark ground, in the middle of the image."""
+    slopes: Floats
+    """(5, 3) how it changes with x, y, x², xy, y², where both run from -1 to 1."""
+    noise: float
+    """Standard deviation of a background pixel about it, in the same units, of the noisiest channel."""
+    tint_noise: float
+    """Standard deviation of the differences between channels; 0 for a dark ground."""
+    share: float
+    """Part of the image that it was estimated from."""
+
+    @property
+    def bright(self) -> float:
+        """Mean grey level of the channels in the middle of the image."""
+        return float(self.base.mean() if self.dark else np.exp(self.base).mean())
+
+    def surface(self, y: Floats, x: Floats) -> Floats:
+        """(..., 3) the background at places from -1 to 1."""
+        return self.base + _terms(y, x) @ self.slopes
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The thumbnail in squares of a few pixels."""
+
+    mean: Floats
+    """(h, w, 3)."""
+    spread: Floats
+    """(h, w) standard deviation within a square, of the noisiest channel."""
+    valid: Mask
+    """(h, w) squares that were read and scanned."""
+
+    @property
+    def places(self) -> tuple[Floats, Floats]:
+        """(h, w) y and x from -1 to 1."""
+        h, w = self.spread.shape
+        y, x = np.meshgrid((np.arange(h) + 0.5) / h * 2 - 1, (np.arange(w) + 0.5) / w * 2 - 1, indexing="ij")
+        return y, x
+
+
+def _terms(y: Floats, x: Floats) -> Floats:
+    return np.stack([x, y, x * x, x * y, y * y], axis=-1)
+
+
+def unscanned(pixels: Pixels) -> Mask:
+    """(h, w) bool: white or black to the last bit, in parts with straight borders."""
+    white, black = (_large(extreme) for extreme in (pixels.min(axis=2) >= WHITE_FROM, pixels.max(axis=2) <= BLACK_TO))
+    found = np.zeros(pixels.shape[:2], np.bool_)
+    for part, other in ((white, black), (black, white)):
+        if part.any() and not part.all() and _straight_share(part, other) > STRAIGHT:
+            found |= part
+    return found
+
+
+def _large(mask: Mask) -> Mask:
+    """The mask's parts that are not small."""
+    parts, count = ndimage.label(mask)
+    large = np.bincount(parts.ravel(), minlength=count + 1) >= LEAST_PART * mask.size
+    large[0] = False
+    kept: Mask = large[parts]
+    return kept
+
+
+def _straight_share(part: Mask, other: Mask | None = None) -> float:
+    """Share of a part's border that runs straight along an axis; where it meets the other part counts only if that is all of it."""
+    straight = total = 0
+    for turned, beside in ((part, other), (part.T, None if other is None else other.T)):
+        border = turned[1:] ^ turned[:-1]
+        if beside is not None:
+            border &= ~(beside[1:] | beside[:-1])
+        total += int(border.sum())
+        straight += int(ndimage.binary_opening(border, np.ones((1, RUN), np.bool_)).sum())
+    if total < RUN and other is not None:
+        return _straight_share(part)
+    return straight / total if total else 0.0
+
+
+def cut_blocks(pixels: Pixels, ignored: Mask) -> Blocks:
+    """The thumbnail in squares of at least 2 px; those with an ignored pixel are not valid."""
+    side = max(2, math.ceil(max(pixels.shape[:2]) / BLOCKS))
+    h, w = (max(1, n // side) for n in pixels.shape[:2])
+    side_y, side_x = (min(side, n) for n in pixels.shape[:2])
+    mean, spread, valid = np.empty((h, w, 3)), np.empty((h, w)), np.empty((h, w), np.bool_)
+    for row in range(h):
+        part = slice(row * side_y, (row + 1) * side_y)
+        squares = pixels[part, : w * side_x].reshape(side_y, w, side_x, 3).astype(np.float32)
+        mean[row] = squares.mean(axis=(0, 2))
+        spread[row] = squares.std(axis=(0, 2)).max(axis=-1)
+        valid[row] = ~ignored[part, : w * side_x].reshape(side_y, w, side_x).any(axis=(0, 2))
+    return Blocks(mean, spread, valid)
+
+
+def find_background(pixels: Pixels, ignored: Mask, *, gaps: bool = True) -> Background | None:
+    """The background of a thumbnail, or None where nothing in it is flat.
+
+    Parameters
+    ----------
+    pixels : Pixels
+        The thumbnail.
+    ignored : Mask
+        Pixels that say nothing.
+    gaps : bool
+        Whether a dark part with straight borders beside glass is a gap in the scan, however large it is.
+    """
+    blocks = cut_blocks(pixels, ignored)
+    if not blocks.valid.any():
+        return None
+    for noisier in (1, 2, 4):
+        flat = _flat(blocks, noisier)
+        if seeds := _seeds(blocks, flat):
+            break
+    else:
+        return None
+    dark = True in seeds
+    if len(seeds) == 2:  # a dark part beside glass is a gap or a mark, unless it is the larger and lies around what shines
+        dark = bool(seeds[True].sum() > seeds[False].sum()) and not (gaps and _straight_share(seeds[True]) > STRAIGHT)
+    background = _fit(blocks, flat, seeds[dark], dark=dark)
+    darker, brighter = _sides(blocks, background)
+    wrong, right = (darker, brighter) if dark else (brighter, darker)
+    # Middling grey may be dim glass or a bright ground: what lies on it tells.
+    if wrong > 2 * right and DIMMEST_GLASS / 2 <= background.bright <= 1.5 * BRIGHTEST_GROUND:
+        return _fit(blocks, flat, seeds[dark], dark=not dark)
+    return background
+
+
+def _seeds(blocks: Blocks, flat: Mask) -> dict[bool, Mask]:
+    """Squares of the flat part that is glass (False) and of that which is a dark ground (True), as far as there are such parts."""
+    parts, count = ndimage.label(flat, np.ones((3, 3)))
+    area = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    level = np.stack([ndimage.mean(blocks.mean[..., c], parts, np.arange(1, count + 1)) for c in range(3)], axis=1).reshape(-1, 3)
+    large = area >= max(6, LEAST_PART * blocks.valid.size)
+    bright, high = level.mean(axis=1), level.max(axis=1)
+    glass = large & (bright >= DIMMEST_GLASS) & (1 - level.min(axis=1) / np.maximum(high, 1) <= MOST_TINT)
+    ground = large & ~glass & (high <= BRIGHTEST_GROUND)
+    seeds = {}
+    if glass.any():
+        seeds[False] = parts == 1 + np.argmax(np.where(glass & (bright >= 0.9 * bright[glass].max()), area, 0))
+    if ground.any():
+        seeds[True] = parts == 1 + np.argmax(np.where(ground & (bright <= bright[ground].min() + 10), area, 0))
+    return seeds
+
+
+def _sides(blocks: Blocks, background: Background) -> tuple[int, int]:
+    """Number of squares that are clearly darker, and clearly brighter, than the background; white and black to the last bit count for neither."""
+    y, x = blocks.places
+    clear = background.surface(y, x)
+    difference = (blocks.mean - (clear if background.dark else np.exp(clear))).mean(axis=2)
+    level = blocks.mean.mean(axis=2)
+    told = blocks.valid & (level < WHITE_FROM) & (level > BLACK_TO)
+    margin = 3 * background.noise * (1 if background.dark else background.bright) + 0.05 * background.bright + 1
+    return int((told & (difference < -margin)).sum()), int((told & (difference > margin)).sum())
+
+
+def _flat(blocks: Blocks, noisier: int) -> Mask:
+    """(h, w) bool: squares that differ within, and from their neighbours, by noise only."""
+    spreads = blocks.spread[blocks.valid]
+    spreads = spreads[spreads > 0.2]  # squares of one colour, as marks have, say nothing of the noise
+    noise = min(float(np.quantile(spreads, 0.01)) if len(spreads) else 0.0, 1.2)
+    flat = blocks.valid & (blocks.spread <= noisier * max(4 * noise, 1.5))
+    most = noisier * max(2.5, 5 * noise)
+    for axis in (0, 1):
+        if blocks.mean.shape[axis] > 1:
+            apart = np.abs(np.diff(blocks.mean, axis=axis)).max(axis=2) > most
+            before, after = (
+                (slice(None, -1), slice(1, None)) if axis == 0 else ((slice(None), slice(None, -1)), (slice(None), slice(1, None)))
+            )
+            flat[before] &= ~apart
+            flat[after] &= ~apart
+    # Pale or dim tissue is flat here and there, the background nearly everywhere.
+    dense: Mask = ndimage.uniform_filter(flat.astype(np.float32), 5, mode="nearest") > 0.75
+    return flat & dense
+
+
+def _fit(blocks: Blocks, flat: Mask, seed: Mask, *, dark: bool) -> Background:
+    """A surface through the seed, and through all flat squares that it meets on the way."""
+    y, x = blocks.places
+    values = blocks.mean if dark else np.log(np.maximum(blocks.mean, 1))
+    inside = seed
+    least = 4.0 if dark else 0.03
+    base, slopes = np.zeros(3), np.zeros((5, 3))
+    for _ in range(6):
+        base, slopes = _least_squares(_terms(y[inside], x[inside]), values[inside])
+        if not dark:  # one lamp lights all channels
+            slopes = np.repeat(slopes.mean(axis=1, keepdims=True), 3, axis=1)
+        rest = values - (base + _terms(y, x) @ slopes)
+        noise = float(np.median(np.abs(rest[inside]).max(axis=1))) * 1.5
+        grown = flat & (np.abs(rest).max(axis=2) <= max(least, 3 * noise))
+        if not grown.any() or np.array_equal(grown, inside):
+            break
+        inside = grown
+    rest = (values - (base + _terms(y, x) @ slopes))[inside]
+    within = blocks.spread[inside]
+    pixel = within if dark else within / np.maximum(blocks.mean[inside].min(axis=1), 1)
+    own = float(np.sqrt(np.mean(np.minimum(pixel, np.quantile(pixel, 0.95)) ** 2)))
+    noise = math.hypot(own, float(np.sqrt((rest**2).mean(axis=0)).max()))
+    tints = rest - rest.mean(axis=1, keepdims=True)
+    tint_noise = math.hypot(own if _coloured(blocks) else 0.0, float(np.sqrt((tints**2).mean(axis=0)).max()))
+    return Background(dark, base, slopes, noise, tint_noise, float(inside.mean()))
+
+
+def _coloured(blocks: Blocks) -> bool:
+    return bool(np.ptp(blocks.mean[blocks.valid], axis=1).max() > 1)
+
+
+def _least_squares(terms: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """(3,) level and (5, 3) slopes of a surface; slopes are held back where the places are few or close together, as the surface goes on beyond them."""
+    middle, level = terms.mean(axis=0), values.mean(axis=0)
+    apart = terms - middle
+    hold = np.eye(terms.shape[1]) * len(values) * STIFFNESS
+    slopes = np.linalg.solve(apart.T @ apart + hold, apart.T @ (values - level))
+    return level - middle @ slopes, slopes
+
+
+ENOUGH = 16.0
+"""Distance from the background, in steps of what counts as tissue at least, that is told apart."""
+
+
+def distances(pixels: Pixels, background: Background) -> NDArray[np.uint8]:
+    """(h, w) uint8 how far each pixel is from the background on the side of tissue: 255 is `ENOUGH` times the least that counts, 0 none.
+
+    On glass, the light absorbed in the channel that absorbs most (log of glass over pixel), or the difference between the channels that absorb most
+    and least, which a wrong guess of the light leaves alone; on a dark ground, the light above it.
+    """
+    h, w = pixels.shape[:2]
+    out = np.empty((h, w), np.uint8)
+    x = (np.arange(w) + 0.5) / w * 2 - 1
+    for row in range(h):
+        clear = background.surface(np.full(w, (row + 0.5) / h * 2 - 1), x)
+        if background.dark:
+            steps = (pixels[row] - clear).max(axis=1) / max(LEAST_GLOW, 4 * background.noise)
+        else:
+            absorbed = clear - np.log(np.maximum(pixels[row], 1).astype(np.float64))
+            most = absorbed.max(axis=1)
+            tint = (most - absorbed.min(axis=1)) / max(LEAST_TINT, 4 * background.tint_noise)
+            steps = np.maximum(most / max(LEAST_ABSORBED, 4 * background.noise), np.where(most > 0, tint, 0))
+        out[row] = np.clip(steps * (255 / ENOUGH), 0, 255)
+    return out
