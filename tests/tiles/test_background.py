@@ -122,7 +122,7 @@ def test_an_image_without_background_is_tissue_and_says_so():
 
 def test_tissue_that_hardly_stands_out_is_a_doubt():
     mask = shape_of(0.4)
-    _, warnings = overlap(bright_field(mask, strength=0.06, noise=2.5), mask)
+    _, warnings = overlap(bright_field(mask, strength=0.1, noise=2.5), mask)
     assert any("look at the tissue, or give a mask" in words for words in warnings)
 
 

@@ -19,7 +19,8 @@ from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import TileGrid
 from tilestream.sources.base import Pixels
 from tilestream.tiles.annotations.cover import draw_tissue, is_drawn
-from tilestream.tiles.background import ENOUGH, Background, distances, find_background, unscanned
+from tilestream.tiles.background.squares import unscanned
+from tilestream.tiles.background.surface import ENOUGH, Background, distances, find_background
 from tilestream.tiles.thumbnail import THUMBNAIL_UM, Thumbnail
 
 DARK = 30
