@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.errors import ConfigError
+from tilestream.interop.on_map import MapPlaces, polygons_of, squares_of
 from tilestream.interop.target import Target, Written
 from tilestream.store.slide import Rows, Slide
 
@@ -53,22 +54,29 @@ def _numbers(values: NDArray[np.float32], digits: int) -> list[str]:
 
 
 def write_parquet(slide: Slide, target: Target) -> Written:
-    """One row group a block of tiles; the key `tilestream` of the schema's metadata holds slide, source and recipe as JSON.
+    """One row group a block of tiles, of an image on a map with a column `geometry` (GeoParquet 1.0, in the CRS of the image); the key `tilestream` of the schema's metadata holds slide, source and recipe as JSON.
 
     Raises
     ------
     ConfigError
-        pyarrow is not installed.
+        pyarrow is not installed, or pyproj where the image lies on a map.
     """
     pa, pq = load_pyarrow("parquet")
     kinds = [pa.int64()] * 4 + [pa.float32(), pa.string()]
     fields = [*zip(COLUMNS, kinds, strict=True), *((f"f{k}", pa.float32()) for k in range(slide.vectors().shape[1]))]
     about = {"tilestream": json.dumps({"slide": slide.id, "source": slide.source, "recipe": slide.recipe})}
+    on_map = MapPlaces.of(slide)
+    if on_map is not None:
+        fields.append(("geometry", pa.binary()))
+        geometry = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": on_map.projjson(), "edges": "planar"}
+        about["geo"] = json.dumps({"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": geometry}})
     schema = pa.schema(fields, metadata=about)
     with target.writing() as path, pq.ParquetWriter(path, schema) as writer:
         for rows in slide.blocks():
             known = [rows.row, rows.col, rows.y, rows.x, rows.tissue, [name or None for name in rows.status_names]]
             columns = [*known, *np.where(rows.good[:, None], rows.vectors, np.nan).T]
+            if on_map is not None:
+                columns.append(polygons_of(on_map.world(squares_of(rows.x, rows.y, slide.l0_extent))))
             arrays = [pa.array(values, kind.type, from_pandas=True) for values, kind in zip(columns, schema, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
     return Written(slide.layout.tiles)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tilestream.errors import InputError
+from tilestream.interop.on_map import MapPlaces
 from tilestream.interop.target import Target, Written
 from tilestream.models.pca import principal_components
 from tilestream.store.slide import Slide
@@ -38,7 +39,7 @@ COLINEAR = 0.01
 def write_geojson(slide: Slide, target: Target, *, in_bounds: bool = False) -> Written:
     """The tissue as annotations, then every tile as an object of type `tile`, feature by feature.
 
-    A tile is its square, with the measurements row, col, tissue and the first three principal components of the slide's embeddings as
+    Of an image on a map with a known CRS, tiles alone are written, in degrees of WGS 84. A tile is its square, with the measurements row, col, tissue and the first three principal components of the slide's embeddings as
     PC1 to PC3; a failed tile has its status as classification, and no components.
 
     Memory bound: a block of rows, and the tissue mask.
@@ -57,14 +58,37 @@ def write_geojson(slide: Slide, target: Target, *, in_bounds: bool = False) -> W
     InputError
         `in_bounds`, but the slide's file cannot be asked for its bounds.
     """
+    on_map = MapPlaces.of(slide)
+    if on_map is not None and on_map.crs:
+        features = _map_features(slide, on_map)
+        return _write(target, features, slide.layout.tiles)
     l0_y, l0_x = bounds_corner(slide) if in_bounds else (0, 0)
     features = chain(_tissue_features(slide, l0_y, l0_x), _tile_features(slide, l0_y, l0_x))
+    return _write(target, features, slide.layout.tiles)
+
+
+def _write(target: Target, features: Iterable[dict[str, Any]], tiles: int) -> Written:
     with target.writing() as path, path.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         for number, feature in enumerate(features):
             file.write(("," if number else "") + "\n" + json.dumps(feature, allow_nan=False))
         file.write("\n]}\n")
-    return Written(slide.layout.tiles)
+    return Written(tiles)
+
+
+def _map_features(slide: Slide, on_map: MapPlaces) -> Iterator[dict[str, Any]]:
+    """Every tile of an image on a map, in longitude and latitude as RFC 7946 wants them; rings run against the clock."""
+    for feature in _tile_features(slide, 0, 0):
+        ring = on_map.degrees(np.asarray(feature["geometry"]["coordinates"][0], np.float64))
+        feature["geometry"]["coordinates"] = [(ring if _turn(ring) > 0 else ring[::-1]).tolist()]
+        feature["properties"]["measurements"].pop("tissue", None)
+        yield feature
+
+
+def _turn(ring: NDArray[np.float64]) -> float:
+    """Twice the signed area of a closed ring of x, y: positive where it runs against the clock."""
+    x, y = ring.T
+    return float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))
 
 
 def bounds_corner(slide: Slide) -> tuple[int, int]:

@@ -15,23 +15,16 @@ import zarr
 from numpy.typing import NDArray
 
 from tilestream.interop.columns import load_pyarrow
+from tilestream.interop.on_map import polygons_of, squares_of
 from tilestream.store.slide import Slide
 
 SHAPES = "0.3"
 """Version of SpatialData's form."""
 
-POLYGON = np.dtype([("order", "u1"), ("kind", "<u4"), ("rings", "<u4"), ("points", "<u4"), ("xy", "<f8", (5, 2))])
-"""A square in well-known binary: byte order, kind of geometry, number of rings, number of points, and the points, the last one the first."""
-
 
 def squares(x: NDArray[np.int64], y: NDArray[np.int64], side: float) -> list[bytes]:
     """Well-known binary of m squares of `side` px whose top-left corners are x, y (m,), in the same px."""
-    polygons = np.zeros(len(x), POLYGON)
-    polygons["order"], polygons["kind"], polygons["rings"], polygons["points"] = 1, 3, 1, 5
-    steps = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * side
-    polygons["xy"] = np.stack([x, y], axis=1)[:, None] + steps
-    raw = polygons.tobytes()
-    return [raw[k : k + POLYGON.itemsize] for k in range(0, len(raw), POLYGON.itemsize)]
+    return polygons_of(squares_of(x, y, side))
 
 
 def write_shapes(parent: zarr.Group, folder: Path, name: str, key: str, slide: Slide) -> None:

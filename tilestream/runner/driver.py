@@ -304,7 +304,7 @@ class Run:
         result.tiles, result.candidates = len(plan), plan.candidates
         result.context = str(slide.context) if slide.context else ""
         if len(plan) == 0:
-            result.note = "no tissue found"
+            result.note = "no tissue found" if plan.info.geo is None else "no tile holds anything"
         there = sum(len(plan.tile_row[slide.layout.rows(shard)]) for shard in committed)
         self.reporter.planned(plan, slide.projection, len(plan) - there)
 

@@ -7,11 +7,12 @@ from typing import Any
 from tilestream.errors import without_credentials
 from tilestream.geometry import PlacedGrid, TileGrid
 from tilestream.runner.prepare import PreparedSlide, Setup
+from tilestream.runner.slide_plan import SlidePlan
 from tilestream.sources.base import SlideInfo
 from tilestream.stages.finish_slide import png_bytes
 from tilestream.stages.region_vectors import window_grids
 from tilestream.stages.token_grid import tokens_a_side
-from tilestream.store.slide_store import THUMBNAIL, TISSUE, SlideStore
+from tilestream.store.slide_store import THUMBNAIL, TILES, TISSUE, SlideStore
 
 
 def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, recipe: dict[str, Any]) -> None:
@@ -21,7 +22,7 @@ def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, recipe: 
     source = {"address": without_credentials(plan.ref.address), "backend": info.backend, "fingerprint": info.fingerprint, "mpp": info.mpp, "mpp_source": info.mpp_source,
               "height": info.size.height, "width": info.size.width, "level": plan.spec.level, "downsample": plan.spec.downsample,
               "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(plan.warnings),
-              "thumbnail_downsample": plan.thumbnail.downsample, "bounds": _bounds(info),
+              **_geo(info), "thumbnail_downsample": plan.thumbnail.downsample, "bounds": _bounds(info),
               "icc_profile": info.properties.get("icc_profile", "none"), "icc": info.properties.get("icc", "ignored"), **_placed(plan.grid)}  # fmt: skip
     uns: dict[str, Any] = {"spatial_unit": "px of level 0", "slide": plan.ref.id}
     if info.mpp is not None:
@@ -39,7 +40,26 @@ def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, recipe: 
         uns=uns,
         objects=pictures,
         windows=windows,
+        places=_places(plan),
     )
+
+
+def _geo(info: SlideInfo) -> dict[str, Any]:
+    """Where on a map level 0 lies, for those who read the store; nothing where the file does not say."""
+    geo = info.geo
+    return {} if geo is None else {"geo": {"crs": geo.crs, "name": geo.name, "transform": list(geo.transform), "metres": geo.metres}}
+
+
+def _places(plan: SlidePlan) -> dict[str, dict[str, Any]]:
+    """The conventions `proj` and `spatial`: at the root for level-0 pixels, at the table for rows and columns of tiles."""
+    geo, grid = plan.info.geo, plan.grid
+    if geo is None:
+        return {}
+    found = {"": geo.attributes((plan.info.size.height, plan.info.size.width))}
+    if grid.regular:
+        cells = geo.moved(*grid.l0_offset, grid.stride * grid.scale)
+        found[TILES] = cells.attributes((grid.rows, grid.cols), ("row", "col"))
+    return found
 
 
 def _bounds(info: SlideInfo) -> dict[str, str] | None:

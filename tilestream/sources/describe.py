@@ -43,6 +43,11 @@ def describe_image(address: str) -> dict[str, Any]:
         }  # fmt: skip
 
 
+def _length(um: float) -> str:
+    """A length in µm, in metres where it is on a map's scale."""
+    return f"{um:.4g} µm" if um < 1e4 else f"{um / 1e6:.6g} m"
+
+
 def print_description(facts: dict[str, Any], console: Console) -> None:
     """The same for people, with the lines to write in a config."""
     mpp = facts["mpp"]
@@ -50,7 +55,7 @@ def print_description(facts: dict[str, Any], console: Console) -> None:
     console.print(f"opened by {facts['reason']}", highlight=False, markup=False)
     console.print(f"format {facts['vendor'] or 'unknown'}, compression {facts['compression'] or 'unknown'}", highlight=False, markup=False)
     console.print(
-        f"resolution {mpp:.4g} µm/px ({facts['mpp_source']})"
+        f"resolution {_length(mpp)}/px ({facts['mpp_source']})"
         if mpp is not None
         else f"resolution unknown: the file does not say.{magnification_words(facts['properties'])}",
         highlight=False,
@@ -60,7 +65,7 @@ def print_description(facts: dict[str, Any], console: Console) -> None:
     for column in ("level", "size (h x w)", "downsample", "µm/px", "pieces (rows x columns)"):
         table.add_column(column)
     for level in facts["levels"]:
-        scale = "-" if level["mpp"] is None else f"{level['mpp']:.4g}"
+        scale = "-" if level["mpp"] is None else _length(level["mpp"]).removesuffix(" µm")
         table.add_row(
             str(level["level"]),
             f"{level['height']} x {level['width']}",
@@ -73,6 +78,9 @@ def print_description(facts: dict[str, Any], console: Console) -> None:
         console.print(f"  {name}: {value if len(value) <= 160 else value[:157] + '...'}", highlight=False, markup=False)
     for warning in facts["warnings"]:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+    if "geo.crs" in facts["properties"]:
+        console.print("in a config: tiles: {size: 224, level: 0, tissue: none}", highlight=False, markup=False)
+        return
     advice = (
         f"tiles: {{size: 224, mpp: {max(0.5, round(mpp, 3)):g}}}"
         if mpp is not None

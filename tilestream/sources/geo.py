@@ -6,7 +6,7 @@ Sources: OGC GeoTIFF 1.1 (19-008r4): ModelPixelScale, ModelTiepoint, ModelTransf
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tilestream.sources.resolution import SQUARE_TOLERANCE, UNKNOWN, Resolution
@@ -25,6 +25,21 @@ LINEAR_METRES = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937}
 
 METRIC_CODES = (range(32601, 32661), range(32701, 32761), range(25828, 25839), range(3857, 3858), range(3034, 3036))
 """Projected CRS that are in metres, for files that do not repeat it: UTM on WGS 84 and ETRS89, Web Mercator, LCC and LAEA of Europe."""
+
+CONVENTIONS = {
+    name: {
+        "name": name,
+        "uuid": uuid,
+        "description": words,
+        "schema_url": f"https://raw.githubusercontent.com/zarr-conventions/{name}/refs/tags/v0.1/schema.json",
+        "spec_url": f"https://github.com/zarr-conventions/{name}/blob/v0.1/README.md",
+    }
+    for name, uuid, words in (
+        ("proj", "f17cb550-5864-4468-aeb7-f3180cfb622f", "Coordinate reference system information for geospatial data"),
+        ("spatial", "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "Spatial coordinate information"),
+    )
+}
+"""How Zarr groups say that their attributes follow a convention (zarr-conventions on GitHub)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,28 @@ class GeoReference:
             words = f"pixels are {y / 1e6:g} x {x / 1e6:g} m (y, x), not square; mpp is taken as unknown."
             return Resolution(None, "", (words,))
         return Resolution((x + y) / 2, "the GeoTIFF tags")
+
+    def moved(self, l0_y: float, l0_x: float, step: float) -> GeoReference:
+        """The same map for cells of `step` pixels a side, of which the first begins at pixel (l0_y, l0_x)."""
+        a, b, c, d, e, f = self.transform
+        placed = (a * step, b * step, a * l0_x + b * l0_y + c, d * step, e * step, d * l0_x + e * l0_y + f)
+        return replace(self, transform=placed)
+
+    def attributes(self, shape: tuple[int, int], dimensions: tuple[str, str] = ("y", "x")) -> dict[str, Any]:
+        """Attributes of a Zarr group by the conventions `proj` and `spatial`, for `shape` (rows, columns) pixels."""
+        a, b, c, d, e, f = self.transform
+        corners = [(a * col + b * row + c, d * col + e * row + f) for row in (0, shape[0]) for col in (0, shape[1])]
+        xs, ys = zip(*corners, strict=True)
+        crs = {"proj:code": self.code} if self.code else {"proj:wkt2": self.wkt} if self.wkt else {}
+        return {
+            "zarr_conventions": [CONVENTIONS[name] for name in (("proj", "spatial") if crs else ("spatial",))],
+            **crs,
+            "spatial:dimensions": list(dimensions),
+            "spatial:transform": list(self.transform),
+            "spatial:shape": list(shape),
+            "spatial:bbox": [min(xs), min(ys), max(xs), max(ys)],
+            "spatial:registration": "pixel",
+        }
 
     def facts(self) -> dict[str, str]:
         """Free facts for `inspect`."""

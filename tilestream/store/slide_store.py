@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -54,6 +54,7 @@ class SlideStore:
         uns: dict[str, Any],
         objects: dict[str, bytes],
         windows: Iterable[WindowGrid] = (),
+        places: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Write everything but the embeddings, and last the attributes that say so; an earlier attempt is replaced.
 
@@ -89,7 +90,9 @@ class SlideStore:
             )  # fmt: skip
         for key, data in objects.items():
             self.folder.put(key, data)
-        root.attrs["tilestream"] = {"format": FORMAT, "layout": vars(layout), **attributes}
+        on_map = places or {}  # by group: what conventions of other programs say of where it lies
+        tiles.attrs.update(on_map.get(TILES, {}))
+        root.attrs.update({**on_map.get("", {}), "tilestream": {"format": FORMAT, "layout": vars(layout), **attributes}})
 
     def clear(self) -> None:
         """Mark the folder as ours, and remove all else that is ours in it; cut short, what remains counts as never created.
