@@ -206,6 +206,10 @@ def view_command(
         list[str], typer.Argument(help="Output folders, or <slide id>.zarr in them; several side by side.", show_default=False)
     ],
     slide: Annotated[str | None, typer.Option(help="Id of the slide that is shown first.")] = None,
+    slides: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder or URL of slides: needed for those of stores that others made, and for those that are not local files."),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address or name to listen on; others than loopback are reachable from the network.")
     ] = "127.0.0.1",
@@ -219,7 +223,7 @@ def view_command(
         raise ConfigError("view needs the package bokeh, which is not installed: pip install 'tilestream[view]'.") from error
     from tilestream.viewer.server import serve
 
-    serve(outputs, lambda words: print(words, flush=True), slide=slide, host=host, port=port, browser=not no_browser)
+    serve(outputs, lambda words: print(words, flush=True), slide=slide, roots=slides or (), host=host, port=port, browser=not no_browser)
 
 
 @app.command("encoders")

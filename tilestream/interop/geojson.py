@@ -101,11 +101,11 @@ def bounds_corner(slide: Slide) -> tuple[int, int]:
     """
     found = slide.source.get("bounds")
     if found is None:
-        from tilestream.sources import open_source
+        from tilestream.interop.recorded_image import open_recorded
         from tilestream.sources.base import SourceOptions
 
         try:
-            with open_source(slide.source["address"], SourceOptions(backend="openslide", mpp=slide.mpp)) as source:
+            with open_recorded(slide, SourceOptions(backend="openslide", mpp=slide.mpp)) as source:
                 found = source.info.properties
         except InputError as error:
             raise InputError(

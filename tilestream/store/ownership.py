@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,6 +79,11 @@ def refuse_foreign(output: Folder, slides: Iterable[SlideRef], files: Iterable[s
         if output.local.exists() and not output.local.is_dir():
             raise ConfigError(f"output: {output.address} is a file. Name a folder.")
         refuse_zarr(output.local, "output")
+        for name in (".tilestream", "runs"):
+            if (link := output.local / name).is_symlink():
+                raise ConfigError(
+                    f"output: {link} is a link to {link.resolve()}: nothing is written through it. Put the folder in its place."
+                )
     elif is_zarr(output):
         raise ConfigError(f"output: {output.address} is a Zarr, which nothing is written into. Choose another folder.")
     present = set(output.children())
@@ -119,8 +125,21 @@ def _problem(folder: Folder) -> str:
     if folder.local is not None and folder.local.exists() and not folder.local.is_dir():
         return f"output: {place} is a file, where a slide's store belongs. Move it, or choose another output."
     if is_ours(folder) or _is_free(folder):
-        return ""
+        link = None if folder.local is None else _link_below(folder.local)
+        return (
+            ""
+            if link is None
+            else f"output: {link} is a link to {link.resolve()}: no store is written through it. Put the folder in its place."
+        )
     return f"output: {place} is there and is no store of tilestream: nothing in it is touched. Move it, or choose another output."
+
+
+def _link_below(place: Path) -> Path | None:
+    """A link to a folder among the folders below a place; None where there is none."""
+    for folder, inner, _ in os.walk(place):
+        if link := next((Path(folder) / name for name in inner if (Path(folder) / name).is_symlink()), None):
+            return link
+    return None
 
 
 def _is_free(folder: Folder) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilestream.errors import ConfigError, TilestreamError
@@ -50,13 +51,13 @@ class Catalogue:
         No output has the slide that was asked for.
     """
 
-    def __init__(self, addresses: list[str], slide: str | None = None) -> None:
+    def __init__(self, addresses: list[str], slide: str | None = None, roots: Sequence[str] = ()) -> None:
         self.outputs: list[Output] = []
         self._entries: list[Entry] = []
         self._open: OrderedDict[int, ViewedSlide] = OrderedDict()
         self._lock = threading.Lock()
         self.cache = BlockCache()
-        self.zoom = DeepZoom(Images())
+        self.zoom = DeepZoom(Images(roots))
         for address in addresses:
             self.outputs.append(self._find(address, slide))
         if slide is not None and not any(entry.id == slide for output in self.outputs for entry in output.entries):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tilestream.errors import TilestreamError
-from tilestream.sources import open_source
+from tilestream.interop.recorded_image import open_recorded
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.sources.made.slide import parse_sample, sample_folder
 from tilestream.store.slide import Slide
@@ -42,7 +42,9 @@ class Images:
     Memory bound: `SOURCES_OPEN` images, more only while more are read from at the same moment.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, roots: Sequence[str] = ()) -> None:
+        self.roots = roots
+        """Below which images are opened, whoever made the store."""
         self._held: OrderedDict[int, _Held] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -52,7 +54,7 @@ class Images:
         with self._lock:
             held = self._held.get(number)
             if held is None:
-                held = self._held[number] = _Held(*_open(slide))
+                held = self._held[number] = _Held(*_open(slide, self.roots))
             self._held.move_to_end(number)
             held.users += 1
             idle = [key for key, other in self._held.items() if not other.users]
@@ -76,7 +78,7 @@ def _close(held: _Held) -> None:
         held.source.close()
 
 
-def _open(slide: Slide) -> tuple[Source | None, str]:
+def _open(slide: Slide, roots: Sequence[str]) -> tuple[Source | None, str]:
     """The image with the choices that the recipe holds, or why it cannot be shown."""
     address = slide.source["address"]
     if address.startswith("sample://"):  # opening it would draw the slide anew
@@ -87,7 +89,7 @@ def _open(slide: Slide) -> tuple[Source | None, str]:
         if not drawn.exists():
             return None, f"{address} is not drawn any more: {drawn} is missing."
     try:
-        source = open_source(address, source_options(slide))
+        source = open_recorded(slide, source_options(slide), roots)
     except (TilestreamError, OSError) as error:
         return None, str(error)
     if source.info.size != slide.size:

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -158,11 +158,12 @@ def serve(
     say: Callable[[str], None],
     *,
     slide: str | None = None,
+    roots: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 0,
     browser: bool = True,
 ) -> None:
-    """Show outputs until the process is interrupted.
+    """Show outputs until the process is interrupted; images below `roots` are opened whoever made a store.
 
     Raises
     ------
@@ -175,7 +176,7 @@ def serve(
     logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)
 
     async def run() -> None:
-        viewer = Viewer(Catalogue(outputs, slide), host, port)
+        viewer = Viewer(Catalogue(outputs, slide, roots), host, port)
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
