@@ -73,6 +73,10 @@ class InputError(TilestreamError):
     exit_code = 3
 
 
+class NotThereError(InputError):
+    """A file that an input names is not there."""
+
+
 class CodeError(InputError):
     """Code that the user brought (an encoder, its factory, a tissue function) failed, as it would again; its own traceback is a note of the error."""
 
@@ -89,6 +93,10 @@ class InterruptedRunError(TilestreamError):
     exit_code = 5
 
 
+class OutageError(InterruptedRunError):
+    """Storage that holds an input does not answer: nothing is known to be damaged, and it may answer again."""
+
+
 class OutputError(TilestreamError):
     """The output is in use, or was made by another recipe."""
 
@@ -102,6 +110,33 @@ class IncompleteError(TilestreamError):
 
 
 _STORAGE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.EFBIG})
+
+
+_OUTAGES = frozenset({
+    errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.ENOLINK, errno.ECOMM, errno.EREMOTEIO,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.ECONNRESET, errno.ECONNREFUSED,
+    errno.ECONNABORTED, errno.ESHUTDOWN, errno.EPIPE,
+})  # fmt: skip
+"""What the system says where a disk, a share or a connection is gone, whatever lies there."""
+
+
+def outage(error: BaseException, address: str, *, missing: bool = False) -> OutageError | None:
+    """What an error of reading an input means where storage does not answer; None for an error of another kind.
+
+    The errors that it came from count as well. With `missing`, so does a file that is not there: one that was there a moment ago.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OutageError):
+            return seen
+        lost = isinstance(seen, ConnectionError | TimeoutError) or (isinstance(seen, OSError) and seen.errno in _OUTAGES)
+        if lost or (missing and isinstance(seen, FileNotFoundError | NotThereError)):
+            words = (
+                "the file is gone" if isinstance(seen, FileNotFoundError | NotThereError) else str(getattr(seen, "strerror", None) or seen)
+            )
+            return OutageError(f"{address}: its storage does not answer: {words or type(seen).__name__}")
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def storage_error(error: OSError) -> InterruptedRunError | None:

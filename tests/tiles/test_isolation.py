@@ -6,13 +6,14 @@ import pytest
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import embed, opened, same_store
 from tilestream.errors import InputError
-from tilestream.sources.base import SourceOptions
-from tilestream.tiles.isolation import IsolatedReader, Job, Quarantined
+from tilestream.sources.base import ImageAddress, SourceOptions
+from tilestream.store.layout import TIMEOUT
+from tilestream.tiles.isolation import IsolatedReader, Job
 from tilestream.tiles.read_spec import ReadSpec
 
 
 def read(address, patience=3.0):
-    job = Job(address, SourceOptions(), ReadSpec(0, 1.0, 96, 1.0), 2, 4, "tests.support.crashing:open_crashing")
+    job = Job(ImageAddress(address, SourceOptions(), ""), ReadSpec(0, 1.0, 96, 1.0), 2, 4, "tests.support.crashing:open_crashing")
     y, x = (a.ravel().astype(np.int64) for a in np.mgrid[0:480:96, 0:480:96])
     pixels, failed, seen = np.zeros((25, 96, 96, 3), np.uint8), {}, []
     for batch in IsolatedReader(job, patience).read(y, x):
@@ -32,14 +33,14 @@ def test_sound_tiles_come_as_they_are():
 def test_a_tile_that_kills_the_process_is_given_up_and_the_others_are_read():
     failed = read("die:96,192")
     assert list(failed) == [7]
-    assert isinstance(failed[7], Quarantined)
-    assert "the reading process died" in failed[7]
+    assert failed[7].status == TIMEOUT
+    assert "the reading process died" in failed[7].words
 
 
 def test_a_tile_that_hangs_is_given_up_after_its_time():
     failed = read("hang:480,0;hang:192,96", patience=1.0)
     assert list(failed) == [11]
-    assert "more than 1 s" in failed[11]
+    assert "more than 1 s" in failed[11].words
 
 
 def test_a_source_that_cannot_be_opened_is_refused():

@@ -53,7 +53,7 @@ def read_tiles(source, y, x):
     pixels, failed = {}, {}
     with ThreadPoolExecutor(2) as pool:
         for batch in TileReader(source, SPEC, pool=pool, threads=2, batch=16).read(y, x):
-            failed |= batch.failed
+            failed |= {k: failure.words for k, failure in batch.failed.items()}
             pixels |= {k: tile for k, tile in zip(batch.index.tolist(), batch.pixels, strict=True) if k not in batch.failed}
     return pixels, failed
 
@@ -138,7 +138,7 @@ def test_a_file_cut_off_behind_its_index_keeps_the_tiles_before_the_cut(tmp_path
     with TiffSource(str(path), SourceOptions()) as source, ThreadPoolExecutor(2) as pool:
         failed = {}
         for batch in TileReader(source, spec, pool=pool, threads=2, batch=8).read(y, x):
-            failed |= batch.failed
+            failed |= {k: failure.words for k, failure in batch.failed.items()}
     assert cols == 7
     assert set(failed) == {k for k in range(49) if offsets[k] + counts[k] > cut}
     assert all("The file is cut off" in message for message in failed.values())

@@ -99,7 +99,7 @@ def test_a_broken_piece_fails_exactly_the_tiles_that_touch_it(image):
     y, x = some_tiles(1.0, kept=1.0)
     failed = {}
     for batch in read_all(source, spec, y, x):
-        failed |= batch.failed
+        failed |= {k: failure.words for k, failure in batch.failed.items()}
     touching = [k for k in range(len(y)) if y[k] < 720 and y[k] + 224 > 480 and x[k] < 960 and x[k] + 224 > 720]
     assert sorted(failed) == touching
     assert set(failed.values()) == {"piece 2, 3 is broken"}

@@ -24,6 +24,7 @@ from tilestream.runner.reporter import Reporter
 from tilestream.runner.store_creation import create_store
 from tilestream.runner.summary import SlideResult, Summary
 from tilestream.stages.embed_tiles import add_counts, describe_encoder
+from tilestream.stages.outages import outlast_outages
 from tilestream.stages.slide_task import Report, SlideTask
 from tilestream.stages.worker_settings import untrained_parts, worker_settings
 from tilestream.store.lock import hold_lock
@@ -236,6 +237,10 @@ class Run:
 
     def _complete(self, slide: _SlideRun) -> None:
         """All stages of a slide have ended."""
+        # As committed: a task that was done again after its worker died, or after an outage, told of a part of its shards only.
+        slide.result.counts = {}
+        for entry in slide.store.ledger().values():
+            slide.result.counts = add_counts(slide.result.counts, entry["counts"])
         slide.store.complete({"tiles": slide.result.tiles, "counts": slide.result.counts})
         slide.result.status = "done"
         self.in_work.remove(slide)
@@ -257,6 +262,11 @@ class Run:
         if self.config.on_error.slide == "fail":
             raise error
 
+    def _wait(self, seconds: float) -> None:
+        """Pause because an image's storage does not answer."""
+        self.reporter.message(f"an image's storage does not answer; trying again in {seconds:g} s", level="warning")
+        time.sleep(seconds)
+
     # -- planning ---------------------------------------------------------------------------------------------------
 
     def _plan_slides(self) -> Iterator[_Job]:
@@ -264,7 +274,7 @@ class Run:
         for ref in self.cohort.refs:
             result = self.results[ref.id]
             try:
-                slide = self._plan_slide(ref, result)
+                slide = outlast_outages(partial(self._plan_slide, ref, result), lambda: None, self._wait)
             except InputError as error:
                 self._refuse(result, error)
                 continue

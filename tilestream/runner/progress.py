@@ -39,8 +39,18 @@ class _Counter(Reporter):
     """Tiles and slides so far; what every kind of display counts."""
 
     def __init__(self) -> None:
-        self.slides = self.slides_done = self.tiles = self.tiles_done = 0
+        self.slides = self.slides_done = self.tiles = 0
         self.since = time.perf_counter()
+        self._there: dict[str, int] = {}
+        """Tiles of each slide that were in its store when it was planned."""
+        self._reported: dict[str, int] = {}
+        self._looked_up: dict[str, int] = {}
+        """Tiles that this run embedded, as its tasks told once they ended, and as the store showed while they were in work."""
+
+    @property
+    def tiles_done(self) -> int:
+        """Tiles that this run embedded so far: of each slide what was told or seen of it, whichever is more."""
+        return sum(max(self._reported.get(slide, 0), self._looked_up.get(slide, 0)) for slide in self._there)
 
     def started(self, slides: int, facts: EncoderFacts, workers: int) -> None:
         self.slides = slides
@@ -51,6 +61,7 @@ class _Counter(Reporter):
 
     def planned(self, plan: SlidePlan, projection: Projection, remaining: int) -> None:
         self.tiles += remaining
+        self._there[plan.ref.id] = len(plan) - remaining
         level = plan.info.levels[plan.spec.level]
         how = f"level {plan.spec.level} (downsample {level.downsample:.4g}{', averaged' if plan.spec.resampled else ''})"
         resumed = f", {len(plan) - remaining} already there" if remaining < len(plan) else ""
@@ -58,8 +69,11 @@ class _Counter(Reporter):
             f"{plan.ref.id}: {len(plan)} of {plan.candidates} tiles{resumed}, read from {how}, at most {gib(projection.total)} a worker"
         )
 
+    def advanced(self, slide: str, tiles: int) -> None:
+        self._looked_up[slide] = tiles - self._there[slide]
+
     def shard_done(self, report: Report) -> None:
-        self.tiles_done += sum(report.counts.values())
+        self._reported[report.slide] = self._reported.get(report.slide, 0) + sum(report.counts.values())
 
     def slide_done(self, result: SlideResult) -> None:
         self.slides_done += 1
@@ -84,12 +98,14 @@ class LogReporter(_Counter):
         print(f"{time.strftime('%H:%M:%S')} {mark}{text}", file=self.stream, flush=True)
 
     def advanced(self, slide: str, tiles: int) -> None:
-        if self.clock() - self.last >= LOG_EVERY:
-            self.last = self.clock()
-            self.message(f"{slide}: {tiles} tiles in the store")
+        super().advanced(slide, tiles)
+        self._tell()
 
     def shard_done(self, report: Report) -> None:
         super().shard_done(report)
+        self._tell()
+
+    def _tell(self) -> None:
         if self.clock() - self.last >= LOG_EVERY:
             self.last = self.clock()
             left = (self.tiles - self.tiles_done) / max(self.rate, 1e-9)
@@ -113,7 +129,8 @@ class JsonReporter(_Counter):
         self._emit("message", level=level, text=text)
 
     def advanced(self, slide: str, tiles: int) -> None:
-        self._emit("advanced", slide=slide, tiles=tiles)
+        super().advanced(slide, tiles)
+        self._emit("advanced", slide=slide, tiles=tiles, tiles_done=self.tiles_done, tiles_planned=self.tiles)
 
     def shard_done(self, report: Report) -> None:
         super().shard_done(report)
@@ -152,7 +169,8 @@ class LiveReporter(_Counter):
         self._draw()
 
     def advanced(self, slide: str, tiles: int) -> None:
-        self.progress.update(self.bar, completed=max(self.tiles_done, tiles))
+        super().advanced(slide, tiles)
+        self._draw()
 
     def shard_done(self, report: Report) -> None:
         super().shard_done(report)

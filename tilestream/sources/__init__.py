@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tilestream.config.dicom_series import WHOLE_SLIDE, DicomHeader, headers_in
 from tilestream.config.local_files import refuse_special
 from tilestream.config.same_slide import finest
-from tilestream.errors import ConfigError, InputError
+from tilestream.errors import ConfigError, InputError, NotThereError, outage
 from tilestream.sources.base import Source, SourceOptions
 
 if TYPE_CHECKING:
@@ -42,11 +42,20 @@ def open_source(address: str, options: SourceOptions) -> Source:
     ------
     InputError
         Nothing there, no backend reads it, or the image is refused; the message names the cause from every backend tried.
+    OutageError
+        Its storage does not answer.
     ConfigError
         The options are wrong in themselves.
     """
     _quiet_libraries()
-    source = _open(address, options)
+    try:
+        source = _open(address, options)
+    except (OSError, InputError) as error:
+        if (lost := outage(error, address)) is not None:
+            raise lost from error
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{address}: cannot be opened: {error.strerror or error}. Mend that, or leave it out.") from error
     mask = source.mask
     if options.icc:
         from tilestream.sources.icc import with_profile
@@ -56,6 +65,7 @@ def open_source(address: str, options: SourceOptions) -> Source:
         from tilestream.sources.masked import MaskedSource
 
         source = MaskedSource(source, mask)
+    source.opened_with = options
     return source
 
 
@@ -122,13 +132,22 @@ def _open(address: str, options: SourceOptions) -> Source:
         raise InputError(f"{address}: URLs are read as Zarr only, not by source.backend {options.backend}. Copy the file to a local disk.")
     if not scheme:
         refuse_special(address)
-    if not scheme and not Path(address).exists():
-        raise InputError(f"{address}: no such file. Check the path; relative paths start at {Path.cwd()}.")
+    if not scheme and not _is_there(address):
+        raise NotThereError(f"{address}: no such file. Check the path; relative paths start at {Path.cwd()}.")
     if not scheme and Path(address).is_file():
         from tilestream.sources.tiff.chain import check_chain
 
         check_chain(address)  # before any library follows the chain
     return openers["zarr" if scheme else options.backend](address, options)
+
+
+def _is_there(address: str) -> bool:
+    """Whether there is something at a path. Raises OSError where that cannot be known, e.g. in a folder that may not be looked into."""
+    try:
+        Path(address).stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    return True
 
 
 def _open_auto(address: str, options: SourceOptions) -> Source:

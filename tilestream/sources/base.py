@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tilestream.errors import ReadError, outage
 from tilestream.geometry import Level, Region, Size
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class ImageAddress:
     address: str
     options: SourceOptions
     fingerprint: str
-    """Of the image that tiles were planned on."""
+    """Of the image that tiles were planned on; empty where any will do."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,16 @@ class Source(ABC):
     background: int = WHITE
     """What is read where a piece of the image holds nothing."""
 
+    opened_with: SourceOptions = SourceOptions()
+    """The choices it was opened with."""
+
     icc_profile: bytes | None = None
     """The file's colour profile; None where it has none, or the backend knows none."""
+
+    @property
+    def opened_as(self) -> ImageAddress:
+        """What opens the same image in another process."""
+        return ImageAddress(self.info.address, self.opened_with, self.info.fingerprint)
 
     @abstractmethod
     def _read(self, level: int, region: Region) -> Pixels:
@@ -140,6 +149,8 @@ class Source(ABC):
         ------
         ReadError
             A part inside the image cannot be decoded.
+        OutageError
+            Its storage does not answer.
         """
         inside = region.clipped(self.info.levels[level].size)
         if inside == region:
@@ -147,7 +158,11 @@ class Source(ABC):
         out = np.full((region.height, region.width, 3), WHITE, np.uint8)
         if inside is not None:
             y, x = inside.px_y - region.px_y, inside.px_x - region.px_x
-            out[y : y + inside.height, x : x + inside.width] = self._read(level, inside)
+            try:
+                out[y : y + inside.height, x : x + inside.width] = self._read(level, inside)
+            except OSError as error:
+                place = f"level {level}, {inside.height} x {inside.width} px at ({inside.px_y}, {inside.px_x})"
+                raise outage(error, self.info.address) or ReadError(f"{self.info.address}: {place}: {error.strerror or error}") from error
         return out
 
     def read(self, region: Region | tuple[int, int, int, int], level: int = 0) -> Pixels:
@@ -189,7 +204,7 @@ class Source(ABC):
 
         The array may be a buffer of the calling thread that the next call on that thread overwrites, or `out`: contiguous memory
         of a whole piece's shape, which a backend that decodes without a copy may fill instead. Raises ReadError, after which
-        `out` holds anything.
+        `out` holds anything; OutageError where the file's storage does not answer.
         """
         raise AssertionError("read_segment needs a segment_grid")
 

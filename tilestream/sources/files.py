@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tilestream.config.local_files import refuse_special
-from tilestream.errors import InputError
+from tilestream.errors import InputError, NotThereError
 
 SAMPLES = 16
 """Samples that a fingerprint takes, evenly spaced, the head and the tail of the file included."""
@@ -33,7 +33,7 @@ def checked_file(address: str) -> Path:
         with path.open("rb") as file:
             file.read(1)
     except FileNotFoundError as error:
-        raise InputError(f"{address}: no such file. Check the path; relative paths start at {Path.cwd()}.") from error
+        raise NotThereError(f"{address}: no such file. Check the path; relative paths start at {Path.cwd()}.") from error
     except OSError as error:
         raise InputError(f"{address}: cannot be opened: {error.strerror or error}.") from error
     if size == 0:

@@ -15,7 +15,7 @@ import openslide
 from numpy.typing import NDArray
 from openslide import lowlevel
 
-from tilestream.errors import InputError, ReadError
+from tilestream.errors import InputError, ReadError, outage
 from tilestream.geometry import Level, Region, Size
 from tilestream.sources.base import LARGEST_PROFILE, WHITE, Pixels, SlideInfo, Source, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
@@ -74,6 +74,7 @@ class OpenSlideSource(Source):
 
     def __init__(self, address: str, options: SourceOptions, reason: str = "openslide: chosen by source.backend") -> None:
         path = checked_file(address)
+        self.opened_with = options
         _check_options(address, options)
         self._address = address
         self._lock = threading.Lock()
@@ -121,10 +122,19 @@ class OpenSlideSource(Source):
         try:
             return _Handle(self._address).read(*place)
         except OPENSLIDE_ERRORS as error:
+            self._check_storage()
             words = str(error) or type(error).__name__
             raise ReadError(
                 f"{self._address}: level {level}, {region.height} x {region.width} px at ({region.px_y}, {region.px_x}): {words}"
             ) from error
+
+    def _check_storage(self) -> None:
+        """Raise OutageError where the file's storage does not answer: OpenSlide says in words alone why it failed."""
+        try:
+            fingerprint_file(Path(self._address))
+        except OSError as error:
+            if (lost := outage(error, self._address, missing=True)) is not None:
+                raise lost from error
 
     def _replace(self, failed: _Handle) -> None:
         """Open a new shared handle, unless another thread has done so already."""
@@ -133,6 +143,7 @@ class OpenSlideSource(Source):
                 try:
                     self._handle = _Handle(self._address)
                 except OPENSLIDE_ERRORS as error:
+                    self._check_storage()
                     raise ReadError(f"{self._address}: cannot be opened again after a read error: {error}") from error
 
 

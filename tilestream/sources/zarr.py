@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import ZipStore
 
-from tilestream.errors import InputError, ReadError
+from tilestream.errors import InputError, ReadError, outage
 from tilestream.geometry import Region
 from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
@@ -44,6 +44,7 @@ class ZarrSource(Source):
     """
 
     def __init__(self, address: str, options: SourceOptions, reason: str = "") -> None:
+        self.opened_with = options
         choices = Choices(address, options)
         self._zip: ZipStore | None = None
         if "://" not in address and Path(address).is_file():
@@ -152,6 +153,8 @@ class ZarrSource(Source):
         try:
             yield
         except STORE_ERRORS as error:
+            if (lost := outage(error, self.info.address)) is not None:
+                raise lost from error
             words = str(error).partition("\n")[0] or type(error).__name__
             place = f"{region.height} x {region.width} px at ({region.px_y}, {region.px_x})"
             raise ReadError(f"{self.info.address}: level {level}, {place}: {words}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 from tilestream.models.context import ContextTransformer
 from tilestream.models.context_streaming import RowBands, TokenBand
 from tilestream.stages.clock import Clock
-from tilestream.stages.embed_tiles import add_counts, count_statuses, open_unchanged, place_results, refuse_tile
+from tilestream.stages.embed_tiles import add_counts, count_statuses, place_results, refuse_tile
 from tilestream.stages.mix_context import STAGE, Sink, build_context, input_end, input_top, row_groups
+from tilestream.stages.outages import outlast_outages
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.stages.token_grid import TokenGrid, tokens_a_side
-from tilestream.stages.worker import Embedded, worker_for
+from tilestream.stages.worker import Embedded, Worker, worker_for
 from tilestream.store.layout import OK, PADDED, Layout
 
 SEGMENT_HALOS = 16
@@ -35,12 +37,16 @@ def segments(layout: Layout, tile_row: NDArray[np.int64], halo_tiles: int, *, wh
             first = shard + 1
 
 
-@torch.inference_mode()
 def embed_and_mix(task: SlideTask, shards: range) -> Report:
     """Read, embed, mix and write the shards that are not committed yet; their bytes do not depend on where it starts."""
     worker = worker_for(task.line.worker)
+    return outlast_outages(partial(_pass_shards, worker, task, shards), partial(worker.images.forget, task.image))
+
+
+@torch.inference_mode()
+def _pass_shards(worker: Worker, task: SlideTask, shards: range) -> Report:
     with worker.lanes:
-        source = open_unchanged(worker, task.image)
+        source = worker.images.get(task.image)
         work = _Pass(task, shards)
         sink = Sink(work.places, work.layout, work.store, task.line.token_windows, work.first_open(), shards.stop)
         if sink.first_row is not None:

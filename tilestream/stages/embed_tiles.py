@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -17,16 +18,16 @@ from torch import nn
 from tilestream.encoders.registry import random_weights
 from tilestream.encoders.weights import weights_digest
 from tilestream.errors import ConfigError, InputError
-from tilestream.sources.base import ImageAddress, Source
+from tilestream.sources.base import Source
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import device_name
+from tilestream.stages.outages import outlast_outages
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.stages.worker import Embedded, Worker, worker_for
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, uses_processes
 from tilestream.store.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES, TIMEOUT
 from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.grid import TileSet
-from tilestream.tiles.isolation import Quarantined
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """Number formats as a config names them."""
@@ -113,14 +114,17 @@ def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
     )
 
 
+_Embedded = tuple[dict[str, NDArray[Any]], dict[int, str]]
+
+
 def embed_tiles(task: SlideTask, shards: range) -> Report:
     """Read, embed and write shards; their bytes do not depend on who does it or how often."""
     worker, store, clock = worker_for(task.line.worker), task.open_store(), Clock()
     counts: dict[str, int] = {}
     errors: dict[int, str] = {}
     for shard in shards:
-        with worker.lanes:
-            arrays, failed = _embed_shard(worker, store, task, shard, clock)
+        embed_shard = partial(_embed_in_turn, worker, store, task, shard, clock)
+        arrays, failed = outlast_outages(embed_shard, partial(worker.images.forget, task.image))
         # The lane is free for the next shard while this one is written.
         if failed and task.line.fail_tiles:
             refuse_tile(task.slide, failed)
@@ -129,22 +133,6 @@ def embed_tiles(task: SlideTask, shards: range) -> Report:
             store.write_shard(shard, arrays, {"counts": found})
         counts, errors = add_counts(counts, found), errors | failed
     return Report(task.slide, shards, clock.seconds, counts, errors)
-
-
-def open_unchanged(worker: Worker, image: ImageAddress) -> Source:
-    """The image of a task, if it is still the one that was planned.
-
-    Raises
-    ------
-    InputError
-        The file changed, or cannot be opened any more.
-    """
-    source = worker.source(image.address, image.options)
-    if source.info.fingerprint != image.fingerprint:  # left open by an earlier run of this process, perhaps
-        source = worker.reopen(image.address, image.options)
-    if source.info.fingerprint != image.fingerprint:
-        raise InputError(f"{image.address} changed while it was being read. Run again with --restart once the file is whole.")
-    return source
 
 
 def count_statuses(status: NDArray[np.int8]) -> dict[str, int]:
@@ -163,9 +151,12 @@ def refuse_tile(slide: str, errors: dict[int, str]) -> NoReturn:
     raise InputError(f"{slide}: tile {row} failed: {message} (on_error.tile is fail; nan would keep the slide)")
 
 
-def _embed_shard(
-    worker: Worker, store: SlideStore, task: SlideTask, shard: int, clock: Clock
-) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+def _embed_in_turn(worker: Worker, store: SlideStore, task: SlideTask, shard: int, clock: Clock) -> _Embedded:
+    with worker.lanes:
+        return _embed_shard(worker, store, task, shard, clock)
+
+
+def _embed_shard(worker: Worker, store: SlideStore, task: SlideTask, shard: int, clock: Clock) -> _Embedded:
     """Arrays of a shard by path, and why tiles failed by output row; at most 20."""
     layout = store.layout
     rows = layout.rows(shard)
@@ -175,8 +166,8 @@ def _embed_shard(
     tokens = np.full((n, layout.tokens, layout.dim), np.nan, np.dtype(layout.dtype)) if layout.tokens else None
     status = np.where(task.grid.overhangs(tile_row, tile_col), PADDED, OK).astype(np.int8)
     errors: dict[int, str] = {}
-    source = open_unchanged(worker, task.image)
     y, x = task.grid.l0_y(tile_row), task.grid.l0_x(tile_col)
+    source = worker.images.get(task.image)
     with closing(worker.embed_tiles(source, task.spec, y, x, clock, whose=task.slide, first_row=rows.start)) as embedded:
         for part in embedded:
             check_stopped()
@@ -197,9 +188,8 @@ def place_results(
     """
     out = part.out
     good = np.array([k not in part.failed for k in part.index.tolist()], np.bool_)
-    for tile, message in part.failed.items():
-        status[tile] = TIMEOUT if isinstance(message, Quarantined) else DECODE_ERROR
-        errors[tile] = message
+    for tile, failure in part.failed.items():
+        status[tile], errors[tile] = failure.status, failure.words
     with np.errstate(invalid="ignore", over="ignore"):  # infinite tokens of both signs; the mean is judged below
         vector = out.mean(axis=1) if out.ndim == 3 else out
     finite = _in_range(vector, vectors.dtype)

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from tilestream.buffers import PixelBuffers
 from tilestream.encoders.registry import build_encoder
 from tilestream.errors import ConfigError, user_code
-from tilestream.sources import open_source
-from tilestream.sources.base import Source, SourceOptions
+from tilestream.sources.base import Source
 from tilestream.stages.clock import Clock
 from tilestream.stages.device_encoding import DeviceEncoder, host_encoder
 from tilestream.stages.hardware import peak_memory, pick_device, pick_precision, settle_allocator
@@ -35,8 +34,9 @@ from tilestream.tiles.decode_processes import CHILD_BYTES, DecodeProcesses
 from tilestream.tiles.device_decoding import HostDecoder, NvImageCodecDecoder, StreamDecoder
 from tilestream.tiles.device_reader import DeviceTileBatch, DeviceTileReader, can_decode_on_device
 from tilestream.tiles.isolation import IsolatedReader, Job
+from tilestream.tiles.open_images import OpenImages
 from tilestream.tiles.read_spec import READ_TILES, ReadSpec
-from tilestream.tiles.tile_reader import TileBatch, TileReader
+from tilestream.tiles.tile_reader import Failure, TileBatch, TileReader
 
 IN_FLIGHT = 2
 """Batches launched on a device before the results of the first are waited for."""
@@ -68,7 +68,7 @@ class Embedded:
     """(n,) place of each tile in the list that was asked for."""
     out: NDArray[np.float32]
     """(n, dim) or (n, tokens, dim); undefined where the tile failed."""
-    failed: dict[int, str]
+    failed: dict[int, Failure]
     """Why reading failed, by place in the list that was asked for."""
 
 
@@ -126,24 +126,7 @@ class Worker:
         self.lanes = threading.BoundedSemaphore(LANES)
         self.device_lock = threading.Lock()
         self._decoders: dict[bool, list[StreamDecoder | HostDecoder]] = {True: [], False: []}
-        self._sources: dict[tuple[str, SourceOptions], Source] = {}
-        self._sources_lock = threading.Lock()
-
-    def source(self, address: str, options: SourceOptions) -> Source:
-        """The open image of an address; the two used last stay open."""
-        with self._sources_lock:
-            key = (address, options)
-            if key not in self._sources:
-                while len(self._sources) >= LANES:
-                    self._sources.pop(next(iter(self._sources)))
-                self._sources[key] = open_source(address, options)
-            return self._sources[key]
-
-    def reopen(self, address: str, options: SourceOptions) -> Source:
-        """The image of an address, opened anew: its file is another one by now."""
-        with self._sources_lock:
-            self._sources.pop((address, options), None)
-        return self.source(address, options)
+        self.images = OpenImages(LANES)
 
     def close(self) -> None:
         """Let go of threads, processes and open images."""
@@ -151,8 +134,7 @@ class Worker:
             pool.shutdown()
         if self.processes is not None:
             self.processes.close()
-        with self._sources_lock:
-            self._sources.clear()
+        self.images.clear()
 
     def program_bytes(self) -> int:
         """Resident memory of the worker before it reads: its own so far, and what its decoding processes will hold."""
@@ -205,11 +187,8 @@ class Worker:
     def _read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of tiles, on the device where they are gathered there and then complete on its stream `_launch` waits for."""
         threads = self.settings.threads
-        with self._sources_lock:
-            known = (key for key, opened in self._sources.items() if opened is source)
-            address, options = next(known, (source.info.address, SourceOptions()))
         if self.settings.isolate:
-            yield from IsolatedReader(Job(address, options, spec, threads, self.read_batch)).read(l0_y, l0_x)
+            yield from IsolatedReader(Job(source.opened_as, spec, threads, self.read_batch)).read(l0_y, l0_x)
             return
         if not self.gathers or source.segment_grid(spec.level) is None:
             yield from TileReader(source, spec, pool=self.pool, threads=threads, batch=self.read_batch, buffers=self.buffers).read(
@@ -220,9 +199,7 @@ class Worker:
         free = self._decoders[on_device]
         decoder = free.pop() if free else NvImageCodecDecoder(self.device) if on_device else HostDecoder(self.device, self.processes)
         try:
-            reader = DeviceTileReader(
-                source, spec, decoder=decoder, pool=self.pool, threads=threads, batch=self.read_batch, options=options
-            )
+            reader = DeviceTileReader(source, spec, decoder=decoder, pool=self.pool, threads=threads, batch=self.read_batch)
             with side_stream(self.device) as stream:
                 for batch in reader.read(l0_y, l0_x):
                     yield replace(batch, ready=None if stream is None else stream.record_event())

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.errors import InputError, ReadError
-from tilestream.sources import open_source
+from tilestream.errors import InputError, OutageError, ReadError
 from tilestream.sources.base import ImageAddress, Source
+from tilestream.tiles.open_images import OpenImages
 
 CHILD_BYTES = 64 * 1024**2
 """What a process holds beside the shared memory: an interpreter, numpy, and the indices of two slides."""
@@ -87,7 +87,7 @@ class DecodeProcesses:
     ) -> list[Decoded]:
         """Decode the pieces at (k, 2) `places`, row and column, into numbers `first` on of `into`, seen as `shape` (n, height, width, 3).
 
-        Blocks until a process is free and done. Outcomes come in the order of places.
+        Blocks until a process is free and done. Outcomes come in the order of places. Raises OutageError where the image's storage does not answer.
         """
         request = (image, level, places.tolist(), first, shape)
         found = self._ask(request, into)
@@ -120,7 +120,10 @@ class DecodeProcesses:
             child.close()
             child = _Child(self._command)
         self._free.put(child)
-        return answer if answer is None else [ReadError(found) if isinstance(found, str) else found for found in answer]
+        for found in answer or ():
+            if isinstance(found, OutageError):
+                raise found
+        return answer
 
 
 class _Child:
@@ -134,7 +137,7 @@ class _Child:
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
             self._process = subprocess.Popen([*command, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL, env=environment)  # noqa: S603  # our own interpreter
 
-    def ask(self, request: tuple[Any, ...], into: SharedPixels) -> list[int | str | None] | None:
+    def ask(self, request: tuple[Any, ...], into: SharedPixels) -> list[Any] | None:
         """Send a request and wait for its outcomes; None where the process ended. Raises OSError likewise."""
         message = pickle.dumps((into.number, *request))
         if into.number in self._known:
@@ -164,7 +167,7 @@ def serve(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all processes; the one that asks decides
     asked = socket.socket(fileno=number)
     memories: dict[int, NDArray[np.uint8]] = {}
-    sources: dict[ImageAddress, Source] = {}
+    images = OpenImages(OPEN_SOURCES)
     while True:
         message, fds, _, _ = socket.recv_fds(asked, MESSAGE_BYTES, 1)
         if not message:
@@ -174,31 +177,24 @@ def serve(number: int) -> None:
             _remember(memories, memory, np.frombuffer(mmap.mmap(fd, 0), np.uint8), KNOWN_MEMORIES)
             os.close(fd)
         pixels = memories[memory][: np.prod(shape)].reshape(shape)
+        found: list[Decoded | OutageError]
         try:
-            source = _opened(sources, image)
-        except (InputError, ReadError) as error:
-            found: list[int | str | None] = [str(error)[:REASON_CHARACTERS]] * len(places)
-        else:
+            source = images.get(image)
             found = [_decode(source, level, row, col, piece, pixels[piece]) for piece, (row, col) in enumerate(places, first)]
+        except OutageError as error:
+            images.forget(image)
+            found = [OutageError(str(error)[:REASON_CHARACTERS])]
+        except InputError as error:
+            found = [ReadError(str(error)[:REASON_CHARACTERS])] * len(places)
         asked.send(pickle.dumps(found))
 
 
-def _opened(sources: dict[ImageAddress, Source], image: ImageAddress) -> Source:
-    if image not in sources:
-        source = open_source(image.address, image.options)
-        if source.info.fingerprint != image.fingerprint:
-            source.close()
-            raise ReadError(f"{image.address}: the file was changed while it was read")
-        _remember(sources, image, source, OPEN_SOURCES)
-    return sources[image]
-
-
-def _decode(source: Source, level: int, row: int, col: int, number: int, out: NDArray[np.uint8]) -> int | str | None:
+def _decode(source: Source, level: int, row: int, col: int, number: int, out: NDArray[np.uint8]) -> Decoded:
     """`number`, once the piece is in `out`; the reason where it failed; None where the file holds no bytes for it."""
     try:
         pixels = source.read_segment(level, row, col, out)
     except ReadError as error:
-        return str(error)[:REASON_CHARACTERS]
+        return ReadError(str(error)[:REASON_CHARACTERS])
     if pixels is None:
         return None
     if pixels is not out:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tilestream.errors import ReadError
-from tilestream.sources.base import WHITE, ImageAddress, Source, SourceOptions
+from tilestream.sources.base import WHITE, Source
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.tiles.decode_processes import Decoded, DecodeProcesses, SharedPixels
 from tilestream.tiles.device_decoding import HostDecoder, StreamDecoder
 from tilestream.tiles.device_gather import copy_pieces, gather_tiles
 from tilestream.tiles.read_spec import GROUPS_IN_WORK, UNIT_PIECES, ReadSpec, group_pieces, host_group
-from tilestream.tiles.tile_reader import Index, pair_pieces
+from tilestream.tiles.tile_reader import Failure, Index, pair_pieces
 
 GROUP_PIECES = 256
 """Pieces decoded by one call: enough to fill the device, few enough that the first batch comes soon."""
@@ -52,7 +52,7 @@ class DeviceTileBatch:
     """(n,) place of each tile in the list that was asked for."""
     pixels: Tensor
     """(n, tile, tile, 3) uint8 RGB on the decoder's device; undefined where the tile failed."""
-    failed: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, Failure] = field(default_factory=dict)
     """Why reading failed, by place in the list that was asked for."""
     ready: torch.cuda.Event | None = None
     """What another stream must wait for before it touches the pixels."""
@@ -87,14 +87,11 @@ class DeviceTileReader:
         pool: Executor,
         threads: int,
         batch: int,
-        options: SourceOptions | None = None,
     ) -> None:
-        """`options` are those the source was opened with, for a decoder whose processes open it too."""
         on_host = isinstance(decoder, HostDecoder) and source.segment_grid(spec.level) is not None
         assert on_host or can_decode_on_device(source, spec.level), "the caller asks can_decode_on_device first"
         self.source, self.spec, self.decoder = source, spec, decoder
         self.pool, self.threads, self.batch = pool, threads, batch
-        self.image = ImageAddress(source.info.address, options or SourceOptions(), source.info.fingerprint)
 
     def read(self, l0_y: Index, l0_x: Index) -> Iterator[DeviceTileBatch]:
         """Batches of the tiles whose level-0 top-left corners are (n,) `l0_y`, `l0_x`. A tile that fails is in `failed`."""
@@ -132,7 +129,7 @@ class DeviceTileReader:
 
     def _ask(self, processes: DecodeProcesses, places: Index, first: int, shared: SharedPixels, shape: tuple[int, ...]) -> list[Fetched]:
         """`_fetch` by a process, into memory that it shares."""
-        return [*processes.decode(self.image, self.spec.level, places, first, shared, shape)]
+        return [*processes.decode(self.source.opened_as, self.spec.level, places, first, shared, shape)]
 
     def _fetch(self, places: Index, first: int, memory: NDArray[np.uint8] | None) -> list[Fetched]:
         """The pieces at (k, 2) `places`, row and column, as streams, or as their numbers in `memory` from `first` on."""
@@ -206,7 +203,7 @@ class _Shard:
         self.slots = self.plan.slots.copy()
         self.pair_piece = np.repeat(np.arange(len(self.plan.places)), np.diff(_piece_starts(*pairs[:2]), append=len(pairs[0])))
         self.pair_tile = pairs[2]
-        self.failed: dict[int, str] = {}
+        self.failed: dict[int, Failure] = {}
         self.device = decoder.device
         self.arena = torch.empty(self.plan.capacity, self.grid.height, self.grid.width, 3, dtype=torch.uint8, device=self.device)
         self.arena[WHITE_SLOT] = WHITE
@@ -244,7 +241,7 @@ class _Shard:
                 broken[pieces[k]] = f"{self.source.info.address}: level {self.spec.level}, file tile ({row}, {col}): {reason}"
         for piece in sorted(broken):
             low, high = np.searchsorted(self.pair_piece, [piece, piece + 1])
-            self.failed.update(dict.fromkeys(self.pair_tile[low:high].tolist(), broken[piece]))
+            self.failed.update(dict.fromkeys(self.pair_tile[low:high].tolist(), Failure(broken[piece])))
 
     def take(self, number: int) -> DeviceTileBatch:
         """A batch whose pieces are all decoded."""

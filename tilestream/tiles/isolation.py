@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.errors import InputError, ReadError
+from tilestream.errors import InputError, OutageError, ReadError, TilestreamError
 from tilestream.geometry import Region
 from tilestream.sources import open_source
-from tilestream.sources.base import Pixels, SegmentGrid, Source, SourceOptions
+from tilestream.sources.base import ImageAddress, Pixels, SegmentGrid, Source, SourceOptions
+from tilestream.store.layout import TIMEOUT
 from tilestream.tiles.decode_processes import CHILD_BYTES
 from tilestream.tiles.read_spec import ReadSpec
-from tilestream.tiles.tile_reader import TileBatch, TileReader
+from tilestream.tiles.tile_reader import Failure, TileBatch, TileReader
 
 PATIENCE = 60.0
 """Seconds that a child may take for one batch, or for one block of a thumbnail."""
@@ -52,18 +53,11 @@ def isolated_bytes() -> int:
     return 2 * CHILD_BYTES
 
 
-class Quarantined(str):
-    """Why a tile was given up after it made the reading process hang or die twice."""
-
-    __slots__ = ()
-
-
 @dataclass(frozen=True)
 class Job:
     """What a child is told when it starts."""
 
-    address: str
-    options: SourceOptions
+    image: ImageAddress
     spec: ReadSpec
     threads: int
     batch: int
@@ -95,9 +89,9 @@ class _Child:
             self.kill()
             trouble = f"takes more than {START:g} s" if isinstance(error, TimeoutError) else "makes the reading process die"
             raise InputError(f"{self._address}: opening it {trouble}. The file is damaged; export it again or leave it out.") from error
-        if isinstance(self.greeting, str):
+        if isinstance(self.greeting, TilestreamError):
             self.kill()
-            raise InputError(self.greeting)
+            raise self.greeting
         return self._pipe
 
     def receive(self, patience: float) -> Any:
@@ -140,7 +134,7 @@ class IsolatedReader:
     def __init__(self, job: Job, patience: float | None = None) -> None:
         self.job = job
         self.patience = PATIENCE if patience is None else patience
-        self._child = _Child(_serve_tiles, job, job.address)
+        self._child = _Child(_serve_tiles, job, job.image.address)
 
     def read(self, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Iterator[TileBatch]:
         """Batches of tiles, each tile once: read, or failed with the reason.
@@ -149,6 +143,8 @@ class IsolatedReader:
         ------
         InputError
             The child cannot open the source.
+        OutageError
+            The source's storage does not answer.
         """
         size = isolated_groups(self.job.batch)
         waiting = deque((np.arange(start, min(start + size, len(l0_y))), False) for start in range(0, len(l0_y), size))
@@ -182,14 +178,16 @@ class IsolatedReader:
     def _ask(self, group: NDArray[np.int64], l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Iterator[TileBatch]:
         self._child.pipe().send((l0_y[group], l0_x[group]))
         while (head := self._child.receive(self.patience)) is not None:
+            if isinstance(head, TilestreamError):
+                raise head
             index, failed, shape = head
             pixels = self._child.receive_pixels(shape)
-            yield TileBatch(index=group[index], pixels=pixels, failed={int(group[k]): message for k, message in failed.items()})
+            yield TileBatch(index=group[index], pixels=pixels, failed={int(group[k]): failure for k, failure in failed.items()})
 
     def _give_up(self, tile: NDArray[np.int64], trouble: str) -> TileBatch:
         side = self.job.spec.tile
-        message = Quarantined(f"{trouble}, twice; the tile was given up (compute.isolate)")
-        return TileBatch(index=tile, pixels=np.full((1, side, side, 3), 255, np.uint8), failed={int(tile[0]): message})
+        failure = Failure(f"{trouble}, twice; the tile was given up (compute.isolate)", TIMEOUT)
+        return TileBatch(index=tile, pixels=np.full((1, side, side, 3), 255, np.uint8), failed={int(tile[0]): failure})
 
 
 class IsolatedSource(Source):
@@ -206,6 +204,7 @@ class IsolatedSource(Source):
     def __init__(self, address: str, options: SourceOptions, opener: str = OPENER) -> None:
         self._child = _Child(_serve_regions, (address, options, opener), address)
         self._lock = threading.Lock()
+        self.opened_with = options
         self._child.pipe()
         self.info, self._grids, self._held = self._child.greeting
 
@@ -232,7 +231,7 @@ class IsolatedSource(Source):
                 self._child.kill()
                 trouble = f"took more than {PATIENCE:g} s" if isinstance(error, TimeoutError) else "made the reading process die"
                 raise ReadError(f"{self.info.address}: level {level}: reading it {trouble}") from error
-        raise ReadError(problem)
+        raise problem
 
 
 def open_image(address: str, options: SourceOptions, *, isolate: bool) -> Source:
@@ -243,16 +242,20 @@ def open_image(address: str, options: SourceOptions, *, isolate: bool) -> Source
 def _serve_tiles(pipe: Connection, job: Job) -> None:
     """The child: open the source, then read the tiles that are asked for until the parent goes away."""
     _follow_parent()
-    source = _open_for(pipe, job.address, job.options, job.opener)
+    source = _open_for(pipe, job.image.address, job.image.options, job.opener)
     if source is None:
         return
     pipe.send(None)
     with ThreadPoolExecutor(job.threads) as pool:
         while (asked := _next_question(pipe)) is not None:
             reader = TileReader(source, job.spec, pool=pool, threads=job.threads, batch=job.batch)
-            for batch in reader.read(*asked):
-                pipe.send((batch.index, batch.failed, batch.pixels.shape))
-                pipe.send_bytes(np.ascontiguousarray(batch.pixels).data.cast("B"))
+            try:
+                for batch in reader.read(*asked):
+                    pipe.send((batch.index, batch.failed, batch.pixels.shape))
+                    pipe.send_bytes(np.ascontiguousarray(batch.pixels).data.cast("B"))
+            except OutageError as error:
+                pipe.send(error)
+                return
             pipe.send(None)
 
 
@@ -268,8 +271,8 @@ def _serve_regions(pipe: Connection, job: tuple[str, SourceOptions, str]) -> Non
     while (asked := _next_question(pipe)) is not None:
         try:
             pixels = source.read_region(*asked)
-        except ReadError as error:
-            pipe.send(str(error))
+        except (ReadError, OutageError) as error:
+            pipe.send(error)
             continue
         pipe.send(None)
         pipe.send_bytes(np.ascontiguousarray(pixels).data.cast("B"))
@@ -280,8 +283,8 @@ def _open_for(pipe: Connection, address: str, options: SourceOptions, opener: st
     module, _, name = opener.partition(":")
     try:
         source: Source = getattr(importlib.import_module(module), name)(address, options)
-    except InputError as error:
-        pipe.send(str(error))
+    except (InputError, OutageError) as error:
+        pipe.send(error)
         return None
     return source
 

@@ -15,10 +15,20 @@ from tilestream.buffers import PixelBuffers
 from tilestream.errors import ReadError
 from tilestream.geometry import Region, Size
 from tilestream.sources.base import WHITE, Pixels, SegmentGrid, Source
+from tilestream.store.layout import DECODE_ERROR
 from tilestream.tiles.read_spec import ReadSpec, job_pieces, jobs_ahead
 from tilestream.tiles.resample import area_average
 
 Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a tile has no pixels."""
+
+    words: str
+    status: int = DECODE_ERROR
+    """Its code in the store."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class TileBatch:
     """(n,) place of each tile in the list that was asked for."""
     pixels: NDArray[np.uint8]
     """(n, tile, tile, 3) uint8 RGB; undefined where the tile failed."""
-    failed: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, Failure] = field(default_factory=dict)
     """Why reading failed, by place in the list that was asked for."""
 
 
@@ -142,7 +152,7 @@ class _Shard:
         self.waiting = np.bincount(pairs[2], minlength=len(px_y)).tolist()  # pieces that a tile still waits for
         self.buffers: dict[int, NDArray[np.uint8]] = {}
         self.covers: dict[int, Pixels] = {}
-        self.failed: dict[int, str] = {}
+        self.failed: dict[int, Failure] = {}
         self.lock = threading.Lock()
 
     def _pairs(self) -> tuple[Index, Index, Index]:
@@ -214,7 +224,7 @@ class _Shard:
         try:
             pixels = self.source.read_segment(self.spec.level, piece.row, piece.col, place)
         except ReadError as error:
-            self.failed.update(dict.fromkeys(piece.tiles, str(error)))
+            self.failed.update(dict.fromkeys(piece.tiles, Failure(str(error))))
             return
         resampled, buffers, batch_of, place_of = self.spec.resampled, self.buffers, self.batch_of, self.place_of
         for tile, y0, y1, from_y0, from_y1, x0, x1, from_x0, from_x1 in piece.copies:
@@ -229,7 +239,7 @@ class _Shard:
         try:
             pixels = self.source.read_region(self.spec.level, region)
         except ReadError as error:
-            self.failed[tile] = str(error)
+            self.failed[tile] = Failure(str(error))
             return
         self._tile(tile)[:] = self._average(tile, pixels) if self.spec.resampled else pixels
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.errors import ReadError
+from tilestream.errors import ReadError, outage
 from tilestream.geometry import Region
 from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
@@ -42,10 +42,9 @@ class TiffSource(Source):
         The image is refused; the message says what to choose or to repair.
     """
 
-    """Value of pieces of which the file holds no bytes."""
-
     def __init__(self, address: str, options: SourceOptions) -> None:
         checked_file(address)
+        self.opened_with = options
         self._open(address, index_tiff(address, options))
         self.mask = _mask_of(address, self._index)
 
@@ -175,7 +174,7 @@ class TiffSource(Source):
         try:
             data = os.pread(self._files[page.file], count, offset)
         except OSError as error:
-            raise ReadError(f"{count} bytes at {offset}: {error.strerror or error}") from error
+            raise outage(error, self.info.address) or ReadError(f"{count} bytes at {offset}: {error.strerror or error}") from error
         if len(data) != count:
             raise ReadError(f"the file gave {len(data)} of {count} bytes at {offset}")
         return data

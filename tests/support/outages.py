@@ -1,0 +1,29 @@
+"""Storage that goes away: reads of image files fail from some read on, for a while or for good."""
+
+import errno
+import os
+from pathlib import Path
+
+from tests.support.encoders import Corners
+from tilestream.stages import outages
+
+
+class Outage:
+    """In place of `os.pread`: after `after` reads of an image, the next `count` of them fail as `kind` says."""
+
+    def __init__(self, after, count, kind):
+        self.after, self.count, self.kind, self.reads, self.read = after, count, kind, 0, os.pread
+
+    def __call__(self, number, size, offset):
+        if Path(f"/proc/self/fd/{number}").readlink().suffix == ".tif":
+            self.reads += 1
+            if self.after < self.reads <= self.after + self.count:
+                raise OSError(self.kind, os.strerror(self.kind))
+        return self.read(number, size, offset)
+
+
+def corners_in_an_outage(count):
+    """An encoder of a worker process whose share is gone for a while; pauses are none."""
+    outages.PAUSES = (0.0, 0.0, 0.0)
+    os.pread = Outage(12, count, errno.ESTALE)
+    return Corners()
