@@ -67,6 +67,10 @@ class ConfigError(TilestreamError):
     exit_code = 2
 
 
+class UnfitWorkerError(ConfigError):
+    """A worker cannot compute what the first worker of its run computes; another one may."""
+
+
 class InputError(TilestreamError):
     """An input was refused: missing, unreadable, without the numbers that the config relies on."""
 

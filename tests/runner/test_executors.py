@@ -18,7 +18,7 @@ from tests.support.runs import config, opened, same_store
 from tilestream.config.load import load_config
 from tilestream.config.schema import Config
 from tilestream.errors import ConfigError, InputError, InterruptedRunError
-from tilestream.runner.executors import DaskEngine, InlineEngine, open_engine
+from tilestream.runner.executors import DaskEngine, InlineEngine, _Submitted, open_engine
 
 LINE = {
     "encoder": {"name": "vit_tiny_patch16_224", "precision": "fp32"},
@@ -189,7 +189,7 @@ class Answer:
 @pytest.mark.parametrize("trouble", [ConnectionResetError(104, "reset by peer"), CancelledError()])
 def test_a_connection_that_breaks_while_a_result_comes_is_a_lost_scheduler(trouble):
     engine = DaskEngine.__new__(DaskEngine)
-    engine._done, engine._keys = queue.SimpleQueue(), {"task": "key"}
+    engine._done, engine._submitted = queue.SimpleQueue(), {"task": _Submitted("key", abs, (-1,), None, frozenset())}
     engine._done.put(Answer(trouble))
     key, outcome = engine.wait_next(1)
     assert key == "key"
@@ -215,7 +215,7 @@ def test_preparing_workers_ends_with_our_own_error(answer, words):
             return {"workers": {"tcp://a": {}}}
 
     engine = DaskEngine.__new__(DaskEngine)
-    engine._client = Client()
+    engine._client, engine._unfit = Client(), set()
     for call in (engine.call, engine.call_all):
         with pytest.raises(InterruptedRunError, match=words):
             call(abs, -1)

@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -92,11 +92,12 @@ def _run(config: Config, cohort: Cohort, *, restart: bool, reporter: Reporter) -
     refuse_foreign(cohort.output, cohort.refs, [f"{cohort.name}.json"])
     with hold_lock(cohort.output, cohort.name):
         try:
-            with open_engine(config.compute) as engine:
+            with open_engine(config.compute, partial(reporter.message, level="warning")) as engine:
                 described = partial(engine.call, describe_encoder)
                 setup = set_up(config, worker_settings(config), described, engine.workers, len(cohort.refs))
                 # All workers build their encoders now, so that none does while others wait for its first shard.
                 engine.call_all(describe_encoder, setup.settings)
+                setup = replace(setup, workers=engine.workers)
                 Run(cohort, setup, engine, summary, reporter, restart=restart).execute()
         finally:
             summary.seconds = time.perf_counter() - start

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
 import queue
-import re
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -16,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
-from tilestream.config.local_files import read_small_file
 from tilestream.config.schema import Compute, SchedulerSpec
-from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
+from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, UnfitWorkerError, storage_error
+from tilestream.runner.clusters import address_in_file, start_cluster
+from tilestream.stages.hardware import worker_address
 from tilestream.stages.slide_task import STOP
 from tilestream.stages.worker_settings import LANES, worker_count
 
@@ -41,12 +39,16 @@ class Outcome:
 
     value: Any = None
     error: TilestreamError | None = None
+    worker: str = ""
+    """Address of the worker that cannot do this task or any other of its run; empty where it can."""
 
 
 def run_task(function: Callable[..., Any], *arguments: Any) -> Outcome:
     """Run a task; our own errors become values, so that no scheduler retries what cannot succeed."""
     try:
         return Outcome(value=function(*arguments))
+    except UnfitWorkerError as error:
+        return Outcome(error=error, worker=worker_address())
     except TilestreamError as error:
         return Outcome(error=error)
     except OSError as error:
@@ -121,25 +123,40 @@ class InlineEngine(Engine):
         STOP.clear()
 
 
+@dataclass(frozen=True)
+class _Submitted:
+    """A task that was started and has not ended."""
+
+    key: Any
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    future: Any
+    allowed: frozenset[str]
+    """Addresses of the workers that may do it; empty for all."""
+
+
 class DaskEngine(Engine):
     """Tasks on a `distributed` cluster, ours or one that was running already."""
 
-    def __init__(self, spec: SchedulerSpec, workers: int) -> None:
+    def __init__(self, spec: SchedulerSpec, workers: int, say: Callable[[str], None]) -> None:
         import distributed
 
         self._cluster: Any = None
         if spec.kind == "address":
             self._client = distributed.Client(spec.address, set_as_default=False)
         elif spec.kind == "file":
-            self._client = distributed.Client(_address_in_file(spec.path or ""), set_as_default=False)
+            self._client = distributed.Client(address_in_file(spec.path or ""), set_as_default=False)
         else:
-            self._cluster = _start_cluster(spec, workers)
+            self._cluster = start_cluster(spec, workers)
             self._client = distributed.Client(self._cluster, set_as_default=False)
         self._client.wait_for_workers(1, timeout=300)
         self.workers = max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
         self.capacity = self.workers * (LANES + 2)
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._keys: dict[str, Any] = {}
+        self._say = say
+        self._submitted: dict[str, _Submitted] = {}
+        self._unfit: set[str] = set()
+        """Addresses of workers that get no task."""
         self._run = os.urandom(4).hex()
         self._count = 0
         self._alone_since: float | None = None
@@ -147,9 +164,32 @@ class DaskEngine(Engine):
     def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
         self._count += 1
         name = f"{function.__name__}-{self._run}-{self._count}"
-        future = self._client.submit(run_task, function, *arguments, key=name, retries=RETRIES, pure=False)
-        self._keys[name] = key
+        allowed = self._fit_workers() if self._unfit else None
+        future = self._client.submit(
+            run_task, function, *arguments, key=name, retries=RETRIES, pure=False, workers=allowed, allow_other_workers=False
+        )
+        self._submitted[name] = _Submitted(key, function, arguments, future, frozenset(allowed or ()))
         future.add_done_callback(self._done.put)
+
+    def _fit_workers(self) -> list[str]:
+        """Addresses of the workers that are there and can do the run's tasks."""
+        return [address for address in self._client.scheduler_info(n_workers=-1)["workers"] if address not in self._unfit]
+
+    def _refuse(self, outcome: Outcome) -> None:
+        """Give a worker no more tasks. Raises its error where it was the last one."""
+        assert outcome.error is not None
+        if outcome.worker not in self._unfit:
+            self._unfit.add(outcome.worker)
+            self._say(str(outcome.error))
+        if not self._fit_workers():
+            raise outcome.error
+        self.workers = len(self._fit_workers())
+        self.capacity = self.workers * (LANES + 2)
+
+    def _submit_again(self, name: str) -> None:
+        """Start a task anew, on workers that can do it."""
+        task = self._submitted.pop(name)
+        self.submit(task.key, task.function, *task.arguments)
 
     def wait_next(self, timeout: float | None = None) -> tuple[Any, Outcome] | None:
         try:
@@ -161,11 +201,17 @@ class DaskEngine(Engine):
             self._check_cluster()
             threading.Thread(target=self._await_again, args=[future], daemon=True).start()
             return None
-        key = self._keys.pop(future.key)
+        if future.key not in self._submitted:  # it was started anew
+            return None
         try:
-            return key, _outcome(future)
+            outcome = _outcome(future)
         except InterruptedRunError as error:
-            return key, Outcome(error=error)
+            outcome = Outcome(error=error)
+        if outcome.worker:
+            self._refuse(outcome)
+            self._submit_again(future.key)
+            return None
+        return self._submitted.pop(future.key).key, outcome
 
     def _await_again(self, future: Any) -> None:
         """Hand a future on once more when it is done again, or cannot be."""
@@ -178,11 +224,14 @@ class DaskEngine(Engine):
         if self._client.status != "running":
             raise InterruptedRunError(LOST)
         try:
-            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+            workers = self._fit_workers()
         except OSError as error:
             raise InterruptedRunError(LOST) from error
         if workers:
             self._alone_since = None
+            for name in [name for name, task in self._submitted.items() if task.allowed and not task.allowed.intersection(workers)]:
+                self._submitted[name].future.cancel()
+                self._submit_again(name)
             return
         self._alone_since = self._alone_since or time.monotonic()
         if time.monotonic() - self._alone_since > ALONE:
@@ -194,7 +243,11 @@ class DaskEngine(Engine):
     def call_all(self, function: Callable[[Any], Any], task: Any) -> list[Any]:
         addresses = list(self._client.scheduler_info(n_workers=-1)["workers"])
         started = [self._client.submit(run_task, function, task, pure=False, workers=[a], allow_other_workers=False) for a in addresses]
-        return [_value(future) for future in started]
+        outcomes = [_outcome(future) for future in started]
+        for outcome in outcomes:
+            if outcome.worker:
+                self._refuse(outcome)
+        return [_value_of(outcome) for outcome in outcomes if not outcome.worker]
 
     def close(self) -> None:
         self._client.close()
@@ -204,7 +257,10 @@ class DaskEngine(Engine):
 
 def _value(future: Any) -> Any:
     """What a task gave, when it is there; raises its error, or InterruptedRunError."""
-    outcome = _outcome(future)
+    return _value_of(_outcome(future))
+
+
+def _value_of(outcome: Outcome) -> Any:
     if outcome.error is not None:
         raise outcome.error
     return outcome.value
@@ -230,8 +286,8 @@ def _outcome(future: Any) -> Outcome:
     ) from error
 
 
-def open_engine(compute: Compute) -> Engine:
-    """The engine that `compute.scheduler` asks for.
+def open_engine(compute: Compute, say: Callable[[str], None] | None = None) -> Engine:
+    """The engine that `compute.scheduler` asks for; `say` hears of workers that are refused.
 
     Raises
     ------
@@ -243,54 +299,7 @@ def open_engine(compute: Compute) -> Engine:
         return InlineEngine()
     workers = worker_count(compute)
     try:
-        return DaskEngine(spec, workers)
+        return DaskEngine(spec, workers, say or (lambda _: None))
     except (OSError, TimeoutError) as error:
         where = spec.address or spec.path or spec.cls
         raise ConfigError(f"compute.scheduler: no cluster answers at {where}: {error}. Start one, or set it to local.") from error
-
-
-def _start_cluster(spec: SchedulerSpec, workers: int) -> Any:
-    if spec.kind == "local":
-        return _start_local_cluster(workers)
-    module, _, name = (spec.cls or "").rpartition(".")
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"compute.scheduler.class: {spec.cls} cannot be imported: {error}.") from error
-    cluster = factory(**spec.args)
-    cluster.scale(workers)
-    return cluster
-
-
-def _address_in_file(path: str) -> str:
-    """The address of a scheduler in the file that it wrote. Raises ConfigError: distributed would wait for ever for a file that is not there."""
-    data = read_small_file(path, "compute.scheduler", "Start the scheduler first: dask scheduler --scheduler-file FILE.")
-    try:
-        address = json.loads(data)["address"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ConfigError(f"compute.scheduler: {path} is not a scheduler's file: it has no address. Start the scheduler again.") from error
-    if not isinstance(address, str) or not re.fullmatch(r"\w+://\S+", address):
-        raise ConfigError(
-            f"compute.scheduler: {path} is not a scheduler's file: its address is {str(address)[:80]!r}. Start the scheduler again."
-        )
-    return address
-
-
-def _start_local_cluster(workers: int) -> Any:
-    """Worker processes of this machine that take work from this process alone.
-
-    Whoever reaches a scheduler or a worker of dask may have it run any code, and each user of the machine reaches its ports: all connections
-    are TLS with a key and a certificate made for this run, which both sides must show, and which never lie on a disk for longer than it takes to load them.
-    That costs 0.1 s at the start of a run and 0.5 ms or less a task. No pages about tasks are served.
-    """
-    import dask
-    import distributed
-
-    unserved: dict[str, list[str]] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
-    with dask.config.set(unserved):
-        # The nanny's own memory limit is off: the plan refuses what does not fit, and a kill would only repeat the shard.
-        # Left alone, the scheduler would open port 8787 of every address, for one run a machine.
-        return distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=LANES + 1, processes=True, memory_limit=None, dashboard_address=None,
-            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"}, security=distributed.Security.temporary(), protocol="tls://",
-        )  # fmt: skip

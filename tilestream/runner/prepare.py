@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
@@ -56,22 +56,26 @@ class PreparedSlide:
 
 
 def set_up(
-    config: Config, settings: WorkerSettings, describe: Callable[[WorkerSettings], EncoderFacts], workers: int, slides: int
+    config: Config,
+    settings: WorkerSettings,
+    describe: Callable[[WorkerSettings], tuple[EncoderFacts, WorkerSettings]],
+    workers: int,
+    slides: int,
 ) -> Setup:
     """Learn the encoder from a worker, and refuse what no slide can mend.
 
-    All workers take the batch that this one measured, so that it does not matter which of them does a shard.
+    What the config leaves open is settled by that worker, so that it does not matter which of them does a shard.
 
     Raises
     ------
     ConfigError
         The encoder, or the context on top of it, does not suit the config.
     """
-    facts = describe(settings)
+    facts, pinned = describe(settings)
     check_encoder(facts, config)
     if config.context is not None:
         build_context(config.context, facts.dim)
-    return Setup(config, replace(settings, batch=facts.batch), facts, workers, slides)
+    return Setup(config, pinned, facts, workers, slides)
 
 
 def open_slide(ref: SlideRef, config: Config) -> Source:

@@ -44,7 +44,7 @@ def make_recipe(config: Config, facts: EncoderFacts) -> dict[str, Any]:
         "pool": config.pool.model_dump(mode="json"),
         "windows": config.windows.model_dump(mode="json") if "windows" in config.output.save else None,
         "output": {"save": sorted(config.output.save), "dtype": config.output.dtype},
-        "compute": {"shard_tiles": config.compute.shard_tiles},
+        "compute": {"shard_tiles": config.compute.shard_tiles, "cpu_capability": facts.cpu_capability},
     }
     return without_credentials(recipe)
 
@@ -76,9 +76,14 @@ def check_recipe(store: SlideStore, recipe: dict[str, Any], slide: str) -> None:
         now.pop("encoder.vector", None)
     changed = [f"{key} was {was.get(key)!r} and is now {now.get(key)!r}" for key in sorted(was | now) if was.get(key) != now.get(key)]
     if changed:
+        hint = (
+            "Set ATEN_CPU_CAPABILITY (default, avx2, avx512) to what it was. "
+            if any("compute.cpu_capability" in each for each in changed)
+            else ""
+        )
         raise OutputError(
             f"{store.folder.address} was made by another recipe: {'; '.join(changed)}. "
-            f"Choose another output, or start {slide} over with --restart (its embeddings are then deleted)."
+            f"{hint}Choose another output, or start {slide} over with --restart (its embeddings are then deleted)."
         )
 
 

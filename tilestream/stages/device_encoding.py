@@ -55,6 +55,8 @@ class DeviceEncoder:
         self.tile = tile
         self.device = device
         self.notes: list[str] = []
+        self.compiled = compiled
+        """Whether its blocks are compiled by now."""
         self._graph: torch.cuda.CUDAGraph | None = None
         with torch.inference_mode():
             self.batch = batch or self._best_batch()
@@ -141,6 +143,7 @@ class DeviceEncoder:
             for target, forward in zip(targets, before, strict=True):
                 target._compiled_call_impl = None  # noqa: SLF001  # what nn.Module.compile sets
                 target.forward = forward
+            self.compiled = False
             self.notes.append(f"the encoder runs uncompiled: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
 
     def _capture_or_halve(self, batch: int | None = None) -> None:

@@ -16,21 +16,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tilestream.encoders.registry import random_weights
-from tilestream.encoders.weights import weights_digest
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources.base import Source
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import device_name
 from tilestream.stages.outages import outlast_outages
+from tilestream.stages.pinning import PRECISIONS
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.stages.worker import Embedded, Worker, worker_for
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, uses_processes
 from tilestream.store.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES, TIMEOUT
 from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.grid import TileSet
-
-PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-"""Number formats as a config names them."""
 
 
 def embed(image: Source, tiles: TileSet, encoder: nn.Module, *, batch_size: int | None = None) -> NDArray[np.float32]:
@@ -84,22 +81,24 @@ def embed(image: Source, tiles: TileSet, encoder: nn.Module, *, batch_size: int 
     return rows
 
 
-def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
-    """Build the encoder, run one batch of noise through it, and say what the plan must know."""
+def describe_encoder(settings: WorkerSettings) -> tuple[EncoderFacts, WorkerSettings]:
+    """Build the encoder, run one batch of noise through it, and say what the plan must know, and what all other workers are to be set up with."""
     worker = worker_for(settings)
     noise = np.random.default_rng(0).integers(0, 256, (worker.batch, settings.tile, settings.tile, 3), np.uint8)
     out = worker.compute.submit(worker.encode, noise, lambda *_: "a batch of noise").result()
     dim = int(worker.encoder.dim)  # type: ignore[arg-type]
     if out.shape[-1] != dim:
         raise ConfigError(f"encoder.name: {settings.encoder} says dim {dim}, but its output is {tuple(out.shape[1:])}.")
-    return EncoderFacts(
+    pinned = worker.pinned.pinned
+    assert pinned is not None, "what a worker has pinned is pinned"
+    facts = EncoderFacts(
         name=settings.encoder,
         dim=dim,
         tokens=out.shape[1] if out.ndim == 3 else 1,
         tile_size=getattr(worker.encoder, "tile_size", None),
         mpp=getattr(worker.encoder, "mpp", None),
         parameters=sum(p.numel() for p in worker.encoder.parameters()),
-        digest=weights_digest(worker.encoder),
+        digest=pinned.weights_sha256,
         untrained=random_weights(settings.spec, worker.encoder),
         peak_bytes=worker.program_bytes(),
         device=device_name(worker.device),
@@ -111,7 +110,9 @@ def describe_encoder(settings: WorkerSettings) -> EncoderFacts:
         notes=(*getattr(worker.encoder, "notes", ()), *worker.notes),
         vector=getattr(worker.encoder, "vector", None),
         takes_larger_tiles=bool(getattr(worker.encoder, "takes_larger_tiles", False)),
+        cpu_capability=pinned.cpu_capability,
     )
+    return facts, worker.pinned
 
 
 _Embedded = tuple[dict[str, NDArray[Any]], dict[int, str]]

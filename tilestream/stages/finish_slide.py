@@ -20,6 +20,7 @@ from tilestream.models.pooling import SoftmaxPool, make_pool
 from tilestream.stages.clock import Clock
 from tilestream.stages.mix_context import CONTEXT_ROWS
 from tilestream.stages.overview import SlidePanel, draw_overview, draw_slide_panel
+from tilestream.stages.pinning import check_machine
 from tilestream.stages.region_vectors import WindowWriter, write_larger_windows
 from tilestream.stages.slide_task import Report, SlideTask
 from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD
@@ -41,6 +42,7 @@ def pool_slide(task: SlideTask, shards: range) -> Report:
 
     Rows pass in blocks of one fixed size, so that no result depends on how they were cut into shards.
     """
+    check_machine(task.line.worker)
     store, clock, line = task.open_store(), Clock(), task.line
     rows = TILE_ROWS if line.context is None else CONTEXT_ROWS
     if "slide" in line.save and line.pool.name != "none":

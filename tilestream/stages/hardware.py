@@ -43,11 +43,24 @@ def worker_number() -> int:
         return 0
 
 
+def worker_address() -> str:
+    """Address of the Dask worker that runs this task; empty outside of one."""
+    distributed = sys.modules.get("distributed")
+    try:
+        return str(distributed.get_worker().address) if distributed is not None else ""
+    except ValueError:  # no worker here
+        return ""
+
+
+def has_matrix_units(device: torch.device) -> bool:
+    """Whether a device multiplies matrices of bf16 faster than those of fp32."""
+    return bool(torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported())  # noqa: SLF001
+
+
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The number format of a config value; auto is bf16 where the device has matrix units for it."""
     if name == "auto":
-        units = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()  # noqa: SLF001
-        return torch.bfloat16 if units else torch.float32
+        return torch.bfloat16 if has_matrix_units(device) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 

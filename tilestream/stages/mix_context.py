@@ -19,6 +19,7 @@ from tilestream.models.context import ContextTransformer
 from tilestream.models.context_spec import BAND_BYTES
 from tilestream.models.context_streaming import Rect, RowBands, TokenBand, input_rects, mix_rect
 from tilestream.stages.hardware import pick_device, pick_precision
+from tilestream.stages.pinning import check_machine
 from tilestream.stages.region_vectors import WindowWriter
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.stages.token_grid import TileMeans, TokenGrid, tokens_a_side
@@ -59,6 +60,7 @@ def build_context(context: Context, dim: int, precision: str = "fp32") -> Contex
 @torch.inference_mode()
 def mix_context(task: SlideTask, shards: range) -> Report:
     """Context of a slide whose tiles are all in the store, or of some shards of it; those that are committed already are left as they are."""
+    check_machine(task.line.worker)
     with _ONE_AT_A_TIME:
         start = time.perf_counter()
         tokens = StoredTokens(task)

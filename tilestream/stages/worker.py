@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -27,6 +28,7 @@ from tilestream.sources.base import Source
 from tilestream.stages.clock import Clock
 from tilestream.stages.device_encoding import DeviceEncoder, host_encoder
 from tilestream.stages.hardware import peak_memory, pick_device, pick_precision, settle_allocator
+from tilestream.stages.pinning import check_alike, check_machine, pin_settings
 from tilestream.stages.prefetch import read_ahead, side_stream
 from tilestream.stages.worker_settings import LANES, EncoderFacts, WorkerSettings
 from tilestream.tiles.buffer_limits import read_batch
@@ -95,6 +97,7 @@ class Worker:
     """
 
     def __init__(self, settings: WorkerSettings, encoder: nn.Module | None = None) -> None:
+        check_machine(settings)
         self.device = pick_device(settings.device)
         settle_allocator(computes=self.device.type == "cpu")
         self.settings = settings
@@ -109,16 +112,21 @@ class Worker:
         if self.dtype is not torch.float32:
             self.encoder = self.encoder.to(self.dtype)
         self.notes: list[str] = []
+        compiled = False
         if self.gathers:
             compiled = settings.compile is not False
             on_device = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device, compiled=compiled)
             self.batch, self.notes = on_device.batch, on_device.notes
+            compiled = on_device.compiled
             self.read_batch = self.batch
             self._encode_batch: Callable[[Tensor], Tensor] = on_device
         else:
             self.batch = settings.batch or CPU_BATCH
             self.read_batch = read_batch(self.batch, settings.tile)
             self._encode_batch = host_encoder(self.encoder, settings.encoder, self.batch)
+        self._compiled = compiled
+        if settings.pinned is not None:
+            check_alike(settings, settings.pinned, self.encoder, compiled=compiled)
         self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         # One thread does all computing: each thread has an allocator arena of its own, and activations would leave holes in all of them.
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -135,6 +143,13 @@ class Worker:
         if self.processes is not None:
             self.processes.close()
         self.images.clear()
+
+    @cached_property
+    def pinned(self) -> WorkerSettings:
+        """What every worker of this one's run must be set up with."""
+        if self.settings.pinned is not None:
+            return self.settings
+        return pin_settings(self.settings, self.device, self.dtype, self.encoder, self.batch, compiled=self._compiled)
 
     def program_bytes(self) -> int:
         """Resident memory of the worker before it reads: its own so far, and what its decoding processes will hold."""
@@ -258,10 +273,10 @@ _WORKER_LOCK = threading.Lock()
 
 
 def worker_for(settings: WorkerSettings) -> Worker:
-    """The worker of this process; built once, and anew when the settings change. One that measured its batch serves that batch too."""
+    """The worker of this process; built once, and anew when the settings change. One that chose for its run serves what it chose too."""
     global _worker  # noqa: PLW0603  # one encoder a process
     with _WORKER_LOCK:
-        if _worker is None or settings not in (_worker.settings, replace(_worker.settings, batch=_worker.batch)):
+        if _worker is None or settings not in (_worker.settings, _worker.pinned):
             if _worker is not None and _worker.processes is not None:
                 _worker.processes.close()
             _worker = None  # let go of the old encoder before the new one is built

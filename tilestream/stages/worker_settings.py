@@ -41,6 +41,7 @@ def worker_settings(config: Config) -> WorkerSettings:
         threads=threads,
         decode_processes=uses_processes(threads),
         compute_threads=cores if local else None,
+        exact=exact,
     )
 
 
@@ -70,6 +71,17 @@ def untrained_parts(config: Config, facts: EncoderFacts) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Pinned:
+    """What the first worker of a run found, and every other one must find as well: its rows would differ otherwise."""
+
+    weights_sha256: str
+    matrix_units: bool
+    """Whether bf16 was chosen because the device has matrix units for it."""
+    cpu_capability: str | None
+    """The instruction set of the CPU's kernels, as torch names it, in exact mode."""
+
+
+@dataclass(frozen=True)
 class WorkerSettings:
     """How a worker is set up; equal settings share one encoder."""
 
@@ -93,6 +105,10 @@ class WorkerSettings:
     """Whether pieces for a device are decoded in processes of their own, as many as `threads`."""
     compute_threads: int | None
     """Threads of torch within one operation; None leaves torch's own choice."""
+    exact: bool = False
+    """Whether results have the same bits whoever computes them."""
+    pinned: Pinned | None = None
+    """None where the worker is the first of its run, and chooses what the config leaves open."""
 
     @property
     def spec(self) -> EncoderSpec:
@@ -136,6 +152,8 @@ class EncoderFacts:
     """What a person should know of how the encoder runs."""
     vector: str | None = None
     """What the vector of a tile is; None where the encoder does not say."""
+    cpu_capability: str | None = None
+    """The instruction set of the CPU's kernels, where the output depends on it: in exact mode."""
     takes_larger_tiles: bool = False
     """Whether the encoder brings tiles above `tile_size` to it."""
 
