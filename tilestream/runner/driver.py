@@ -14,9 +14,9 @@ from tilestream.config.load import load_config
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
+from tilestream.runner.clusters import check_main_guard
 from tilestream.runner.cohort import Cohort, list_cohort
 from tilestream.runner.executors import Engine, Outcome, open_engine
-from tilestream.runner.main_guard import check_main_guard
 from tilestream.runner.pipeline import Stage, stages_of
 from tilestream.runner.prepare import PreparedSlide, Setup, open_slide, prepare_slide, set_up
 from tilestream.runner.recipe import check_recipe, check_source, make_recipe, slide_recipe
