@@ -15,7 +15,7 @@ from tests.support.outages import Outage
 from tests.support.runs import config, opened, same_store
 from tilestream.errors import InterruptedRunError
 from tilestream.sources.openslide import OpenSlideSource
-from tilestream.stages import outages
+from tilestream.stages import slide_task
 
 CORNERS = "tests.support.encoders:corners"
 LINES = {
@@ -31,7 +31,7 @@ def image(tmp_path):
 
 @pytest.fixture
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(outages, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(slide_task, "PAUSES", (0.0, 0.0, 0.0))
 
 
 def line(name, image, output, **compute):
@@ -108,7 +108,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_an_outage(image, tmp_path, mon
             tilestream.run(given)
     else:
         monkeypatch.setattr(os, "pread", Outage(100, 1, errno.ESTALE))
-        monkeypatch.setattr("tilestream.stages.outages.STOP.wait", lambda _: image.exists() and image.rename(aside))
+        monkeypatch.setattr("tilestream.stages.slide_task.STOP.wait", lambda _: image.exists() and image.rename(aside))
         with pytest.raises(InterruptedRunError, match="its storage does not answer: the file is gone"):
             tilestream.run(given)
     monkeypatch.undo()

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from tests.support.encoders import Corners
-from tilestream.stages import outages
+from tilestream.stages import slide_task
 
 
 class Outage:
@@ -24,6 +24,6 @@ class Outage:
 
 def corners_in_an_outage(count):
     """An encoder of a worker process whose share is gone for a while; pauses are none."""
-    outages.PAUSES = (0.0, 0.0, 0.0)
+    slide_task.PAUSES = (0.0, 0.0, 0.0)
     os.pread = Outage(12, count, errno.ESTALE)
     return Corners()

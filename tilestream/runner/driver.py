@@ -24,8 +24,7 @@ from tilestream.runner.reporter import Reporter
 from tilestream.runner.store_creation import create_store
 from tilestream.runner.summary import SlideResult, Summary
 from tilestream.stages.embed_tiles import add_counts, describe_encoder
-from tilestream.stages.outages import outlast_outages
-from tilestream.stages.slide_task import Report, SlideTask
+from tilestream.stages.slide_task import Report, SlideTask, outlast_outages
 from tilestream.stages.worker_settings import untrained_parts, worker_settings
 from tilestream.store.lock import hold_lock
 from tilestream.store.ownership import refuse_foreign

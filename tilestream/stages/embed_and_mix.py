@@ -17,8 +17,7 @@ from tilestream.models.context_streaming import RowBands, TokenBand
 from tilestream.stages.clock import Clock
 from tilestream.stages.embed_tiles import add_counts, count_statuses, place_results, refuse_tile
 from tilestream.stages.mix_context import STAGE, Sink, build_context, input_end, input_top, row_groups
-from tilestream.stages.outages import outlast_outages
-from tilestream.stages.slide_task import Report, SlideTask, check_stopped
+from tilestream.stages.slide_task import Report, SlideTask, check_stopped, outlast_outages
 from tilestream.stages.token_grid import TokenGrid, tokens_a_side
 from tilestream.stages.worker import Embedded, Worker, worker_for
 from tilestream.store.layout import OK, PADDED, Layout

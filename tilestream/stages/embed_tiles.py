@@ -20,9 +20,8 @@ from tilestream.errors import ConfigError, InputError
 from tilestream.sources.base import Source
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import device_name
-from tilestream.stages.outages import outlast_outages
 from tilestream.stages.pinning import PRECISIONS
-from tilestream.stages.slide_task import Report, SlideTask, check_stopped
+from tilestream.stages.slide_task import Report, SlideTask, check_stopped, outlast_outages
 from tilestream.stages.worker import Embedded, Worker, worker_for
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, uses_processes
 from tilestream.store.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES, TIMEOUT

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.config.schema import Context, Pool, Windows
-from tilestream.errors import InterruptedRunError
+from tilestream.errors import InterruptedRunError, OutageError
 from tilestream.geometry import TileGrid
 from tilestream.sources.base import ImageAddress
 from tilestream.stages.hardware import children_memory, peak_memory
@@ -18,6 +20,8 @@ from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.read_spec import ReadSpec
+
+T = TypeVar("T")
 
 STOP = threading.Event()
 """Set in the process that was asked to stop: shards in work end at their next batch."""
@@ -103,3 +107,40 @@ def check_stopped() -> None:
     """End the work in hand where the process was asked to. Raises InterruptedRunError."""
     if STOP.is_set():
         raise InterruptedRunError("stopped")
+
+
+PAUSES = (5.0, 15.0, 40.0)
+"""Seconds before the second try and each one after it."""
+
+
+def outlast_outages(work: Callable[[], T], forget: Callable[[], None], wait: Callable[[float], object] | None = None) -> T:
+    """What `work` gives, which is tried again where the storage of an image does not answer.
+
+    Parameters
+    ----------
+    work : callable
+        Does nothing twice that it did once.
+    forget : callable
+        Called before each further try: handles from before an outage never work again.
+    wait : callable, optional
+        Given the seconds of a pause; otherwise it ends early where the process is asked to stop.
+
+    Raises
+    ------
+    OutageError
+        The last try failed as well.
+    """
+    for pause in PAUSES:
+        try:
+            return work()
+        except OutageError:
+            forget()
+            (wait or STOP.wait)(pause)
+            check_stopped()
+    try:
+        return work()
+    except OutageError as error:
+        raise OutageError(
+            f"{error}; {len(PAUSES) + 1} tries in {sum(PAUSES):g} s on {os.uname().nodename}. No tile was given up, and what is finished is kept. "
+            "Mend the disk, the share or the connection, then run the same command again."
+        ) from error

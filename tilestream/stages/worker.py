@@ -25,6 +25,7 @@ from tilestream.buffers import PixelBuffers
 from tilestream.encoders.registry import build_encoder
 from tilestream.errors import ConfigError, user_code
 from tilestream.sources.base import Source
+from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock
 from tilestream.stages.device_encoding import DeviceEncoder, host_encoder
 from tilestream.stages.hardware import peak_memory, pick_device, pick_precision, settle_allocator
@@ -36,7 +37,6 @@ from tilestream.tiles.decode_processes import CHILD_BYTES, DecodeProcesses
 from tilestream.tiles.device_decoding import HostDecoder, NvImageCodecDecoder, StreamDecoder
 from tilestream.tiles.device_reader import DeviceTileBatch, DeviceTileReader, can_decode_on_device
 from tilestream.tiles.isolation import IsolatedReader, Job
-from tilestream.tiles.open_images import OpenImages
 from tilestream.tiles.read_spec import READ_TILES, ReadSpec
 from tilestream.tiles.tile_reader import Failure, TileBatch, TileReader
 

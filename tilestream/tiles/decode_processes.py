@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tilestream.errors import InputError, OutageError, ReadError
 from tilestream.sources.base import ImageAddress, Source
-from tilestream.tiles.open_images import OpenImages
+from tilestream.sources.open_images import OpenImages
 
 CHILD_BYTES = 64 * 1024**2
 """What a process holds beside the shared memory: an interpreter, numpy, and the indices of two slides."""

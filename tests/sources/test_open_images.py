@@ -8,7 +8,7 @@ from tests.support.images import make_image, write_pyramid
 from tilestream.errors import InputError, OutageError
 from tilestream.sources import open_source
 from tilestream.sources.base import ImageAddress, SourceOptions
-from tilestream.tiles.open_images import OpenImages
+from tilestream.sources.open_images import OpenImages
 
 
 @pytest.fixture
