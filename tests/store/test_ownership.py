@@ -105,6 +105,9 @@ def test_an_output_that_holds_a_slide_or_lies_in_one_is_refused(tmp_path, where)
             refuse_foreign(Folder(str(tmp_path / where / "out")), refs)
         return
     (tmp_path / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "out" / "linked.svs").symlink_to(tmp_path / "elsewhere.svs")
+    with pytest.raises(ConfigError, match="one of its slides"):
+        refuse_foreign(Folder(str(tmp_path / "out")), [SlideRef("linked", str(tmp_path / "out" / "linked.svs"))])
     for output in ("out", "link", "out/../out"):
         with pytest.raises(ConfigError, match="one of its slides"):
             refuse_foreign(Folder(str(tmp_path / output)), refs)

@@ -137,7 +137,7 @@ class Cohort:
         import pandas as pd
 
         self._check_dims()
-        table = anndata.concat([slide.to_anndata(ok_only=ok_only) for slide in self], uns_merge="same")
+        table = anndata.concat([slide.to_anndata(ok_only=ok_only) for slide in self], join="outer", uns_merge="same")
         table.obs["slide"] = pd.Categorical(table.obs["slide"], categories=self.ids)
         return table
 

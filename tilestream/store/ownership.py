@@ -154,7 +154,8 @@ def _refuse_overlap(output: Folder, slide: SlideRef) -> None:
     if "://" not in slide.address and not Path(slide.address).is_absolute():
         return  # the mere name of a slide that was imported
     ours, its = _resolved(output.address), _resolved(slide.address)
-    if its == ours or its.startswith(f"{ours.rstrip('/')}/"):
+    linked = output.local is not None and Path(slide.address).absolute().is_relative_to(output.local.absolute())
+    if linked or its == ours or its.startswith(f"{ours.rstrip('/')}/"):
         raise ConfigError(f"output: {output.address} holds {slide.address}, one of its slides. Choose a folder of its own for the output.")
     if ours.startswith(f"{its.rstrip('/')}/"):
         raise ConfigError(f"output: {output.address} lies in {slide.address}, one of its slides. Choose a folder outside of it.")
