@@ -10,27 +10,15 @@ from bokeh.layouts import column, row
 from bokeh.models import Range1d
 
 from tilestream.errors import without_credentials
+from tilestream.viewer.assets import read_asset
 from tilestream.viewer.catalogue import Catalogue
 from tilestream.viewer.panel import Panel
-
-TEMPLATE = """{% block preamble %}
-<style>
-html, body { height: 100%; margin: 0; font: 13px/1.4 system-ui, sans-serif; background: #fff; }
-</style>
-{% endblock %}
-{% block postamble %}
-<script>
-// Bokeh fetches tiles of the next level while nothing happens: a server that reads slides should read only what is looked at.
-Bokeh.Models.get("TileRenderer").prototype.default_view.prototype._prefetch_tiles = function () {};
-</script>
-{% endblock %}
-"""
 
 
 def make_page(doc: Document, catalogue: Catalogue, workers: Executor) -> None:
     """Fill a document: one panel an output. All panels look at one place, and a click in one is a click in all."""
     doc.title = "tilestream: " + ", ".join(without_credentials(output.address) for output in catalogue.outputs)
-    doc.template = TEMPLATE
+    doc.template = read_asset("page.html")
     ranges = Range1d(0, 1, name="x"), Range1d(-1, 0, name="y")
     panels = [Panel(doc, catalogue, output, ranges, workers) for output in catalogue.outputs]
 

@@ -23,6 +23,7 @@ from bokeh.plotting import figure
 from numpy.typing import NDArray
 
 from tilestream.geometry import Size
+from tilestream.viewer.assets import read_asset
 from tilestream.viewer.overlays import Overlay
 from tilestream.viewer.slide import Floats
 
@@ -75,10 +76,10 @@ class Pictures:
         self.bar_range = Range1d(0, 1)
         self.bar = ScaleBar(range=self.bar_range, location="bottom_left", background_fill_alpha=0.8, **_units(None))
         found.add_layout(self.bar)
-        self.follow_zoom = CustomJS(args={"seen": found.x_range, "bar": self.bar_range, "unit": 1.0}, code=BAR)
+        self.follow_zoom = CustomJS(args={"seen": found.x_range, "bar": self.bar_range, "unit": 1.0}, code=read_asset("scale_bar.js"))
         found.x_range.js_on_change("start", self.follow_zoom)
         found.x_range.js_on_change("end", self.follow_zoom)
-        self.follow_mouse = CustomJS(args={"box": self.readout, "mpp": 0.0}, code=POSITION)
+        self.follow_mouse = CustomJS(args={"box": self.readout, "mpp": 0.0}, code=read_asset("position.js"))
         found.js_on_event("mousemove", self.follow_mouse)
         return found
 
@@ -189,15 +190,6 @@ class Pictures:
         """Numbers of the tiles of points."""
         return np.asarray(self.points.data["tile"], np.int64)[np.asarray(points, np.int64)]
 
-
-POSITION = """
-const um = `y ${(-cb_obj.y * mpp).toFixed(1)} µm, x ${(cb_obj.x * mpp).toFixed(1)} µm`;
-box.text = `y ${Math.floor(-cb_obj.y)} px, x ${Math.floor(cb_obj.x)} px &ensp; ` + (mpp > 0 ? um : "no resolution known");
-"""
-
-
-BAR = "bar.setv({start: seen.start * unit, end: seen.end * unit})"
-"""Keeps the range of the scale bar, in its own unit, to what is seen of the slide."""
 
 BAR_TICKS = [1, 2, 5, 10, 20, 50, 100, 200, 500]
 

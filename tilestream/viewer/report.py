@@ -19,6 +19,7 @@ from tilestream.store.folder import Folder
 from tilestream.store.ownership import is_zarr
 from tilestream.store.picture import small_image
 from tilestream.store.slide import Slide
+from tilestream.viewer.assets import read_asset
 
 PICTURE_BYTES = 24 * 1024**2
 """Bytes of all pictures together, about: each is smaller the more slides there are."""
@@ -33,40 +34,6 @@ STAGES = ("read", "decode", "wait", "compute", "context", "write", "pool", "wind
 """Stages in the order in which they are named; others come behind."""
 
 GOOD = ("ok", "padded")
-STYLE = """
-:root{--ink:#1d2530;--soft:#5d6b7c;--line:#dfe5ec;--back:#f6f8fa;--good:#1a7f4b;--bad:#b3261e;--mid:#9a6700}
-*{box-sizing:border-box}body{margin:0;font:14px/1.45 system-ui,sans-serif;color:var(--ink);background:var(--back)}
-main{max-width:1240px;margin:0 auto;padding:24px 20px 60px}h1{font-size:22px;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:16px;margin:28px 0 8px}
-.soft{color:var(--soft)}.cards{display:flex;flex-wrap:wrap;gap:10px;margin:16px 0}.card{background:#fff;border:1px solid var(--line);border-radius:8px;padding:10px 14px;min-width:110px}
-.card b{display:block;font-size:20px}.box{background:#fff;border:1px solid var(--line);border-radius:8px;padding:12px 14px;overflow-x:auto}
-table{border-collapse:collapse;width:100%;background:#fff;border:1px solid var(--line)}th,td{padding:8px 10px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th{position:sticky;top:0;background:#eef2f6;z-index:1}th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outline:2px solid #28c}
-td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}td.id{overflow-wrap:anywhere;min-width:150px;max-width:260px}td img{display:block;max-width:100%;height:auto}
-.pic{width:var(--pic)}.none{display:grid;place-items:center;height:70px;background:var(--back);color:var(--soft)}
-.done{color:var(--good)}.refused,.failed{color:var(--bad)}.unfinished{color:var(--mid)}.why{overflow-wrap:anywhere;min-width:220px;max-width:330px}ul{margin:4px 0;padding-left:18px}
-input{font:inherit;padding:6px 10px;border:1px solid var(--line);border-radius:6px;width:320px;max-width:100%}.bar{display:flex;height:9px;width:150px;border-radius:3px;overflow:hidden;background:var(--line)}
-.bar i{display:block}pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font-size:12.5px}summary{cursor:pointer}tbody tr{content-visibility:auto;contain-intrinsic-size:auto 110px}
-@media print{th{position:static}input{display:none}}
-"""
-SCRIPT = """
-const body=document.querySelector('#slides tbody'),find=document.querySelector('#find'),shown=document.querySelector('#shown');
-function filter(){const words=find.value.toLowerCase().split(/\\s+/).filter(Boolean);let n=0;
-for(const row of body.rows){const text=row.dataset.text;const hit=words.every(w=>text.includes(w));row.hidden=!hit;n+=hit}shown.textContent=n+' of '+body.rows.length+' slides'}
-find.addEventListener('input',filter);filter();
-document.querySelectorAll('#slides th button').forEach((button)=>{button.addEventListener('click',()=>{const th=button.parentElement,at=th.cellIndex,down=th.getAttribute('aria-sort')==='ascending';
-document.querySelectorAll('#slides th').forEach(o=>o.removeAttribute('aria-sort'));th.setAttribute('aria-sort',down?'descending':'ascending');
-const key=r=>r.cells[at].dataset.v??r.cells[at].textContent;const rows=[...body.rows].sort((a,b)=>key(a).localeCompare(key(b),undefined,{numeric:true})*(down?-1:1));
-const part=document.createDocumentFragment();rows.forEach(r=>part.append(r));body.append(part)})});
-"""
-PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>$title</title><style>$style</style></head><body style="--pic:${pic}px"><main>
-$head
-<h2>Slides</h2>
-<p><input id="find" type="search" placeholder="Search by name, status, cause" aria-label="Search slides"> <span id="shown" class="soft"></span></p>
-<table id="slides"><thead><tr>$columns</tr></thead><tbody>
-""")
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#eeca3b", "#9d755d")
 
 
@@ -115,11 +82,16 @@ def write_report(output: str, to: str | None = None, *, force: bool = False) -> 
                 for name in ("slide", "picture", "status", "tiles", "failed", "seconds", "causes")
             )
             title = f"tilestream: {Path(output).name or output}"
-            file.write(PAGE.substitute(title=escape(title), style=STYLE, pic=side, head=_head(output, runs, slides), columns=columns))
+            page = Template(read_asset("report.html"))
+            file.write(
+                page.substitute(
+                    title=escape(title), style=read_asset("report.css"), pic=side, head=_head(output, runs, slides), columns=columns
+                )
+            )
             for slide in slides:
                 file.write(slide.row(side, max(2000, PICTURE_BYTES // max(1, len(names)))))
             file.write(f"</tbody></table>{_recipes(slides, runs)}<p class=soft>Written by tilestream {escape(__version__)}.</p>")
-            file.write(f"</main><script>{SCRIPT}</script></body></html>\n")
+            file.write(f"</main><script>{read_asset('report.js')}</script></body></html>\n")
         _sign(path)
         size = path.stat().st_size
     return f"{len(names)} slides -> {target} ({size / 1e6:.1f} MB)"
