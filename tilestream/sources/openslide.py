@@ -18,12 +18,16 @@ from openslide import lowlevel
 from tilestream.errors import InputError, ReadError, outage
 from tilestream.geometry import Level, Region, Size
 from tilestream.sources.base import LARGEST_PROFILE, WHITE, Pixels, SlideInfo, Source, SourceOptions
+from tilestream.sources.dicom_jfif import WARNING, rgb_from_ycc, says_rgb_but_is_jfif
 from tilestream.sources.files import checked_file, fingerprint_file
 from tilestream.sources.resolution import PLACEHOLDER_MPP, UNKNOWN, Resolution, parse_number, resolution_from_config, resolution_from_file
 from tilestream.sources.sample_values import composite_straight
 
 OPENSLIDE_ERRORS = (openslide.OpenSlideError, OSError, ValueError)
 """What openslide-python raises on files that it cannot open or read; OpenSlideUnsupportedFormatError is among the first."""
+
+OPAQUE = 0xFF000000
+"""The smallest word whose alpha is 255."""
 
 _RAW_READ: Any = getattr(lowlevel, "_read_region", None) if sys.byteorder == "little" else None
 """openslide_read_region itself, which the package wraps for PIL only; None where a later package hides it."""
@@ -32,25 +36,25 @@ _RAW_READ: Any = getattr(lowlevel, "_read_region", None) if sys.byteorder == "li
 class _Handle:
     """One open slide; closed when the last thread that uses it lets go."""
 
-    def __init__(self, address: str) -> None:
-        self.raw = lowlevel.open(address)
+    def __init__(self, address: str, *, ycc: bool = False) -> None:
+        self.raw, self.ycc = lowlevel.open(address), ycc
         weakref.finalize(self, lowlevel.close, self.raw)
 
     def read(self, level: int, l0_y: int, l0_x: int, height: int, width: int) -> Pixels:
         """(height, width, 3) uint8 on white."""
         if _RAW_READ is None:
             rgba = np.asarray(lowlevel.read_region(self.raw, l0_x, l0_y, level, width, height))
-            return composite_straight(rgba[..., :3], rgba[..., 3:])
+            return rgb_from_ycc(rgba[..., :3], rgba[..., 3] < 255) if self.ycc else composite_straight(rgba[..., :3], rgba[..., 3:])
         argb = np.empty((height, width), np.uint32)
         _RAW_READ(self.raw, argb.ctypes.data_as(POINTER(c_uint32)), l0_x, l0_y, level, width, height)
-        return rgb_from_argb(argb)
+        return rgb_from_ycc(rgb_from_argb(argb), argb < OPAQUE) if self.ycc else rgb_from_argb(argb)
 
 
 def rgb_from_argb(argb: NDArray[np.uint32]) -> Pixels:
     """(h, w, 3) uint8 from (h, w) premultiplied ARGB words: colour + 255 - alpha, which is compositing on white, exactly."""
     bgra = argb.view(np.uint8).reshape(*argb.shape, 4)
     out = np.empty((*argb.shape, 3), np.uint8)
-    opaque = not argb.size or int(argb.min()) >= 0xFF000000  # alpha is 255 everywhere
+    opaque = not argb.size or int(argb.min()) >= OPAQUE  # alpha is 255 everywhere
     for channel in range(3):  # one by one: an inner loop over the three values of a pixel takes twice as long
         if opaque:
             out[..., channel] = bgra[..., 2 - channel]
@@ -80,6 +84,8 @@ class OpenSlideSource(Source):
         self._lock = threading.Lock()
         try:
             self._handle: _Handle | None = _Handle(address)
+            self._ycc = lowlevel.get_property_value(self._handle.raw, "openslide.vendor") == "dicom" and says_rgb_but_is_jfif(address)
+            self._handle.ycc = self._ycc
             self._numbers, levels = _levels(self._handle.raw)
             profile_bytes = int(lowlevel.get_icc_profile_size(self._handle.raw))
             properties = {
@@ -102,7 +108,7 @@ class OpenSlideSource(Source):
             vendor=properties.get("openslide.vendor", ""),
             fingerprint=_fingerprint(path, properties),
             properties=kept,
-            warnings=stated.warnings,
+            warnings=((WARNING,) if self._ycc else ()) + stated.warnings,
         )
 
     def close(self) -> None:
@@ -120,7 +126,7 @@ class OpenSlideSource(Source):
         except OPENSLIDE_ERRORS:
             self._replace(handle)
         try:
-            return _Handle(self._address).read(*place)
+            return _Handle(self._address, ycc=self._ycc).read(*place)
         except OPENSLIDE_ERRORS as error:
             self._check_storage()
             words = str(error) or type(error).__name__
@@ -141,7 +147,7 @@ class OpenSlideSource(Source):
         with self._lock:
             if self._handle is failed:
                 try:
-                    self._handle = _Handle(self._address)
+                    self._handle = _Handle(self._address, ycc=self._ycc)
                 except OPENSLIDE_ERRORS as error:
                     self._check_storage()
                     raise ReadError(f"{self._address}: cannot be opened again after a read error: {error}") from error

@@ -80,6 +80,7 @@ class PictureSource(Source):
         _refuse_large(address, header)
         self._address, self._header, self._lock = address, header, threading.Lock()
         self._pixels: Pixels | None = None
+        self._encoded_bytes = path.stat().st_size
         choices = Choices(address, options)
         self._rule = _sample_rule(header, choices)
         choices.settle()
@@ -102,6 +103,14 @@ class PictureSource(Source):
         del level
         return SegmentGrid(self._header.size.height, self._header.size.width, 1, 1)
 
+    def held_bytes(self, level: int, pixels: int) -> int:
+        """The encoded file, its samples as they are decoded and made into colours, and the picture."""
+        del level, pixels
+        header = self._header
+        area = header.size.height * header.size.width
+        samples = area * max(3, header.samples + 1) * (2 if header.bits > 8 else 1)
+        return self._encoded_bytes + 3 * samples + 2 * area * 3 + self._rule.mapping_bytes
+
     def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels:
         """(height, width, 3) uint8 of the picture. Raises ReadError."""
         del level, out
@@ -114,7 +123,7 @@ class PictureSource(Source):
 
     def _read(self, level: int, region: Region) -> Pixels:
         whole = self.read_segment(level, 0, 0)
-        return whole[region.px_y : region.px_y + region.height, region.px_x : region.px_x + region.width]
+        return whole[region.px_y : region.px_y + region.height, region.px_x : region.px_x + region.width].copy()
 
     def _decode(self) -> Pixels:
         header = self._header
