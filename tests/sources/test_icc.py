@@ -9,7 +9,7 @@ from tests.support.profiles import odd_profile, srgb_profile
 from tilestream.geometry import Region
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
-from tilestream.sources.icc import BLOCK_PIXELS
+from tilestream.sources.wrapped.icc import BLOCK_PIXELS
 
 PIXELS = make_image(300, 1000, 3)
 

@@ -58,11 +58,11 @@ def open_source(address: str, options: SourceOptions) -> Source:
         raise InputError(f"{address}: cannot be opened: {error.strerror or error}. Mend that, or leave it out.") from error
     mask = source.mask
     if options.icc:
-        from tilestream.sources.icc import with_profile
+        from tilestream.sources.wrapped.icc import with_profile
 
         source = with_profile(source)
     if mask is not None:
-        from tilestream.sources.masked import MaskedSource
+        from tilestream.sources.wrapped.masked import MaskedSource
 
         source = MaskedSource(source, mask)
     source.opened_with = options

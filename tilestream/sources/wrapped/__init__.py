@@ -1,0 +1,1 @@
+"""Sources made of another source: colours by a profile, a mask on white."""
