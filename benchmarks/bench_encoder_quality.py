@@ -1,6 +1,10 @@
 """Question: does the small encoder tell tissues apart better than colours do, and how far do its features follow stain, compression and pose?
 
-    python -m benchmarks.bench_encoder_quality --weights encoder.safetensors [--data DIR] [--json] [--device auto]
+    python -m benchmarks.bench_encoder_quality --gate tilestream-lite tilestream-tiny [--formats] [--data DIR] [--json] [--device auto]
+    python -m benchmarks.bench_encoder_quality --weights encoder.safetensors
+
+`--gate` holds encoders by name to what one in the box must show (`benchmarks.encoder_gate`), beside colour histograms and an untrained
+network; `--formats` adds bf16 and fp16 against fp32 on this device. `--weights` measures a ViT-Ti that was just pretrained:
 
 Images (class before `___` in the name) are cut into tiles of 224 px that do not overlap, at their own scale and at half of it. Splits are
 by image, five folds four times; 20 nearest neighbours in cosine and a logistic regression classify single tiles; intervals are 95 % of
@@ -18,6 +22,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +32,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from benchmarks.encoder_gate import channel_histogram, encode_tiles, measure_formats, measure_gate, passes_gate
 from benchmarks.pretrain.colour import ColourConfig, Recolour, jitter_stain
 from benchmarks.probing import bootstrap_accuracy, cross_validate, stratified_folds
+from tilestream.encoders.registry import EncoderSpec, build_encoder
 from tilestream.encoders.weights import apply_weights, load_weights
+from tilestream.models.efficientnet_lite import EfficientNetLite
 from tilestream.models.patch_embed import normalise_pixels
 from tilestream.models.vit import VisionTransformer, vit_tiny_patch16_224
 
@@ -206,6 +214,44 @@ def measure_robustness(images: np.ndarray, encoders: list[Features], device: tor
     return rows
 
 
+def hold_to_gate(
+    encoders: list[str], images: np.ndarray, names: list[str], device: torch.device, seed: int, *, formats: bool
+) -> dict[str, Any]:
+    """The gate's rows for encoders by name, histograms and an untrained network, in colour and in grey."""
+    known = sorted(set(names))
+    classes = np.array([known.index(name) for name in names])
+    tiles, image = cut_tiles(images)
+    tiles, image = tiles.to(device), image.to(device)
+    shifted = change_tiles(images, torch.arange(len(tiles)), device, seed)["stain"]
+    batch = 256 if device.type == "cuda" else 16
+    builds = {name: partial(build_encoder, EncoderSpec(name)) for name in encoders} | {"untrained network": EfficientNetLite}
+    ways = {"histogram 3 x 16": channel_histogram, "histogram 8 x 8 x 8": lambda shown: colour_histogram(shown)["colour histogram"]}
+    ways |= {name: encode_tiles(build().to(device), batch) for name, build in builds.items()}
+    rows = []
+    for name, encode in ways.items():
+        for colour, shown, changed in (("colour", tiles, shifted), ("grey", grey_tiles(tiles), grey_tiles(shifted))):
+            row = measure_gate(encode(shown), encode(changed), image, classes, seed)
+            rows.append({"features": name, "colour": colour, **row, "passes": passes_gate(row)})
+    if not formats:
+        return {"gate": rows}
+    return {"gate": rows, "formats": {name: measure_formats(build, tiles[:batch]) for name, build in builds.items() if name in encoders}}
+
+
+def _print_gate(found: dict[str, Any]) -> None:
+    keys = ("knn", "probe", "same picture", "stain shift", "participation")
+    print(f"{'features':<20} {'colour':<7}" + "".join(f"{key:>22}" for key in keys) + "  passes")
+    for row in found["gate"]:
+        numbers = []
+        for key in keys:
+            scale = 1 if key == "participation" else 100
+            mean, low, high = (scale * row[key][part] for part in ("mean", "low", "high"))
+            numbers.append(f"{mean:.1f} ({low:.1f} to {high:.1f})")
+        print(f"{row['features']:<20} {row['colour']:<7}" + "".join(f"{number:>22}" for number in numbers) + f"  {row['passes']}")
+    for name, rows in found.get("formats", {}).items():
+        for row in rows:
+            print(f"{name:<20} {row['format']}: cosine {row['cosine']:.6f}, finite {row['finite']}, {row['tiles/s']:.0f} tiles/s")
+
+
 def _print_tables(found: dict[str, Any]) -> None:
     print(f"{'scale':<7} {'colour':<7} {'task':<6} {'tiles':>5}  {'features':<18} {'20-NN %':>22} {'linear probe %':>22}")
     for row in found["accuracy"]:
@@ -222,6 +268,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure, print, and return the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="encoder.safetensors; without it the others alone are measured")
+    parser.add_argument("--gate", nargs="+", metavar="ENCODER", help="encoders by name that are held to the gate")
+    parser.add_argument("--formats", action="store_true", help="with --gate: bf16 and fp16 against fp32 on this device")
     parser.add_argument("--data", type=Path, default=Path("shared/data/histology/validation"), help="folder of the images")
     parser.add_argument("--images", type=int, help="at most so many images of a class")
     parser.add_argument("--seed", type=int, default=0)
@@ -231,9 +279,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     wanted = ("cuda" if torch.cuda.is_available() else "cpu") if chosen.device == "auto" else chosen.device
     device = torch.device(wanted)
     images, names = load_images(chosen.data, chosen.images)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    if chosen.gate:
+        held = {
+            "device": name,
+            "images": len(images),
+            **hold_to_gate(chosen.gate, images, names, device, chosen.seed, formats=chosen.formats),
+        }
+        print(json.dumps(held, indent=1)) if chosen.json else _print_gate(held)
+        return held
     encoders = build_encoders(chosen.weights, device)
     found = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": name,
         "images": len(images),
         "accuracy": measure_accuracy(images, names, encoders, device, chosen.seed),
         "robustness": measure_robustness(images, encoders, device, chosen.seed),

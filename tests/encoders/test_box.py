@@ -19,7 +19,7 @@ def test_the_encoder_in_the_box_is_the_packages_network():
     theirs.load_state_dict(torch.load(path, weights_only=True))
     theirs.eval()
     ours = build_encoder(EncoderSpec("tilestream-lite"))
-    tiles = tissue(224)
+    tiles = tissue(96)
     with torch.inference_mode():
         found = theirs._swish(theirs._bn0(theirs._conv_stem((tiles.float() - 127) / 128)))
         for block in theirs._blocks[:15]:
@@ -57,6 +57,12 @@ def test_the_former_encoder_is_loadable_and_says_where_its_weights_are(tmp_path,
         pytest.skip("the weights are part of a checkout alone")
     ours = build_encoder(EncoderSpec("tilestream-tiny", weights=str(weights)))
     assert (ours.dim, ours.mpp, ours.mpp_range) == (192, 0.5, (0.25, 2.0))
+    larger = build_encoder(EncoderSpec("tilestream-tiny", weights=str(weights), args={"img_size": 256}))
+    tile = tissue(256, count=1)
+    with torch.inference_mode():
+        near = torch.cosine_similarity(larger(tile), ours(tile[..., 16:240, 16:240]))
+    assert larger.pos_embed.shape == (1, 257, 192)
+    assert near > 0.95  # the same middle, seen with a little more round it
 
 
 def test_an_argument_that_it_does_not_take_is_refused():

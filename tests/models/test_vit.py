@@ -69,6 +69,17 @@ def test_norm_before_the_blocks_and_tokens_without_a_class_match_timm(timm, tile
         assert (ours(tiles) - theirs(normalised(tiles))[:, 2:]).abs().max() < 1e-5
 
 
+def test_normalised_queries_and_keys_match_timm(timm, tiles):
+    from timm.models.vision_transformer import VisionTransformer as Timm
+
+    sizes = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 224, "patch_size": 32, "num_classes": 0}
+    theirs = Timm(**sizes, qk_norm=True).eval()
+    ours = VisionTransformer(ViTConfig(dim=64, depth=2, heads=2, patch=32, qk_norm=True))
+    apply_weights(ours, theirs.state_dict(), "memory")
+    with torch.no_grad():
+        assert (ours(tiles) - theirs(normalised(tiles))).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize(
     ("output", "shape"), [("class", (2, 192)), ("mean", (2, 192)), ("class+mean", (2, 384)), ("tokens", (2, 196, 192))]
 )

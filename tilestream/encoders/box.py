@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from tilestream.encoders.convert import resize_positions
 from tilestream.encoders.weights import apply_weights, read_weights
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.efficientnet_lite import EfficientNetLite, folded_state
@@ -61,7 +62,7 @@ def tilestream_tiny(weights: str | None = None, **options: Any) -> VisionTransfo
     weights : str, optional
         Its file of weights, which is no part of an installed package.
     **options
-        Fields of `ViTConfig`.
+        Fields of `ViTConfig`; positions are interpolated to another `img_size`.
 
     Raises
     ------
@@ -78,7 +79,9 @@ def tilestream_tiny(weights: str | None = None, **options: Any) -> VisionTransfo
         )
     _refuse_other_bytes(path, TINY_SHA256, TINY)
     encoder = vit_tiny_patch16_224(**options)
-    apply_weights(encoder, read_weights(path)[0], path)
+    state = read_weights(path)[0]
+    resize_positions(state, encoder.config.side, encoder.config.prefix, antialias=False)
+    apply_weights(encoder, state, path)
     encoder.mpp, encoder.mpp_range = 0.5, (0.25, 2.0)
     return encoder
 

@@ -20,8 +20,8 @@ _HUGGING = (
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.register_tokens$", "reg_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^(?:encoder\.)?layers?\.", "blocks."),
+    (r"^embeddings\.patch_embeddings\.(?:projection\.)?", "patch_embed.proj."),
+    (r"^(?:model\.)?(?:encoder\.)?layers?\.", "blocks."),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
     (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
@@ -40,11 +40,11 @@ _HUGGING = (
 )
 _DINOV2 = (
     (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
-    (r"^register_tokens$", "reg_token"),
+    (r"^(?:register_tokens|storage_tokens)$", "reg_token"),
     (r"\.mlp\.w12\.", ".mlp.fc1."),
     (r"\.mlp\.w3\.", ".mlp.fc2."),
 )
-_UNUSED = ("mask_token", "embeddings.mask_token", "pooler.", "classifier.", "dino_head.", "ibot_head.", "head.", "decoder.")
+_UNUSED = ("mask_token", "embeddings.mask_token", "pooler.", "classifier.", "dino_head.", "ibot_head.", "head.", "decoder.", "rope_embed.")
 
 
 def to_our_names(state: Mapping[str, Tensor], *, embed_prefix: bool) -> dict[str, Tensor]:
@@ -67,6 +67,13 @@ def to_our_names(state: Mapping[str, Tensor], *, embed_prefix: bool) -> dict[str
             name = re.sub(pattern, replacement, name)
         if not name.startswith(_UNUSED):
             found[name] = value
+    for key in [key for key in found if key.endswith(".qkv.bias_mask")]:  # DINOv3's keys have no bias, whatever its file holds for them
+        bias = key.removesuffix("_mask")
+        queries, keys, values = found[bias].chunk(3)
+        found[bias] = torch.cat([queries, torch.zeros_like(keys), values])
+        del found[key]
+    if not any(".mlp.gate_proj." in key for key in found):
+        found = {key.replace(".mlp.up_proj.", ".mlp.fc1."): value for key, value in found.items()}
     found = _fuse(found)
     if not embed_prefix:
         _fold_class_position(found)
@@ -93,8 +100,10 @@ _FUSED = {".attn.qkv.": (".attn.query.", ".attn.key.", ".attn.value."), ".mlp.fc
 def _fuse(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Projections that we have as one matrix and others as several: query, key and value; gate and values of a SwiGLU."""
     fused = dict(state)
+    for key in [key for key in state if key.endswith(".attn.query.bias")]:  # DINOv3's keys have no bias
+        fused.setdefault(key.replace(".query.", ".key."), torch.zeros_like(state[key]))
     for whole, parts in _FUSED.items():
-        for key in [key for key in state if parts[0] in key]:
+        for key in [key for key in fused if parts[0] in key]:
             fused[key.replace(parts[0], whole)] = torch.cat([fused.pop(key.replace(parts[0], part)) for part in parts])
     return fused
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,10 +41,17 @@ def build_preset(preset: Preset, weights: str | None, **options: Any) -> VisionT
             ) from error
     encoder = preset_vit(preset, **options)
     state, notes = read_weights(weights)
+    state = {_renamed(key, preset.names): value for key, value in state.items()}
     state, stripped = strip_prefix(state, ANCHORS, weights)
     apply_weights(encoder, preset_state(preset, encoder, state), weights)
     add_notes(encoder, [*notes, *stripped])
     return encoder
+
+
+def _renamed(key: str, names: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in names:
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 def preset_vit(preset: Preset, **options: Any) -> VisionTransformer:

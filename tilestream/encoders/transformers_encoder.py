@@ -206,21 +206,22 @@ def _build_model(repository: str, written: dict[str, Any], known: _Architecture 
     """The model in float32; what it lacks of weights that the output needs is an error, not random numbers."""
     transformers = import_optional("transformers", "hf")
     kind = str(written.get("model_type"))
-    builder: Any = transformers.AutoModel
+    name = "CLIPVisionModelWithProjection" if kind == "clip_vision_model" and output == "projected" else "AutoModel"
     if known is not None and known.builder is not None:
-        builder = getattr(transformers, known.builder)
-    elif kind == "clip_vision_model" and output == "projected":
-        builder = transformers.CLIPVisionModelWithProjection
+        name = known.builder
     try:
+        builder: Any = getattr(transformers, name)
         config = transformers.AutoConfig.from_pretrained(repository)
         if known is not None and known.builder is not None:
             whole, config = config, config.vision_config
             if hasattr(whole, "projection_dim"):
                 config.projection_dim = whole.projection_dim
         if not pretrained:
-            return builder.from_config(config) if builder is transformers.AutoModel else builder(config)
+            return builder.from_config(config) if name == "AutoModel" else builder(config)
         with _quiet(transformers.logging):
             model, report = builder.from_pretrained(repository, config=config, dtype=torch.float32, output_loading_info=True)
+    except ModuleNotFoundError as error:  # it imports its parts when they are asked for
+        raise ConfigError(f"encoder.name: hf:{repository} needs a library that cannot be imported ({error}).") from error
     except (ValueError, KeyError) as error:
         raise ConfigError(
             f"encoder.name: hf:{repository} needs code of its authors, which is not run here ({error}). Wrap it in a module:factory."

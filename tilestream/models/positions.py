@@ -159,6 +159,45 @@ class RoPE2D(nn.Module):
         return turned.flatten(-2).to(heads.dtype)
 
 
+class PatchRotation(nn.Module):
+    """Rotary encoding of a picture's patches, from -1 to 1 along each side, as DINOv3 has it (Siméoni et al. 2025, arXiv:2508.10104).
+
+    In each half of a head's channels the first quarter turns with the row and the second with the column; a channel turns with the one half
+    a head further. Tokens before the patches are left as they are. There is nothing to learn and nothing in the state dict.
+
+    Parameters
+    ----------
+    side : int
+        Patches along a side.
+    head_dim : int
+        Channels of a head; a multiple of 4.
+    base : float
+        Wavelengths grow from 1 to nearly this many half sides.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, side: int, head_dim: int, base: float = 100.0) -> None:
+        super().__init__()
+        if head_dim < 4 or head_dim % 4:
+            raise ValueError(f"PatchRotation needs a head_dim that is a positive multiple of 4, got {head_dim}")
+        frequency = 2 * math.pi * base ** -(torch.arange(head_dim // 4, dtype=torch.float64) * 4 / head_dim)
+        centre = (torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1
+        cell = torch.arange(side * side)
+        angle = torch.cat([torch.outer(centre[cell // side], frequency), torch.outer(centre[cell % side], frequency)], dim=1)
+        self.register_buffer("cos", angle.cos().repeat(1, 2).float(), persistent=False)  # (side * side, head_dim)
+        self.register_buffer("sin", angle.sin().repeat(1, 2).float(), persistent=False)
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """Turn the last side * side tokens of (n, heads, tokens, head_dim) queries or keys; shape and dtype stay."""
+        before = heads.shape[2] - len(self.cos)
+        first, patches = heads[:, :, :before], heads[:, :, before:]
+        low, high = patches.chunk(2, dim=-1)
+        turned = patches * self.cos + torch.cat([-high, low], dim=-1) * self.sin
+        return torch.cat([first, turned.to(heads.dtype)], dim=2)
+
+
 def _window_offsets(window: int) -> tuple[Tensor, Tensor]:
     """(m, m) int64 row and column offsets from each cell of a window to each other one; m is window * window."""
     cell = torch.arange(window * window)

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from tilestream.errors import ConfigError
 from tilestream.models.patch_embed import blank_linear, freeze, normalise_pixels, seeded_init, unfold_patches
-from tilestream.models.positions import sincos_2d
+from tilestream.models.positions import PatchRotation, sincos_2d
 from tilestream.models.vit_config import ViTConfig, vector_words
 
 
@@ -30,9 +30,11 @@ class _PatchProjection(nn.Module):
 class Attention(nn.Module):
     """Self-attention among all tokens of a tile."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, rotation: PatchRotation | None = None, *, norm_eps: float | None = None) -> None:
         super().__init__()
         self.heads = heads
+        self.rotation = rotation
+        self.q_norm, self.k_norm = (nn.Identity() if norm_eps is None else nn.LayerNorm(dim // heads, eps=norm_eps) for _ in range(2))
         self.qkv = blank_linear(dim, 3 * dim)
         self.proj = blank_linear(dim, dim)
 
@@ -40,6 +42,9 @@ class Attention(nn.Module):
         """(n, t, dim) to (n, t, dim)."""
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))  # (n, t, 3, heads, dim / heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (n, heads, t, dim / heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotation is not None:
+            q, k = self.rotation(q), self.rotation(k)
         mixed = F.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
@@ -90,12 +95,12 @@ class _LayerScale(nn.Module):
 class _Block(nn.Module):
     """Norm, attention, norm, MLP, each half added to what came in."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, rotation: PatchRotation | None) -> None:
         super().__init__()
         dim, scale = config.dim, config.layer_scale
         hidden = config.hidden or 4 * dim
         self.norm1 = nn.LayerNorm(dim, eps=config.eps)
-        self.attn = Attention(dim, config.heads)
+        self.attn = Attention(dim, config.heads, rotation, norm_eps=config.eps if config.qk_norm else None)
         self.ls1 = nn.Identity() if scale is None else _LayerScale(dim, scale)
         self.norm2 = nn.LayerNorm(dim, eps=config.eps)
         self.mlp = GatedMlp(dim, hidden) if config.gated else Mlp(dim, hidden)
@@ -141,12 +146,14 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim)) if config.class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, config.registers, config.dim)) if config.registers else None
         self.norm_pre = nn.LayerNorm(config.dim, eps=config.eps) if config.pre_norm else nn.Identity()
-        self.blocks = nn.Sequential(*[_Block(config) for _ in range(config.depth)])
+        rotation = PatchRotation(config.side, config.dim // config.heads) if config.position == "rope" else None
+        self.blocks = nn.Sequential(*[_Block(config, rotation) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(config.dim, eps=config.eps)
         length = config.side**2 + (config.prefix if config.embed_prefix else 0)
-        self.pos_embed = nn.Parameter(torch.empty(1, length, config.dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, length, config.dim)) if rotation is None else None
+        self.projection = _projection(config)
         seeded_init(self, config.seed, std=0.02)
-        if config.position == "sincos":
+        if config.position == "sincos" and self.pos_embed is not None:
             self.pos_embed.data = _sincos_table(config, length)
         freeze(self)
 
@@ -168,13 +175,16 @@ class VisionTransformer(nn.Module):
             images = resize_tiles(images, self.config.resize or self.config.img_size, self.config.img_size, self.config.interpolation)
         dtype = self.patch_embed.proj.weight.dtype
         tokens = self.forward_features(normalise_pixels(images, self.config.mean, self.config.std, dtype))
-        return self._pool(tokens)
+        out = self.projection(self._pool(tokens))
+        return F.normalize(out, dim=-1) if self.config.unit_norm else out
 
     def forward_features(self, pixels: Tensor) -> Tensor:
         """(n, 3, size, size) normalised pixels to (n, prefix + side * side, dim) tokens after the last norm."""
         tokens = self.patch_embed(pixels)
         prefix = [p.expand(len(tokens), -1, -1) for p in (self.cls_token, self.reg_token) if p is not None]
-        if self.config.embed_prefix:
+        if self.pos_embed is None:
+            tokens = torch.cat([*prefix, tokens], dim=1)
+        elif self.config.embed_prefix:
             tokens = torch.cat([*prefix, tokens], dim=1) + self.pos_embed
         else:
             tokens = torch.cat([*prefix, tokens + self.pos_embed], dim=1)
@@ -193,6 +203,13 @@ class VisionTransformer(nn.Module):
                 return torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=1)
             case _:
                 return patches
+
+
+def _projection(config: ViTConfig) -> nn.Module:
+    """Two layers behind the output, or nothing."""
+    if config.projection is None:
+        return nn.Identity()
+    return nn.Sequential(blank_linear(config.pooled, config.projection), nn.GELU(), blank_linear(config.projection, config.projection))
 
 
 def resize_tiles(images: Tensor, side: int, crop: int, interpolation: str) -> Tensor:

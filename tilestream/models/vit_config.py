@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tilestream.errors import ConfigError
 
-POSITIONS = ("learned", "sincos")
+POSITIONS = ("learned", "sincos", "rope")
 OUTPUTS = ("class", "mean", "class+mean", "tokens")
 
 _HALF = (0.5, 0.5, 0.5)
@@ -43,13 +43,20 @@ class ViTConfig:
     layer_scale: float | None = None
     """First value of the layer scale, or None for a model without (Touvron et al. 2021, arXiv:2103.17239; timm: `init_values`)."""
     position: str = "learned"
-    """`learned`, or `sincos` for a fixed encoding of the patch's place; loaded weights replace either."""
+    """`learned`, or `sincos` for a fixed encoding of the patch's place, which loaded weights replace; `rope` turns queries and keys of
+    patches by their place, as DINOv3 does it (Siméoni et al. 2025, arXiv:2508.10104)."""
     output: str = "class"
     """What a tile becomes: the class token, the mean of the patch tokens, both side by side, or every patch token."""
     hidden: int | None = None
     """Channels inside an MLP; four times `dim` where it is not given."""
     gated: bool = False
     """Whether MLPs are SwiGLU (Shazeer 2020, arXiv:2002.05202), half of whose `hidden` channels gate the others; else GELU."""
+    qk_norm: bool = False
+    """Whether queries and keys of each head are normalised."""
+    projection: int | None = None
+    """Features that two layers with a GELU between make of the output; None leaves it as it is."""
+    unit_norm: bool = False
+    """Whether the output is scaled to unit length."""
     eps: float = 1e-6
     """Added to variances by the norms."""
     tile: int | None = None
@@ -83,11 +90,11 @@ class ViTConfig:
             value, least = getattr(self, key), int(key != "registers")
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"encoder.args.{key}: {value!r}, but it must be an integer of {least} or more.")
-        for key in ("hidden", "tile", "resize"):
+        for key in ("hidden", "tile", "resize", "projection"):
             value = getattr(self, key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"encoder.args.{key}: {value!r}, but it must be an integer of 1 or more, or null.")
-        for key in ("class_token", "embed_prefix", "pre_norm", "gated"):
+        for key in ("class_token", "embed_prefix", "pre_norm", "gated", "qk_norm", "unit_norm"):
             if not isinstance(getattr(self, key), bool):
                 raise ConfigError(f"encoder.args.{key}: {getattr(self, key)!r}, but it must be true or false.")
         scale = self.layer_scale
@@ -106,6 +113,11 @@ class ViTConfig:
     @property
     def features(self) -> int:
         """Numbers of a tile, or of a token where tokens are the output."""
+        return self.projection or self.pooled
+
+    @property
+    def pooled(self) -> int:
+        """Numbers of what is taken of the tokens, before any projection."""
         return self.dim * (2 if self.output == "class+mean" else 1)
 
     @property
@@ -122,4 +134,6 @@ class ViTConfig:
 def vector_words(config: ViTConfig) -> str:
     """What the vector of a tile is."""
     mean = "mean of the patch tokens"
-    return {"class": "class token", "mean": mean, "class+mean": f"class token, {mean}", "tokens": "patch tokens"}[config.output]
+    taken = {"class": "class token", "mean": mean, "class+mean": f"class token, {mean}", "tokens": "patch tokens"}[config.output]
+    projected = f"projection of the {taken}" if config.projection else taken
+    return f"{projected}, of unit length" if config.unit_norm else projected

@@ -118,8 +118,8 @@ def check_resolution(facts: EncoderFacts, config: Config, mpp: float | None, nam
 def _refuse_mpp(facts: EncoderFacts, mpp: float, what: str, kind: type[TilestreamError], way_out: str = "") -> None:
     """Refuse `mpp` where the encoder does not serve it; without a `way_out` of its own, tiles.mpp is it."""
     assert facts.mpp is not None
-    low, high = facts.mpp_range or (facts.mpp * 0.95, facts.mpp * 1.05)
-    if not low <= mpp <= high:
+    low, high = facts.mpp_range or (facts.mpp, facts.mpp)
+    if not low * 0.95 <= mpp <= high * 1.05:
         served = f"{facts.mpp:.4g}" if facts.mpp_range is None else f"{low:.4g} to {high:.4g}"
         way = way_out or f"Set tiles.mpp to {facts.mpp:.4g}"
         raise kind(f"{what}: {mpp:.4g} µm/px, but encoder {facts.name} was trained at {served}. {way}, or encoder.allow_mismatch to true.")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from tilestream.errors import ConfigError
+
+_PROBED = 8
+"""Tiles that a half-precision encoder is tried on."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -62,6 +67,50 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if has_matrix_units(device) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def cast_encoder(encoder: nn.Module, name: str, precision: str, tile: int) -> tuple[nn.Module, torch.dtype, list[str]]:
+    """Bring an encoder to its number format, on the device where it lies.
+
+    With `auto`, an encoder is cast only to a format that its attribute `precisions` names (a tuple of fp32, bf16, fp16); one that says
+    nothing stays in fp32. In fp16, whose largest number is 65,504, an encoder is tried on tiles of noise, black and white: one that does
+    not stay finite runs in bf16.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        In fp32, on its device.
+    name, precision : str
+        Of the encoder, and `encoder.precision`.
+    tile : int
+        Side of the tiles, px.
+
+    Returns
+    -------
+    encoder, dtype, notes
+        The encoder in that format, the format, and what a person should know of it.
+    """
+    device = next((value.device for value in encoder.parameters()), torch.device("cpu"))
+    dtype = pick_precision(precision, device)
+    offered: tuple[str, ...] = getattr(encoder, "precisions", ("fp32",))
+    if precision == "auto" and dtype is torch.bfloat16 and "bf16" not in offered:
+        said = f"{name} runs in fp32: precision is auto, and the encoder does not say that it can be cast (attribute precisions)"
+        return encoder, torch.float32, [said]
+    if dtype is torch.float16 and device.type == "cuda":
+        half = copy.deepcopy(encoder).to(dtype)
+        if _stays_finite(half, tile, device):
+            return half, dtype, []
+        said = f"{name} leaves the range of fp16 on probe tiles: it runs in bf16"
+        return encoder.to(torch.bfloat16), torch.bfloat16, [said]
+    return (encoder if dtype is torch.float32 else encoder.to(dtype)), dtype, []
+
+
+@torch.inference_mode()
+def _stays_finite(encoder: nn.Module, tile: int, device: torch.device) -> bool:
+    noise = torch.randint(0, 256, (_PROBED, 3, tile, tile), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise[0], noise[1] = 0, 255
+    out: Tensor = encoder(noise.to(device))
+    return bool(torch.isfinite(out).all())
 
 
 def device_name(device: torch.device) -> str:

@@ -28,7 +28,7 @@ from tilestream.sources.base import Source
 from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock
 from tilestream.stages.device_encoding import DeviceEncoder, host_encoder
-from tilestream.stages.hardware import peak_memory, pick_device, pick_precision, settle_allocator
+from tilestream.stages.hardware import cast_encoder, peak_memory, pick_device, settle_allocator
 from tilestream.stages.pinning import check_alike, check_machine, pin_settings
 from tilestream.stages.prefetch import read_ahead, side_stream
 from tilestream.stages.worker_settings import LANES, EncoderFacts, WorkerSettings
@@ -107,16 +107,14 @@ class Worker:
         if settings.decode == "gpu" and not self.gathers:
             raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
         self.processes = DecodeProcesses(settings.threads) if self.gathers and settings.decode_processes else None
-        self.dtype = pick_precision(settings.precision, self.device)
-        self.encoder = (encoder or build_encoder(settings.spec)).to(self.device)
-        if self.dtype is not torch.float32:
-            self.encoder = self.encoder.to(self.dtype)
-        self.notes: list[str] = []
+        built = (encoder or build_encoder(settings.spec)).to(self.device)
+        self.encoder, self.dtype, self.notes = cast_encoder(built, settings.encoder, settings.precision, settings.tile)
         compiled = False
         if self.gathers:
             compiled = settings.compile is not False
             on_device = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device, compiled=compiled)
-            self.batch, self.notes = on_device.batch, on_device.notes
+            self.batch = on_device.batch
+            self.notes += on_device.notes
             compiled = on_device.compiled
             self.read_batch = self.batch
             self._encode_batch: Callable[[Tensor], Tensor] = on_device

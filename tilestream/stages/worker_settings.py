@@ -145,7 +145,7 @@ class EncoderFacts:
     threads: int
     """Decode threads a worker."""
     mpp_range: tuple[float, float] | None = None
-    """Least and greatest µm/px that it serves; None: within 5 % of `mpp`."""
+    """Least and greatest µm/px that it serves, and 5 % beyond; None: `mpp` alone."""
     processes: int = 0
     """Decoding processes a worker; 0 where its threads decode."""
     notes: tuple[str, ...] = ()

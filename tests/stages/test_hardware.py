@@ -1,0 +1,53 @@
+"""An encoder is cast only to what it says it can be."""
+
+import pytest
+import torch
+from torch import nn
+
+from tilestream.stages import hardware
+from tilestream.stages.hardware import cast_encoder
+
+
+class Own(nn.Module):
+    """Follows the contract of encoders, and computes in float32 whatever its weights are."""
+
+    dim = 3
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, images):
+        return self.linear(images.float().mean(dim=(2, 3)))
+
+
+class Castable(Own):
+    precisions = ("fp32", "bf16")
+
+    def forward(self, images):
+        return self.linear(images.float().mean(dim=(2, 3)).to(self.linear.weight.dtype))
+
+
+@pytest.fixture
+def matrix_units(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+
+
+@pytest.mark.parametrize(("kind", "dtype", "said"), [(Own, torch.float32, True), (Castable, torch.bfloat16, False)])
+def test_auto_casts_what_says_that_it_can_be(matrix_units, kind, dtype, said):
+    encoder, found, notes = cast_encoder(kind(), "own:make", "auto", 32)
+    assert (found, encoder.linear.weight.dtype, bool(notes)) == (dtype, dtype, said)
+    assert encoder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 3)
+    assert all("own:make runs in fp32: precision is auto" in note for note in notes)
+
+
+def test_a_format_that_is_asked_for_is_taken(matrix_units):
+    assert cast_encoder(Own(), "own:make", "bf16", 32)[1] is torch.bfloat16
+    assert cast_encoder(Castable(), "own:make", "fp32", 32)[1:] == (torch.float32, [])
+
+
+def test_what_leaves_the_range_of_half_precision_is_noticed():
+    fits, large = Castable().half(), Castable().half()
+    nn.init.constant_(large.linear.weight, 60_000)
+    assert hardware._stays_finite(fits, 32, torch.device("cpu"))
+    assert not hardware._stays_finite(large, 32, torch.device("cpu"))
