@@ -80,6 +80,8 @@ def test_unfinished_empty_and_failed_slides_are_rows(tmp_path):
     make_store(tmp_path / "bad.zarr", failed=[0, 5])
     (tmp_path / "torn.zarr").mkdir()
     (tmp_path / "run.json").write_text('{"slides": [')  # cut short
+    for k, theirs in enumerate(('{"seconds": "fast"}', '{"slides": ["a"]}', '{"slides": 1}', "[1]")):
+        (tmp_path / f"run{k}.json").write_text(theirs)
     text, page = report(tmp_path)
     assert page.rows == 4
     assert text.count("<td class=unfinished>") == 2

@@ -123,16 +123,21 @@ def _is_report(path: Path) -> bool:
 
 def _runs(folder: Folder) -> list[dict[str, Any]]:
     """The summaries of the runs on an output; those of a job array come before the one of a whole run."""
-    names = folder.names() if folder.local is None else [path.name for path in folder.local.glob("run*.json")]
     found = []
-    for name in sorted((n for n in names if n.startswith("run") and n.endswith(".json") and "/" not in n), reverse=True):
+    for name in sorted((name for name in folder.children() if name.startswith("run") and name.endswith(".json")), reverse=True):
         try:
             run = json.loads(folder.get(name) or b"")
         except ValueError:  # being written, or cut short
             continue
-        if isinstance(run, dict):
+        if _is_run(run):
             found.append(run)
     return found
+
+
+def _is_run(run: Any) -> bool:
+    """Whether a JSON file of such a name is a summary of ours."""
+    slides = run.get("slides") if isinstance(run, dict) else None
+    return isinstance(slides, list) and all(isinstance(slide, dict) and "id" in slide for slide in slides)
 
 
 class _Row:
