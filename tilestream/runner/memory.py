@@ -22,7 +22,7 @@ from tilestream.store.layout import Layout
 from tilestream.tiles.buffer_limits import CIRCULATING, average_bytes, count_open, device_group_bytes, read_batch
 from tilestream.tiles.isolation import isolated_bytes, isolated_groups
 
-SLACK = 48 * 1024**2
+SLACK = 64 * 1024**2
 """Bytes set aside for what the arithmetic does not name: thread stacks, codec scratch, fragmentation."""
 
 DEVICE_LIBRARIES = 512 * 1024**2

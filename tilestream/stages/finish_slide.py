@@ -18,6 +18,7 @@ from tilestream.models.context_streaming import TokenBand
 from tilestream.models.pca import principal_colours
 from tilestream.models.pooling import SoftmaxPool, make_pool
 from tilestream.stages.clock import Clock
+from tilestream.stages.hardware import THREAD_BYTES, one_thread
 from tilestream.stages.mix_context import CONTEXT_ROWS
 from tilestream.stages.overview import SlidePanel, draw_overview, draw_slide_panel
 from tilestream.stages.pinning import check_machine
@@ -36,6 +37,7 @@ OVERVIEW_ROWS, OVERVIEW_THREADS = 1024, 8
 """Rows of a block that the overview reads, and threads that do it, at most: more of either took longer."""
 
 
+@one_thread
 @torch.inference_mode()
 def pool_slide(task: SlideTask, shards: range) -> Report:
     """The slide's vector, and the vectors of regions, from the stored rows.
@@ -76,8 +78,8 @@ def finish_slide(task: SlideTask, shards: range) -> Report:
 
 
 def rows_bytes(tiles: int, dim: int) -> int:
-    """What pooling holds of the rows that pass by, beside the block in work in float64, twice."""
-    return (min(tiles, BLOCK_ROWS * (BLOCKS_AHEAD + 2)) * 4 + min(tiles, BLOCK_ROWS) * 16) * dim
+    """What pooling holds of the rows that pass by, beside the block in work in float64, twice; and the thread in which it multiplies."""
+    return THREAD_BYTES + (min(tiles, BLOCK_ROWS * (BLOCKS_AHEAD + 2)) * 4 + min(tiles, BLOCK_ROWS) * 16) * dim
 
 
 def drawing_bytes(tiles: int, dim: int, threads: int) -> int:

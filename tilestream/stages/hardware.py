@@ -6,7 +6,11 @@ import contextlib
 import copy
 import ctypes
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +19,27 @@ from tilestream.errors import ConfigError
 
 _PROBED = 8
 """Tiles that a half-precision encoder is tried on."""
+
+THREAD_BYTES = 48 * 1024**2
+"""What a thread takes in which torch multiplies matrices: helpers, and buffers of its own, which stay."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_COMPUTE = ThreadPoolExecutor(1, thread_name_prefix="mixing")
+
+
+def one_thread(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, always called in the same thread of this process, one call after another.
+
+    Another thread in which torch multiplies matrices would take `THREAD_BYTES` more.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return _COMPUTE.submit(function, *args, **kwargs).result()
+
+    return call
 
 
 def pick_device(name: str) -> torch.device:

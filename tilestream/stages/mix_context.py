@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 
@@ -18,7 +17,7 @@ from tilestream.encoders.weights import apply_weights, load_weights
 from tilestream.models.context import ContextTransformer
 from tilestream.models.context_spec import BAND_BYTES
 from tilestream.models.context_streaming import Rect, RowBands, TokenBand, input_rects, mix_rect
-from tilestream.stages.hardware import pick_device, pick_precision
+from tilestream.stages.hardware import one_thread, pick_device, pick_precision
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.region_vectors import WindowWriter
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
@@ -28,9 +27,6 @@ from tilestream.store.slide_store import SlideStore
 
 CONTEXT_ROWS = "tables/tiles/obsm/context"
 STAGE = "context"
-
-_ONE_AT_A_TIME = threading.Lock()
-"""The projection counts one context in a process, whatever the number of lanes."""
 
 
 def build_context(context: Context, dim: int, precision: str = "fp32") -> ContextTransformer:
@@ -57,32 +53,39 @@ def build_context(context: Context, dim: int, precision: str = "fp32") -> Contex
     return model.eval() if context.exact else model.eval().to(pick_precision(precision, torch.device("cpu")))
 
 
-@torch.inference_mode()
 def mix_context(task: SlideTask, shards: range) -> Report:
-    """Context of a slide whose tiles are all in the store, or of some shards of it; those that are committed already are left as they are."""
+    """Context of a slide whose tiles are all in the store, or of some shards of it; those that are committed already are left as they are.
+
+    The projection counts one context in a process, whatever the number of lanes.
+    """
     check_machine(task.line.worker)
-    with _ONE_AT_A_TIME:
-        start = time.perf_counter()
-        tokens = StoredTokens(task)
-        committed = tokens.store.ledger(STAGE)
-        if task.schedule == "halo_shards":
-            for shard in shards:
-                if shard not in committed:
-                    tokens.write(shard, _mix_shard(tokens, shard))
-        else:
-            _mix_rows(task, tokens, next((k for k in shards if k not in committed), shards.stop))
+    return _mix(task, shards, pick_device(task.line.worker.device))  # which device is this worker's is known in its own threads only
+
+
+@one_thread
+@torch.inference_mode()
+def _mix(task: SlideTask, shards: range, device: torch.device) -> Report:
+    start = time.perf_counter()
+    tokens = StoredTokens(task, device)
+    committed = tokens.store.ledger(STAGE)
+    if task.schedule == "halo_shards":
+        for shard in shards:
+            if shard not in committed:
+                tokens.write(shard, _mix_shard(tokens, shard))
+    else:
+        _mix_rows(task, tokens, next((k for k in shards if k not in committed), shards.stop))
     return Report(task.slide, shards, {"context": time.perf_counter() - start})
 
 
 class StoredTokens:
     """The tokens of a slide as stage 1 left them in the store, and the place for their context."""
 
-    def __init__(self, task: SlideTask) -> None:
+    def __init__(self, task: SlideTask, device: torch.device) -> None:
         assert task.line.context is not None
+        self.device = device
         self.store = task.open_store()
         self.layout = self.store.layout
         self.places = TokenGrid(task.grid, *task.read_places(self.store), tokens_a_side(self.layout.tokens, task.grid))
-        self.device = pick_device(task.line.worker.device)
         self.model = build_context(task.line.context, self.layout.dim, task.line.facts.precision).to(self.device)
         self.stride_um = None if task.stride_um is None else task.stride_um / self.places.side
 
