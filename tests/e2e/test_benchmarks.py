@@ -12,6 +12,7 @@ from benchmarks import (
     bench_pipeline,
     bench_reading,
     bench_soak,
+    bench_tissue,
     bench_view,
     fuzz_inputs,
     fuzz_sources,
@@ -140,3 +141,11 @@ def test_a_long_run_holds_what_it_held_at_first(capsys, tmp_path, monkeypatch):
     assert told["tiles"] == 4096
     assert told["growth"] < 0.25  # a run of seconds has just started its threads; the claim is the long run's
     assert told["more_handles"] <= 2
+
+
+def test_tissue_is_found_on_made_thumbnails(tmp_path, capsys):
+    figures = bench_tissue.main(["--data", str(tmp_path), "--cases", "8", "--seed", "3", "--rules", "tilestream", "former rule"])
+    assert "8 thumbnails, tissue of made" in capsys.readouterr().out
+    assert figures["tilestream"]["median"] > 0.95
+    assert figures["tilestream"]["of them silent"] == 0
+    assert figures["tilestream"]["median"] > figures["former rule"]["median"]

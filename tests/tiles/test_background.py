@@ -126,6 +126,28 @@ def test_tissue_that_hardly_stands_out_is_a_doubt():
     assert any("look at the tissue, or give a mask" in words for words in warnings)
 
 
+@pytest.mark.parametrize("tint", ["neutral", "bluish", "amber"])
+def test_pens_are_told_from_strong_stains_on_any_glass(tint):
+    mask, mark = shape_of(0.4), (Y > 150) & (Y < 170)
+    pixels = bright_field(mask, tint=tint, strength=1.3)
+    pixels[mark] = (np.array((30, 60, 190)) * TINTS[tint]).astype(np.uint8)
+    assert overlap(pixels, mask & ~mark, pens=True)[0] > 0.93
+    assert overlap(pixels, mask | mark)[0] > 0.93
+
+
+def test_much_of_the_tissue_in_colours_of_pens_is_a_doubt():
+    pixels = bright_field(np.zeros((H, W), bool))
+    pixels[50:150, 60:200] = (30, 60, 190)
+    assert any("has colours of marker pens" in words for words in overlap(pixels, Y > 0, pens=True)[1])
+
+
+def test_something_too_faint_on_an_uneven_ground_is_a_doubt():
+    rng = np.random.default_rng(0)
+    waves = 2.2 * np.sin(X / 5) * np.sin(Y / 7) + rng.normal(0, 0.4, (H, W))
+    pixels = (8 + waves)[..., None].repeat(3, 2).round().clip(0, 255).astype(np.uint8)
+    assert any("too faint" in words for words in overlap(pixels, Y > 0)[1])
+
+
 def test_doubts_travel_with_the_plan_into_the_store(tmp_path):
     import tifffile
 

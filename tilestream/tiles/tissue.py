@@ -41,11 +41,18 @@ SPREAD_PART = 0.25
 FAINT, MOST_NEAR, LEAST_SHARE = 2.2, 0.35, 0.01
 """When the method is unsure: steps of typical tissue below, share of pixels near the limit above, share of background in the image below."""
 
+FAINT_THINGS = "no tissue stands out, but the background is not even: what lies there may be too faint. Look at the image, or give a mask."
+
+MOST_PEN = 0.3
+"""Part of what stands out that pens may be before it is doubted."""
+
+PENS = f"more than {MOST_PEN:.0%} of what stands out has colours of marker pens and was left out: look at the tissue, or set tiles.tissue.pens to false."
+
 NO_BACKGROUND = (
     "no part of the image is flat, so that nothing says what the glass looks like: all of it counts as tissue. Look at it, or give a mask."
 )
 
-PEN_HUES = ((75 / 360, 255 / 360),)
+PEN_HUES = ((75 / 360, 248 / 360),)
 """Hues of green and blue markers, as fractions of the circle; haematoxylin lies at 255 to 290 degrees, eosin at 300 to 350."""
 
 Mask = NDArray[np.bool_]
@@ -104,17 +111,21 @@ def _stained(thumbnail: Thumbnail, tissue: Tissue, um_per_px: float | None) -> F
     """What differs from the background of the image, without specks and small holes."""
     pixels = thumbnail.pixels
     missing = np.zeros(pixels.shape[:2], np.bool_) if thumbnail.missing is None else thumbnail.missing
-    mask, warnings = _apart(pixels, missing)
+    mask, background, warnings = _apart(pixels, missing)
     if tissue.pens:
+        white = np.full(3, 255.0) if background is None or background.dark else np.exp(background.base)
+        before = int(mask.sum())
         for row, line in enumerate(pixels):
-            mask[row] &= ~_pen(line)
+            mask[row] &= ~_pen(line, white)
+        if mask.sum() < (1 - MOST_PEN) * before:
+            warnings += (PENS,)
     least_px = tissue.min_area_um2 / (um_per_px or THUMBNAIL_UM) ** 2
     closed = closing(mask, disk(2))
     filled = ~without_specks(~closed, least_px)  # vacuoles of fat, lumens of glands
     return FoundTissue(_with_missing(without_specks(opening(filled, disk(1)), least_px), thumbnail), warnings)
 
 
-def _apart(pixels: Pixels, missing: Mask) -> tuple[Mask, tuple[str, ...]]:
+def _apart(pixels: Pixels, missing: Mask) -> tuple[Mask, Background | None, tuple[str, ...]]:
     """What differs from the background; parts that were never scanned are none of it, where the rest can be explained without them."""
     empty = unscanned(pixels)
     if empty.any():
@@ -123,12 +134,13 @@ def _apart(pixels: Pixels, missing: Mask) -> tuple[Mask, tuple[str, ...]]:
             mask, warnings = _beyond(pixels, background, empty | missing)
             # A rest that is all background is rather tissue on a background that is black or white to the last bit.
             if mask.sum() > LEAST_TISSUE * (~empty).sum() or background.bright >= CLEAR_GLASS:
-                return mask, warnings
+                return mask, background, warnings
     background = find_background(pixels, missing, gaps=False)
     if background is None:
         mask = ~missing
-        return mask, (NO_BACKGROUND,) if mask.any() else ()
-    return _beyond(pixels, background, missing)
+        return mask, None, (NO_BACKGROUND,) if mask.any() else ()
+    mask, warnings = _beyond(pixels, background, missing)
+    return mask, background, warnings
 
 
 def _beyond(pixels: Pixels, background: Background, ignored: Mask) -> tuple[Mask, tuple[str, ...]]:
@@ -145,7 +157,9 @@ def _beyond(pixels: Pixels, background: Background, ignored: Mask) -> tuple[Mask
     near = int(counts[int(0.6 * level) : int(1.6 * level)].sum()) / max(1, int(beyond[-1]))
     # A JPEG and the scanner's optics spread strong colours over their border.
     mask: Mask = (steps > level) & (steps > SPREAD_PART * ndimage.maximum_filter(steps, 5))
-    return mask, tuple(_doubts(background, typical / one, near)) if mask.sum() > LEAST_TISSUE * mask.size else ()
+    if mask.sum() <= LEAST_TISSUE * mask.size:
+        return mask, (FAINT_THINGS,) if background.structure > 1 else ()
+    return mask, tuple(_doubts(background, typical / one, near))
 
 
 def _doubts(background: Background, typical: float, near: float) -> Iterator[str]:
@@ -182,10 +196,11 @@ def _counts(values: NDArray[np.uint8]) -> NDArray[np.int64]:
     return total
 
 
-def _pen(line: Pixels) -> Mask:
-    """(w, 3) -> (w,) bool: strongly coloured pixels of hues that stains do not have."""
-    red, green, blue = (line[:, k].astype(np.float32) for k in range(3))
-    high, low = line.max(axis=1).astype(np.float32), line.min(axis=1).astype(np.float32)
+def _pen(line: Pixels, white: NDArray[np.float64]) -> Mask:
+    """(w, 3) -> (w,) bool: strongly coloured pixels of hues that stains do not have, seen as on a glass without a tint."""
+    seen = line * (white.max() / white).astype(np.float32)
+    red, green, blue = seen.T
+    high, low = seen.max(axis=1), seen.min(axis=1)
     span = np.maximum(high - low, 1)
     hue = np.where(high == red, (green - blue) / span % 6, np.where(high == green, (blue - red) / span + 2, (red - green) / span + 4)) / 6
     strong = (high - low) > 0.35 * high

@@ -61,6 +61,8 @@ class Background:
     """Standard deviation of the differences between channels; 0 for a dark ground."""
     share: float
     """Part of the image that it was estimated from."""
+    structure: float
+    """Standard deviation between its squares, grey levels; 0 where it is no more than their noise explains."""
 
     @property
     def bright(self) -> float:
@@ -158,10 +160,13 @@ def _fit(blocks: Blocks, flat: Mask, seed: Mask, *, dark: bool) -> Background:
     within = blocks.spread[inside]
     pixel = within if dark else within / np.maximum(blocks.mean[inside].min(axis=1), 1)
     own = float(np.sqrt(np.mean(np.minimum(pixel, np.quantile(pixel, 0.95)) ** 2)))
-    noise = math.hypot(own, float(np.sqrt((rest**2).mean(axis=0)).max()))
+    between = float(np.sqrt((rest**2).mean(axis=0)).max())
+    noise = math.hypot(own, between)
     tints = rest - rest.mean(axis=1, keepdims=True)
     tint_noise = math.hypot(own if _coloured(blocks) else 0.0, float(np.sqrt((tints**2).mean(axis=0)).max()))
-    return Background(dark, base, slopes, noise, tint_noise, float(inside.mean()))
+    # Squares of 2 px and more, each of its own noise, differ by half of it.
+    structure = between * (1 if dark else float(np.exp(base).mean())) if between > 0.8 * own else 0.0
+    return Background(dark, base, slopes, noise, tint_noise, float(inside.mean()), structure)
 
 
 def _coloured(blocks: Blocks) -> bool:
