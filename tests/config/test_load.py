@@ -2,7 +2,7 @@
 
 import pytest
 
-from tilestream.config.load import apply_overrides, load_config
+from tilestream.config.load import load_config
 from tilestream.errors import ConfigError
 
 LEAST = "slides: a.svs\noutput: out\ntiles: {mpp: 0.5}\nencoder: patch_embed\n"
@@ -146,8 +146,9 @@ def test_setting_level_beside_mpp_says_how_to_remove_mpp(write):
 
 
 def test_overrides_leave_the_given_mapping_alone():
-    raw = {"tiles": {"mpp": 0.5}, "encoder": "a"}
-    assert apply_overrides(raw, ["tiles.mpp=1", "encoder.weights=w"]) == {"tiles": {"mpp": 1}, "encoder": {"name": "a", "weights": "w"}}
-    assert raw == {"tiles": {"mpp": 0.5}, "encoder": "a"}
+    raw = {"slides": "a.svs", "output": "out", "tiles": {"mpp": 0.5}, "encoder": "patch_embed"}
+    made = load_config(raw, ["tiles.mpp=1", "encoder.weights=w"])
+    assert (made.tiles.mpp, made.encoder.name, made.encoder.weights) == (1, "patch_embed", "w")
+    assert raw == {"slides": "a.svs", "output": "out", "tiles": {"mpp": 0.5}, "encoder": "patch_embed"}
     with pytest.raises(ConfigError, match="--set foo: not of the form key=value"):
-        apply_overrides(raw, ["foo"])
+        load_config(raw, ["foo"])

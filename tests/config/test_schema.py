@@ -9,7 +9,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from tilestream.config.load import config_from_mapping
+from tilestream.config.load import load_config
 from tilestream.config.schema import Config, SchedulerSpec, config_schema
 from tilestream.config.types import ValueRefusedError, bytes_from_text
 from tilestream.errors import ConfigError
@@ -18,7 +18,7 @@ LEAST = {"slides": "slides/*.svs", "output": "embeddings", "tiles": {"mpp": 0.5}
 
 
 def config(**sections) -> Config:
-    return config_from_mapping({**LEAST, **sections})
+    return load_config({**LEAST, **sections})
 
 
 def compute(**keys):
@@ -70,7 +70,7 @@ def test_config_is_frozen_and_travels_to_workers():
 )
 def test_config_as_run_reads_back_equal(sections):
     made = config(**sections)
-    assert config_from_mapping(json.loads(made.model_dump_json())) == made
+    assert load_config(json.loads(made.model_dump_json())) == made
 
 
 @pytest.mark.parametrize(

@@ -51,27 +51,6 @@ def _copied(value: Any) -> Any:
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
-def config_from_mapping(raw: Mapping[str, Any]) -> Config:
-    """The checked config of plain data. Raises ConfigError with a line for each problem."""
-    return load_config(raw)
-
-
-def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of plain config data with `a.b=c` settings applied; values are YAML, and null takes a key away.
-
-    Raises
-    ------
-    ConfigError
-        A setting is not of that form, or goes into a value that has no keys.
-    """
-    draft = Draft(_copied(raw))
-    _override(draft, overrides)
-    if draft.problems:
-        raise ConfigError("\n".join(draft.problems))
-    result: dict[str, Any] = draft.raw
-    return result
-
-
 def _override(draft: Draft, overrides: Sequence[str]) -> None:
     for setting in overrides:
         place = f"--set {setting}"
