@@ -40,7 +40,16 @@ GRACE = 8.0
 def run_command(
     config: ConfigPath,
     settings: SetOption = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Delete what the output holds of these slides and start over.")] = False,
+    restart: Annotated[
+        str,
+        typer.Option(
+            "--restart",
+            metavar="[STAGE]",
+            show_default=False,
+            help="Delete what the output holds of these slides and start over; with context, windows or pool behind it, only that stage and what is made of it.",
+        ),
+    ] = "",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do shards with failed tiles again.")] = False,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -61,7 +70,7 @@ def run_command(
         part = _shard(shard)
         if part is not None and shard is None:
             reporter.message(f"task {part[0]} of {part[1]} of a job array: every {part[1]}th slide; --shard 0/1 does all of them.")
-        summary = run(config, settings or (), restart=restart, shard=part, reporter=reporter)
+        summary = run(config, settings or (), restart=restart, retry_failed=retry_failed, shard=part, reporter=reporter)
     except KeyboardInterrupt as interrupt:
         raise InterruptedRunError("interrupted; what is finished is kept, and the same command resumes.") from interrupt
     finally:
@@ -72,6 +81,18 @@ def run_command(
     else:
         print_summary(summary, _console())
     raise typer.Exit(summary.exit_code)
+
+
+def _with_stages(arguments: list[str]) -> list[str]:
+    """`--restart` alone is `--restart all`: what follows is a stage, or something else."""
+    from tilestream.runner.cohort import ALL, STAGES
+
+    found: list[str] = []
+    for k, word in enumerate(arguments):
+        found.append(word)
+        if word == "--restart" and arguments[k + 1 : k + 2] not in [[stage] for stage in STAGES]:
+            found.append(ALL)
+    return found
 
 
 def _console() -> Console:
@@ -304,7 +325,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     interrupts = _Interrupts()
     before = {number: signal.signal(number, interrupts) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        app(arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        app(_with_stages(given) if "--restart" in given else given)
     except TilestreamError as error:
         print("\n".join([f"tilestream: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         sys.exit(error.exit_code)

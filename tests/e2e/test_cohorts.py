@@ -12,7 +12,7 @@ import tifffile
 
 from tests.support.images import make_image, write_pyramid
 from tests.support.resuming import hurt
-from tests.support.runs import config
+from tests.support.runs import config, newest_record
 from tilestream.cli import _shard, main
 from tilestream.errors import ConfigError
 
@@ -77,7 +77,7 @@ def test_broken_slides_are_listed_and_the_others_finish(capsys, tmp_path, count,
     assert left_with(["verify", "--repair", str(tmp_path / "out")]) == 4
     before = {p: p.stat().st_mtime_ns for name in good[2:] for p in (tmp_path / "out" / name).rglob("*")}
     assert left_with(["run", str(tmp_path / "c.yaml")]) == 4
-    again = json.loads((tmp_path / "out" / "run.json").read_text())
+    again = newest_record(tmp_path / "out")
     assert again["new_tiles"] == 2 * 9
     assert [s["id"] + ".zarr" for s in again["slides"] if s["status"] == "done"] == good[:2]
     assert {p: p.stat().st_mtime_ns for name in good[2:] for p in (tmp_path / "out" / name).rglob("*")} == before
@@ -98,9 +98,10 @@ def test_jobs_of_an_array_at_once_share_one_output_and_do_no_slide_twice(tmp_pat
     ]  # fmt: skip
     words = [job.communicate(timeout=120)[1] for job in jobs]
     assert sorted(job.returncode for job in jobs) == [0, 0, 4], words
-    told = [json.loads((tmp_path / "out" / f"run-{k}-of-3.json").read_text()) for k in range(3)]
+    told = [json.loads(path.read_text()) for path in (tmp_path / "out" / "runs").iterdir()]
     ids = [slide["id"] for each in told for slide in each["slides"]]
     assert len(ids) == len(set(ids)) == 12
+    assert len(json.loads((tmp_path / "out" / "run.json").read_text())["slides"]) == 12
     assert sum(each["new_tiles"] for each in told) == 11 * 9
 
 

@@ -557,11 +557,11 @@ def test_27_and_28_one_run_at_a_time_of_one_recipe(capsys, tmp_path, image, say)
     from tilestream.store.folder import Folder
     from tilestream.store.lock import hold_lock
 
-    assert run(capsys, tmp_path, image[0])[0] == 0
-    with hold_lock(Folder(str(tmp_path / "out")), "run"):
+    with hold_lock(Folder(str(tmp_path / "out")), image[0].stem):
         code, words = run(capsys, tmp_path, image[0])
         assert code == 6
         assert "in use by process" in words
+    assert run(capsys, tmp_path, image[0])[0] == 0
     code, words = run(capsys, tmp_path, image[0], encoder="tests.support.encoders:corners")
     assert code == 6
     assert "encoder.name was" in words
@@ -575,7 +575,7 @@ def test_27_and_28_one_run_at_a_time_of_one_recipe(capsys, tmp_path, image, say)
 def test_27_a_dead_owner_is_replaced_even_where_its_number_lives_on(capsys, tmp_path, image, say):
     import platform
 
-    lock = tmp_path / "out" / ".tilestream" / "run.lock"
+    lock = tmp_path / "out" / ".tilestream" / "claims" / f"{image[0].stem}.json"
     lock.parent.mkdir(parents=True)
     owner = {"host": platform.node(), "pid": os.getpid(), "since": "2026-01-01T00:00:00+00:00", "born": "another boot 1"}
     lock.write_text(json.dumps(owner))
@@ -584,17 +584,18 @@ def test_27_a_dead_owner_is_replaced_even_where_its_number_lives_on(capsys, tmp_
     say("27 a lock of a dead run, its number in use again", "taken over", f"{code}")
 
 
-@pytest.mark.parametrize(("held", "code"), [("run", 6), ("run-1-of-4", 6), ("run-1-of-2", 0)])
-def test_27_jobs_share_an_output_only_where_they_share_out_its_slides(capsys, tmp_path, image, say, held, code):
+@pytest.mark.parametrize(("arguments", "code"), [([], 4), (["--shard", "0/2"], 0), (["--shard", "1/2"], 0)])
+def test_27_a_slide_that_another_process_has_is_left_to_it(capsys, tmp_path, image, say, arguments, code):
     from tilestream.store.lock import hold_lock
 
     shutil.copyfile(image[0], tmp_path / "b.tif")
     given = config([image[0], tmp_path / "b.tif"], tmp_path / "out", tiles={"size": TILE})
     (tmp_path / "c.yaml").write_text(json.dumps(given))
-    with hold_lock(Folder(str(tmp_path / "out")), held), pytest.raises(SystemExit) as left:  # the code is looked at
-        main(["run", str(tmp_path / "c.yaml"), "--shard", "0/2"])
+    with hold_lock(Folder(str(tmp_path / "out")), "b"), pytest.raises(SystemExit) as left:  # the code is looked at
+        main(["run", str(tmp_path / "c.yaml"), *arguments])
     assert left.value.code == code, capsys.readouterr()
-    say(f"27 --shard 0/2 beside {held}", "6 unless both are of one N", f"{code}")
+    assert [path.stem for path in (tmp_path / "out").glob("*.zarr")] == ([] if "1/2" in arguments else [image[0].stem])
+    say(f"27 {arguments} beside a process that has one slide", "the others are done", f"{code}")
 
 
 @pytest.mark.slow

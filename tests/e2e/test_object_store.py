@@ -198,29 +198,27 @@ def test_an_output_that_cannot_be_reached_is_refused_before_any_work(client, pat
         assert command[1] in capsys.readouterr().err
 
 
-def test_one_run_at_a_time_in_a_bucket(client, monkeypatch):
+def test_one_process_at_a_time_has_a_slide_in_a_bucket(client, monkeypatch):
     output = Folder("s3://lab/locked")
-    with hold_lock(output, "run"):
-        for name in ("run", "run-0-of-2"):
-            with pytest.raises(OutputError, match="is in use by process"), hold_lock(output, name):
-                pass
-    # Another run takes the lock between this one's look and its own taking of it.
+    with hold_lock(output, "a"), pytest.raises(OutputError, match="is in use by process"), hold_lock(output, "a"):
+        pass
+    # Another process takes the slide between this one's look and its own taking of it.
     refused = output.put_new
     monkeypatch.setattr(output, "put_new", lambda key, data: other.__enter__() is not None or refused(key, data))
-    other = hold_lock(Folder("s3://lab/locked"), "run")
-    with pytest.raises(OutputError, match="is in use by process"), hold_lock(output, "run"):
+    other = hold_lock(Folder("s3://lab/locked"), "a")
+    with pytest.raises(OutputError, match="is in use by process"), hold_lock(output, "a"):
         pass
     other.__exit__(None, None, None)
     assert output.names() == []
     monkeypatch.undo()
-    with hold_lock(output, "run"):  # the server fails another run as it tries to take the lock
+    with hold_lock(output, "a"):  # the server fails another process as it tries to take the slide
         other = Folder("s3://lab/locked")
         monkeypatch.setattr(other, "put_new", Mock(side_effect=OSError(errno.EIO, "away")))
-        with pytest.raises(OSError, match="away"), hold_lock(other, "run"):
+        with pytest.raises(OutputError, match="is in use"), hold_lock(other, "a"):
             pass
-        assert output.names() == [".tilestream/run.lock"]
-    output.put(".tilestream/run.lock", b'{"host": ')  # its owner died as it wrote
-    with hold_lock(output, "run"):
+        assert output.names() == [".tilestream/claims/a.json"]
+    output.put(".tilestream/claims/a.json", b'{"host": ')  # its owner died as it wrote
+    with hold_lock(output, "a"):
         pass
 
 

@@ -1,6 +1,5 @@
 """The whole line on real and made slides: right tiles, right pixels, right places."""
 
-import json
 import math
 
 import anndata
@@ -12,7 +11,7 @@ import zarr
 
 import tilestream
 from tests.support.images import make_image, write_ome_zarr, write_pyramid, write_svs
-from tests.support.runs import config, embed, opened, same_store
+from tests.support.runs import config, embed, newest_record, opened, same_store
 
 
 def white_means(path, y, x, side):
@@ -224,9 +223,9 @@ def test_shards_of_a_job_array_share_one_output_without_doing_a_slide_twice(tmp_
     assert len(list((tmp_path / "out").glob("*.zarr"))) == 5
 
 
-def test_run_json_says_what_was_done(slides, tmp_path):
+def test_the_record_of_a_run_says_what_was_done(slides, tmp_path):
     embed(slides / "CMU-1-Small-Region.svs", tmp_path / "out")
-    told = json.loads((tmp_path / "out" / "run.json").read_text())
+    told = newest_record(tmp_path / "out")
     assert told["config"]["tiles"]["size"] == 224
     assert told["slides"][0]["status"] == "done"
     assert sum(told["slides"][0]["counts"].values()) == told["tiles"] == 140

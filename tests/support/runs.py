@@ -1,5 +1,7 @@
 """Runs of the whole program in tests."""
 
+import json
+
 import numpy as np
 
 import tilestream
@@ -25,6 +27,11 @@ def config(slides, output, /, **sections):
 def embed(slides, output, /, **sections):
     """Run and return the summary."""
     return tilestream.run(config(slides, output, **sections))
+
+
+def newest_record(output):
+    """What the last run said that did something."""
+    return json.loads(max((output / "runs").iterdir(), key=lambda path: path.stat().st_mtime_ns).read_text())
 
 
 def opened(output, slide):

@@ -440,8 +440,9 @@ def test_every_kind_of_output_opens(output, tmp_path):
 
 
 def test_a_slide_without_embeddings_is_refused_by_name(tmp_path):
-    store = make_store(tmp_path / "s.zarr")
-    store.folder.delete_all("tables/tiles/X")
+    store = make_store(tmp_path / "s.zarr", finish=False)
+    store.drop(["tables/tiles/X"])
+    store.complete({})
     with pytest.raises(InputError, match="holds no embeddings"):
         viewed(tmp_path / "s.zarr")
     catalogue = Catalogue([str(tmp_path)])

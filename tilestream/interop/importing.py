@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream import __version__
 from tilestream.config.slide_list import SlideRef, id_from_address, id_problem
 from tilestream.errors import ConfigError, InputError, OutputError, without_credentials
 from tilestream.geometry import Size
@@ -63,7 +62,7 @@ def import_features(path: str, slide: str, output: str, *, patch_size_level0: fl
         raise ConfigError(f"--slide: {name!r} cannot name a store: it {problem}. Give another.")
     address = slide if info is None or "://" in slide else str(Path(slide).absolute())
     refuse_foreign(Folder(output), [SlideRef(name, address)])
-    with open_hdf5(Path(path)) as opened, hold_lock(Folder(output), f"import-{name}"):
+    with open_hdf5(Path(path)) as opened, hold_lock(Folder(output), name):
         with hdf5_errors(path):
             file = FeatureFile(path, opened)
         store = SlideStore(Folder(output) / f"{name}.zarr")
@@ -156,7 +155,6 @@ def _recipe(file: FeatureFile, places: TilePlaces) -> dict[str, Any]:
     """What is known of how the numbers came about; `imported` says that they are another program's."""
     return {
         "format": FORMAT,
-        "tilestream": __version__,
         "imported": {"file": file.path, "grid": "regular" if places.regular else "ranks"},
         "tiles": {"size": places.tiling.tile, "stride": places.tiling.stride, "edge": "pad"},
         "encoder": {"name": file.encoder, "dim": file.features.shape[1]},

@@ -1,15 +1,22 @@
-"""The slides of a run, and where they go."""
+"""The slides of a run, where they go, and what was asked of those that are there already."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef, list_slides
+from tilestream.errors import ConfigError
 from tilestream.stages.worker_settings import absolute
 from tilestream.store.folder import Folder
+from tilestream.store.ledger import HOME, pack, unpack
 from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.coords import check_chosen
+
+ALL = "all"
+
+STAGES = (ALL, "tiles", "context", "windows", "pool")
+"""What may be started over."""
 
 
 @dataclass(frozen=True)
@@ -18,25 +25,56 @@ class Cohort:
 
     output: Folder
     refs: list[SlideRef]
-    name: str
-    """Of the run, for its lock and its record."""
+    """Its own, which it reports on; of a job of an array, every n-th."""
+    shard: tuple[int, int] | None = None
+    """Which job of how many this is; None where it is none of an array."""
+    spare: tuple[SlideRef, ...] = ()
+    """Slides of no job, for the folder grew since the first one began: who comes first does them."""
+    others: tuple[SlideRef, ...] = ()
+    """Slides of other jobs, which are taken over where their job died at them."""
+    restart: str = ""
+    """The stage that is started over, or `all`; empty where none is."""
+    retry_failed: bool = False
+    """Whether shards with failed tiles are done again."""
 
     def store(self, ref: SlideRef) -> SlideStore:
         """Where a slide goes."""
         return SlideStore(self.output / f"{ref.id}.zarr")
 
 
-def list_cohort(config: Config, shard: tuple[int, int] | None = None) -> Cohort:
-    """The slides of a config, or every n-th of them.
+def list_cohort(config: Config, shard: tuple[int, int] | None = None, *, restart: bool | str = False, retry_failed: bool = False) -> Cohort:
+    """The slides of a config.
 
     Raises
     ------
     ConfigError
-        There are none, or the output cannot take them.
+        There are none, or the output cannot take them; or there is no such stage to restart.
     """
     # Workers may run in another folder: every address that reaches them is absolute.
     output, refs = Folder(absolute(config.output.path)), list_slides(config.slides)
     check_chosen(config.tiles.chosen, len(refs))
-    if shard is None:
-        return Cohort(output, refs, "run")
-    return Cohort(output, refs[shard[0] :: shard[1]], f"run-{shard[0]}-of-{shard[1]}")
+    stage = restart if isinstance(restart, str) else ALL if restart else ""
+    if stage and stage not in STAGES:
+        raise ConfigError(f"--restart: {stage!r} is no stage. Write one of {', '.join(STAGES[1:])}, or nothing behind it for all.")
+    stage = ALL if stage == "tiles" else stage
+    return Cohort(output, refs, shard, restart=stage, retry_failed=retry_failed)
+
+
+def share_out(cohort: Cohort) -> Cohort:
+    """The part of this job of an array: every n-th slide of those that the first of n jobs found, which is kept in the output."""
+    if cohort.shard is None:
+        return cohort
+    index, count = cohort.shard
+    key, ids = f"{HOME}/array-{count}.json", [ref.id for ref in cohort.refs]
+    with cohort.output.locked(HOME):
+        first = unpack(cohort.output.get(key))
+        if first is None:
+            first = {"slides": ids}
+            cohort.output.put(key, pack(first))
+    listed = set(first["slides"])
+    own = set(first["slides"][index::count])
+    new = [ref for ref in cohort.refs if ref.id not in listed]
+    if cohort.restart or cohort.retry_failed:
+        own, new = own | {ref.id for ref in new[index::count]}, []
+    others = () if cohort.restart or cohort.retry_failed else tuple(ref for ref in cohort.refs if ref.id in listed - own)
+    return replace(cohort, refs=[ref for ref in cohort.refs if ref.id in own], spare=tuple(new), others=others)

@@ -6,27 +6,29 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from tilestream.config.load import load_config
+from tilestream.config.python_objects import is_object_name
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
 from tilestream.runner.clusters import check_main_guard
-from tilestream.runner.cohort import Cohort, list_cohort
+from tilestream.runner.cohort import ALL, Cohort, list_cohort, share_out
 from tilestream.runner.executors import Engine, Outcome, open_engine
-from tilestream.runner.pipeline import Stage, stages_of
-from tilestream.runner.prepare import PreparedSlide, Setup, open_slide, prepare_slide, set_up
-from tilestream.runner.recipe import check_recipe, check_source, make_recipe, slide_recipe
+from tilestream.runner.pipeline import Job, SlideRun, stages_of
+from tilestream.runner.prepare import PreparedSlide, Setup, open_slide, set_up
+from tilestream.runner.recipe import Recipes
 from tilestream.runner.reporter import Reporter
-from tilestream.runner.store_creation import create_store
-from tilestream.runner.summary import SlideResult, Summary
+from tilestream.runner.resume import book_finished, finished, look_at_all, nothing_to_do, take_up
+from tilestream.runner.summary import STATE, SlideResult, Summary, note_refusal, refusal_of, write_records
 from tilestream.stages.embed_tiles import add_counts, describe_encoder
-from tilestream.stages.slide_task import Report, SlideTask, outlast_outages
+from tilestream.stages.slide_task import Report, outlast_outages
 from tilestream.stages.worker_settings import untrained_parts, worker_settings
-from tilestream.store.lock import hold_lock
+from tilestream.store.lock import Claims
 from tilestream.store.ownership import refuse_foreign
 from tilestream.store.slide_store import SlideStore
 
@@ -41,7 +43,8 @@ def run(
     config: Config | Mapping[str, Any] | str | os.PathLike[str],
     overrides: Sequence[str] = (),
     *,
-    restart: bool = False,
+    restart: bool | str = False,
+    retry_failed: bool = False,
     shard: tuple[int, int] | None = None,
     reporter: Reporter | None = None,
 ) -> Summary:
@@ -53,17 +56,19 @@ def run(
         What to do.
     overrides : sequence of str
         `a.b=c` settings that go before the config's.
-    restart : bool
-        Delete what the output holds of these slides and start over.
+    restart : bool or str
+        Delete what the output holds of these slides and start over; or only one stage of it and what is made of that: context, windows or pool.
+    retry_failed : bool
+        Do shards with failed tiles again, and what is made of them.
     shard : (i, n), optional
-        Do only every n-th slide, starting at the i-th (0-based): for n independent jobs on one output.
+        Be one of n independent jobs on one output: every n-th slide, starting at the i-th (0-based), then those that no other job does.
     reporter : Reporter, optional
         Hears of the progress.
 
     Returns
     -------
     Summary
-        Also written to `run.json` in the output.
+        Also written to `runs/` in the output, where anything was done; `run.json` there is the state of all of it.
 
     Raises
     ------
@@ -73,92 +78,78 @@ def run(
     checked = config if isinstance(config, Config) else load_config(config, overrides)
     if checked.compute.scheduler.kind == "local":
         check_main_guard()
-    cohort = list_cohort(checked, shard)
+    cohort = list_cohort(checked, shard, restart=restart, retry_failed=retry_failed)
     try:
-        return _run(checked, cohort, restart=restart, reporter=reporter or Reporter())
+        return _run(checked, cohort, reporter or Reporter())
     except OSError as error:
         if (meant := storage_error(error)) is None:
             raise
         raise meant from error
 
 
-def _run(config: Config, cohort: Cohort, *, restart: bool, reporter: Reporter) -> Summary:
-    """Do it, and leave `run.json` however it ends."""
+def _run(config: Config, cohort: Cohort, reporter: Reporter) -> Summary:
+    """Do it, and leave its record and the state of the output however it ends; where nothing was done, nothing is written."""
     start = time.perf_counter()
+    cohort.output.reach()
+    refuse_foreign(cohort.output, cohort.refs, [STATE])
+    recipes = Recipes(config)
+    cohort = share_out(cohort)
     results = [SlideResult(ref.id, ref.address, listed=dict(ref.extra)) for ref in cohort.refs]
     summary = Summary(config.output.path, config.model_dump(mode="json"), results)
-    cohort.output.reach()
-    refuse_foreign(cohort.output, cohort.refs, [f"{cohort.name}.json"])
-    with hold_lock(cohort.output, cohort.name):
-        try:
-            with open_engine(config.compute, partial(reporter.message, level="warning")) as engine:
-                described = partial(engine.call, describe_encoder)
-                setup = set_up(config, worker_settings(config), described, engine.workers, len(cohort.refs))
-                # All workers build their encoders now, so that none does while others wait for its first shard.
-                engine.call_all(describe_encoder, setup.settings)
-                setup = replace(setup, workers=engine.workers)
-                Run(cohort, setup, engine, summary, reporter, restart=restart).execute()
-        finally:
-            summary.seconds = time.perf_counter() - start
-            for result in results:
-                if result.status == "planned":
-                    result.status = "unfinished"
-            cohort.output.put(f"{cohort.name}.json", summary.to_json().encode())
+    todo = look_at_all(cohort, recipes, summary, reporter)
+    if not todo and not is_object_name(config.encoder.name):  # an object of this process may be another one by now
+        reporter.message(nothing_to_do(summary))
+        return summary
+    try:
+        with Claims(cohort.output) as claims, open_engine(config.compute, partial(reporter.message, level="warning")) as engine:
+            described = partial(engine.call, describe_encoder)
+            setup = set_up(config, worker_settings(config), described, engine.workers, len(cohort.refs))
+            # All workers build their encoders now, so that none does while others wait for its first shard.
+            engine.call_all(describe_encoder, setup.settings)
+            setup = replace(setup, workers=engine.workers)
+            Run(cohort, setup, engine, summary, reporter, recipes.knowing(setup.facts), claims, todo).execute()
+    finally:
+        summary.seconds = time.perf_counter() - start
+        if cohort.shard is not None:  # other jobs report on what they have
+            summary.slides = [result for result in summary.slides if result.status != "elsewhere"]
+        for result in summary.slides:
+            if result.status == "planned":
+                result.status = "unfinished"
+        if summary.touched:
+            write_records(cohort.output, summary)
+    if cohort.shard is None and not summary.touched and (held := [s.error for s in summary.slides if s.status == "elsewhere"]):
+        raise OutputError(f"{cohort.output.address} is in use by {held[0]}. Wait for it, or choose another output.")
     return summary
-
-
-@dataclass
-class _SlideRun:
-    """A slide in work."""
-
-    task: SlideTask
-    store: SlideStore
-    result: SlideResult
-    stages: Iterator[Stage]
-    """What is to be done; each once all tasks of the one before it have ended."""
-    passes: bool
-    """Whether its tasks are many shards long."""
-    in_work: int = 0
-    """Tasks of the present stage that have not ended."""
-    given_up: bool = False
-
-    def next_stage(self) -> list[_Job]:
-        """The jobs of the next stage that has any; none once the slide is finished."""
-        stage = next((stage for stage in self.stages if stage.parts), None)
-        if stage is None:
-            return []
-        self.in_work = len(stage.parts)
-        return [_Job(self, stage, shards) for shards in stage.parts]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A task and where its outcome belongs."""
-
-    slide: _SlideRun
-    stage: Stage
-    shards: range
 
 
 class Run:
     """One run over the slides of a cohort, whose encoder is known; `execute` does it."""
 
-    def __init__(self, cohort: Cohort, setup: Setup, engine: Engine, summary: Summary, reporter: Reporter, *, restart: bool) -> None:
-        self.cohort, self.setup, self.engine, self.summary, self.reporter, self.restart = cohort, setup, engine, summary, reporter, restart
+    def __init__(
+        self, cohort: Cohort, setup: Setup, engine: Engine, summary: Summary, reporter: Reporter, recipes: Recipes, claims: Claims,
+        todo: list[SlideRef],
+    ) -> None:  # fmt: skip
+        self.cohort, self.setup, self.engine, self.summary, self.reporter = cohort, setup, engine, summary, reporter
+        self.recipes, self.claims, self.todo = recipes, claims, todo
         self.config = setup.config
         self.results = {result.id: result for result in summary.slides}
-        self.recipe = make_recipe(setup.config, setup.facts)
-        self.in_work: list[_SlideRun] = []
+        self.token = os.urandom(8).hex()
+        """Of this run, for the fences of the stores that it writes to."""
+        self.in_work: list[SlideRun] = []
         self.images: dict[str, str] = {}
         """The first slide of each fingerprint."""
+        for ref in cohort.refs:
+            if ref not in todo:
+                self._twice(ref.id, (cohort.store(ref).attributes or {})["source"]["fingerprint"])
         summary.encoder = vars(setup.facts) | {}
         summary.workers, summary.device = engine.workers, setup.facts.device
 
     def execute(self) -> None:
-        """Do all slides, after refusing what was made by another recipe."""
-        if not self.restart:
+        """Do all slides, after refusing what was made by another encoder."""
+        if self.cohort.restart != ALL:
             for ref in self.cohort.refs:
-                self._check_recipe(ref)
+                with suppress(InputError):  # refused in its turn
+                    self.recipes.changed_stages(self.cohort.store(ref), ref)
         for note in self.setup.facts.notes:
             self.reporter.message(note, level="warning")
         for part in untrained_parts(self.config, self.setup.facts):
@@ -168,19 +159,12 @@ class Run:
         self.reporter.started(len(self.cohort.refs), self.setup.facts, self.engine.workers)
         self._drive()
 
-    def _check_recipe(self, ref: SlideRef) -> None:
-        """Refuse a store of another recipe now; a slide whose own part of the recipe cannot be read is refused in its turn."""
-        try:
-            check_recipe(self.cohort.store(ref), slide_recipe(self.recipe, self.config, ref.id), ref.id)
-        except InputError as error:
-            self.reporter.message(str(error), level="warning")
-
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def _drive(self) -> None:
         """Keep `engine.capacity` tasks in flight until no slide is left; follow-up tasks go before new slides."""
         planned = self._plan_slides()
-        follow_up: deque[_Job] = deque()
+        follow_up: deque[Job] = deque()
         in_flight = 0
         first: float | None = None
         looked = time.monotonic()
@@ -209,7 +193,7 @@ class Run:
                 committed = slide.store.ledger().values()
                 self.reporter.advanced(slide.result.id, sum(sum(entry["counts"].values()) for entry in committed))
 
-    def _receive(self, job: _Job, outcome: Outcome) -> list[_Job]:
+    def _receive(self, job: Job, outcome: Outcome) -> list[Job]:
         """Book an outcome; the jobs of the slide's next stage where this was the last of its stage."""
         slide = job.slide
         if outcome.error is not None:
@@ -235,18 +219,19 @@ class Run:
             self.summary.new_tiles += sum(report.counts.values())
             self.reporter.shard_done(report)
 
-    def _complete(self, slide: _SlideRun) -> None:
+    def _complete(self, slide: SlideRun) -> None:
         """All stages of a slide have ended."""
         # As committed: a task that was done again after its worker died, or after an outage, told of a part of its shards only.
         slide.result.counts = {}
         for entry in slide.store.ledger().values():
             slide.result.counts = add_counts(slide.result.counts, entry["counts"])
-        slide.store.complete({"tiles": slide.result.tiles, "counts": slide.result.counts})
+        slide.store.complete({})
         slide.result.status = "done"
         self.in_work.remove(slide)
+        self._let_go(slide.result)
         self.reporter.slide_done(slide.result)
 
-    def _give_up(self, slide: _SlideRun, error: TilestreamError) -> None:
+    def _give_up(self, slide: SlideRun, error: TilestreamError) -> None:
         if isinstance(error, ConfigError | InterruptedRunError | OutputError):
             raise error
         if not slide.given_up:
@@ -258,6 +243,7 @@ class Run:
         """One slide cannot be done: the others go on, unless the config says otherwise."""
         result.status, result.error = "refused", str(error)
         result.traceback = "\n".join(getattr(error, "__notes__", ()))
+        self._let_go(result)
         self.reporter.slide_done(result)
         if self.config.on_error.slide == "fail":
             raise error
@@ -269,48 +255,75 @@ class Run:
 
     # -- planning ---------------------------------------------------------------------------------------------------
 
-    def _plan_slides(self) -> Iterator[_Job]:
-        """Jobs of the first stages of all slides, each planned when its turn comes."""
-        for ref in self.cohort.refs:
-            result = self.results[ref.id]
-            try:
-                slide = outlast_outages(partial(self._plan_slide, ref, result), lambda: None, self._wait)
-            except InputError as error:
-                self._refuse(result, error)
-                continue
-            if slide is not None:
-                self.in_work.append(slide)
-                yield from slide.next_stage()
+    def _let_go(self, result: SlideResult) -> None:
+        """A slide has ended: others may have it, and know why it was refused."""
+        self.summary.touched |= note_refusal(self.cohort.output, result.id, result.error) or result.status == "done"
+        self.claims.release(result.id)
 
-    def _plan_slide(self, ref: SlideRef, result: SlideResult) -> _SlideRun | None:
-        """Prepare a slide and make its store ready; None where it is finished already."""
-        store = self.cohort.store(ref)
-        fresh = self.restart or store.attributes is None
+    def _plan_slides(self) -> Iterator[Job]:
+        """Jobs of the first stages of all slides, each taken and planned when its turn comes; those that others have are looked at once more."""
+        held = []
+        for ref in self.todo:
+            if ref in self.cohort.others and not self.claims.abandoned(ref.id):
+                continue
+            if ref in self.cohort.spare and refusal_of(self.cohort.output, ref.id):
+                continue  # told by the job that tried it
+            if self.claims.take(ref.id):
+                held.append(ref)
+            else:
+                yield from self._begin(ref)
+        for ref in held:
+            if owner := self.claims.take(ref.id):
+                if (result := self.results.get(ref.id)) is not None:
+                    result.status, result.error = "elsewhere", owner
+            else:
+                yield from self._begin(ref)
+
+    def _begin(self, ref: SlideRef) -> list[Job]:
+        """The first jobs of a slide that is ours."""
+        result = self.results.get(ref.id) or SlideResult(ref.id, ref.address, listed=dict(ref.extra))
+        try:
+            slide = outlast_outages(partial(self._plan_slide, ref, result), lambda: None, self._wait)
+        except InputError as error:
+            self._keep(result)
+            self._refuse(result, error)
+            return []
+        if slide is None:
+            self.claims.release(ref.id)
+            return []
+        self._keep(result)
+        self.in_work.append(slide)
+        return slide.next_stage()
+
+    def _keep(self, result: SlideResult) -> None:
+        """Report on a slide, be it another job's."""
+        if self.results.setdefault(result.id, result) is result and result not in self.summary.slides:
+            self.summary.slides.append(result)
+
+    def _plan_slide(self, ref: SlideRef, result: SlideResult) -> SlideRun | None:
+        """Prepare a slide and make its store ready; None where another job finished it in the meantime."""
+        store = SlideStore(self.cohort.output / f"{ref.id}.zarr", self.token)
         with open_slide(ref, self.config) as source:
             twice = self._twice(ref.id, source.info.fingerprint)
-            if not self.restart:
-                check_source(store, source.info.fingerprint, source.info.mpp, ref.id)
-                if (mark := store.completion) is not None:
-                    result.status, result.tiles, result.counts = "already done", mark["tiles"], mark["counts"]
-                    self._warn(result, (store.attributes or {}).get("source", {}).get("warnings", ()))
-                    self.reporter.slide_done(result)
-                    return None
-            slide = prepare_slide(ref, source, self.setup, None if fresh else store.layout)
+            if (mark := finished(store, ref, source, self.recipes, self.cohort)) is not None:
+                book_finished(result, store, mark, self.reporter)
+                return None
+            self.summary.touched = True
+            slide = take_up(store, ref, source, self.setup, self.recipes, self.cohort, partial(self.reporter.message, level="warning"))
         self._warn(result, slide.plan.warnings + twice)
         self.summary.projected_bytes = max(self.summary.projected_bytes, slide.projection.total)
-        if fresh:
-            create_store(store, slide, self.setup, slide_recipe(self.recipe, self.config, ref.id))
-        elif lost := store.forget_damaged():
-            self.reporter.message(f"{ref.id}: {lost} shards do not hold what was written; they are done again.", level="warning")
         self._tell_planned(slide, store, result)
         passes = slide.context is not None and slide.context.one_pass
-        return _SlideRun(slide.task(self.setup, store.folder.address), store, result, stages_of(slide, self.setup, store), passes)
+        return SlideRun(slide.task(self.setup, store), store, result, stages_of(slide, self.setup, store), passes)
 
     def _tell_planned(self, slide: PreparedSlide, store: SlideStore, result: SlideResult) -> None:
         """Book what was planned for a slide and what its store holds of it already."""
         plan, committed = slide.plan, store.ledger()
         for entry in committed.values():
             result.counts = add_counts(result.counts, entry["counts"])
+            result.tile_errors |= {
+                int(row): cause for row, cause in list(entry.get("errors", {}).items())[: TILE_ERRORS - len(result.tile_errors)]
+            }
         result.tiles, result.candidates = len(plan), plan.candidates
         result.context = str(slide.context) if slide.context else ""
         if len(plan) == 0:

@@ -6,13 +6,15 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from tilestream.models.context_spec import ContextSpec
-from tilestream.runner.prepare import PreparedSlide, Setup
+from tilestream.runner.prepare import PreparedSlide, Setup, windows_of
+from tilestream.runner.summary import SlideResult
 from tilestream.stages.embed_and_mix import embed_and_mix, segments
 from tilestream.stages.embed_tiles import embed_tiles
-from tilestream.stages.finish_slide import draw_slide, finish_slide, pool_slide
+from tilestream.stages.finish_slide import draw_slide, finish_slide, pool_slide, pool_windows
 from tilestream.stages.mix_context import STAGE, mix_context
 from tilestream.stages.slide_task import Report, SlideTask
 from tilestream.stages.token_grid import tokens_a_side
+from tilestream.store.layout import WindowGrid
 from tilestream.store.slide_store import SlideStore
 
 
@@ -24,19 +26,69 @@ class Stage:
     parts: list[range]
 
 
+@dataclass
+class SlideRun:
+    """A slide in work."""
+
+    task: SlideTask
+    store: SlideStore
+    result: SlideResult
+    stages: Iterator[Stage]
+    """What is to be done; each once all tasks of the one before it have ended."""
+    passes: bool
+    """Whether its tasks are many shards long."""
+    in_work: int = 0
+    """Tasks of the present stage that have not ended."""
+    given_up: bool = False
+
+    def next_stage(self) -> list[Job]:
+        """The jobs of the next stage that has any; none once the slide is finished."""
+        stage = next((stage for stage in self.stages if stage.parts), None)
+        if stage is None:
+            return []
+        self.in_work = len(stage.parts)
+        return [Job(self, stage, shards) for shards in stage.parts]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task and where its outcome belongs."""
+
+    slide: SlideRun
+    stage: Stage
+    shards: range
+
+
 def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore) -> Iterator[Stage]:
     """What is left to do for a slide. Each stage may start once all tasks of the one before it have ended."""
-    context, every = slide.context, range(slide.layout.shards)
+    context, every, save = slide.context, range(slide.layout.shards), setup.config.output.save
+    windows = windows_of(slide, setup)
+    passing = setup.line.token_windows is not None and _open_windows(windows[:1], store)
     if context is not None and context.one_pass:
-        yield Stage(embed_and_mix, _segments(slide, setup))
+        yield Stage(embed_and_mix, [part for part in _segments(slide, setup) if passing or _open(part, store)])
     else:
         yield Stage(embed_tiles, _missing(every, store.ledger()))
         if context is not None:
-            yield Stage(mix_context, _missing(every, store.ledger(STAGE)) if context.schedule == "halo_shards" else [every])
-    if not store.dropping:
+            mixed = store.ledger(STAGE)
+            whole = [every] if passing or len(mixed) < len(every) else []
+            yield Stage(mix_context, _missing(every, mixed) if context.schedule == "halo_shards" else whole)
+    if "slide" in save and not store.ledger("pool"):
         yield Stage(pool_slide, [every])
+    if _open_windows(windows, store):
+        yield Stage(pool_windows, [every])
+    if not store.ledger("picture"):
         yield Stage(draw_slide, [every])
     yield Stage(finish_slide, [every])
+
+
+def _open(shards: range, store: SlideStore) -> bool:
+    """Whether tiles or context of one of these shards are missing."""
+    return not set(shards) <= store.ledger().keys() & store.ledger(STAGE).keys()
+
+
+def _open_windows(windows: list[WindowGrid], store: SlideStore) -> bool:
+    """Whether rows of windows of these sides are missing."""
+    return any(len(store.ledger(f"windows{grid.side}")) < grid.rows for grid in windows)
 
 
 def _missing(every: range, done: Container[int]) -> list[range]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
@@ -11,10 +11,12 @@ from tilestream.runner.memory import ContextPlan, Projection, check_memory, proj
 from tilestream.runner.slide_plan import SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
 from tilestream.sources.base import ImageAddress, Source
 from tilestream.stages.mix_context import build_context
+from tilestream.stages.region_vectors import window_grids
 from tilestream.stages.slide_task import LineSettings, SlideTask
 from tilestream.stages.token_grid import tokens_a_side
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
-from tilestream.store.layout import Layout
+from tilestream.store.layout import Layout, WindowGrid
+from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.isolation import open_image
 
 
@@ -47,12 +49,12 @@ class PreparedSlide:
     context: ContextPlan | None
     """How its context is passed, where one is configured."""
 
-    def task(self, setup: Setup, store: str) -> SlideTask:
-        """What its stages are told, with the address of its store."""
+    def task(self, setup: Setup, store: SlideStore) -> SlideTask:
+        """What its stages are told, with the address of its store and the token under which they may write to it."""
         plan = self.plan
         image = ImageAddress(plan.ref.address, source_options(setup.config, plan.ref), plan.info.fingerprint)
         schedule = self.context.schedule if self.context else ""
-        return SlideTask(plan.ref.id, image, store, plan.spec, plan.grid, plan.info.mpp, schedule, setup.line)
+        return SlideTask(plan.ref.id, image, store.folder.address, store.token, plan.spec, plan.grid, plan.info.mpp, schedule, setup.line)
 
 
 def set_up(
@@ -83,10 +85,10 @@ def open_slide(ref: SlideRef, config: Config) -> Source:
     return open_image(ref.address, source_options(config, ref), isolate=config.compute.isolate)
 
 
-def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: Layout | None = None) -> PreparedSlide:
+def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStore | None = None) -> PreparedSlide:
     """Plan an open slide and project the memory of a worker on it.
 
-    `stored` has the shapes of its output, where that was begun earlier.
+    `stored` is its output, where that was begun earlier: its tiles are those of the slide, and its shapes stay.
 
     Raises
     ------
@@ -96,10 +98,21 @@ def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: Layout | 
         Its tiles do not suit the context, or a worker's memory would exceed the limit.
     """
     config, facts = setup.config, setup.facts
-    plan = make_slide_plan(ref, source, config, facts)
-    layout = stored or make_layout(len(plan), config, facts)
+    plan = make_slide_plan(ref, source, config, facts, stored.columns if stored is not None else None)
+    layout = make_layout(len(plan), config, facts)
+    if stored is not None:
+        there = stored.layout
+        layout = replace(there, context_dim=layout.context_dim or there.context_dim)
     if config.context is not None:
         tokens_a_side(facts.tokens, plan.grid)
     projection, context = project_memory(plan, layout, config, facts, setup.workers, alone=setup.slides == 1)
     check_memory(projection, config, plan)
     return PreparedSlide(plan, layout, projection, context)
+
+
+def windows_of(slide: PreparedSlide, setup: Setup) -> list[WindowGrid]:
+    """The windows whose vectors are wanted."""
+    config, grid = setup.config, slide.plan.grid
+    if "windows" not in config.output.save:
+        return []
+    return window_grids(config.windows, grid, tokens_a_side(setup.facts.tokens, grid), setup.facts.dim)

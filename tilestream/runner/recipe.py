@@ -1,57 +1,190 @@
-"""What decides the numbers in a store: kept beside them, and compared before anything is added to them."""
+"""What decides the numbers in a store, stage by stage: kept beside them, and compared before anything is added to them."""
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
-from tilestream import __version__
 from tilestream.config.schema import Config
-from tilestream.errors import OutputError, without_credentials
+from tilestream.config.slide_list import SlideRef
+from tilestream.errors import InputError, OutputError, without_credentials
+from tilestream.sources.base import SlideInfo
 from tilestream.stages.worker_settings import EncoderFacts
-from tilestream.store.slide_store import FORMAT, SlideStore
-from tilestream.tiles.coords import find_file, places_digest
+from tilestream.store.ledger import digest_of
+from tilestream.store.slide_store import FORMAT, ROWS, SlideStore
+from tilestream.tiles.annotations.mask_files import mask_file
+from tilestream.tiles.coords import find_file
+
+NUMERICS = 1
+"""Raised by hand when a release stores other bytes than the one before it made of the same recipe; the version of the package says nothing of that."""
+
+LATER = ("context", "windows", "pool")
+"""Stages after the tiles, by the section of the recipe that is theirs: another one costs that stage and what is made of it."""
+
+SHA256 = "_sha256"
+
+PATHS = {
+    "encoder.weights": f"encoder.file{SHA256}",
+    **{path: path + SHA256 for path in ("tiles.tissue.mask", "context.weights", "pool.weights", "windows.weights")},
+}
+"""Fields that name files, and those of their digests: what is in the file counts, not where it lies."""
+
+Recipe = dict[str, Any]
 
 
-def slide_recipe(recipe: dict[str, Any], config: Config, slide: str) -> dict[str, Any]:
-    """The recipe of one slide: with the digest of the file that its tiles come from, where there is one.
+class Recipes:
+    """The recipes of a config's slides. Files are digested once; before the encoder is known, what only it can say is left out."""
 
-    Raises
-    ------
-    InputError
-        That file cannot be read.
-    """
-    if config.tiles.chosen is None:
-        return recipe
-    return {**recipe, "tiles": {**recipe["tiles"], "from_sha256": places_digest(find_file(config.tiles.chosen, slide))}}
+    def __init__(self, config: Config, facts: EncoderFacts | None = None, digests: dict[str, str] | None = None) -> None:
+        self.config, self.facts = config, facts
+        self._digests: dict[str, str] = {} if digests is None else digests
+        self._common = self._make()
+
+    def knowing(self, facts: EncoderFacts) -> Recipes:
+        """The same once the encoder is known."""
+        return Recipes(self.config, facts, self._digests)
+
+    def of(self, ref: SlideRef, kept_sha256: str | None = None) -> Recipe:
+        """The recipe of one slide: its own mask or coords, and what a tissue function kept, where that is known.
+
+        Raises
+        ------
+        InputError
+            A file cannot be read.
+        """
+        tiles = self._common["tiles"]
+        for field, path in self._files(ref).items():
+            if field.startswith("tiles."):
+                tiles = _with(tiles, field.removeprefix("tiles."), self._digest(path))
+        return {**self._common, "tiles": tiles if kept_sha256 is None else _with(tiles, f"tissue.kept{SHA256}", kept_sha256)}
+
+    def _make(self) -> Recipe:
+        config, facts = self.config, self.facts
+        exact = config.context is not None and config.context.exact
+        precision = "fp32" if exact else config.encoder.precision
+        encoder: Recipe = {"name": config.encoder.name, "weights": config.encoder.weights, "args": dict(config.encoder.args)}
+        if precision != "auto":
+            encoder["precision"] = precision
+        if facts is not None:
+            encoder |= {"precision": facts.precision, "weights_sha256": facts.digest, "dim": facts.dim, "vector": facts.vector}
+        above, save = "tiles" if config.context is None else "context", config.output.save
+        recipe: Recipe = {
+            "format": FORMAT,
+            "numerics": NUMERICS,
+            "source": config.source.model_dump(mode="json", exclude={"backend", "decode"}),
+            "tiles": config.tiles.model_dump(mode="json", exclude={"chosen"}),
+            "encoder": encoder,
+            "context": None if config.context is None else config.context.model_dump(mode="json", exclude={"schedule"}),
+            "pool": {**config.pool.model_dump(mode="json"), "of": above} if "slide" in save else None,
+            "windows": {**config.windows.model_dump(mode="json"), "of": above} if "windows" in save else None,
+            "output": {"save": sorted(save), "dtype": config.output.dtype},
+            "compute": {"shard_tiles": config.compute.shard_tiles},
+        }
+        if facts is not None:
+            recipe["compute"]["cpu_capability"] = facts.cpu_capability
+        for field, path in self._files(None).items():
+            section, _, key = field.partition(".")
+            if section != "tiles" and recipe[section] is not None:
+                recipe[section] = _with(recipe[section], key, self._digest(path))
+        found: Recipe = without_credentials(recipe)
+        return found
+
+    def _files(self, ref: SlideRef | None) -> dict[str, str]:
+        """The files that decide numbers, by the field of the recipe that holds their digest."""
+        config = self.config
+        found = {
+            f"encoder.file{SHA256}": config.encoder.weights,
+            f"context.weights{SHA256}": config.context.weights if config.context else None,
+            f"pool.weights{SHA256}": config.pool.weights,
+            f"windows.weights{SHA256}": config.windows.weights,
+            **{
+                f"encoder.{key}{SHA256}": value
+                for key, value in config.encoder.args.items()
+                if isinstance(value, str) and Path(value).is_file()
+            },
+        }
+        files = {field: path for field, path in found.items() if path is not None and Path(path).exists()}
+        if ref is not None and config.tiles.chosen is not None:
+            files[f"tiles.from{SHA256}"] = str(find_file(config.tiles.chosen, ref.id))
+        if ref is not None and (mask := mask_file(config, ref)) is not None:
+            files[f"tiles.tissue.mask{SHA256}"] = str(mask)
+        return files
+
+    def _digest(self, path: str) -> str:
+        if path not in self._digests:
+            self._digests[path] = file_sha256(Path(path))
+        return self._digests[path]
+
+    # -- comparing --------------------------------------------------------------------------------------------------
+
+    def changed_stages(self, store: SlideStore, ref: SlideRef, kept_sha256: str | None = None) -> set[str]:
+        """The stages after the tiles that a store does not hold as this config wants them; empty where there is no store.
+
+        Raises
+        ------
+        OutputError
+            Its tiles were made by another recipe; names each field that differs, with both values and the file.
+        InputError
+            A file cannot be read.
+        """
+        attributes = store.attributes
+        if attributes is None:
+            return set()
+        was, now = attributes.get("recipe", {}), self.of(ref, kept_sha256)
+        later = {stage for stage in LATER if now[stage] is not None and _flat({stage: was.get(stage)}) != _flat({stage: now[stage]})}
+        old, new = (_flat({key: value for key, value in recipe.items() if key not in LATER}) for recipe in (was, now))
+        save = set(old.pop("output.save", ())), set(new.pop("output.save"))
+        keys = set(new) if self.facts is None else set(old) | set(new)
+        lines = [
+            f"{self._name(key, ref)} was {old.get(key)!r} and is now {new.get(key)!r}"
+            for key in sorted(keys)
+            if old.get(key) != new.get(key)
+        ]
+        if self.config.tiles.tissue.function is not None and kept_sha256 is None:
+            lines = [line for line in lines if "kept_sha256" not in line]  # it is not known yet
+        if more := sorted(save[1] - save[0] - {"slide", "windows"}):
+            lines.append(f"output.save was {sorted(save[0])} and is now {sorted(save[1])}: {' and '.join(more)} were not kept")
+        elif later and "tiles" not in save[0] and not store.folder.exists(f"{ROWS}/zarr.json"):
+            lines.append(f"{' and '.join(sorted(later))} changed, and the embeddings were not kept (output.save: {sorted(save[0])})")
+        if lines:
+            capability = any("compute.cpu_capability" in line for line in lines)
+            hint = "Set ATEN_CPU_CAPABILITY (default, avx2, avx512) to what it was. " if capability else ""
+            raise OutputError(
+                f"{store.folder.address} was made by another recipe: {'; '.join(lines)}. "
+                f"{hint}Choose another output, or start {ref.id} over with --restart (its embeddings are then deleted)."
+            )
+        return later
+
+    def _name(self, field: str, ref: SlideRef) -> str:
+        if field == f"tiles.tissue.kept{SHA256}":
+            return f"what {self.config.tiles.tissue.function} keeps ({field})"
+        path = self._files(ref).get(field) if field.endswith(SHA256) else None
+        return field if path is None else f"{path} ({field})"
+
+    def attributes(self, ref: SlideRef, was: Recipe, kept_sha256: str | None = None) -> dict[str, Any]:
+        """`recipe` and `stages` of a store's attributes; stages of the recipe `was`, of what is there, that this config leaves out stay as they are."""
+        now = self.of(ref, kept_sha256)
+        recipe = {**now, **{stage: was.get(stage) for stage in LATER if now[stage] is None}}
+        recipe["output"] = {**now["output"], "save": sorted({*now["output"]["save"], *was.get("output", {}).get("save", ())})}
+        return {"recipe": recipe, "stages": stage_digests(recipe)}
 
 
-def make_recipe(config: Config, facts: EncoderFacts) -> dict[str, Any]:
-    """The settings that an output depends on, as plain values; where and how fast it runs is left out."""
-    recipe = {
-        "format": FORMAT,
-        "tilestream": __version__,
-        "source": config.source.model_dump(mode="json", exclude={"backend", "decode"}),
-        "tiles": config.tiles.model_dump(mode="json", exclude={"chosen"}),
-        "encoder": {
-            "name": config.encoder.name,
-            "args": dict(config.encoder.args),
-            "weights_sha256": facts.digest,
-            "precision": facts.precision,
-            "dim": facts.dim,
-            "vector": facts.vector,
-        },
-        "context": None if config.context is None else config.context.model_dump(mode="json", exclude={"schedule"}),
-        "pool": config.pool.model_dump(mode="json"),
-        "windows": config.windows.model_dump(mode="json") if "windows" in config.output.save else None,
-        "output": {"save": sorted(config.output.save), "dtype": config.output.dtype},
-        "compute": {"shard_tiles": config.compute.shard_tiles, "cpu_capability": facts.cpu_capability},
-    }
-    return without_credentials(recipe)
+def stage_digests(recipe: Recipe) -> dict[str, str]:
+    """What the numbers of each stage depend on, as a digest; each one's holds those of the stages that it reads."""
+    flat = _flat({key: value for key, value in recipe.items() if key not in LATER})
+    del flat["output.save"]
+    found = {"tiles": digest_of(flat)}
+    found["picture"] = found["tiles"]
+    for stage in LATER:
+        if (own := recipe[stage]) is not None:
+            found[stage] = digest_of([_flat({stage: own}), found[own.get("of", "tiles")]])
+    return found
 
 
-def flatten(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(recipe: Recipe, prefix: str = "") -> Recipe:
     """Nested settings by dotted key."""
-    flat: dict[str, Any] = {}
+    flat: Recipe = {}
     for key, value in recipe.items():
         if isinstance(value, dict) and value:
             flat |= flatten(value, f"{prefix}{key}.")
@@ -60,34 +193,36 @@ def flatten(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_recipe(store: SlideStore, recipe: dict[str, Any], slide: str) -> None:
-    """Refuse to add to a store that other settings made.
+def _flat(recipe: Recipe) -> Recipe:
+    """Settings by dotted key, without the addresses of files whose digests are there."""
+    flat = flatten(recipe)
+    return {key: value for key, value in flat.items() if PATHS.get(key) not in flat}
+
+
+def _with(section: Recipe, key: str, value: str) -> Recipe:
+    """A section with one more field, by dotted key."""
+    first, _, rest = key.partition(".")
+    return {**section, first: _with(section[first], rest, value) if rest else value}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256, in hex, of a file's bytes; of a folder, over the names and digests of its files.
 
     Raises
     ------
-    OutputError
-        Naming each field that differs, with both values.
+    InputError
+        It cannot be read.
     """
-    attributes = store.attributes
-    if attributes is None:
-        return
-    was, now = flatten(attributes.get("recipe", {})), flatten(recipe)
-    if "encoder.vector" not in was:  # older stores do not say it
-        now.pop("encoder.vector", None)
-    changed = [f"{key} was {was.get(key)!r} and is now {now.get(key)!r}" for key in sorted(was | now) if was.get(key) != now.get(key)]
-    if changed:
-        hint = (
-            "Set ATEN_CPU_CAPABILITY (default, avx2, avx512) to what it was. "
-            if any("compute.cpu_capability" in each for each in changed)
-            else ""
-        )
-        raise OutputError(
-            f"{store.folder.address} was made by another recipe: {'; '.join(changed)}. "
-            f"{hint}Choose another output, or start {slide} over with --restart (its embeddings are then deleted)."
-        )
+    if path.is_dir():
+        return digest_of([[file.relative_to(path).as_posix(), file_sha256(file)] for file in sorted(path.rglob("*")) if file.is_file()])
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}. Put the file back, or change the config.") from error
 
 
-def check_source(store: SlideStore, fingerprint: str, mpp: float | None, slide: str) -> None:
+def check_source(store: SlideStore, info: SlideInfo, ref: SlideRef) -> None:
     """Refuse to add to a store whose image was another file, or was read at another resolution.
 
     Raises
@@ -99,9 +234,11 @@ def check_source(store: SlideStore, fingerprint: str, mpp: float | None, slide: 
     if attributes is None:
         return
     source = attributes.get("source", {})
-    if source.get("fingerprint") != fingerprint:
+    if source.get("fingerprint") != info.fingerprint:
         raise OutputError(
-            f"{slide}: the image's bytes are not those that {store.folder.address} was made from (source.fingerprint). Use --restart to start over."
+            f"{ref.id}: the bytes of {ref.address} are not those that {store.folder.address} was made from (source.fingerprint). Use --restart to start over."
         )
-    if source.get("mpp") != mpp:
-        raise OutputError(f"{slide}: source.mpp was {source.get('mpp')} and is now {mpp}. Use --restart to start over.")
+    if source.get("mpp") != info.mpp:
+        raise OutputError(
+            f"{ref.id}: source.mpp was {source.get('mpp')} and is now {info.mpp} ({ref.address}). Use --restart to start over."
+        )

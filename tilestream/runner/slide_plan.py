@@ -50,7 +50,7 @@ def source_options(config: Config, ref: SlideRef) -> SourceOptions:
     )  # fmt: skip
 
 
-def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: EncoderFacts) -> SlidePlan:
+def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: EncoderFacts, stored: TileColumns | None = None) -> SlidePlan:
     """Decide what is done to one image; reads a thumbnail, no full-resolution pixels where a coarser level exists.
 
     Raises
@@ -60,7 +60,7 @@ def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: Encode
     """
     check_resolution(facts, config, source.info.mpp, ref.id)
     mask = mask_file(config, ref)
-    found = choose_tiles(source, config.tiles, ref.id, mask)
+    found = choose_tiles(source, config.tiles, ref.id, mask, stored)
     if config.tiles.chosen is not None:
         _refuse_placed(found.grid, source.info.mpp, config, facts, ref.id)
     searched = config.tiles.tissue.method != "none" and mask is None

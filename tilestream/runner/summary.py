@@ -1,16 +1,21 @@
-"""What a run did: slide by slide, in numbers and in the words of `run.json`."""
+"""What a run did: slide by slide, in numbers and in the words of its record."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tilestream import __version__
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, without_credentials
+from tilestream.store.folder import Folder
+from tilestream.store.ownership import is_ours
+from tilestream.store.slide_store import SlideStore
 
 
 @dataclass
@@ -20,7 +25,7 @@ class SlideResult:
     id: str
     address: str
     status: str = "planned"
-    """done | already done | refused | unfinished."""
+    """done | already done | refused | unfinished | elsewhere: another process has it."""
     tiles: int = 0
     """Rows of the output."""
     candidates: int = 0
@@ -69,6 +74,8 @@ class Summary:
     """Where the encoder ran."""
     peak_bytes: int = 0
     """Largest resident memory of any worker."""
+    touched: bool = False
+    """Whether this run changed anything in the output."""
     projected_bytes: int = 0
     """What the plan projected for it, largest slide."""
 
@@ -85,7 +92,7 @@ class Summary:
     @property
     def refused(self) -> list[SlideResult]:
         """Slides without a finished output."""
-        return [s for s in self.slides if s.status in ("refused", "unfinished")]
+        return [s for s in self.slides if s.status in ("refused", "unfinished", "elsewhere")]
 
     @property
     def bound(self) -> str:
@@ -128,7 +135,7 @@ class Summary:
         return EXIT_PARTIAL if self.refused or self.failed_tiles else EXIT_DONE
 
     def to_json(self) -> str:
-        """The text of `run.json`."""
+        """The record of the run."""
         return json.dumps(
             without_credentials(
                 {
@@ -174,3 +181,80 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "missing"
     return found
+
+
+STATE, RUNS, REFUSED = "run.json", "runs", ".tilestream/refused"
+
+
+TOLD = ("address", "seconds", "candidates", "context", "listed")
+"""Fields of a slide that only the run knows which did it."""
+
+
+def write_records(output: Folder, summary: Summary) -> None:
+    """Add the record of a run, and write the state of the output: of its last run what that measured, of its slides what the stores say."""
+    record = json.loads(summary.to_json())
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}"
+    output.put(f"{RUNS}/{name}.json", json.dumps(record, indent=1).encode())
+    told = {slide["id"]: slide for slide in ((_read(output, STATE) or {}).get("slides", []) + record["slides"])}
+    state = output_state(output)
+    for slide in state["slides"]:
+        slide |= {key: value for key, value in told.get(slide["id"], {}).items() if key in TOLD}
+    output.put(STATE, json.dumps(without_credentials({**record, **state}), indent=1).encode())
+
+
+def output_state(output: Folder) -> dict[str, Any]:
+    """The slides of an output, finished or not, with the causes of failed tiles; and those that were refused."""
+    slides = [slide_state(output, name) for name in output.children() if name.endswith(".zarr") and is_ours(output / name)]
+    there = {slide.id for slide in slides}
+    refused = [key.rsplit("/", 1)[-1].removesuffix(".json") for key in output.names(REFUSED)]
+    slides += [SlideResult(slide, "", "refused", error=refusal_of(output, slide)) for slide in refused if slide not in there]
+    failed = sum(slide.failed_tiles for slide in slides)
+    lacking = [slide for slide in slides if slide.status != "done"]
+    code = EXIT_REFUSED if slides and len(lacking) == len(slides) else EXIT_PARTIAL if lacking or failed else EXIT_DONE
+    return {
+        "exit_code": code,
+        "tiles": sum(slide.tiles for slide in slides),
+        "failed_tiles": failed,
+        "slides": [asdict(slide) for slide in sorted(slides, key=lambda slide: slide.id)],
+    }
+
+
+def slide_state(output: Folder, name: str) -> SlideResult:
+    """What the store of a slide says of it."""
+    store, slide = SlideStore(output / name), name.removesuffix(".zarr")
+    attributes = store.attributes or {}
+    source = attributes.get("source", {})
+    mark = store.completion
+    found = SlideResult(slide, source.get("address", ""), "done" if mark else "unfinished", attributes.get("layout", {}).get("tiles", 0))
+    for entry in [mark] if mark else store.ledger().values():
+        for status, count in entry["counts"].items():
+            found.counts[status] = found.counts.get(status, 0) + count
+        found.tile_errors |= {int(row): cause for row, cause in entry.get("errors", {}).items()}
+    found.warnings = list(source.get("warnings", ()))
+    found.note = "no tissue found" if mark and found.tiles == 0 else ""
+    found.error = "" if mark else refusal_of(output, slide)
+    found.status = "refused" if found.error else found.status
+    return found
+
+
+def note_refusal(output: Folder, slide: str, cause: str) -> bool:
+    """Keep why a slide was refused, for other jobs and for the state; empty where it was not. Whether that is news."""
+    key, before = f"{REFUSED}/{slide}.json", refusal_of(output, slide)
+    if cause and cause != before:
+        output.put(key, json.dumps(without_credentials({"error": cause})).encode())
+    elif before and not cause:
+        output.delete(key)
+    return cause != before
+
+
+def refusal_of(output: Folder, slide: str) -> str:
+    """Why a slide was refused when it was last tried; empty where it was not."""
+    return str((_read(output, f"{REFUSED}/{slide}.json") or {}).get("error", ""))
+
+
+def _read(output: Folder, key: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(output.get(key) or b"null")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from tilestream.models.context import ContextTransformer
 from tilestream.models.context_streaming import RowBands, TokenBand
 from tilestream.stages.clock import Clock
-from tilestream.stages.embed_tiles import add_counts, count_statuses, place_results, refuse_tile
+from tilestream.stages.embed_tiles import ERRORS_A_SHARD, add_counts, count_statuses, place_results, refuse_tile
 from tilestream.stages.mix_context import STAGE, Sink, build_context, input_end, input_top, row_groups
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped, outlast_outages
 from tilestream.stages.token_grid import TokenGrid, tokens_a_side
 from tilestream.stages.worker import Embedded, Worker, worker_for
 from tilestream.store.layout import OK, PADDED, Layout
+from tilestream.store.slide_store import CODES, ROWS
 
 SEGMENT_HALOS = 16
 """Rows of a segment for each row that its halo adds: at most an eighth is computed twice."""
@@ -81,6 +82,7 @@ class _Pass:
         self.counts: dict[str, int] = {}
         self.errors: dict[int, str] = {}
         self._tiles_open = set(shards) - set(self.store.ledger())
+        self._failed: dict[int, str] = {}
         self._parts: list[tuple[NDArray[Any], NDArray[np.int8]]] = []
 
     def first_open(self) -> int:
@@ -131,12 +133,15 @@ class _Pass:
             part = slice(max(rows.start, whole.start) - rows.start, min(rows.stop, whole.stop) - rows.start)
             self._parts.append((vectors[part].copy(), status[part]))
             mine = [k for k in sorted(errors) if part.start <= k < part.stop]
-            self.errors |= {rows.start + k: errors[k] for k in mine[:20]}
+            self._failed |= {rows.start + k: errors[k] for k in mine[: ERRORS_A_SHARD - len(self._failed)]}
             if rows.stop >= whole.stop:
                 values, codes = (np.concatenate(column) for column in zip(*self._parts, strict=True))
                 self._parts.clear()
                 counts = count_statuses(codes)
-                self.store.write_shard(shard, {"tables/tiles/X": values, "tables/tiles/obs/status/codes": codes}, {"counts": counts})
+                told = {"counts": counts, "errors": self._failed}
+                self.store.write_shard(shard, {ROWS: values, CODES: codes}, told)
+                self.errors |= self._failed
+                self._failed = {}
                 self.counts = add_counts(self.counts, counts)
 
 

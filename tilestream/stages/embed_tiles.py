@@ -28,6 +28,9 @@ from tilestream.store.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSE
 from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.grid import TileSet
 
+ERRORS_A_SHARD = 20
+"""Failed tiles of a shard whose causes are kept."""
+
 
 def embed(image: Source, tiles: TileSet, encoder: nn.Module, *, batch_size: int | None = None) -> NDArray[np.float32]:
     """The embeddings of an image's tiles: the rows that a run stores with the same encoder and number format.
@@ -130,7 +133,7 @@ def embed_tiles(task: SlideTask, shards: range) -> Report:
             refuse_tile(task.slide, failed)
         found = count_statuses(arrays["tables/tiles/obs/status/codes"])
         with clock.timed("write"):
-            store.write_shard(shard, arrays, {"counts": found})
+            store.write_shard(shard, arrays, {"counts": found, "errors": failed})
         counts, errors = add_counts(counts, found), errors | failed
     return Report(task.slide, shards, clock.seconds, counts, errors)
 
@@ -175,7 +178,7 @@ def _embed_shard(worker: Worker, store: SlideStore, task: SlideTask, shard: int,
     arrays: dict[str, NDArray[Any]] = {"tables/tiles/X": vectors, "tables/tiles/obs/status/codes": status}
     if tokens is not None:
         arrays["tokens"] = tokens
-    return arrays, {rows.start + k: errors[k] for k in sorted(errors)[:20]}
+    return arrays, {rows.start + k: errors[k] for k in sorted(errors)[:ERRORS_A_SHARD]}
 
 
 def place_results(

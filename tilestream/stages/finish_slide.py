@@ -19,16 +19,13 @@ from tilestream.models.pca import principal_colours
 from tilestream.models.pooling import SoftmaxPool, make_pool
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import THREAD_BYTES, one_thread
-from tilestream.stages.mix_context import CONTEXT_ROWS
 from tilestream.stages.overview import SlidePanel, draw_overview, draw_slide_panel
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.region_vectors import WindowWriter, write_larger_windows
 from tilestream.stages.slide_task import Report, SlideTask
 from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD
 from tilestream.store.folder import Folder
-from tilestream.store.slide_store import THUMBNAIL, TISSUE, SlideStore
-
-TILE_ROWS = "tables/tiles/X"
+from tilestream.store.slide_store import CONTEXT, ROWS, THUMBNAIL, TISSUE, SlideStore
 
 PICTURE_BYTES = 40 * 1024**2
 """Both panels of the overview with the tile under each of their pixels, the canvas, and its PNG."""
@@ -40,21 +37,27 @@ OVERVIEW_ROWS, OVERVIEW_THREADS = 1024, 8
 @one_thread
 @torch.inference_mode()
 def pool_slide(task: SlideTask, shards: range) -> Report:
-    """The slide's vector, and the vectors of regions, from the stored rows.
+    """The slide's vector from the stored rows.
 
     Rows pass in blocks of one fixed size, so that no result depends on how they were cut into shards.
     """
     check_machine(task.line.worker)
+    store, clock = task.open_store(), Clock()
+    with clock.timed("pool"):
+        _pool_rows(task, store, _pooled(task))
+    return Report(task.slide, shards, clock.seconds)
+
+
+@one_thread
+@torch.inference_mode()
+def pool_windows(task: SlideTask, shards: range) -> Report:
+    """The vectors of regions from the stored rows, where no pass over tokens made them; and those of larger regions."""
+    check_machine(task.line.worker)
     store, clock, line = task.open_store(), Clock(), task.line
-    rows = TILE_ROWS if line.context is None else CONTEXT_ROWS
-    if "slide" in line.save and line.pool.name != "none":
-        with clock.timed("pool"):
-            _pool_rows(task, store, rows)
-    if "windows" in line.save:
-        with clock.timed("windows"):
-            if line.facts.tokens == 1:
-                _window_vectors(task, store, rows)
-            write_larger_windows(line.windows, store)
+    with clock.timed("windows"):
+        if line.facts.tokens == 1:
+            _window_vectors(task, store, _pooled(task))
+        write_larger_windows(line.windows, store)
     return Report(task.slide, shards, clock.seconds)
 
 
@@ -67,9 +70,10 @@ def draw_slide(task: SlideTask, shards: range) -> Report:
 
 
 def finish_slide(task: SlideTask, shards: range) -> Report:
-    """Drop the arrays that nobody asked for, and take the checksums of all others; then only the completion mark is missing."""
-    store, clock, save = task.open_store(), Clock(), task.line.save
-    unwanted = ([] if "tiles" in save else [TILE_ROWS, CONTEXT_ROWS]) + ([] if "tokens" in save else ["tokens"])
+    """Drop the arrays that nobody asked for, ever; then only the completion mark is missing."""
+    store, clock = task.open_store(), Clock()
+    save = (store.attributes or {})["recipe"]["output"]["save"]
+    unwanted = ([] if "tiles" in save else [ROWS, CONTEXT]) + ([] if "tokens" in save else ["tokens"])
     if stored := [path for path in unwanted if path in store.dropping or store.folder.exists(f"{path}/zarr.json")]:
         store.drop(stored)
     with clock.timed("seal"):
@@ -88,6 +92,11 @@ def drawing_bytes(tiles: int, dim: int, threads: int) -> int:
     return PICTURE_BYTES + blocks * (12 * dim**2 + OVERVIEW_ROWS * dim * 8) + 3 * 8 * dim**2
 
 
+def _pooled(task: SlideTask) -> str:
+    """The rows that vectors of regions and of the slide are made of."""
+    return ROWS if task.line.context is None else CONTEXT
+
+
 def _draw(task: SlideTask, store: SlideStore) -> None:
     tile_row, tile_col = task.read_places(store)
 
@@ -97,9 +106,9 @@ def _draw(task: SlideTask, store: SlideStore) -> None:
 
     with ThreadPoolExecutor(1) as pool, threadpool_limits(1, "blas"):  # sixteen threads for matrices this small took longer to start
         panel = pool.submit(slide_panel)
-        each = partial(store.map_blocks, TILE_ROWS, block_rows=OVERVIEW_ROWS, threads=min(OVERVIEW_THREADS, task.line.worker.threads))
+        each = partial(store.map_blocks, ROWS, block_rows=OVERVIEW_ROWS, threads=min(OVERVIEW_THREADS, task.line.worker.threads))
         colours = principal_colours(each, store.layout.tiles)
-        store.folder.put("overview.png", draw_overview(panel.result(), colours, task.title))
+        store.write_picture(draw_overview(panel.result(), colours, task.title))
 
 
 def _pool_rows(task: SlideTask, store: SlideStore, rows: str) -> None:
@@ -113,10 +122,11 @@ def _pool_rows(task: SlideTask, store: SlideStore, rows: str) -> None:
         state = pool.merge(state, pool.state(torch.from_numpy(block), keep))
         if isinstance(pool, SoftmaxPool):
             logits.append(pool.logits(torch.from_numpy(block).double()))  # NaN where a tile failed
-    store.write_slide_vector(pool.result(state).float().numpy(), task.slide)
+    shares = None
     if isinstance(pool, SoftmaxPool):
         found = torch.cat([torch.empty(0, pool.heads, dtype=torch.float64), *logits])
-        store.write_attention(pool.attention(found, state).float().numpy())
+        shares = pool.attention(found, state).float().numpy()
+    store.write_pool(pool.result(state).float().numpy(), task.slide, shares)
 
 
 def _window_vectors(task: SlideTask, store: SlideStore, rows: str) -> None:

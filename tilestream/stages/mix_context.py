@@ -23,9 +23,8 @@ from tilestream.stages.region_vectors import WindowWriter
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.stages.token_grid import TileMeans, TokenGrid, tokens_a_side
 from tilestream.store.layout import Layout
-from tilestream.store.slide_store import SlideStore
+from tilestream.store.slide_store import CONTEXT, SlideStore
 
-CONTEXT_ROWS = "tables/tiles/obsm/context"
 STAGE = "context"
 
 
@@ -106,7 +105,7 @@ class StoredTokens:
 
     def write(self, shard: int, means: NDArray[np.float32]) -> None:
         """Commit the context of a shard."""
-        self.store.write_shard(shard, {CONTEXT_ROWS: means.astype(self.layout.dtype)}, {}, stage=STAGE)
+        self.store.write_shard(shard, {CONTEXT: means.astype(self.layout.dtype)}, {}, stage=STAGE)
 
 
 def row_groups(places: TokenGrid, dim: int, first_row: int, end_row: int) -> Iterator[tuple[int, int]]:
@@ -176,7 +175,7 @@ class Sink:
             self._windows.finish()
 
     def _write(self, shard: int, means: NDArray[np.float32]) -> None:
-        self._store.write_shard(shard, {CONTEXT_ROWS: means.astype(self._layout.dtype)}, {}, stage=STAGE)
+        self._store.write_shard(shard, {CONTEXT: means.astype(self._layout.dtype)}, {}, stage=STAGE)
 
 
 def input_top(model: ContextTransformer, row: int) -> int:

@@ -56,6 +56,8 @@ class SlideTask:
     """With the fingerprint that it had when the slide was planned; another one now means that the file changed under the run."""
     store: str
     """Address of the slide's store."""
+    token: str | None
+    """What its fence must hold for anything to be committed."""
     spec: ReadSpec
     grid: TileGrid
     mpp: float | None
@@ -66,7 +68,7 @@ class SlideTask:
 
     def open_store(self) -> SlideStore:
         """The slide's store, as a stage writes it."""
-        return SlideStore(Folder(self.store))
+        return SlideStore(Folder(self.store), self.token)
 
     def read_places(self, store: SlideStore, rows: slice = slice(None)) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(n,) rows and (n,) columns of the slide's tiles, as its store has them."""

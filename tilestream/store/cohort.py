@@ -66,14 +66,14 @@ class Cohort:
         There is no output.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, allow_unfinished: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, allow_unfinished: bool = False, verify: bool = True) -> None:
         self.path = os.fspath(path)
         self._slides: dict[str, Slide] = {}
         self.unfinished: dict[str, str] = {}
         """Why slides are left out, by their id."""
         for name, folder in find_stores(self.path).items():
             try:
-                self._slides[name] = Slide(folder, allow_unfinished=allow_unfinished)
+                self._slides[name] = Slide(folder, allow_unfinished=allow_unfinished, verify=verify)
             except IncompleteError as error:
                 self.unfinished[name] = str(error)
         if self.unfinished:
@@ -160,8 +160,10 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} others" if len(names) > 10 else "")
 
 
-def open_output(path: str | os.PathLike[str], *, allow_unfinished: bool = False) -> Slide | Cohort:
+def open_output(path: str | os.PathLike[str], *, allow_unfinished: bool = False, verify: bool = True) -> Slide | Cohort:
     """Open what a run wrote, for reading: the store of one slide, `<output>/<slide id>.zarr`, or an output with all its slides.
+
+    Finished slides are checked in little time, as `Slide` says, unless `verify` is False.
 
     Raises
     ------
@@ -172,5 +174,5 @@ def open_output(path: str | os.PathLike[str], *, allow_unfinished: bool = False)
     """
     folder = Folder(os.fspath(path), read_only=True)
     if is_ours(folder) or is_zarr(folder):
-        return Slide(path, allow_unfinished=allow_unfinished)
-    return Cohort(path, allow_unfinished=allow_unfinished)
+        return Slide(path, allow_unfinished=allow_unfinished, verify=verify)
+    return Cohort(path, allow_unfinished=allow_unfinished, verify=verify)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore
 
-from tilestream.errors import ConfigError
+from tilestream.errors import ConfigError, OutputError
 from tilestream.store.object_store import RemoteStore, open_remote
 
 SYNCS_AT_ONCE = 16
+
+PATIENCE = 60.0
+"""Seconds that one waits for others that write into a folder."""
+
+PARTIAL = ".partial"
+"""How names end that zarr gives to local objects while it writes them; a process that dies leaves them behind."""
 
 
 class Folder:
@@ -31,6 +42,13 @@ class Folder:
         self.store: Store = (
             LocalStore(self.local, read_only=read_only) if self.local is not None else _remote_store(address, read_only=read_only)
         )
+
+    @classmethod
+    def in_memory(cls, address: str) -> Folder:
+        """A folder that lies nowhere, in place of the one at `address`."""
+        folder = cls.__new__(cls)
+        folder.address, folder.local, folder.store = address, None, MemoryStore()
+        return folder
 
     def reach(self) -> None:
         """Ask an object store for anything at all.
@@ -115,15 +133,80 @@ class Folder:
 
         return sorted(set(sync(collect())))
 
+    def stat(self, key: str) -> tuple[bytes, Any] | None:
+        """An object of an object store and its version, for `put_over`; None where there is none."""
+        assert isinstance(self.store, RemoteStore), "versions are the object stores'"
+        return sync(self.store.get_version(key))
+
+    def put_over(self, key: str, data: bytes, version: Any) -> bool:
+        """Write an object of an object store where it is of that version still; False where somebody wrote it since."""
+        assert isinstance(self.store, RemoteStore), "versions are the object stores'"
+        return bool(sync(self.store.set_over(key, data, version)))
+
     def names(self, prefix: str = "") -> list[str]:
-        """Names of the objects below `prefix`, sorted."""
+        """Names of the objects below `prefix`, sorted; what a process that died was writing is none."""
         if self.local is not None:
-            return sorted(path.relative_to(self.local).as_posix() for path in (self.local / prefix).rglob("*") if path.is_file())
+            return sorted(path.relative_to(self.local).as_posix() for path in self._files(prefix) if path.suffix != PARTIAL)
 
         async def collect() -> list[str]:
             return [key async for key in self.store.list_prefix(prefix)]
 
         return sorted(sync(collect()))
+
+    def sizes(self) -> dict[str, int]:
+        """Size in bytes of every object, by name."""
+        if isinstance(self.store, RemoteStore):
+            return sync(self.store.sizes())
+        assert self.local is not None, "a folder is local or remote"
+        home = len(str(self.local)) + 1
+        return {str(path)[home:]: path.stat().st_size for path in self._files("")}
+
+    def sweep(self) -> None:
+        """Remove what processes that died were writing; for a folder that nobody else writes to."""
+        for path in self._files("") if self.local is not None else ():
+            if path.suffix == PARTIAL:
+                path.unlink(missing_ok=True)
+
+    def _files(self, prefix: str) -> Iterator[Path]:
+        assert self.local is not None, "files are local"
+        return (path for path in (self.local / prefix).rglob("*") if path.is_file())
+
+    @contextmanager
+    def locked(self, prefix: str, *, shared: bool = False) -> Iterator[None]:
+        """Alone among those that lock the folder `prefix`, or together with others that share; nothing in an object store or on a disk without locks."""
+        if self.local is None:
+            yield
+            return
+        place = self.local / prefix
+        if not shared:
+            place.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(place, os.O_RDONLY)
+        except FileNotFoundError:
+            yield
+            return
+        try:
+            _lock(descriptor, place, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, place: Path, how: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise OutputError(
+                    f"{place}: a process has been writing for {PATIENCE:g} s. End it, or wait for it, then run again."
+                ) from error
+            time.sleep(0.01)
+        except OSError:
+            return  # a file system without locks
+        else:
+            return
 
 
 def _sync(path: Path) -> None:

@@ -80,6 +80,38 @@ class RemoteStore(ObjectStore[Any]):
                 return False
         return True
 
+    async def set_over(self, key: str, data: bytes, version: Any) -> bool:
+        """Write an object where it is of `version`, from `get_version`; False, and nothing is written, where it is not."""
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        with failures_are_oserrors(key):
+            try:
+                await obstore.put_async(self.store, key, data, mode=version)
+            except (PreconditionError, FileNotFoundError):
+                return False
+        return True
+
+    async def get_version(self, key: str) -> tuple[bytes, Any] | None:
+        """An object and its version; None where there is no such object."""
+        import obstore
+
+        with failures_are_oserrors(key):
+            try:
+                found = await obstore.get_async(self.store, key)
+            except FileNotFoundError:
+                return None
+            return bytes(await found.bytes_async()), {
+                name: found.meta[name] for name in ("e_tag", "version") if found.meta[name] is not None
+            }
+
+    async def sizes(self) -> dict[str, int]:
+        """Size in bytes of every object, by name."""
+        import obstore
+
+        with failures_are_oserrors(""):
+            return {entry["path"]: entry["size"] async for entries in obstore.list(self.store) for entry in entries}
+
     async def delete(self, key: str) -> None:
         """Remove an object; a missing one is no error."""
         with failures_are_oserrors(key):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from tilestream.store.folder import Folder
 from tilestream.store.layout import OK, PADDED, STATUSES, Layout, tile_names
 from tilestream.store.ownership import is_begun, is_ours
 from tilestream.store.picture import plot_picture, slide_html
-from tilestream.store.slide_store import ATTENTION, COMPLETE, SLIDE, THUMBNAIL, TILES, SlideStore
+from tilestream.store.slide_store import ATTENTION, SLIDE, THUMBNAIL, TILES, SlideStore
 
 if TYPE_CHECKING:
     import anndata
@@ -84,37 +83,41 @@ class Slide:
         Whether the slide may lack tiles; rows that are missing are NaN.
     what : str
         A key of `VECTORS`: which vectors `blocks` gives.
+    verify : bool
+        Whether a finished slide is checked as it is opened: sizes of all objects, bytes of all but the rows, which are checked as they are read.
 
     Raises
     ------
     InputError
         There is no store of ours.
     IncompleteError
-        The slide is not finished, unless `allow_unfinished`; or its creation was cut short.
+        The slide is not finished, unless `allow_unfinished`; its creation was cut short; or it is damaged, with `verify`.
     """
 
-    def __init__(self, place: str | os.PathLike[str] | Folder, *, allow_unfinished: bool = False, what: str = "tiles") -> None:
-        self.folder = Folder(place.address if isinstance(place, Folder) else os.fspath(place), read_only=True)
-        self.path = self.folder.address
+    def __init__(
+        self, place: str | os.PathLike[str] | Folder, *, allow_unfinished: bool = False, what: str = "tiles", verify: bool = True
+    ) -> None:
+        self.path = place.address if isinstance(place, Folder) else os.fspath(place)
+        self.folder = Folder(self.path, read_only=True)
         self.id = self.path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr")
-        about, self.completion = self._open(allow_unfinished=allow_unfinished)
+        about, self.completion = self._open(allow_unfinished=allow_unfinished, verify=verify)
         self.recipe: dict[str, Any] = about["recipe"]
         """The settings that the numbers depend on."""
         self.source: dict[str, Any] = about["source"]
         """The image: address, size, resolution, level that was read."""
         self.listed: dict[str, str] = about.get("listed", {})
         """The other columns of the list of slides, such as patient or site."""
-        self.layout = Layout(**about["layout"])
-        self.what = what
+        self.layout, self.what = Layout(**about["layout"]), what
 
-    def _open(self, *, allow_unfinished: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def _open(self, *, allow_unfinished: bool, verify: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """What the store says of itself, and its completion mark."""
         if not is_ours(self.folder) and not is_begun(self.folder):
             raise InputError(f"{self.path} is not a store of one slide. Give an output folder, or <output>/<slide id>.zarr in it.")
-        about = json.loads(self.folder.get("zarr.json") or b"{}").get("attributes", {}).get("tilestream")
+        about, mark = (store := SlideStore(self.folder)).attributes, store.completion
+        if verify:
+            store.refuse_damaged()
         if about is None:
             raise IncompleteError(f"{self.path}: its creation was cut short. Run its command again.")
-        mark = json.loads(self.folder.get(COMPLETE) or b"null")
         if mark is None and not allow_unfinished:
             raise IncompleteError(
                 f"{self.path} is not finished. Run its command again, or allow unfinished slides (allow_unfinished=True, "

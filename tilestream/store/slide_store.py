@@ -1,47 +1,48 @@
-"""The output of one slide: a Zarr v3 group that AnnData opens, written shard by shard, and its completion."""
+"""The output of one slide: a Zarr v3 group that AnnData opens, written shard by shard, and stage by stage."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
 
 from tilestream.errors import IncompleteError
 from tilestream.store.anndata_tables import ARRAY, CATEGORICAL, create_table, write_categories, write_plain, write_strings
 from tilestream.store.blocks import BLOCKS_AHEAD, map_blocks
 from tilestream.store.folder import Folder
 from tilestream.store.layout import STATUSES, Layout, TileColumns, WindowGrid, tile_names
+from tilestream.store.ledger import BASE, COMPLETE, FENCE, HOME, LEDGER, Ledger, Sums, checksum, pack, unpack
 from tilestream.store.ownership import MARK, claim
 
 T = TypeVar("T")
 
-FORMAT = 1
+FORMAT = 2
 """Version of this layout; a store of another version is refused."""
 
 TILES, SLIDE = "tables/tiles", "tables/slide"
-ATTENTION = f"{TILES}/obsm/attention"
-THUMBNAIL, TISSUE = "thumbnail.png", "tissue.png"
-LEDGER, COMPLETE = ".tilestream/shards", ".tilestream/complete.json"
-_REMADE = (f"{SLIDE}/", f"{ATTENTION}/", "windows/", "overview.png")
-"""Objects that finishing a slide writes anew."""
+ROWS, CODES, CONTEXT, ATTENTION = f"{TILES}/X", f"{TILES}/obs/status/codes", f"{TILES}/obsm/context", f"{TILES}/obsm/attention"
+THUMBNAIL, TISSUE, OVERVIEW = "thumbnail.png", "tissue.png", "overview.png"
+DROPPING = f"{HOME}/dropping.json"
 
 OWN_FOLDERS = (TILES, SLIDE, "windows", "tokens")
-OWN_FILES = ("zarr.json", "tables/zarr.json", "overview.png", THUMBNAIL, TISSUE)
+OWN_FILES = ("zarr.json", "tables/zarr.json", OVERVIEW, THUMBNAIL, TISSUE)
 """With `.tilestream`, all that is ours in a store. What else people put there is left alone: not checked, not deleted."""
 
-DROPPING, SEALED = ".tilestream/dropping.json", "sealed"
+ROW_ARRAYS = (ROWS, CODES, CONTEXT, "tokens")
+"""Arrays of one row a tile, whose objects are shards."""
+
+_CHECKED = ZstdCodec(level=0, checksum=True)
+"""Of the arrays that shards fill: a chunk with a wrong byte is an error for every reader."""
 
 
-class SlideStore:
+class SlideStore(Ledger):
     """One slide's group. Each object has one writer: the driver creates, a shard's task fills, the driver completes."""
-
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
 
     # -- creation ---------------------------------------------------------------------------------------------------
 
@@ -56,7 +57,7 @@ class SlideStore:
         windows: Iterable[WindowGrid] = (),
         places: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """Write everything but the embeddings, and last the attributes that say so; an earlier attempt is replaced.
+        """Write everything but the embeddings, durably, and last the record that says so; an earlier attempt is replaced.
 
         Raises
         ------
@@ -72,30 +73,27 @@ class SlideStore:
         tiles = create_table(tables, "tiles", layout.dim, _obs(columns), uns, names, ["status", *same])
         for column, value in same.items():
             write_categories(tiles.require_group("obs"), column, np.zeros(layout.tiles, np.int8), [value])
-        _embedding_array(tiles, "X", layout, (layout.dim,))
+        _row_array(tiles, "X", layout, (layout.dim,))
         status = tiles.require_group("obs").create_group("status", attributes=dict(CATEGORICAL))
         status.create_array(
             "codes", shape=(layout.tiles,), dtype="int8", fill_value=-1, attributes=ARRAY, config={"write_empty_chunks": True},
-            chunks=(layout.chunk_rows,), shards=(layout.shard_tiles,), dimension_names=["tile"],
+            chunks=(layout.chunk_rows,), shards=(layout.shard_tiles,), compressors=_CHECKED, dimension_names=["tile"],
         )  # fmt: skip
         write_strings(status, "categories", list(STATUSES))
-        if layout.context_dim:
-            _embedding_array(tiles.require_group("obsm"), "context", layout, (layout.context_dim,))
         if layout.tokens:
-            _embedding_array(root, "tokens", layout, (layout.tokens, layout.dim))
-        for grid in windows:
-            root.require_group("windows").create_array(
-                str(grid.side), shape=(grid.rows, grid.cols, grid.dim), chunks=(1, grid.cols, grid.dim), dtype=layout.dtype, fill_value=np.nan,
-                config={"write_empty_chunks": True}, dimension_names=["row", "col", "feature"], attributes={"side_tokens": grid.side, "side_l0_px": grid.l0_side},
-            )  # fmt: skip
+            _row_array(root, "tokens", layout, (layout.tokens, layout.dim))
         for key, data in objects.items():
             self.folder.put(key, data)
         on_map = places or {}  # by group: what conventions of other programs say of where it lies
         tiles.attrs.update(on_map.get(TILES, {}))
-        root.attrs.update({**on_map.get("", {}), "tilestream": {"format": FORMAT, "layout": vars(layout), **attributes}})
+        self.folder.delete("zarr.json")
+        keys = self.own_names()
+        self.folder.flush_all(keys)
+        self._write_base(self.sums(keys), {"format": FORMAT, "layout": vars(layout), **attributes}, dict(on_map.get("", {})))
+        self.make_arrays(windows)
 
     def clear(self) -> None:
-        """Mark the folder as ours, and remove all else that is ours in it; cut short, what remains counts as never created.
+        """Mark the folder as ours, and remove all else that is ours in it but the fence; cut short, what remains counts as never created.
 
         Raises
         ------
@@ -103,20 +101,94 @@ class SlideStore:
             Something lies there that is not ours.
         """
         claim(self.folder)
-        for name in (COMPLETE, *OWN_FILES):
+        for name in (COMPLETE, BASE, *OWN_FILES):
             self.folder.delete(name)
         for name in OWN_FOLDERS:
             self.folder.delete_all(name)
-        for key in self.folder.names(".tilestream"):
-            if key != MARK:
+        for key in self.folder.names(HOME):
+            if key not in (MARK, FENCE):
                 self.folder.delete(key)
+        self.folder.sweep()
+
+    def own_names(self) -> list[str]:
+        """Names of the objects of the slide, without our records of them."""
+        own = tuple(f"{name}/" for name in OWN_FOLDERS)
+        return [key for key in self.folder.names() if key in OWN_FILES or key.startswith(own)]
+
+    def _write_base(self, objects: Sums, attributes: dict[str, Any], others: dict[str, Any]) -> None:
+        """Write the record of what lies in the store, and the attributes once more as Zarr's readers see them."""
+        root = _root(attributes, others)
+        objects = {**objects, "zarr.json": [len(root), checksum(root)]}
+        self.folder.put(BASE, pack({"attributes": attributes, "others": others, "objects": objects}))
+        self.folder.put("zarr.json", root)
+
+    def adopt(self, attributes: dict[str, Any], windows: Iterable[WindowGrid] = ()) -> None:
+        """Take other recipes for the stages that follow the tiles: what those stages made under the ones before no longer counts."""
+        base = self.base
+        assert base is not None, "a store is mended before it is added to"
+        self.folder.delete(COMPLETE)
+        before, after = self.stage_recipes, attributes["stages"]
+        self._write_base(base["objects"], {**base["attributes"], **attributes}, base["others"])
+        self.forget({stage for stage in after if before.get(stage) != after[stage]})
+        self.make_arrays(windows)
+
+    def make_arrays(self, windows: Iterable[WindowGrid] = ()) -> None:
+        """Make the arrays that stages after the tiles fill, or their metadata anew where it is not as it should be; windows of other sides go."""
+        layout, made = self.layout, Folder.in_memory(self.folder.address)
+        root = zarr.create_group(made.store)
+        if layout.context_dim:
+            _row_array(root.require_group(f"{TILES}/obsm"), "context", layout, (layout.context_dim,))
+        for grid in windows:
+            root.require_group("windows").create_array(
+                str(grid.side), shape=(grid.rows, grid.cols, grid.dim), chunks=(1, grid.cols, grid.dim), dtype=layout.dtype, fill_value=np.nan,
+                config={"write_empty_chunks": True}, compressors=_CHECKED, dimension_names=["row", "col", "feature"],
+                attributes={"side_tokens": grid.side, "side_l0_px": grid.l0_side},
+            )  # fmt: skip
+        wanted = {key: made.get(key) for key in made.names() if key.startswith((f"{CONTEXT}/", "windows"))}
+        for key, data in wanted.items():
+            if data != self.folder.get(key):
+                self.folder.put(key, data or b"")
+        sides = {key.split("/")[1] for key in self.folder.names("windows") if key.count("/") > 1}
+        for side in sides if any(key.startswith("windows/") for key in wanted) else ():
+            if f"windows/{side}/zarr.json" not in wanted:
+                self.folder.delete_all(f"windows/{side}")
+
+    def mend(self, make: Callable[[SlideStore], object]) -> bool:
+        """Write metadata that is lost or damaged again, from what `make` creates, if that is the same byte for byte; whether all is well now."""
+        base = self.base
+        if base is not None:
+            if self.sums(["zarr.json"]).get("zarr.json") != base["objects"]["zarr.json"]:
+                self.folder.put("zarr.json", _root(base["attributes"], base["others"]))
+            if self.sums(list(base["objects"])) == base["objects"]:
+                return True
+        elif self.folder.names(LEDGER) and not self.folder.exists(f"{ROWS}/zarr.json"):
+            return False  # dropped, perhaps: it must not be made anew, without its rows
+        made = SlideStore(Folder.in_memory(self.folder.address))
+        make(made)
+        anew = made.base
+        assert anew is not None, "it was made just now"
+        del anew["objects"]["zarr.json"]
+        there = self.sums(list(anew["objects"]))
+        known = there if base is None else base["objects"]
+        if any(seen != known.get(key, seen) for key, seen in anew["objects"].items()):
+            return False
+        for key in [key for key, seen in anew["objects"].items() if there.get(key) != seen and (base is None or key in known)]:
+            self.folder.put(key, made.folder.get(key) or b"")
+        if base is None:
+            self._write_base(anew["objects"], anew["attributes"], anew["others"])
+        return True
 
     @property
     def attributes(self) -> dict[str, Any] | None:
-        """What `create` wrote last, or None where it never finished."""
-        raw = self.folder.get("zarr.json")
-        found = json.loads(raw).get("attributes", {}).get("tilestream") if raw else None
-        return found if isinstance(found, dict) else None
+        """What the store was created with, or None where it never was; a record that is damaged is stood in for by the group's own attributes."""
+        if (base := self.base) is not None:
+            found: dict[str, Any] = base["attributes"]
+            return found
+        try:
+            told = json.loads(self.folder.get("zarr.json") or b"{}")["attributes"]["tilestream"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        return told if isinstance(told, dict) else None
 
     @property
     def layout(self) -> Layout:
@@ -125,6 +197,12 @@ class SlideStore:
         if attributes is None:
             raise IncompleteError(f"{self.folder.address} is not a tilestream store, or its creation was cut short. Run the command again.")
         return Layout(**attributes["layout"])
+
+    @property
+    def columns(self) -> TileColumns:
+        """The tiles that the rows are of, as they were decided when the store was created."""
+        row, col, y, x, tissue = (np.asarray(self.array(f"{TILES}/obs/{name}")[:]) for name in ("row", "col", "y", "x", "tissue"))
+        return TileColumns(row, col, y, x, tissue, math.nan)
 
     # -- filling ----------------------------------------------------------------------------------------------------
 
@@ -151,36 +229,16 @@ class SlideStore:
     def write_rows(self, stage: str, number: int, rows: slice, arrays: dict[str, NDArray[Any]], record: dict[str, Any]) -> None:
         """Write rows that are object `number` of each array, then their entry in the ledger, which commits them."""
         keys = []
-        for path, values in arrays.items():
-            array = self.array(path)
-            key = "/".join([path, "c", str(number), *("0" for _ in array.shape[1:])])
-            self.folder.delete(key)  # else zarr reads the old object, torn as it may be, before it replaces it
-            array[rows] = values
-            self.folder.flush(key)
-            keys.append(key)
-        self._record(stage, number, keys, record)
-
-    def _record(self, stage: str, number: int, keys: list[str], record: dict[str, Any]) -> None:
-        entry = {"objects": {key: self._checksum(key) for key in keys}, **record}
-        self.folder.put(f"{LEDGER}/{stage}-{number:06d}.json", json.dumps(entry).encode())
-
-    def _checksum(self, key: str) -> str | None:
-        data = self.folder.get(key)
-        return None if data is None else hashlib.blake2b(data, digest_size=16).hexdigest()
-
-    def ledger(self, stage: str = "tiles") -> dict[int, dict[str, Any]]:
-        """Entries of the shards that are committed, by shard number."""
-        entries = {}
-        for key in self.folder.names(LEDGER):
-            name = key.rsplit("/", 1)[-1]
-            if name.startswith(f"{stage}-") and (raw := self.folder.get(key)):
-                entries[int(name[len(stage) + 1 : -5])] = json.loads(raw)
-        return entries
-
-    @property
-    def stages(self) -> list[str]:
-        """Stages with entries in the ledger."""
-        return sorted({key.rsplit("/", 1)[-1].rsplit("-", 1)[0] for key in self.folder.names(LEDGER)})
+        with self.committing():
+            for path, values in arrays.items():
+                array = self.array(path)
+                key = "/".join([path, "c", str(number), *("0" for _ in array.shape[1:])])
+                self.folder.delete(key)  # else zarr reads the old object, torn as it may be, before it replaces it
+                array[rows] = values
+                self.folder.flush(key)
+                keys.append(key)
+            self._look()
+            self.record(stage, number, keys, record)
 
     def blocks(self, path: str) -> Iterator[NDArray[np.float32]]:
         """The rows of an array in order, (n, d) float32, in blocks that do not depend on how rows were cut into shards.
@@ -204,107 +262,64 @@ class SlideStore:
         """
         return map_blocks(self.array(path), work, skip, block_rows=block_rows, threads=threads)
 
-    # -- completion -------------------------------------------------------------------------------------------------
+    # -- finishing --------------------------------------------------------------------------------------------------
 
-    def write_slide_vector(self, vector: NDArray[np.float32], slide_id: str) -> None:
-        """Write tables/slide: X (1, d) float32."""
-        tables = zarr.open_group(self.folder.store, path="tables", mode="r+")
-        if "slide" in tables:
-            del tables["slide"]
-        slide = create_table(tables, "slide", len(vector), {}, {}, [slide_id])
-        slide.create_array("X", data=vector[None].astype(np.float32), chunks=(1, max(1, len(vector))), attributes=ARRAY)
+    def write_pool(self, vector: NDArray[np.float32], slide_id: str, shares: NDArray[np.float32] | None) -> None:
+        """Write tables/slide, X (1, d) float32, and with learned pools tables/tiles/obsm/attention (n, heads) float32; then their entry."""
+        with self.committing():
+            for path in (SLIDE, ATTENTION):
+                self.folder.delete_all(path)
+            tables = zarr.open_group(self.folder.store, path="tables", mode="r+")
+            slide = create_table(tables, "slide", len(vector), {}, {}, [slide_id])
+            slide.create_array("X", data=vector[None].astype(np.float32), chunks=(1, max(1, len(vector))), attributes=ARRAY)
+            if shares is not None:
+                write_plain(zarr.open_group(self.folder.store, path=f"{TILES}/obsm", mode="r+"), "attention", shares)
+            keys = [*self.folder.names(SLIDE), *self.folder.names(ATTENTION)]
+            self.folder.flush_all(keys)
+            self.record("pool", 0, keys, {})
 
-    def write_attention(self, shares: NDArray[np.float32]) -> None:
-        """Write tables/tiles/obsm/attention (n, heads) float32."""
-        group = zarr.open_group(self.folder.store, path=f"{TILES}/obsm", mode="r+")
-        if "attention" in group:
-            del group["attention"]
-        write_plain(group, "attention", shares)
+    def write_picture(self, data: bytes) -> None:
+        """Write the overview, and its entry."""
+        with self.committing():
+            self.folder.put(OVERVIEW, data)
+            self.record("picture", 0, [OVERVIEW], {})
 
     def drop(self, paths: list[str]) -> None:
         """Remove arrays that were needed on the way only, with their entries in the ledger; cut short, it goes on when called again."""
-        self.folder.put(DROPPING, json.dumps(paths).encode())
-        for path in paths:
-            self.folder.delete_all(path)
-        for key in self.folder.names(LEDGER):
-            entry = json.loads(self.folder.get(key) or b"{}")
-            kept = {name: checksum for name, checksum in entry["objects"].items() if not name.startswith(tuple(f"{p}/" for p in paths))}
-            if len(kept) < len(entry["objects"]):
-                self.folder.put(key, json.dumps({**entry, "objects": kept}).encode())
+        prefixes = tuple(f"{path}/" for path in paths)
+        with self.committing():
+            self.folder.put(DROPPING, pack({"paths": paths}))
+            for path in paths:
+                self.folder.delete_all(path)
+            for key in self.folder.names(LEDGER):
+                entry = unpack(self.folder.get(key)) or {"objects": {}}
+                kept = {name: seen for name, seen in entry["objects"].items() if not name.startswith(prefixes)}
+                if len(kept) < len(entry["objects"]):
+                    self.folder.put(key, pack({**entry, "objects": kept}))
+            base = self.base
+            assert base is not None, "it was created"
+            objects = {name: seen for name, seen in base["objects"].items() if not name.startswith(prefixes)}
+            self.folder.put(BASE, pack({**base, "objects": objects}))
 
     @property
     def dropping(self) -> list[str]:
         """Arrays whose removal was begun."""
-        found: list[str] = json.loads(self.folder.get(DROPPING) or b"[]")
+        found: list[str] = (unpack(self.folder.get(DROPPING)) or {"paths": []})["paths"]
         return found
 
     def seal(self) -> None:
-        """Take the checksums of all objects that no shard's entry holds: metadata, positions, pictures, the slide's vector."""
-        known = {f"{LEDGER}/{SEALED}-000000.json", DROPPING, COMPLETE, MARK}
-        known |= {key for stage in self.stages if stage != SEALED for entry in self.ledger(stage).values() for key in entry["objects"]}
-        others = [key for key in self._own_names() if key not in known and not key.startswith(f"{LEDGER}/")]
-        self.folder.flush_all(others)  # zarr leaves metadata to the system: a finished slide survives a power cut
-        self._record(SEALED, 0, others, {})
+        """Make durable what no entry of the ledger holds: metadata, pictures, the slide's vector."""
+        self.folder.flush_all(self.own_names())  # zarr leaves metadata to the system: a finished slide survives a power cut
 
-    def _own_names(self) -> list[str]:
-        own = tuple(f"{name}/" for name in (*OWN_FOLDERS, ".tilestream"))
-        return [key for key in self.folder.names() if key in OWN_FILES or key.startswith(own)]
+    def complete(self, told: dict[str, Any]) -> None:
+        """Write the completion mark, the last object of a slide: see `Ledger.write_completion`."""
+        self.write_completion({"tiles": self.layout.tiles, **told}, self.own_names(), ROW_ARRAYS)
 
-    def complete(self, summary: dict[str, Any]) -> None:
-        """Write the completion mark: the last object of a slide, with a digest over its objects' checksums."""
-        mark = {"digest": self._digest(), **summary}
-        self.folder.put(COMPLETE, json.dumps(mark, indent=1).encode())
 
-    @property
-    def completion(self) -> dict[str, Any] | None:
-        """The completion mark, or None for a slide that is not finished."""
-        raw = self.folder.get(COMPLETE)
-        return json.loads(raw) if raw else None
-
-    def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for key in self.folder.names(LEDGER):
-            raw = self.folder.get(key)
-            for name, checksum in sorted(json.loads(raw or b"{}").get("objects", {}).items()):
-                digest.update(f"{name}={checksum}\n".encode())
-        return digest.hexdigest()
-
-    def forget_damaged(self) -> int:
-        """Remove the ledger's entries whose objects are not as they were written, so that they are done again; returns how many."""
-        lost = 0
-        for key in self.folder.names(LEDGER):
-            try:
-                objects = json.loads(self.folder.get(key) or b"").get("objects", {})
-            except ValueError:  # the entry itself was cut short
-                objects = {key: ""}
-            if any(self._checksum(name) != checksum for name, checksum in objects.items()):
-                self.folder.delete(key)
-                lost += 1
-        return lost
-
-    def repair(self) -> str:
-        """Make a damaged slide unfinished, so that the next run redoes what is damaged and nothing else; says what that is."""
-        self.folder.delete(COMPLETE)
-        sealed = self.ledger(SEALED).get(0, {"objects": {}})["objects"]
-        basic = [name for name, checksum in sealed.items() if not name.startswith(_REMADE) and self._checksum(name) != checksum]
-        if basic:
-            self.clear()
-            return f"{basic[0]} is damaged, on which all else rests: the slide is started over"
-        return f"{self.forget_damaged()} parts are done again"
-
-    def damage(self) -> list[str]:
-        """What is wrong with a finished slide, object by object; empty where all bytes are as they were written."""
-        mark = self.completion
-        if mark is None:
-            return ["not finished: the completion mark is missing"]
-        found = [] if mark["digest"] == self._digest() else ["the ledger does not match the completion mark"]
-        for stage in self.stages:
-            for entry in self.ledger(stage).values():
-                for key, checksum in entry["objects"].items():
-                    seen = self._checksum(key)
-                    if seen != checksum:
-                        found.append(f"{key}: {'missing' if seen is None else 'bytes differ from what was written'}")
-        return found
+def _root(attributes: dict[str, Any], others: dict[str, Any]) -> bytes:
+    """The metadata of the store's root group: our attributes, and those of other conventions."""
+    told = {"zarr_format": 3, "node_type": "group", "attributes": {**others, "tilestream": attributes}}
+    return json.dumps(told, indent=2, sort_keys=True).encode()
 
 
 def _obs(columns: TileColumns) -> dict[str, NDArray[Any]]:
@@ -317,10 +332,10 @@ def _centres(columns: TileColumns) -> NDArray[np.float64]:
     return np.stack([columns.x + half, columns.y + half], axis=1).astype(np.float64)
 
 
-def _embedding_array(group: zarr.Group, name: str, layout: Layout, trailing: tuple[int, ...]) -> None:
+def _row_array(group: zarr.Group, name: str, layout: Layout, trailing: tuple[int, ...]) -> None:
     """An array of one row a tile; unwritten rows read as NaN, never as zero."""
     group.create_array(
-        name, shape=(layout.tiles, *trailing), dtype=layout.dtype, fill_value=np.nan, attributes=ARRAY, config={"write_empty_chunks": True},
+        name, shape=(layout.tiles, *trailing), dtype=layout.dtype, fill_value=np.nan, attributes=ARRAY, config={"write_empty_chunks": True}, compressors=_CHECKED,
         chunks=(layout.chunk_rows, *trailing), shards=(layout.shard_tiles, *trailing),
         dimension_names=["tile", *(["token"] if len(trailing) == 2 else []), "feature"],
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from tilestream.errors import ConfigError, InputError, user_code
 from tilestream.geometry import PlacedGrid, TileGrid, level_for_scale, scale_from_mpp
 from tilestream.sources.base import SlideInfo, Source
 from tilestream.sources.resolution import magnification_words
+from tilestream.store.layout import TileColumns
 from tilestream.tiles.annotations.mask_files import bounds_corner
 from tilestream.tiles.coords import find_file, place_tiles, placed_spec
 from tilestream.tiles.read_spec import ReadSpec
@@ -71,6 +73,11 @@ class TileSet:
     def positions(self) -> NDArray[np.int64]:
         """(n, 2) y, x of each tile's top-left in level-0 px."""
         return np.stack([self.grid.l0_y(self.tile_row), self.grid.l0_x(self.tile_col)], axis=1)
+
+    @property
+    def kept_sha256(self) -> str:
+        """Digest of which tiles are kept."""
+        return hashlib.sha256(np.stack([self.tile_row, self.tile_col]).astype("<i8").tobytes()).hexdigest()
 
     @property
     def stride_um(self) -> float | None:
@@ -158,8 +165,10 @@ def find_tiles(
     return choose_tiles(image, tiles, Path(image.info.address).stem, None if mask is None else Path(mask))
 
 
-def choose_tiles(source: Source, tiles: Tiles, name: str, mask: Path | None) -> TileSet:
+def choose_tiles(source: Source, tiles: Tiles, name: str, mask: Path | None, stored: TileColumns | None = None) -> TileSet:
     """The tiles of an image as the section `tiles` of a config wants them; `mask` is the file that says where tissue is, if any does.
+
+    Those that its store has, where that was begun earlier, are taken as they are: no tissue is looked for.
 
     Raises
     ------
@@ -174,6 +183,12 @@ def choose_tiles(source: Source, tiles: Tiles, name: str, mask: Path | None) -> 
         grid, tile_row, tile_col = place_tiles(find_file(tiles.chosen, name), info, tiles.size, name)
         spec = placed_spec(grid, info, name)
     warnings = info.warnings + coarser_than_asked(info, grid, tiles)
+    if stored is not None:
+        nothing = Thumbnail(np.empty((0, 0, 3), np.uint8), 1.0)
+        return TileSet(
+            info=info, grid=grid, spec=spec, tile_row=stored.row, tile_col=stored.col, tissue=stored.tissue, thumbnail=nothing,
+            mask=np.empty((0, 0), np.bool_), warnings=warnings,
+        )  # fmt: skip
     thumbnail = read_thumbnail(source)
     um_per_px = None if info.mpp is None else info.mpp * thumbnail.downsample
     with user_code(f"tiles.tissue.function: {tissue.function}", name) if tissue.method == "function" else nullcontext():

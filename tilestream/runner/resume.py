@@ -1,0 +1,192 @@
+"""What an output holds of a slide: whether it is what the config wants, and how it is taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tilestream.config.slide_list import SlideRef
+from tilestream.errors import InputError, without_credentials
+from tilestream.geometry import PlacedGrid, TileGrid
+from tilestream.runner.cohort import ALL, Cohort
+from tilestream.runner.prepare import PreparedSlide, Setup, open_slide, prepare_slide, windows_of
+from tilestream.runner.recipe import Recipes, check_source
+from tilestream.runner.reporter import Reporter
+from tilestream.runner.slide_plan import SlidePlan
+from tilestream.runner.summary import SlideResult, Summary
+from tilestream.sources.base import SlideInfo, Source
+from tilestream.stages.finish_slide import png_bytes
+from tilestream.store.ledger import COMPLETE, count_failed
+from tilestream.store.slide_store import THUMBNAIL, TILES, TISSUE, SlideStore
+from tilestream.tiles.annotations.mask_files import mask_file
+from tilestream.tiles.grid import choose_tiles
+
+OPEN_AT_ONCE = 8
+"""Slides that are looked at at the same time."""
+
+
+def finished(store: SlideStore, ref: SlideRef, source: Source, recipes: Recipes, cohort: Cohort) -> dict[str, Any] | None:
+    """The completion mark of a slide at which nothing is to be done; None where something is. Reads no tile.
+
+    Raises
+    ------
+    OutputError
+        Its settings, its image or another input are not those that its tiles were made of.
+    InputError
+        An input cannot be read.
+    """
+    if cohort.restart == ALL or store.attributes is None:
+        return None
+    changed = recipes.changed_stages(store, ref)
+    check_source(store, source.info, ref)
+    if recipes.config.tiles.tissue.function is not None:
+        changed = recipes.changed_stages(
+            store, ref, choose_tiles(source, recipes.config.tiles, ref.id, mask_file(recipes.config, ref)).kept_sha256
+        )
+    mark = store.completion
+    if mark is None or changed or cohort.restart or (cohort.retry_failed and count_failed(mark["counts"])):
+        return None
+    return mark
+
+
+def take_up(
+    store: SlideStore, ref: SlideRef, source: Source, setup: Setup, recipes: Recipes, cohort: Cohort, say: Callable[[str], None]
+) -> PreparedSlide:
+    """Make a store ready to be filled: anew, or as it is, with what is lost or damaged of it mended or forgotten."""
+    was = store.attributes
+
+    def anew(into: SlideStore) -> PreparedSlide:
+        slide = prepare_slide(ref, source, setup)
+        kept = slide.plan.kept_sha256 if setup.config.tiles.tissue.function is not None else None
+        create_store(into, slide, setup, recipes.attributes(ref, {} if was is None or into is store else was["recipe"], kept))
+        return slide
+
+    store.raise_fence()
+    if was is None or cohort.restart == ALL:
+        return anew(store)
+    store.folder.delete(COMPLETE)
+    store.folder.sweep()
+    if store.dropping:
+        store.drop(store.dropping)
+    if not store.mend(anew):
+        say(f"{ref.id}: its positions or metadata are damaged and cannot be made again byte for byte; it is started over.")
+        return anew(store)
+    if lost := store.forget_damaged():
+        say(f"{ref.id}: {lost} shards do not hold what was written; they are done again.")
+    if cohort.restart:
+        store.forget({cohort.restart})
+    if cohort.retry_failed:
+        store.forget_failed()
+    slide = prepare_slide(ref, source, setup, store)
+    there = store.attributes or {}
+    kept = there["recipe"]["tiles"]["tissue"].get("kept_sha256")
+    wanted = {**recipes.attributes(ref, there["recipe"], kept), "layout": vars(slide.layout)}
+    if any(there.get(key) != value for key, value in wanted.items()):
+        store.adopt(wanted, windows_of(slide, setup))
+    else:
+        store.make_arrays(windows_of(slide, setup))
+    return slide
+
+
+def look_at_all(cohort: Cohort, recipes: Recipes, summary: Summary, reporter: Reporter) -> list[SlideRef]:
+    """The slides that are not finished; before any work, those of other inputs or settings are refused.
+
+    Raises
+    ------
+    OutputError
+        A store was made by another recipe, or from other files.
+    """
+
+    def look(ref: SlideRef) -> dict[str, Any] | None:
+        store = cohort.store(ref)
+        if store.attributes is None:
+            return None
+        try:
+            with open_slide(ref, recipes.config) as source:
+                return finished(store, ref, source, recipes, cohort)
+        except InputError:  # refused in its turn
+            return None
+
+    refs = [*cohort.refs, *cohort.spare, *cohort.others]
+    with ThreadPoolExecutor(1 if recipes.config.tiles.tissue.function else OPEN_AT_ONCE) as pool:
+        marks = list(pool.map(look, refs))
+    results = {result.id: result for result in summary.slides}
+    for ref, mark in zip(refs, marks, strict=True):
+        if mark is not None and ref.id in results:
+            book_finished(results[ref.id], cohort.store(ref), mark, reporter)
+    return [ref for ref, mark in zip(refs, marks, strict=True) if mark is None]
+
+
+def book_finished(result: SlideResult, store: SlideStore, mark: dict[str, Any], reporter: Reporter) -> None:
+    """Tell what a finished slide holds."""
+    result.status, result.tiles, result.counts = "already done", mark["tiles"], mark["counts"]
+    result.tile_errors = {int(row): cause for row, cause in mark["errors"].items()}
+    result.warnings = list((store.attributes or {}).get("source", {}).get("warnings", ()))
+    for warning in result.warnings:
+        reporter.message(f"{result.id}: {warning}", level="warning")
+    reporter.slide_done(result)
+
+
+def nothing_to_do(summary: Summary) -> str:
+    """Why a run ends before it begins, in words."""
+    cause = next((cause for slide in summary.slides for cause in slide.tile_errors.values()), "")
+    failed = summary.failed_tiles
+    return "nothing to do" + (f"; {failed} {'tile' if failed == 1 else 'tiles'} failed earlier: {cause}; --retry-failed" if failed else "")
+
+
+def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, attributes: dict[str, Any]) -> None:
+    """Write everything of a slide's store that is known before a tile is embedded."""
+    plan, _config, _facts = slide.plan, setup.config, setup.facts
+    info = plan.info
+    source = {"address": without_credentials(plan.ref.address), "backend": info.backend, "fingerprint": info.fingerprint, "mpp": info.mpp, "mpp_source": info.mpp_source,
+              "height": info.size.height, "width": info.size.width, "level": plan.spec.level, "downsample": plan.spec.downsample,
+              "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(plan.warnings),
+              **_geo(info), "thumbnail_downsample": plan.thumbnail.downsample, "bounds": _bounds(info),
+              "icc_profile": info.properties.get("icc_profile", "none"), "icc": info.properties.get("icc", "ignored"), **_placed(plan.grid)}  # fmt: skip
+    uns: dict[str, Any] = {"spatial_unit": "px of level 0", "slide": plan.ref.id}
+    if info.mpp is not None:
+        uns["mpp"] = float(info.mpp)
+    pictures = {THUMBNAIL: png_bytes(plan.thumbnail.pixels), TISSUE: png_bytes(plan.mask)}
+    store.create(
+        slide.layout,
+        plan.columns,
+        {**attributes, "source": source, "listed": dict(plan.ref.extra)},
+        uns=uns,
+        objects=pictures,
+        windows=windows_of(slide, setup),
+        places=_places(plan),
+    )
+
+
+def _geo(info: SlideInfo) -> dict[str, Any]:
+    """Where on a map level 0 lies, for those who read the store; nothing where the file does not say."""
+    geo = info.geo
+    return {} if geo is None else {"geo": {"crs": geo.crs, "name": geo.name, "transform": list(geo.transform), "metres": geo.metres}}
+
+
+def _places(plan: SlidePlan) -> dict[str, dict[str, Any]]:
+    """The conventions `proj` and `spatial`: at the root for level-0 pixels, at the table for rows and columns of tiles."""
+    geo, grid = plan.info.geo, plan.grid
+    if geo is None:
+        return {}
+    found = {"": geo.attributes((plan.info.size.height, plan.info.size.width))}
+    if grid.regular:
+        cells = geo.moved(*grid.l0_offset, grid.stride * grid.scale)
+        found[TILES] = cells.attributes((grid.rows, grid.cols), ("row", "col"))
+    return found
+
+
+def _bounds(info: SlideInfo) -> dict[str, str] | None:
+    """OpenSlide's bounds of the part that was scanned, level-0 px; empty where it has none, None where OpenSlide did not read it."""
+    if info.backend != "openslide":
+        return None
+    return {name: value for name, value in info.properties.items() if name.startswith("openslide.bounds-")}
+
+
+def _placed(grid: TileGrid) -> dict[str, Any]:
+    """What a reader must know of places that a file gave: the step between tiles, px at the target resolution, and where tile (0, 0) lies."""
+    if not isinstance(grid, PlacedGrid):
+        return {}
+    offset = list(grid.l0_offset)
+    return {"grid": {"regular": grid.regular, "stride": grid.stride, "l0_offset": offset, "rows": grid.rows, "cols": grid.cols}}

@@ -1,0 +1,272 @@
+"""What of a slide is known to be on disk: the checksums of every object, entry by entry as stages commit them, and the completion.
+
+Each record carries a checksum of itself: one that is cut or flipped reads as missing, and what it stood for is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tilestream.errors import IncompleteError, OutputError
+from tilestream.store.folder import Folder
+from tilestream.store.ownership import claim
+
+HOME = ".tilestream"
+LEDGER, BASE, COMPLETE, FENCE = f"{HOME}/shards", f"{HOME}/base.json", f"{HOME}/complete.json", f"{HOME}/fence.json"
+
+ERRORS_KEPT = 1000
+"""Failed tiles whose causes the completion repeats."""
+
+WHOLE = ("pool", "picture")
+"""Stages that are one entry each."""
+
+UPSTREAM = {"tiles": (), "context": ("tiles",), "windows": ("tiles", "context"), "pool": ("tiles", "context"), "picture": ("tiles",)}
+"""The stages that a stage reads: when one of them is done again, so is it."""
+
+Sums = dict[str, list[Any]]
+"""Size in bytes and checksum, by the object's name."""
+
+
+def checksum(data: bytes) -> str:
+    """BLAKE2b of 16 bytes, in hex."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def pack(record: dict[str, Any]) -> bytes:
+    """A record as JSON, with a checksum of itself."""
+    plain = json.loads(json.dumps(record))
+    return json.dumps({**plain, "check": checksum(json.dumps(plain, sort_keys=True).encode())}, sort_keys=True).encode()
+
+
+def unpack(raw: bytes | None) -> dict[str, Any] | None:
+    """What `pack` was given; None where there is nothing, or a byte is not as it was written."""
+    try:
+        found = json.loads(raw or b"")
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or found.pop("check", None) is None or pack(found) != raw:
+        return None
+    return found
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256, in hex, of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def kind_of(stage: str) -> str:
+    """The stage of which `stage` is a part: `windows16` is one of windows."""
+    return stage.rstrip("0123456789")
+
+
+class Ledger:
+    """The records of one slide's store.
+
+    Parameters
+    ----------
+    folder : Folder
+        The store.
+    token : str, optional
+        What the run that owns the store wrote into its fence; only under the one that lies there now is anything committed.
+    """
+
+    def __init__(self, folder: Folder, token: str | None = None) -> None:
+        self.folder, self.token = folder, token
+
+    # -- the fence --------------------------------------------------------------------------------------------------
+
+    def raise_fence(self) -> None:
+        """Make this the only token under which anything is committed; tasks of earlier runs are shut out once this returns."""
+        claim(self.folder)
+        with self.folder.locked(HOME):
+            self.folder.put(FENCE, pack({"token": self.token}))
+
+    @contextmanager
+    def committing(self, *, alone: bool = False) -> Iterator[None]:
+        """The fence stays where it is while the block runs; on a disk without locks and in an object store it is looked at before and after.
+
+        Raises
+        ------
+        OutputError
+            Another run owns the store by now.
+        """
+        with self.folder.locked(HOME, shared=not alone):
+            self._look()
+            yield
+            self._look()
+
+    def _look(self) -> None:
+        found = unpack(self.folder.get(FENCE))
+        if (found and found["token"]) != self.token:
+            raise OutputError(f"{self.folder.address} belongs to a later run by now: this one's work on it is given up. Wait for that run.")
+
+    # -- entries ----------------------------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> dict[str, Any] | None:
+        """The attributes of the store and the checksums of its metadata; None where creation was cut short, or this record is damaged."""
+        return unpack(self.folder.get(BASE))
+
+    @property
+    def stage_recipes(self) -> dict[str, str]:
+        """Digest of the recipe of each stage; entries of another one do not count."""
+        found: dict[str, str] = ((self.base or {}).get("attributes") or {}).get("stages", {})
+        return found
+
+    def sums(self, keys: list[str]) -> Sums:
+        """Size and checksum of objects that are there."""
+        found = {key: self.folder.get(key) for key in keys}
+        return {key: [len(data), checksum(data)] for key, data in found.items() if data is not None}
+
+    def record(self, stage: str, number: int, keys: list[str], told: dict[str, Any]) -> None:
+        """Commit objects: their entry."""
+        entry = {"objects": self.sums(keys), "recipe": self.stage_recipes.get(kind_of(stage)), **told}
+        self.folder.put(entry_key(stage, number), pack(entry))
+
+    def ledger(self, stage: str = "tiles") -> dict[int, dict[str, Any]]:
+        """Sound entries of a stage under its present recipe, by shard number."""
+        recipe, found = self.stage_recipes.get(kind_of(stage)), {}
+        for key in self.folder.names(LEDGER):
+            name, _, number = key.rsplit("/", 1)[-1].removesuffix(".json").rpartition("-")
+            if name == stage and (entry := unpack(self.folder.get(key))) and entry["recipe"] == recipe:
+                found[int(number)] = entry
+        return found
+
+    @property
+    def stages(self) -> list[str]:
+        """Stages with entries."""
+        return sorted({key.rsplit("/", 1)[-1].rpartition("-")[0] for key in self.folder.names(LEDGER)})
+
+    def forget(self, kinds: set[str]) -> None:
+        """Remove the entries of stages and of all that are made of them."""
+        for kind, above in UPSTREAM.items():
+            if set(above) & kinds:
+                kinds = kinds | {kind}
+        for key in self.folder.names(LEDGER):
+            if kind_of(key.rsplit("/", 1)[-1].rpartition("-")[0]) in kinds:
+                self.folder.delete(key)
+
+    def forget_failed(self) -> int:
+        """Remove the entries of shards with failed tiles, and of all that is made of them; returns how many tiles failed."""
+        shards = {number: failed for number, entry in self.ledger().items() if (failed := count_failed(entry["counts"]))}
+        if shards:
+            self.forget({kind for kind in UPSTREAM if kind != "tiles"})
+        for number in shards:
+            self.folder.delete(entry_key("tiles", number))
+        return sum(shards.values())
+
+    def forget_damaged(self) -> int:
+        """Remove entries that are damaged, of another recipe, or whose objects are not as they were written; returns how many."""
+        recipes, lost = self.stage_recipes, 0
+        for key in self.folder.names(LEDGER):
+            entry = unpack(self.folder.get(key))
+            stage = kind_of(key.rsplit("/", 1)[-1].rpartition("-")[0])
+            if entry is None or entry["recipe"] != recipes.get(stage) or self.sums(list(entry["objects"])) != entry["objects"]:
+                self.folder.delete(key)
+                lost += 1
+        return lost
+
+    # -- completion -------------------------------------------------------------------------------------------------
+
+    def write_completion(self, told: dict[str, Any], keys: list[str], row_arrays: tuple[str, ...]) -> None:
+        """Write the completion mark: the last object of a slide, with size and checksum of every other one.
+
+        Parameters
+        ----------
+        told : dict
+            What else it says.
+        keys : list of str
+            Objects of the slide.
+        row_arrays : tuple of str
+            Paths of the arrays whose objects are shards; readers look at their sizes only, for their chunks carry checksums of their own.
+        """
+        base = self.base or {"objects": {}}
+        objects: Sums = dict(base["objects"]) | self.sums([BASE])
+        recipes, counts, causes = self.stage_recipes, dict[str, int](), dict[str, str]()
+        for key in self.folder.names(LEDGER):
+            entry = unpack(self.folder.get(key))
+            stage = key.rsplit("/", 1)[-1].rpartition("-")[0]
+            if entry is None or entry["recipe"] != recipes.get(kind_of(stage)):
+                self.folder.delete(key)
+                continue
+            objects |= entry["objects"] | self.sums([key])
+            for status, count in entry.get("counts", {}).items():
+                counts[status] = counts.get(status, 0) + count
+            causes |= dict(list(entry.get("errors", {}).items())[: ERRORS_KEPT - len(causes)])
+        objects |= self.sums([key for key in keys if key not in objects])
+        rows = {key: objects.pop(key) for key in list(objects) if key.startswith(tuple(f"{path}/c/" for path in row_arrays))}
+        mark = {"counts": counts, "errors": causes, **told, "stages": recipes, "objects": objects, "rows": rows}
+        with self.committing(alone=True):
+            if self.token is not None:
+                self.folder.delete(FENCE)
+                self.token = None
+            self.folder.put(COMPLETE, pack(mark))
+
+    @property
+    def completion(self) -> dict[str, Any] | None:
+        """The completion mark, or None for a slide that is not finished, or whose mark is damaged."""
+        return unpack(self.folder.get(COMPLETE))
+
+    def damage(self) -> list[str]:
+        """What is wrong with a finished slide, object by object; empty where all bytes are as they were written."""
+        if not self.folder.exists(COMPLETE):
+            return ["not finished: the completion mark is missing"]
+        mark = self.completion
+        if mark is None:
+            return [f"{COMPLETE}: bytes differ from what was written"]
+        told: Sums = {**mark["objects"], **mark["rows"]}
+        return [f"{key}: {_harm(self.folder.get(key), seen)}" for key, seen in told.items() if self.sums([key]).get(key) != seen]
+
+    def quick_damage(self) -> list[str]:
+        """As `damage`, in little time: sizes of all objects but pictures, and the bytes of those that hold no rows of embeddings."""
+        mark = self.completion
+        if mark is None:
+            return self.damage()
+        sizes = self.folder.sizes()
+        objects, rows = ({key: seen for key, seen in mark[kind].items() if not key.endswith(".png")} for kind in ("objects", "rows"))
+        wrong = [
+            f"{key}: {'missing' if key not in sizes else f'{sizes[key]} bytes, not {size}'}"
+            for key, (size, _) in {**objects, **rows}.items()
+            if sizes.get(key) != size
+        ]
+        found = {} if wrong else self.sums(list(objects))
+        return wrong or [f"{key}: bytes differ from what was written" for key, seen in objects.items() if found[key] != seen]
+
+    def refuse_damaged(self) -> None:
+        """Look at a finished slide in little time. Raises IncompleteError where it is not as it was written."""
+        harm = self.quick_damage() if self.folder.exists(COMPLETE) else []
+        if harm:
+            more = f" (and {len(harm) - 1} more)" if harm[1:] else ""
+            raise IncompleteError(
+                f"{self.folder.address} is damaged: {harm[0]}{more}. Run `tilestream verify --repair` on it and then its command again; "
+                "verify=False reads what is left."
+            )
+
+    def repair(self) -> str:
+        """Make a damaged slide unfinished, so that the next run redoes what is damaged and nothing else; says what that is."""
+        base = self.base
+        basic = [BASE] if base is None else [key for key, seen in base["objects"].items() if self.sums([key]).get(key) != seen]
+        self.folder.delete(COMPLETE)
+        self.folder.sweep()
+        parts = f"{self.forget_damaged() if base else 0} parts are done again"
+        return parts + (f"; {basic[0]} is damaged, on which all else rests: it is written anew if it can be, byte for byte, else the slide is started over" if basic else "")  # fmt: skip
+
+
+def entry_key(stage: str, number: int) -> str:
+    """Where an entry lies."""
+    return f"{LEDGER}/{stage}-{number:06d}.json"
+
+
+def count_failed(counts: dict[str, int]) -> int:
+    """Tiles that are NaN, of counts by status."""
+    return sum(n for status, n in counts.items() if status not in ("ok", "padded"))
+
+
+def _harm(data: bytes | None, seen: list[Any]) -> str:
+    if data is None:
+        return "missing"
+    return f"{len(data)} bytes, not {seen[0]}" if len(data) != seen[0] else "bytes differ from what was written"
