@@ -66,7 +66,8 @@ def tiff(kind: str, side: int, tile: int) -> Callable[[Path], str]:
             size = tile or 256
             block = np.stack([_values((size, size), kind, channel) for channel in range(3)], -1)
             layout = {"tile": (tile, tile)} if tile else {"rowsperstrip": 64}
-            with tifffile.TiffWriter(path) as tif:
+            part = path.with_suffix(".part.tif")
+            with tifffile.TiffWriter(part) as tif:
                 if tile:
                     data = (block for _ in range((-(-side // tile)) ** 2))
                 else:
@@ -80,6 +81,7 @@ def tiff(kind: str, side: int, tile: int) -> Callable[[Path], str]:
                     "metadata": None,
                 }
                 tif.write(data, shape=(side, side, 3), dtype=block.dtype, **layout, **coding)
+            part.rename(path)
         return str(path)
 
     return make

@@ -25,7 +25,7 @@ from tilestream.tiles.isolation import isolated_bytes, isolated_groups
 SLACK = 64 * 1024**2
 """Bytes set aside for what the arithmetic does not name: thread stacks, codec scratch, fragmentation."""
 
-DEVICE_LIBRARIES = 512 * 1024**2
+DEVICE_LIBRARIES = 1024**3
 """Host memory of kernels and libraries that CUDA loads when they are first used, after the encoder was measured."""
 
 

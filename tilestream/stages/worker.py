@@ -28,7 +28,7 @@ from tilestream.sources.base import Source
 from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock
 from tilestream.stages.device_encoding import DeviceEncoder, host_encoder
-from tilestream.stages.hardware import cast_encoder, peak_memory, pick_device, settle_allocator
+from tilestream.stages.hardware import cast_encoder, children_memory, peak_memory, pick_device, settle_allocator
 from tilestream.stages.pinning import check_alike, check_machine, pin_settings
 from tilestream.stages.prefetch import read_ahead, side_stream
 from tilestream.stages.worker_settings import LANES, EncoderFacts, WorkerSettings
@@ -150,8 +150,8 @@ class Worker:
         return pin_settings(self.settings, self.device, self.dtype, self.encoder, self.batch, compiled=self._compiled)
 
     def program_bytes(self) -> int:
-        """Resident memory of the worker before it reads: its own so far, and what its decoding processes will hold."""
-        return peak_memory() + CHILD_BYTES * (self.processes.count if self.processes else 0)
+        """Resident memory of the worker before it reads: its own so far, its children's (a compiler's too), and what decoding adds to theirs."""
+        return peak_memory() + children_memory() + CHILD_BYTES // 2 * (self.processes.count if self.processes else 0)
 
     def embed_tiles(
         self,
