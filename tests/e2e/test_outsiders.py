@@ -14,8 +14,10 @@ import zarr
 import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config, embed
+from tilestream import sources
 from tilestream.errors import InputError, TilestreamError
 from tilestream.interop.exports import export_slides
+from tilestream.sources.base import ImageAddress, SourceOptions
 from tilestream.sources.describe import describe_image
 from tilestream.viewer.report import write_report
 
@@ -77,6 +79,34 @@ def test_a_pipe_as_an_input_ends_at_once_in_our_words(slide, tmp_path, key):
         words = summary.slides[0].error
         assert summary.exit_code == 3
     assert "is a FIFO (named pipe), not a file" in words
+
+
+@pytest.mark.timeout(60)
+def test_a_zarr_whose_metadata_is_a_pipe_is_refused_at_once(tmp_path):
+    (tmp_path / "a.zarr").mkdir()
+    os.mkfifo(tmp_path / "a.zarr" / "zarr.json")
+    with pytest.raises(InputError, match=r"zarr\.json is a FIFO"):
+        describe_image(str(tmp_path / "a.zarr"))
+
+
+def test_a_slide_that_may_not_be_read_is_refused_and_the_others_are_done(slide, tmp_path, monkeypatch):
+    closed = tmp_path / "closed.tif"
+    closed.write_bytes(slide.read_bytes())
+    true = sources._open
+
+    def refuse(address, options):
+        if address == str(closed):
+            raise PermissionError(13, "Permission denied", address)
+        return true(address, options)
+
+    monkeypatch.setattr(sources, "_open", refuse)  # the superuser, who may run this, may read everything
+    summary = embed([closed, slide], tmp_path / "out")
+    assert [result.status for result in summary.slides] == ["refused", "done"]
+    assert "closed.tif: cannot be opened: Permission denied" in summary.slides[0].error
+
+
+def test_what_a_log_may_show_of_a_task_holds_no_address():
+    assert SECRET not in repr(ImageAddress(f"s3://k:{SECRET}@b/a.zarr", SourceOptions(), "f"))
 
 
 def leaks(folder):

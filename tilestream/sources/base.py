@@ -52,7 +52,7 @@ class SourceOptions:
 class ImageAddress:
     """Which image, and what the config says of it: all that another process needs to open the same one."""
 
-    address: str
+    address: str = field(repr=False)  # tasks stand in logs, and an address may hold credentials
     options: SourceOptions
     fingerprint: str
     """Of the image that tiles were planned on; empty where any will do."""

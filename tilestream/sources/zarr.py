@@ -13,6 +13,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import ZipStore
 
+from tilestream.config.local_files import refuse_special
 from tilestream.errors import InputError, ReadError, outage
 from tilestream.geometry import Region
 from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
@@ -26,6 +27,8 @@ MAX_CHUNK_BYTES = 256 * 1024**2
 
 READ_BYTES = 8 * 1024**2
 """Samples that are asked of zarr at once; a region of more is read chunk by chunk."""
+
+METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 STORE_ERRORS = (BadZipFile, OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
 """What zarr, numcodecs and the object stores raise on damaged or missing metadata and chunks; zarr's own errors are ValueErrors."""
@@ -171,6 +174,8 @@ def open_node(address: str) -> Any:
     """The zarr.Array or zarr.Group at a path or URL, read-only. Raises InputError."""
     try:
         if "://" not in address:
+            for name in METADATA:
+                refuse_special(f"{address}/{name}")
             return zarr.open(store=address, mode="r")
         try:
             store = open_remote(address, read_only=True)

@@ -54,7 +54,7 @@ class SlideTask:
     slide: str
     image: ImageAddress
     """With the fingerprint that it had when the slide was planned; another one now means that the file changed under the run."""
-    store: str
+    store: str = field(repr=False)
     """Address of the slide's store."""
     token: str | None
     """What its fence must hold for anything to be committed."""
