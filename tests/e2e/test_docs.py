@@ -20,7 +20,7 @@ SERVES = "view"
 """The command that does not end by itself; the viewer's own tests drive it."""
 ELSEWHERE = ("pip", "python3", ".", "pre-commit", ".ci/run", "#SBATCH", "python")
 """First words of lines that CI runs, or that need a cluster."""
-BASE = {"slides": "slides/*.svs", "output": "embeddings", "tiles": {"size": 224, "mpp": 0.5}, "encoder": "tilestream-tiny"}
+BASE = {"slides": "slides/*.svs", "output": "embeddings", "tiles": {"size": 224, "mpp": 0.5}, "encoder": "tilestream-lite"}
 
 
 def blocks(language):

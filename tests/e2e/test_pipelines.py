@@ -6,6 +6,7 @@ import pytest
 
 from tilestream.config.load import load_config
 from tilestream.config.slide_list import list_slides
+from tilestream.encoders.registry import known_encoders
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 NAMES = ["cluster", "context", "demo", "geotiff", "patch_tokens", "wsi"]
@@ -32,7 +33,14 @@ def test_the_demo_needs_no_files_and_is_small():
 
 def test_each_pipeline_shows_its_subject():
     assert "tokens" in load_config(PIPELINES / "patch_tokens.yaml").output.save
+    assert load_config(PIPELINES / "patch_tokens.yaml").encoder.args == {"output": "tokens"}
     assert load_config(PIPELINES / "geotiff.yaml").tiles.level == 0
     assert load_config(PIPELINES / "geotiff.yaml").tiles.tissue.method == "none"
     assert load_config(PIPELINES / "cluster.yaml").compute.scheduler.kind == "class"
     assert load_config(PIPELINES / "context.yaml").context is not None
+
+
+def test_no_pipeline_defaults_to_an_untrained_encoder():
+    entries = {entry.name: entry for entry in known_encoders()}
+    for name in NAMES:
+        assert entries[load_config(PIPELINES / f"{name}.yaml").encoder.name].note != "untrained"
