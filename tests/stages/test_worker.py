@@ -11,7 +11,7 @@ from tilestream.sources.base import SourceOptions
 from tilestream.sources.openslide import OpenSlideSource
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.stages.clock import Clock
-from tilestream.stages.worker import Worker
+from tilestream.stages.worker import DeviceReading, Worker
 from tilestream.stages.worker_settings import WorkerSettings
 from tilestream.tiles.read_spec import ReadSpec
 
@@ -45,7 +45,7 @@ def test_tiles_gathered_on_the_device_give_the_same_embeddings(path, make_source
     source = make_source(path, SourceOptions())
     expected = embed(worker, source, clock)
     assert np.isfinite(expected).all()
-    worker.gathers = True  # as on CUDA
+    worker.reading = DeviceReading(worker.reading, worker.device, None)  # as on CUDA
     for _ in range(2):
         np.testing.assert_array_equal(embed(worker, source, clock), expected)
     assert set(clock.seconds) == {"read", "wait", "compute"}
@@ -53,7 +53,7 @@ def test_tiles_gathered_on_the_device_give_the_same_embeddings(path, make_source
 
 def test_a_batch_that_is_given_up_leaves_the_worker_usable(path):
     worker, source = Worker(settings()), TiffSource(path, SourceOptions())
-    worker.gathers = True
+    worker.reading = DeviceReading(worker.reading, worker.device, None)
     y = x = np.zeros(40, np.int64)
     with closing(worker.embed_tiles(source, ReadSpec(0, 1.0, 96, 1.0), y, x, Clock())) as parts:
         next(parts)

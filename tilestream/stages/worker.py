@@ -80,9 +80,54 @@ class _Launched:
 
     batch: Batch
     out: Tensor
-    """In pinned memory on CUDA, filled once `ended`."""
-    started: torch.cuda.Event | float
-    ended: torch.cuda.Event | float
+    """In pinned memory on CUDA, filled once `finish` has returned."""
+    finish: Callable[[], float]
+    """Waits for `out`, and gives the seconds that computing it took."""
+
+
+class HostReading:
+    """Tiles made by this process's threads, or in a child process where reading is isolated."""
+
+    in_flight = 0
+    """Batches launched before the results of the first are waited for."""
+
+    def __init__(self, settings: WorkerSettings, pool: ThreadPoolExecutor, buffers: PixelBuffers, batch: int) -> None:
+        self.settings, self.pool, self.buffers, self.batch = settings, pool, buffers, batch
+
+    def read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
+        """Batches of the tiles at (n,) level-0 places."""
+        threads = self.settings.threads
+        if self.settings.isolate:
+            yield from IsolatedReader(Job(source.opened_as, spec, threads, self.batch)).read(l0_y, l0_x)
+        else:
+            yield from TileReader(source, spec, pool=self.pool, threads=threads, batch=self.batch, buffers=self.buffers).read(l0_y, l0_x)
+
+
+class DeviceReading(HostReading):
+    """Tiles put together on a device from the file's pieces; where there are none, or reading is isolated, on the host."""
+
+    in_flight = IN_FLIGHT
+
+    def __init__(self, host: HostReading, device: torch.device, processes: DecodeProcesses | None) -> None:
+        super().__init__(host.settings, host.pool, host.buffers, host.batch)
+        self.device, self.processes = device, processes
+        self._free: dict[bool, list[StreamDecoder | HostDecoder]] = {True: [], False: []}
+
+    def read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
+        """Batches of the tiles at (n,) level-0 places, each complete on its own stream once it is `ready`."""
+        if self.settings.isolate or source.segment_grid(spec.level) is None:
+            yield from super().read(source, spec, l0_y, l0_x)
+            return
+        on_device = self.settings.decode == "gpu" and can_decode_on_device(source, spec.level)
+        free = self._free[on_device]
+        decoder = free.pop() if free else NvImageCodecDecoder(self.device) if on_device else HostDecoder(self.device, self.processes)
+        try:
+            reader = DeviceTileReader(source, spec, decoder=decoder, pool=self.pool, threads=self.settings.threads, batch=self.batch)
+            with side_stream(self.device) as stream:
+                for batch in reader.read(l0_y, l0_x):
+                    yield replace(batch, ready=None if stream is None else stream.record_event())
+        finally:
+            free.append(decoder)
 
 
 class Worker:
@@ -103,24 +148,21 @@ class Worker:
         self.settings = settings
         if settings.compute_threads is not None:
             torch.set_num_threads(settings.compute_threads)
-        self.gathers = self.device.type == "cuda"
-        if settings.decode == "gpu" and not self.gathers:
+        on_device = self.device.type == "cuda"
+        if settings.decode == "gpu" and not on_device:
             raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
-        self.processes = DecodeProcesses(settings.threads) if self.gathers and settings.decode_processes else None
+        self.processes = DecodeProcesses(settings.threads) if on_device and settings.decode_processes else None
         built = (encoder or build_encoder(settings.spec)).to(self.device)
         self.encoder, self.dtype, self.notes = cast_encoder(built, settings.encoder, settings.precision, settings.tile)
         compiled = False
-        if self.gathers:
+        if on_device:
             compiled = settings.compile is not False
-            on_device = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device, compiled=compiled)
-            self.batch = on_device.batch
-            self.notes += on_device.notes
-            compiled = on_device.compiled
-            self.read_batch = self.batch
-            self._encode_batch: Callable[[Tensor], Tensor] = on_device
+            graphs = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device, compiled=compiled)
+            self.batch, compiled = graphs.batch, graphs.compiled
+            self.notes += graphs.notes
+            self._encode_batch: Callable[[Tensor], Tensor] = graphs
         else:
             self.batch = settings.batch or CPU_BATCH
-            self.read_batch = read_batch(self.batch, settings.tile)
             self._encode_batch = host_encoder(self.encoder, settings.encoder, self.batch)
         self._compiled = compiled
         if settings.pinned is not None:
@@ -129,9 +171,11 @@ class Worker:
         # One thread does all computing: each thread has an allocator arena of its own, and activations would leave holes in all of them.
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.buffers = PixelBuffers()
+        read_at_once = self.batch if on_device else read_batch(self.batch, settings.tile)
+        host = HostReading(settings, self.pool, self.buffers, read_at_once)
+        self.reading = DeviceReading(host, self.device, self.processes) if on_device else host
         self.lanes = threading.BoundedSemaphore(LANES)
         self.device_lock = threading.Lock()
-        self._decoders: dict[bool, list[StreamDecoder | HostDecoder]] = {True: [], False: []}
         self.images = OpenImages(LANES)
 
     def close(self) -> None:
@@ -179,7 +223,7 @@ class Worker:
                 pending: deque[_Launched] = deque()
                 while first is not None:
                     pending.append(self._launch(first, whose, first_row))
-                    if len(pending) > (IN_FLIGHT if self.gathers else 0):
+                    if len(pending) > self.reading.in_flight:
                         yield self._land(pending.popleft(), clock)
                     with clock.timed("wait"):
                         first = next(batches, None)
@@ -191,33 +235,11 @@ class Worker:
     def _read_parts(
         self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64], cuts: Sequence[int]
     ) -> Generator[Batch, None, None]:
-        """`_read` of each part, numbered through."""
+        """The batches of each part, numbered through."""
         for start, end in pairwise([0, *cuts, len(l0_y)]):
-            for batch in self._read(source, spec, l0_y[start:end], l0_x[start:end]):
+            for batch in self.reading.read(source, spec, l0_y[start:end], l0_x[start:end]):
                 failed = {start + k: message for k, message in batch.failed.items()}
                 yield replace(batch, index=batch.index + start, failed=failed) if start else batch
-
-    def _read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        """Batches of tiles, on the device where they are gathered there and then complete on its stream `_launch` waits for."""
-        threads = self.settings.threads
-        if self.settings.isolate:
-            yield from IsolatedReader(Job(source.opened_as, spec, threads, self.read_batch)).read(l0_y, l0_x)
-            return
-        if not self.gathers or source.segment_grid(spec.level) is None:
-            yield from TileReader(source, spec, pool=self.pool, threads=threads, batch=self.read_batch, buffers=self.buffers).read(
-                l0_y, l0_x
-            )
-            return
-        on_device = self.settings.decode == "gpu" and can_decode_on_device(source, spec.level)
-        free = self._decoders[on_device]
-        decoder = free.pop() if free else NvImageCodecDecoder(self.device) if on_device else HostDecoder(self.device, self.processes)
-        try:
-            reader = DeviceTileReader(source, spec, decoder=decoder, pool=self.pool, threads=threads, batch=self.read_batch)
-            with side_stream(self.device) as stream:
-                for batch in reader.read(l0_y, l0_x):
-                    yield replace(batch, ready=None if stream is None else stream.record_event())
-        finally:
-            free.append(decoder)
 
     def _launch(self, batch: Batch, whose: str, first_row: int) -> _Launched:
         """Start the encoder on a batch."""
@@ -229,7 +251,8 @@ class Worker:
         if self.device.type == "cpu":
             start = time.perf_counter()
             out = self.compute.submit(self.encode, batch.pixels, rows).result()
-            return _Launched(batch, out, start, time.perf_counter())
+            seconds = time.perf_counter() - start
+            return _Launched(batch, out, lambda: seconds)
         if isinstance(batch, DeviceTileBatch) and batch.ready is not None:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(batch.ready)
@@ -240,16 +263,17 @@ class Worker:
         out = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
         out.copy_(found, non_blocking=True)
         ended.record()
-        return _Launched(batch, out, started, ended)
+
+        def finish() -> float:
+            ended.synchronize()
+            return float(started.elapsed_time(ended)) / 1000
+
+        return _Launched(batch, out, finish)
 
     def _land(self, launched: _Launched, clock: Clock) -> Embedded:
         """Wait for the results of a batch, and give its memory back."""
         batch = launched.batch
-        if isinstance(launched.ended, torch.cuda.Event) and isinstance(launched.started, torch.cuda.Event):
-            launched.ended.synchronize()
-            clock.add("compute", launched.started.elapsed_time(launched.ended) / 1000)
-        elif isinstance(launched.ended, float) and isinstance(launched.started, float):
-            clock.add("compute", launched.ended - launched.started)
+        clock.add("compute", launched.finish())
         if isinstance(batch, TileBatch):
             self.buffers.give(batch.pixels)
         return Embedded(batch.index, launched.out.float().numpy(), batch.failed)
