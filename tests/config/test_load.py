@@ -65,6 +65,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(write, key, words)
         ("[" * 5000, "config.yaml:1: not valid YAML: more than 50 levels"),
         ("slides: [" + "1," * 30_000 + "]", "config.yaml:1: not valid YAML: more than 50 levels or 20000 values"),
         ("a: \0\n", "config.yaml: not valid YAML: a character that is not text, number 3"),
+        ('a: "\\U00110000"\n', r"config.yaml: not valid YAML: chr\(\) arg not in range"),
         (b"a: \xff\n", r"config.yaml: is not UTF-8 text \(byte 3\)"),
         (b"# " + b"x" * 2**20, "config.yaml is larger than 1024 KiB, so it is something else"),
         (f"{LEAST}pool: !!python/object:os.system x\n", "config.yaml:5: pool: the tag !!python/object:os.system is not taken"),
