@@ -27,7 +27,7 @@ TINY_SHA256 = "70784fb256550a9a4a918b1214296ac762fc7da274da442bcec6ae89b92b1214"
 """Of its file of weights."""
 
 CARDS = Path(__file__).parent / "box"
-"""Folder of the cards, and in a checkout of the source of tilestream-tiny's weights."""
+"""Folder of the cards, and of tilestream-tiny's weights."""
 
 
 def tilestream_lite(weights: str | None = None, **options: Any) -> EfficientNetLite:
@@ -60,23 +60,18 @@ def tilestream_tiny(weights: str | None = None, **options: Any) -> VisionTransfo
     Parameters
     ----------
     weights : str, optional
-        Its file of weights, which is no part of an installed package.
+        Its file of weights; the one in the package where it is not given.
     **options
         Fields of `ViTConfig`; positions are interpolated to another `img_size`.
 
     Raises
     ------
     ConfigError
-        There is no such file, or an option is not known.
+        An option is not known.
     InputError
         The file is another one.
     """
     path = CARDS / f"{TINY}.safetensors" if weights is None else Path(weights)
-    if weights is None and not path.is_file():
-        raise ConfigError(
-            f"encoder.name: {TINY} is kept for stores that name it, and its weights are no longer part of the package. Set encoder.name to "
-            f"{LITE}, or encoder.weights to {TINY}.safetensors of the source repository (tilestream/encoders/box, SHA-256 {TINY_SHA256[:12]}...)."
-        )
     _refuse_other_bytes(path, TINY_SHA256, TINY)
     encoder = vit_tiny_patch16_224(**options)
     state = read_weights(path)[0]

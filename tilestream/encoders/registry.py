@@ -73,7 +73,7 @@ def known_encoders() -> list[EncoderEntry]:
         licence="Apache-2.0", note="version 1; sides of tiles are multiples of 32 px",
     )  # fmt: skip
     tiny = EncoderEntry(
-        TINY, "tilestream, its source repository", 192, 224, 0.5, (0.25, 2.0), half, "class token", "fp32", licence="Apache-2.0",
+        TINY, "tilestream, in the package", 192, 224, 0.5, (0.25, 2.0), half, "class token", "fp32", licence="Apache-2.0",
         note="for stores that name it",
     )  # fmt: skip
     return [lite, *ours, patches, tiny, *(preset_entry(preset) for preset in PRESETS.values()), *others]
