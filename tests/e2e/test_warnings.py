@@ -74,6 +74,7 @@ def test_a_cohort_of_nearly_one_resolution_runs_and_says_so(tmp_path: Path) -> N
 def test_the_same_bytes_under_two_names_are_named(tmp_path: Path) -> None:
     for name in "ab":
         write_pyramid(tmp_path / f"{name}.tif", make_image(128, 128), compression=None, levels=1, mpp=0.25)
+    assert text_of_plan(config(str(tmp_path / "*.tif"), tmp_path / "out", **SECTIONS)).count("b: holds the same image as a") == 1
     summary = embed(str(tmp_path / "*.tif"), tmp_path / "out", **SECTIONS)
     assert [slide.warnings for slide in summary.slides] == [
         [],

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from tilestream.errors import ConfigError, InputError, TilestreamError
 
+ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+"""Files of which one lies at the root of every Zarr store."""
+
 SMALL_FILE = 1024**2
 """Bytes of a file that a person or a program writes to say something short; a longer one is something else."""
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, urlsplit
 
 from tilestream.config.dicom_series import holds_dicom
-from tilestream.config.local_files import expand_path, read_small_file
+from tilestream.config.local_files import ZARR_MARKS, expand_path, read_small_file
 from tilestream.config.same_slide import merge_files
 from tilestream.errors import ConfigError
 
@@ -30,8 +30,6 @@ COLUMNS = ("path", "id", "mpp", "mask")
 
 LARGEST_CSV = 64 * 1024**2
 """Bytes of a list of slides: some hundred thousand of them."""
-
-_ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _DOUBLE_SUFFIX = re.compile(r"(\.ome)?\.zarr\.zip$|\.ome\.(zarr|tiff?|btf|tf[28]|zip)$", re.IGNORECASE)
 
 
@@ -146,7 +144,7 @@ def _is_plain_folder(path: Path) -> bool:
     """Whether this is a folder that is neither a Zarr store nor a DICOM series."""
     if path.suffix.lower() == ".zarr" or not _answers(path.is_dir):
         return False
-    return not any(_answers((path / name).exists) for name in _ZARR_METADATA) and not _answers(lambda: holds_dicom(path))
+    return not any(_answers((path / name).exists) for name in ZARR_MARKS) and not _answers(lambda: holds_dicom(path))
 
 
 def _answers(check: Callable[[], bool]) -> bool:

@@ -20,7 +20,7 @@ from tilestream.runner.clusters import check_main_guard
 from tilestream.runner.cohort import ALL, Cohort, list_cohort, share_out
 from tilestream.runner.executors import Engine, Outcome, open_engine
 from tilestream.runner.pipeline import Job, SlideRun, stages_of
-from tilestream.runner.prepare import PreparedSlide, Setup, open_slide, set_up
+from tilestream.runner.prepare import PreparedSlide, Setup, open_slide, same_image, set_up
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.resume import book_finished, finished, look_at_all, nothing_to_do, take_up
@@ -140,7 +140,7 @@ class Run:
         """The first slide of each fingerprint."""
         for ref in cohort.refs:
             if ref not in todo:
-                self._twice(ref.id, (cohort.store(ref).attributes or {})["source"]["fingerprint"])
+                same_image(self.images, ref.id, (cohort.store(ref).attributes or {})["source"]["fingerprint"])
         summary.encoder = vars(setup.facts) | {}
         summary.workers, summary.device = engine.workers, setup.facts.device
 
@@ -304,7 +304,7 @@ class Run:
         """Prepare a slide and make its store ready; None where another job finished it in the meantime."""
         store = SlideStore(self.cohort.output / f"{ref.id}.zarr", self.token)
         with open_slide(ref, self.config) as source:
-            twice = self._twice(ref.id, source.info.fingerprint)
+            twice = same_image(self.images, ref.id, source.info.fingerprint)
             if (mark := finished(store, ref, source, self.recipes, self.cohort)) is not None:
                 book_finished(result, store, mark, self.reporter)
                 return None
@@ -330,11 +330,6 @@ class Run:
             result.note = "no tissue found" if plan.info.geo is None else "no tile holds anything"
         there = sum(len(plan.tile_row[slide.layout.rows(shard)]) for shard in committed)
         self.reporter.planned(plan, slide.projection, len(plan) - there)
-
-    def _twice(self, slide: str, fingerprint: str) -> tuple[str, ...]:
-        """A warning where another slide of this run has the same bytes."""
-        first = self.images.setdefault(fingerprint, slide)
-        return () if first == slide else (f"holds the same image as {first} (equal fingerprints); it counts twice in the output.",)
 
     def _warn(self, result: SlideResult, warnings: Sequence[str]) -> None:
         """Say each of a slide's warnings, and keep it for the summary."""

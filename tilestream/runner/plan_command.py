@@ -11,7 +11,7 @@ from tilestream.config.schema import Config
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, InputError
 from tilestream.runner.cohort import list_cohort
 from tilestream.runner.memory import gib
-from tilestream.runner.prepare import PreparedSlide, Setup, open_slide, prepare_slide, set_up
+from tilestream.runner.prepare import PreparedSlide, Setup, open_slide, prepare_slide, same_image, set_up
 from tilestream.stages.embed_tiles import describe_encoder
 from tilestream.stages.worker_settings import untrained_parts, worker_count, worker_settings
 
@@ -66,8 +66,9 @@ def print_plan(planned: Planned, console: Console) -> None:
             f"level {plan.spec.level} (1/{level.downsample:.4g}{averaged})", f"{len(plan)} of {plan.candidates}", str(slide.layout.shards), gib(slide.layout.bytes), str(slide.context or "-"), gib(slide.projection.total),
         )  # fmt: skip
     console.print(table)
+    seen: dict[str, str] = {}
     for slide in planned.slides:
-        for warning in slide.plan.warnings:
+        for warning in slide.plan.warnings + same_image(seen, slide.plan.ref.id, slide.plan.info.fingerprint):
             console.print(f"warning: {slide.plan.ref.id}: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     for refused, reason in planned.refused.items():
         console.print(f"refused: {refused}: {reason}", style="yellow", highlight=False, markup=False)

@@ -116,3 +116,9 @@ def windows_of(slide: PreparedSlide, setup: Setup) -> list[WindowGrid]:
     if "windows" not in config.output.save:
         return []
     return window_grids(config.windows, grid, tokens_a_side(setup.facts.tokens, grid), setup.facts.dim)
+
+
+def same_image(seen: dict[str, str], slide: str, fingerprint: str) -> tuple[str, ...]:
+    """A warning where a slide before this one has the same bytes; `seen` holds the first slide of each fingerprint."""
+    first = seen.setdefault(fingerprint, slide)
+    return () if first == slide else (f"holds the same image as {first} (equal fingerprints); it counts twice in the output.",)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilestream.config.dicom_series import WHOLE_SLIDE, DicomHeader, headers_in
-from tilestream.config.local_files import refuse_special
+from tilestream.config.local_files import ZARR_MARKS, refuse_special
 from tilestream.config.same_slide import finest
 from tilestream.errors import ConfigError, InputError, NotThereError, outage
 from tilestream.sources.base import Source, SourceOptions
@@ -26,8 +26,6 @@ STORE_SCHEMES = frozenset({"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abf
 
 OWN_GEOMETRY = frozenset({"leica", "mirax", "philips", "sakura", "trestle", "ventana", "zeiss", "dicom"})
 """OpenSlide's names of vendors whose files state the places of tiles in their own metadata, overlaps and gaps included."""
-
-ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 
 def open_source(address: str, options: SourceOptions) -> Source:

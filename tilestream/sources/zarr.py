@@ -13,12 +13,12 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import ZipStore
 
-from tilestream.config.local_files import refuse_special
+from tilestream.config.local_files import ZARR_MARKS, refuse_special
 from tilestream.errors import InputError, ReadError, outage
 from tilestream.geometry import Region
 from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
-from tilestream.sources.zarr_meta import ZARR_MARKS, ZarrImage, find_image, fingerprint_of, resolution_of
+from tilestream.sources.zarr_meta import ZarrImage, find_image, fingerprint_of, resolution_of
 from tilestream.store.object_store import open_remote
 from tilestream.store.zarr_chunks import ChunkReader, chunk_reader
 

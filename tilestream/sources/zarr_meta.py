@@ -25,8 +25,6 @@ from tilestream.sources.sample_values import Choices
 
 MAX_SCENES = 1000
 
-ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
-"""Files of which one lies at the root of every store."""
 
 CHANNEL_NAMES = dict.fromkeys(("channel", "channels", "band", "bands", "s", "sample", "samples", "rgb"), "c")
 """Names that plain arrays give to their channel axis."""

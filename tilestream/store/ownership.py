@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from tilestream.config.local_files import ZARR_MARKS
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError
 from tilestream.store.folder import Folder
@@ -19,8 +20,6 @@ MARK = ".tilestream/store.json"
 
 _BEGUN = re.compile(r"\.tilestream/store(\.json|\.[0-9a-f]{32}\.partial)")
 """What a process that was killed while it wrote the mark may leave: a place with nothing else in it is free."""
-
-_ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 
 def is_ours(folder: Folder) -> bool:
@@ -40,7 +39,7 @@ def is_begun(folder: Folder) -> bool:
 
 def is_zarr(folder: Folder) -> bool:
     """Whether a folder is a Zarr group or array, whosever."""
-    return any(folder.exists(name) for name in _ZARR_METADATA)
+    return any(folder.exists(name) for name in ZARR_MARKS)
 
 
 def claim(folder: Folder) -> None:
@@ -112,7 +111,7 @@ def refuse_zarr(place: Path, option: str) -> None:
     """
     where = place.resolve()
     for folder in (where, *where.parents):
-        if any((folder / name).exists() for name in _ZARR_METADATA):
+        if any((folder / name).exists() for name in ZARR_MARKS):
             zarr = "a slide's store" if is_ours(Folder(str(folder), read_only=True)) else "a Zarr"
             raise ConfigError(f"{option}: {place} lies in {zarr}, {folder}, which nothing is written into. Choose another folder.")
 
