@@ -1,11 +1,13 @@
 """Tissue is told from the background that an image has, whatever its colour, its light and its share of the image; doubts are said."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from tilestream.config.schema import Tissue
 from tilestream.tiles.thumbnail import Thumbnail
-from tilestream.tiles.tissue import find_tissue
+from tilestream.tiles.tissue import find_tissue, tissue_bytes
 
 TINTS = {"neutral": (1, 1, 1), "yellow": (1, 0.97, 0.86), "bluish": (0.9, 0.95, 1), "pink": (1, 0.9, 0.95), "amber": (1, 0.92, 0.78)}
 H, W = 200, 260
@@ -146,6 +148,17 @@ def test_something_too_faint_on_an_uneven_ground_is_a_doubt():
     waves = 2.2 * np.sin(X / 5) * np.sin(Y / 7) + rng.normal(0, 0.4, (H, W))
     pixels = (8 + waves)[..., None].repeat(3, 2).round().clip(0, 255).astype(np.uint8)
     assert any("too faint" in words for words in overlap(pixels, Y > 0)[1])
+
+
+@pytest.mark.parametrize("side", [300, 1100])
+def test_finding_tissue_takes_no_more_than_is_stated(side):
+    pixels = np.tile(bright_field(shape_of(0.4)), (6, 5, 1))[:side, :side].copy()
+    find_tissue(Thumbnail(pixels, 16.0), Tissue(), 8.0)  # libraries load
+    tracemalloc.start()
+    find_tissue(Thumbnail(pixels, 16.0), Tissue(), 8.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= tissue_bytes(side * side, searched=True)
 
 
 def test_doubts_travel_with_the_plan_into_the_store(tmp_path):

@@ -19,7 +19,7 @@ from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import TileGrid
 from tilestream.sources.base import Pixels
 from tilestream.tiles.annotations.cover import draw_tissue, is_drawn
-from tilestream.tiles.background.squares import unscanned
+from tilestream.tiles.background.squares import BLOCKS, unscanned
 from tilestream.tiles.background.surface import ENOUGH, Background, distances, find_background
 from tilestream.tiles.thumbnail import THUMBNAIL_UM, Thumbnail
 
@@ -51,6 +51,9 @@ PENS = f"more than {MOST_PEN:.0%} of what stands out has colours of marker pens 
 NO_BACKGROUND = (
     "no part of the image is flat, so that nothing says what the glass looks like: all of it counts as tissue. Look at it, or give a mask."
 )
+
+DRAWING_BYTES = 64 * 1024**2
+"""Bytes of the outlines that are gathered and drawn at once, of polygons as people draw them."""
 
 PEN_HUES = ((75 / 360, 248 / 360),)
 """Hues of green and blue markers, as fractions of the circle; haematoxylin lies at 255 to 290 degrees, eosin at 300 to 350."""
@@ -176,9 +179,9 @@ def _doubts(background: Background, typical: float, near: float) -> Iterator[str
 def tissue_bytes(pixels: int, *, searched: bool) -> int:
     """What finding tissue on so many thumbnail pixels takes, and the share of it in each tile: labels, masks, the summed-area table.
 
-    Drawn outlines are not `searched`: they pass by one after the other, and what the largest takes is seen when it is read.
+    With it the squares on which the background is looked for; or, where tissue is drawn and not `searched`, the outlines that are drawn at once.
     """
-    return pixels * (24 if searched else 12)
+    return pixels * 24 + min(pixels // 4, BLOCKS**2) * 200 if searched else pixels * 12 + DRAWING_BYTES
 
 
 def _with_missing(mask: Mask, thumbnail: Thumbnail) -> Mask:
