@@ -134,6 +134,32 @@ def fussy() -> nn.Module:
     return Fussy()
 
 
+class Scaled(Corners):
+    """Corners times a number that a file says."""
+
+    def __init__(self, gain: str) -> None:
+        super().__init__()
+        self._gain = 1 + float(Path(gain).read_text())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self._gain
+
+
+def scaled(gain: str) -> nn.Module:
+    return Scaled(gain)
+
+
+class FailsWhileTold(Corners):
+    """NaN as long as TILESTREAM_TEST_FAIL is set."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (float("nan") if "TILESTREAM_TEST_FAIL" in os.environ else 1.0)
+
+
+def fails_while_told() -> nn.Module:
+    return FailsWhileTold()
+
+
 def no_factory() -> nn.Module:
     raise RuntimeError("the licence server is asleep")
 

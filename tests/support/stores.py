@@ -78,3 +78,11 @@ def make_store(
         store.seal()
         store.complete({"tiles": layout.tiles, "counts": {}})
     return store
+
+
+def begin_store(store, rows, cols, shard_tiles, stages, context):
+    """Create a store of rows x cols tiles and of 6 features, with recipes of its stages."""
+    row, col = (places.ravel().astype(np.int64) for places in np.mgrid[:rows, :cols])
+    columns = TileColumns(row, col, row * 64, col * 64, np.ones(len(row), np.float32), 64.0)
+    layout = Layout(len(row), 6, shard_tiles, "float32", context)
+    store.create(layout, columns, {"recipe": {}, "source": {}, "stages": stages}, uns={"slide": "made_up"}, objects={"thumbnail.png": b"a"})
