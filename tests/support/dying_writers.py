@@ -14,7 +14,16 @@ import zarr  # noqa: F401  # before the forks, and nothing of it is used but by 
 from tests.support.stores import begin_store
 from tilestream.store.slide_store import CODES, CONTEXT, ROWS, SlideStore
 
-CALLS = [(os, "fsync"), (os, "open"), (pathlib.Path, "replace"), (pathlib.Path, "unlink"), (pathlib.Path, "mkdir"), (shutil, "rmtree")]
+CALLS = [
+    (os, "fsync"),
+    (os, "open"),
+    (os, "rename"),
+    (pathlib.Path, "replace"),
+    (pathlib.Path, "open"),
+    (pathlib.Path, "unlink"),
+    (pathlib.Path, "mkdir"),
+    (shutil, "rmtree"),
+]
 """Everything by which a store comes to lie on a disk."""
 
 SHARDS, ROWS_A_SHARD = 3, 8
