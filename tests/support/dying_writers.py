@@ -3,6 +3,7 @@
 `python -m tests.support.dying_writers FOLDER FIRST STEP COUNT` prints how many died, and fails at the first store that ends otherwise.
 """
 
+import itertools
 import os
 import pathlib
 import shutil
@@ -60,17 +61,15 @@ def write(folder, token):
 
 def die_at(step):
     """Make every call of `CALLS` count twice, and the process end at the count `step`."""
-    seen = 0
+    seen = itertools.count(1)  # of all threads
 
     def counted(call):
         def count(*arguments, **options):
-            nonlocal seen
-            for moment in ("before", "after"):
-                seen += 1
-                if seen == step:
-                    os._exit(9)
-                if moment == "before":
-                    found = call(*arguments, **options)
+            if next(seen) == step:
+                os._exit(9)
+            found = call(*arguments, **options)
+            if next(seen) == step:
+                os._exit(9)
             return found
 
         return count
