@@ -125,6 +125,20 @@ def test_a_flagged_macro_is_no_level(tmp_path: Path, writing: dict[str, Any]) ->
     assert levels_of(path) == [(1024, 1280, list(PINK)), (512, 640, list(PINK))]
 
 
+@pytest.mark.parametrize("beside", [(100, 104), (250, 260), (70, 300)])
+def test_a_picture_between_an_image_and_its_smaller_copies_takes_none_of_them(tmp_path: Path, beside: tuple[int, int]) -> None:
+    path, image = tmp_path / "a.tif", make_image(400, 600)
+    common: dict[str, Any] = {"photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(path) as tif:
+        tif.write(image, tile=(64, 64), **common)
+        tif.write(make_image(*beside, 3), rowsperstrip=16, description="macro", **common)
+        for k in (2, 4):
+            tif.write(image[::k, ::k].copy(), tile=(64, 64), subfiletype=1, **common)
+    with TiffSource(str(path), SourceOptions()) as source, openslide.OpenSlide(path) as judge:
+        assert [(level.size.width, level.size.height) for level in source.info.levels] == list(judge.level_dimensions)
+        np.testing.assert_array_equal(source.read_region(1, Region(0, 0, 200, 300)), image[::2, ::2])
+
+
 def test_a_reduced_page_before_the_image_is_no_level_of_it(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
         for pixels, flag in ((flat(128, 160, GREEN), 1), (flat(512, 640, BLUE), 0), (flat(256, 320, BLUE), 1)):

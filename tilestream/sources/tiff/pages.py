@@ -1,12 +1,14 @@
 """Which pages of a TIFF file are the image: the scene and its pyramid levels.
 
 Levels are the pages of this pyramid: SubIFDs of the page, or for NDPI and OME-TIFF what tifffile says; for Aperio the tiled pages (as OpenSlide);
-for other files the pages with the reduced-resolution bit of NewSubfileType (TIFF 6.0 section 8) that follow the image's page, up to the next image.
+for other files the pages with the reduced-resolution bit of NewSubfileType (TIFF 6.0 section 8) that follow the image's page, up to the next image
+that they could be copies of.
 Masks (bit 4), pictures that are called label or macro, and pages of another shape or another layout are none.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -118,10 +120,19 @@ def _all_series(tif: tifffile.TiffFile) -> list[Any]:
         elif int(page.subfiletype) & REDUCED_BIT:
             mixed = True
             if own and not is_associated(page.description):
-                own[-1].smaller.append(page)
+                _owner(own, page).smaller.append(page)
         else:
             own.append(Pages(page, found[0].kind))
     return list(own) if mixed and own else found
+
+
+def _owner(own: list[Pages], page: Any) -> Pages:
+    """The image that a smaller page is a copy of: the last larger one of its shape, as a macro may stand between; else the last."""
+    if not _area(Pages(page)):
+        return own[-1]
+    size = Size(int(page.imagelength), int(page.imagewidth))
+    larger = (image for image in reversed(own) if _area(image) > _area(Pages(page)))
+    return next((image for image in larger if same_aspect(Size(*_sides(image)), size)), own[-1])
 
 
 def _pages(tif: tifffile.TiffFile) -> Iterator[Any]:
@@ -146,8 +157,12 @@ def is_associated(text: str) -> bool:
     return re.sub(r"\s+\d+x\d+$", "", last.partition("|")[0].strip()).casefold() in ASSOCIATED
 
 
+def _sides(series: Any) -> tuple[int, int]:
+    return int(series.keyframe.imagelength), int(series.keyframe.imagewidth)
+
+
 def _area(series: Any) -> int:
-    return int(series.keyframe.imagelength) * int(series.keyframe.imagewidth)
+    return math.prod(_sides(series))
 
 
 def _is_mask(page: Any) -> bool:
