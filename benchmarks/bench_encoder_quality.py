@@ -35,7 +35,8 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks.encoder_gate import channel_histogram, encode_tiles, measure_formats, measure_gate, passes_gate
 from benchmarks.pretrain.colour import ColourConfig, Recolour, jitter_stain
 from benchmarks.probing import bootstrap_accuracy, cross_validate, stratified_folds
-from tilestream.encoders.registry import EncoderSpec, build_encoder
+from tilestream.encoders.catalogue import EncoderSpec
+from tilestream.encoders.registry import build_encoder
 from tilestream.encoders.weights import apply_weights, load_weights
 from tilestream.models.efficientnet_lite import EfficientNetLite
 from tilestream.models.patch_embed import normalise_pixels

@@ -118,7 +118,8 @@ def measure(encoder: str, address: str, path: str, chosen: argparse.Namespace, f
         "device_mib": torch.cuda.max_memory_allocated() / MIB if worker.device.type == "cuda" else 0, "notes": list(worker.notes),
     }  # fmt: skip
     if chosen.baseline:
-        from tilestream.encoders.registry import EncoderSpec, build_encoder
+        from tilestream.encoders.catalogue import EncoderSpec
+        from tilestream.encoders.registry import build_encoder
 
         half = None if worker.device.type == "cpu" else torch.bfloat16
         plain_encoder = build_encoder(EncoderSpec(encoder)).to(worker.device)

@@ -69,7 +69,7 @@ def make_output(folder: Path, side: int, dim: int) -> int:
     about = {"address": address, "mpp": info.mpp, "height": side, "width": side, "level": 0, "downsample": 1.0, "scale": 1.0}
     store = SlideStore(Folder(str(folder / "slide.zarr")))
     columns = TileColumns(row, col, row * TILE, col * TILE, np.ones(count**2, np.float32), float(TILE))
-    from tilestream.stages.finish_slide import png_bytes
+    from tilestream.store.picture import png_bytes
 
     store.create(layout, columns, {"recipe": recipe, "source": about}, uns={}, objects={"thumbnail.png": png_bytes(small.pixels)})
     made = np.random.default_rng(0)

@@ -53,3 +53,8 @@ class PixelBuffers:
         if whole is None:
             return
         self._free.setdefault(whole.shape, []).append(whole)
+
+
+def gib(count: int) -> str:
+    """Bytes in GiB or MiB, for people."""
+    return f"{count / 1024**3:.2f} GiB" if count >= 1024**3 else f"{count / 1024**2:.0f} MiB"

@@ -26,7 +26,6 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. tiles.mpp=0.25; may be repeated.")
 ]
 
-
 FORCE = "Replace a file that was not written by this command, or was changed since."
 
 WIDE = 170
@@ -60,17 +59,20 @@ def run_command(
     log_format: Annotated[str, typer.Option(help="auto (live on a terminal, lines in a file), text or json.")] = "auto",
 ) -> None:
     """Embed the slides of a config. Run again, it does only what is missing."""
-    from tilestream.runner.driver import run
-    from tilestream.runner.progress import LiveReporter, make_reporter, print_summary
+    from tilestream.config.load import load_config
 
     if log_format not in ("auto", "text", "json"):
         raise ConfigError(f"--log-format: {log_format!r} is none of auto, text, json.")
+    checked = load_config(config, settings or ())  # before anything heavy is imported: a typo is told at once
+    from tilestream.runner.driver import run
+    from tilestream.runner.progress import LiveReporter, make_reporter, print_summary
+
     reporter = make_reporter(log_format)
     try:
         part = _shard(shard)
         if part is not None and shard is None:
             reporter.message(f"task {part[0]} of {part[1]} of a job array: every {part[1]}th slide; --shard 0/1 does all of them.")
-        summary = run(config, settings or (), restart=restart, retry_failed=retry_failed, shard=part, reporter=reporter)
+        summary = run(checked, restart=restart, retry_failed=retry_failed, shard=part, reporter=reporter)
     except KeyboardInterrupt as interrupt:
         raise InterruptedRunError("interrupted; what is finished is kept, and the same command resumes.") from interrupt
     finally:
@@ -85,7 +87,7 @@ def run_command(
 
 def _with_stages(arguments: list[str]) -> list[str]:
     """`--restart` alone is `--restart all`: what follows is a stage, or something else."""
-    from tilestream.runner.cohort import ALL, STAGES
+    from tilestream.config.restart import ALL, STAGES
 
     found: list[str] = []
     for k, word in enumerate(arguments):
@@ -136,9 +138,11 @@ def _shard_from_array(environment: Mapping[str, str]) -> tuple[int, int]:
 def plan_command(config: ConfigPath, settings: SetOption = None) -> None:
     """Say what a run would do: levels, tiles, shards, bytes, memory. Reads thumbnails only and writes nothing."""
     from tilestream.config.load import load_config
+
+    checked = load_config(config, settings or ())
     from tilestream.runner.plan_command import plan_slides, print_plan
 
-    planned = plan_slides(load_config(config, settings or ()))
+    planned = plan_slides(checked)
     print_plan(planned, _console())
     raise typer.Exit(planned.exit_code)
 
@@ -254,7 +258,7 @@ def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print
 
     from rich.table import Table
 
-    from tilestream.encoders.registry import known_encoders
+    from tilestream.encoders.catalogue import known_encoders
 
     rows = [asdict(entry) for entry in known_encoders()]
     if as_json:

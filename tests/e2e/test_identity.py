@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import embed, opened
-from tilestream.encoders.registry import EncoderSpec, build_encoder
+from tilestream.encoders.catalogue import EncoderSpec
+from tilestream.encoders.registry import build_encoder
 from tilestream.errors import OutputError
 from tilestream.models.context import ContextTransformer
 from tilestream.models.pooling import make_pool

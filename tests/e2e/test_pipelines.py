@@ -6,7 +6,7 @@ import pytest
 
 from tilestream.config.load import load_config
 from tilestream.config.slide_list import list_slides
-from tilestream.encoders.registry import known_encoders
+from tilestream.encoders.catalogue import known_encoders
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 NAMES = ["cluster", "context", "demo", "geotiff", "patch_tokens", "wsi"]

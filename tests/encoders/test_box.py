@@ -7,7 +7,8 @@ import torch
 
 from tests.support.random_models import library, relative_error, tissue
 from tilestream.encoders import box
-from tilestream.encoders.registry import EncoderSpec, build_encoder, known_encoders, random_weights
+from tilestream.encoders.catalogue import EncoderSpec, known_encoders
+from tilestream.encoders.registry import build_encoder, random_weights
 from tilestream.errors import ConfigError, InputError
 
 PACKAGE_FILE = "efficientnet-lite0-57934424.pth"

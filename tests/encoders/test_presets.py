@@ -9,9 +9,10 @@ from PIL import Image
 
 from tests.support.random_models import normalised, relative_error, through_pillow, tissue
 from tests.support.torchvision_ops import declare_missing_operators
+from tilestream.encoders.catalogue import EncoderSpec, known_encoders
 from tilestream.encoders.preset_encoders import build_preset, preset_state, preset_vit
 from tilestream.encoders.presets import PRESETS
-from tilestream.encoders.registry import EncoderSpec, build_encoder, known_encoders
+from tilestream.encoders.registry import build_encoder
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.vit import resize_tiles
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from tests.support.random_models import tissue
 from tilestream.config.load import load_config
-from tilestream.encoders.registry import EncoderSpec, build_encoder
+from tilestream.encoders.catalogue import EncoderSpec
+from tilestream.encoders.registry import build_encoder
 from tilestream.errors import ConfigError
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tilestream.encoders import factories
-from tilestream.encoders.registry import EncoderSpec, build_encoder, known_encoders, random_weights
+from tilestream.encoders.catalogue import EncoderSpec, known_encoders
+from tilestream.encoders.registry import build_encoder, random_weights
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.patch_embed import PatchEmbed
 

@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 
 from tests.support.random_models import library, normalised, randomised, relative_error, through_pillow, tissue
-from tilestream.encoders.registry import EncoderSpec, build_encoder
+from tilestream.encoders.catalogue import EncoderSpec
+from tilestream.encoders.registry import build_encoder
 from tilestream.errors import ConfigError
 
 POOLED = {

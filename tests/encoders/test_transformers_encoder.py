@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.support.random_models import library, normalised, randomised, relative_error, save_hugging, tissue
-from tilestream.encoders.registry import EncoderSpec, build_encoder
+from tilestream.encoders.catalogue import EncoderSpec
+from tilestream.encoders.registry import build_encoder
 from tilestream.errors import ConfigError, InputError
 
 SIDE = 64

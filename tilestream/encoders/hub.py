@@ -7,8 +7,11 @@ import os
 import re
 from pathlib import Path
 
-from tilestream.encoders.weight_files import INDEX, SUFFIXES
 from tilestream.errors import ConfigError, InputError
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+INDEX = ".index.json"
+"""End of the name of a file that says in which shard each tensor lies."""
 
 _WEIGHT_FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from tilestream.encoders.registry import EncoderSpec, build_encoder
+from tilestream.encoders.catalogue import EncoderSpec
+from tilestream.encoders.registry import build_encoder
 
 
 def load_encoder(name: str, weights: str | os.PathLike[str] | None = None, **args: Any) -> nn.Module:

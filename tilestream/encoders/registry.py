@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any
 
 from torch import nn
 
-from tilestream.encoders.box import LITE, TINY, tilestream_lite, tilestream_tiny
-from tilestream.encoders.catalogue import EncoderEntry, preset_entry
-from tilestream.encoders.factories import Factory, check_arguments, encoder_points, find_factory, refuse_unknown
+from tilestream.encoders.box import tilestream_lite, tilestream_tiny
+from tilestream.encoders.catalogue import LITE, TINY, EncoderSpec
+from tilestream.encoders.factories import Factory, check_arguments, find_factory, refuse_unknown
 from tilestream.encoders.hub import fetch_weights, is_hub_id
 from tilestream.encoders.preset_encoders import add_notes, build_preset
 from tilestream.encoders.presets import PRESETS, Preset
@@ -18,7 +17,6 @@ from tilestream.encoders.timm_encoder import TimmEncoder
 from tilestream.encoders.transformers_encoder import TransformersEncoder
 from tilestream.encoders.weights import apply_weights, read_weights
 from tilestream.errors import ConfigError, user_code
-from tilestream.models.efficientnet_lite import VECTORS
 from tilestream.models.patch_embed import PatchEmbed, freeze
 from tilestream.models.vit import (
     vit_base_patch16_224,
@@ -28,55 +26,17 @@ from tilestream.models.vit import (
 )
 from tilestream.models.vit_config import ViTConfig
 
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """What the config says of the encoder."""
-
-    name: str
-    """A name of `known_encoders`, `timm:<model>`, `hf:<repository>`, or `module:factory`."""
-    weights: str | None = None
-    """A weights file, or a repository of the hub; None for the encoder's own, which for our bare ones are random."""
-    args: Mapping[str, Any] = field(default_factory=dict)
-    """Passed to the factory."""
-
-
-_VITS: dict[str, tuple[Factory, int]] = {
-    "vit_tiny_patch16_224": (vit_tiny_patch16_224, 192),
-    "vit_small_patch16_224": (vit_small_patch16_224, 384),
-    "vit_base_patch16_224": (vit_base_patch16_224, 768),
-    "vit_large_patch16_224": (vit_large_patch16_224, 1024),
-}
 _BUILT_IN: dict[str, Factory] = {
     "patch_embed": PatchEmbed,
-    **{name: factory for name, (factory, _) in _VITS.items()},
+    "vit_tiny_patch16_224": vit_tiny_patch16_224,
+    "vit_small_patch16_224": vit_small_patch16_224,
+    "vit_base_patch16_224": vit_base_patch16_224,
+    "vit_large_patch16_224": vit_large_patch16_224,
 }
 _VIT_ARGS = frozenset(f.name for f in fields(ViTConfig)) - {"dim", "depth", "heads", "patch", "seed"}
 _PATCH_ARGS = frozenset({"dim", "patch"})
 _BOX: dict[str, tuple[Factory, frozenset[str]]] = {LITE: (tilestream_lite, frozenset({"output"})), TINY: (tilestream_tiny, _VIT_ARGS)}
 """Encoders of the box, whose factories take `weights`, and their arguments."""
-
-
-def known_encoders() -> list[EncoderEntry]:
-    """Our encoders, presets, then those of installed packages by name; no package is imported."""
-    half = "mean 0.5, std 0.5"
-    ours = [
-        EncoderEntry(name, "tilestream", dim, 224, normalisation=half, output="class token", licence="Apache-2.0", note="untrained")
-        for name, (_, dim) in _VITS.items()
-    ]
-    patches = EncoderEntry(
-        "patch_embed", "tilestream", 192, normalisation="ImageNet", output="patch tokens", licence="Apache-2.0", note="untrained"
-    )
-    others = [EncoderEntry(point.name, point.dist.name if point.dist else point.value) for point in encoder_points().values()]
-    lite = EncoderEntry(
-        LITE, "tilestream, in the package", 688, normalisation="(pixel - 127) / 128", output=VECTORS["mean+std"], precision="fp32",
-        licence="Apache-2.0", note="version 1; sides of tiles are multiples of 32 px",
-    )  # fmt: skip
-    tiny = EncoderEntry(
-        TINY, "tilestream, in the package", 192, 224, 0.5, (0.25, 2.0), half, "class token", "fp32", licence="Apache-2.0",
-        note="for stores that name it",
-    )  # fmt: skip
-    return [lite, *ours, patches, tiny, *(preset_entry(preset) for preset in PRESETS.values()), *others]
 
 
 def build_encoder(spec: EncoderSpec) -> nn.Module:

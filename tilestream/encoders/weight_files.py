@@ -14,11 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tilestream.config.local_files import refuse_special
+from tilestream.encoders.hub import INDEX, SUFFIXES
 from tilestream.errors import InputError
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
-INDEX = ".index.json"
-"""End of the name of a file that says in which shard each tensor lies."""
 
 _WRAPPERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher",  # averaged weights are those that are evaluated

@@ -16,13 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tilestream.errors import ConfigError
+from tilestream.models.lite_vectors import VECTORS
 from tilestream.models.patch_embed import freeze, seeded_init
-
-VECTORS = {
-    "mean+std": "mean and standard deviation over the maps of blocks 4, 10 and 14, each pair of unit length",
-    "tokens": "cells of the map of block 14",
-}
-"""What each output is."""
 
 BATCH_NORM_EPS = 1e-3
 """Added to variances by the network's batch norms."""

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from tilestream.config.restart import ALL, STAGES
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef, list_slides
 from tilestream.errors import ConfigError
+from tilestream.sources.base import Source, SourceOptions
 from tilestream.stages.worker_settings import absolute
 from tilestream.store.folder import Folder
 from tilestream.store.ledger import HOME, pack, unpack
 from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.coords import check_chosen
-
-ALL = "all"
-
-STAGES = (ALL, "tiles", "context", "windows", "pool")
-"""What may be started over."""
+from tilestream.tiles.isolation import open_image
 
 
 @dataclass(frozen=True)
@@ -78,3 +76,23 @@ def share_out(cohort: Cohort) -> Cohort:
         own, new = own | {ref.id for ref in new[index::count]}, []
     others = () if cohort.restart or cohort.retry_failed else tuple(ref for ref in cohort.refs if ref.id in listed - own)
     return replace(cohort, refs=[ref for ref in cohort.refs if ref.id in own], spare=tuple(new), others=others)
+
+
+def source_options(config: Config, ref: SlideRef) -> SourceOptions:
+    """What the config and the slide list say of a file; a resolution in the list goes before the config's."""
+    chosen = config.source
+    return SourceOptions(
+        backend=chosen.backend, z=chosen.z, t=chosen.t, channels=chosen.channels, window=chosen.window, scene=chosen.scene,
+        mpp=ref.mpp if ref.mpp is not None else chosen.mpp, reduced=config.tiles.fast_downsample and config.tiles.level is None, icc=chosen.icc,
+    )  # fmt: skip
+
+
+def open_slide(ref: SlideRef, config: Config) -> Source:
+    """The image of a slide, as the config and the slide list want it read."""
+    return open_image(ref.address, source_options(config, ref), isolate=config.compute.isolate)
+
+
+def same_image(seen: dict[str, str], slide: str, fingerprint: str) -> tuple[str, ...]:
+    """A warning where a slide before this one has the same bytes; `seen` holds the first slide of each fingerprint."""
+    first = seen.setdefault(fingerprint, slide)
+    return () if first == slide else (f"holds the same image as {first} (equal fingerprints); it counts twice in the output.",)

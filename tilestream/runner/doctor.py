@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from tilestream.runner.memory import gib
+from tilestream.buffers import gib
 
 
 @dataclass(frozen=True)

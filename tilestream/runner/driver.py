@@ -9,28 +9,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tilestream.config.load import load_config
 from tilestream.config.python_objects import is_object_name
+from tilestream.config.restart import ALL
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
 from tilestream.runner.clusters import check_main_guard
-from tilestream.runner.cohort import ALL, Cohort, list_cohort, share_out
+from tilestream.runner.cohort import Cohort, list_cohort, open_slide, same_image, share_out
 from tilestream.runner.executors import Engine, Outcome, open_engine
-from tilestream.runner.pipeline import Job, SlideRun, stages_of
-from tilestream.runner.prepare import PreparedSlide, Setup, open_slide, same_image, set_up
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.resume import book_finished, finished, look_at_all, nothing_to_do, take_up
 from tilestream.runner.summary import STATE, SlideResult, Summary, note_refusal, refusal_of, write_records
-from tilestream.stages.embed_tiles import add_counts, describe_encoder
-from tilestream.stages.slide_task import Report, outlast_outages
+from tilestream.stages.slide_task import Report, add_counts, outlast_outages
 from tilestream.stages.worker_settings import untrained_parts, worker_settings
 from tilestream.store.lock import Claims
 from tilestream.store.ownership import refuse_foreign
 from tilestream.store.slide_store import SlideStore
+
+if TYPE_CHECKING:
+    from tilestream.runner.pipeline import Job, SlideRun
+    from tilestream.runner.prepare import PreparedSlide, Setup
 
 LOOK_EVERY = 10.0
 """Seconds after which the progress of long tasks is looked up in the store."""
@@ -100,6 +102,10 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter) -> Summary:
     if not todo and not is_object_name(config.encoder.name):  # an object of this process may be another one by now
         reporter.message(nothing_to_do(summary))
         return summary
+    # Only who has work needs torch.
+    from tilestream.runner.prepare import set_up
+    from tilestream.stages.embed_tiles import describe_encoder
+
     try:
         with Claims(cohort.output) as claims, open_engine(config.compute, partial(reporter.message, level="warning")) as engine:
             described = partial(engine.call, describe_encoder)
@@ -302,6 +308,8 @@ class Run:
 
     def _plan_slide(self, ref: SlideRef, result: SlideResult) -> SlideRun | None:
         """Prepare a slide and make its store ready; None where another job finished it in the meantime."""
+        from tilestream.runner.pipeline import SlideRun, stages_of
+
         store = SlideStore(self.cohort.output / f"{ref.id}.zarr", self.token)
         with open_slide(ref, self.config) as source:
             twice = same_image(self.images, ref.id, source.info.fingerprint)

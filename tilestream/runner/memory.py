@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tilestream.buffers import gib
 from tilestream.config.schema import Config, Context, Windows
 from tilestream.errors import ConfigError
 from tilestream.models.context_spec import BAND_BYTES, ContextSpec, choose_schedule
@@ -196,8 +197,3 @@ def check_memory(projection: Projection, config: Config, plan: SlidePlan) -> Non
         f"tiles {gib(projection.tiles + projection.decoding)}, a shard of {min(config.compute.shard_tiles, len(plan))} tiles "
         f"{gib(projection.shards)}, context {gib(projection.context)}), the limit is {gib(limit)}. {advice}"
     )
-
-
-def gib(count: int) -> str:
-    """Bytes in GiB or MiB, for people."""
-    return f"{count / 1024**3:.2f} GiB" if count >= 1024**3 else f"{count / 1024**2:.0f} MiB"

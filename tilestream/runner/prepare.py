@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
+from tilestream.runner.cohort import source_options
 from tilestream.runner.memory import ContextPlan, Projection, check_memory, project_memory
-from tilestream.runner.slide_plan import SlidePlan, check_encoder, make_layout, make_slide_plan, source_options
+from tilestream.runner.slide_plan import SlidePlan, check_encoder, make_layout, make_slide_plan
 from tilestream.sources.base import ImageAddress, Source
 from tilestream.stages.mix_context import build_context
 from tilestream.stages.region_vectors import window_grids
@@ -17,7 +18,6 @@ from tilestream.stages.token_grid import tokens_a_side
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
 from tilestream.store.layout import Layout, WindowGrid
 from tilestream.store.slide_store import SlideStore
-from tilestream.tiles.isolation import open_image
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,6 @@ def set_up(
     return Setup(config, pinned, facts, workers, slides)
 
 
-def open_slide(ref: SlideRef, config: Config) -> Source:
-    """The image of a slide, as the config and the slide list want it read."""
-    return open_image(ref.address, source_options(config, ref), isolate=config.compute.isolate)
-
-
 def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStore | None = None) -> PreparedSlide:
     """Plan an open slide and project the memory of a worker on it.
 
@@ -116,9 +111,3 @@ def windows_of(slide: PreparedSlide, setup: Setup) -> list[WindowGrid]:
     if "windows" not in config.output.save:
         return []
     return window_grids(config.windows, grid, tokens_a_side(setup.facts.tokens, grid), setup.facts.dim)
-
-
-def same_image(seen: dict[str, str], slide: str, fingerprint: str) -> tuple[str, ...]:
-    """A warning where a slide before this one has the same bytes; `seen` holds the first slide of each fingerprint."""
-    first = seen.setdefault(fingerprint, slide)
-    return () if first == slide else (f"holds the same image as {first} (equal fingerprints); it counts twice in the output.",)

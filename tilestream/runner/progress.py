@@ -6,19 +6,22 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tilestream.buffers import gib
 from tilestream.errors import without_credentials
-from tilestream.runner.memory import Projection, gib
 from tilestream.runner.reporter import Reporter
-from tilestream.runner.slide_plan import SlidePlan
-from tilestream.runner.summary import SlideResult, Summary
-from tilestream.stages.slide_task import Report
-from tilestream.stages.worker_settings import EncoderFacts
+
+if TYPE_CHECKING:
+    from tilestream.runner.memory import Projection
+    from tilestream.runner.slide_plan import SlidePlan
+    from tilestream.runner.summary import SlideResult, Summary
+    from tilestream.stages.slide_task import Report
+    from tilestream.stages.worker_settings import EncoderFacts
 
 LOG_EVERY = 10.0
 """Seconds between two progress lines of a log."""

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tilestream.config.restart import ALL
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import InputError, without_credentials
 from tilestream.geometry import PlacedGrid, TileGrid
-from tilestream.runner.cohort import ALL, Cohort
-from tilestream.runner.prepare import PreparedSlide, Setup, open_slide, prepare_slide, windows_of
+from tilestream.runner.cohort import Cohort, open_slide
 from tilestream.runner.recipe import Recipes, check_source
 from tilestream.runner.reporter import Reporter
-from tilestream.runner.slide_plan import SlidePlan
 from tilestream.runner.summary import SlideResult, Summary
 from tilestream.sources.base import SlideInfo, Source
-from tilestream.stages.finish_slide import png_bytes
 from tilestream.store.ledger import COMPLETE, count_failed
+from tilestream.store.picture import png_bytes
 from tilestream.store.slide_store import THUMBNAIL, TILES, TISSUE, SlideStore
 from tilestream.tiles.annotations.mask_files import mask_file
-from tilestream.tiles.grid import choose_tiles
+
+if TYPE_CHECKING:
+    from tilestream.runner.prepare import PreparedSlide, Setup
+    from tilestream.runner.slide_plan import SlidePlan
 
 OPEN_AT_ONCE = 8
 """Slides that are looked at at the same time."""
@@ -41,6 +43,8 @@ def finished(store: SlideStore, ref: SlideRef, source: Source, recipes: Recipes,
     changed = recipes.changed_stages(store, ref)
     check_source(store, source.info, ref)
     if recipes.config.tiles.tissue.function is not None:
+        from tilestream.tiles.grid import choose_tiles
+
         changed = recipes.changed_stages(
             store, ref, choose_tiles(source, recipes.config.tiles, ref.id, mask_file(recipes.config, ref)).kept_sha256
         )
@@ -54,6 +58,8 @@ def take_up(
     store: SlideStore, ref: SlideRef, source: Source, setup: Setup, recipes: Recipes, cohort: Cohort, say: Callable[[str], None]
 ) -> PreparedSlide:
     """Make a store ready to be filled: anew, or as it is, with what is lost or damaged of it mended or forgotten."""
+    from tilestream.runner.prepare import prepare_slide, windows_of
+
     was = store.attributes
 
     def anew(into: SlideStore) -> PreparedSlide:
@@ -137,6 +143,8 @@ def nothing_to_do(summary: Summary) -> str:
 
 def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, attributes: dict[str, Any]) -> None:
     """Write everything of a slide's store that is known before a tile is embedded."""
+    from tilestream.runner.prepare import windows_of
+
     plan, _config, _facts = slide.plan, setup.config, setup.facts
     info = plan.info
     source = {"address": without_credentials(plan.ref.address), "backend": info.backend, "fingerprint": info.fingerprint, "mpp": info.mpp, "mpp_source": info.mpp_source,

@@ -8,7 +8,7 @@ from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError, TilestreamError
 from tilestream.geometry import TileGrid
-from tilestream.sources.base import SegmentGrid, Source, SourceOptions
+from tilestream.sources.base import SegmentGrid, Source
 from tilestream.stages.worker_settings import EncoderFacts
 from tilestream.store.layout import Layout, TileColumns
 from tilestream.tiles.annotations.mask_files import mask_file
@@ -39,15 +39,6 @@ class SlidePlan(TileSet):
         """What is known of the tiles before a pixel is read."""
         y, x = self.positions.T
         return TileColumns(self.tile_row, self.tile_col, y, x, self.tissue, self.grid.l0_extent)
-
-
-def source_options(config: Config, ref: SlideRef) -> SourceOptions:
-    """What the config and the slide list say of a file; a resolution in the list goes before the config's."""
-    chosen = config.source
-    return SourceOptions(
-        backend=chosen.backend, z=chosen.z, t=chosen.t, channels=chosen.channels, window=chosen.window, scene=chosen.scene,
-        mpp=ref.mpp if ref.mpp is not None else chosen.mpp, reduced=config.tiles.fast_downsample and config.tiles.level is None, icc=chosen.icc,
-    )  # fmt: skip
 
 
 def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: EncoderFacts, stored: TileColumns | None = None) -> SlidePlan:

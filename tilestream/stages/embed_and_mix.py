@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from tilestream.models.context import ContextTransformer
 from tilestream.models.context_streaming import RowBands, TokenBand
 from tilestream.stages.clock import Clock
-from tilestream.stages.embed_tiles import ERRORS_A_SHARD, add_counts, count_statuses, place_results, refuse_tile
+from tilestream.stages.embed_tiles import ERRORS_A_SHARD, count_statuses, place_results, refuse_tile
 from tilestream.stages.mix_context import STAGE, Sink, build_context, input_end, input_top, row_groups
-from tilestream.stages.slide_task import Report, SlideTask, check_stopped, outlast_outages
+from tilestream.stages.slide_task import Report, SlideTask, add_counts, check_stopped, outlast_outages
 from tilestream.stages.token_grid import TokenGrid, tokens_a_side
 from tilestream.stages.worker import Embedded, Worker, worker_for
 from tilestream.store.layout import OK, PADDED, Layout

@@ -21,7 +21,7 @@ from tilestream.sources.base import Source
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import device_name
 from tilestream.stages.pinning import PRECISIONS
-from tilestream.stages.slide_task import Report, SlideTask, check_stopped, outlast_outages
+from tilestream.stages.slide_task import Report, SlideTask, add_counts, check_stopped, outlast_outages
 from tilestream.stages.worker import Embedded, Worker, worker_for
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, uses_processes
 from tilestream.store.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES, TIMEOUT
@@ -141,11 +141,6 @@ def embed_tiles(task: SlideTask, shards: range) -> Report:
 def count_statuses(status: NDArray[np.int8]) -> dict[str, int]:
     """Tiles by the name of their status."""
     return {STATUSES[code]: int((status == code).sum()) for code in (OK, PADDED, DECODE_ERROR, TIMEOUT, NONFINITE)}
-
-
-def add_counts(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:
-    """The sum of two counts of tiles by status."""
-    return {status: counts.get(status, 0) + more.get(status, 0) for status in counts | more}
 
 
 def refuse_tile(slide: str, errors: dict[int, str]) -> NoReturn:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -148,10 +147,3 @@ def _image(folder: Folder, key: str) -> NDArray[np.uint8]:
     raw = folder.get(key)
     assert raw is not None, f"{key} is written when a store is created"
     return np.asarray(Image.open(io.BytesIO(raw)))
-
-
-def png_bytes(pixels: NDArray[Any]) -> bytes:
-    """An (h, w, 3) uint8 or (h, w) bool array as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()

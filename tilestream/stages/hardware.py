@@ -10,12 +10,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from tilestream.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 _PROBED = 8
 """Tiles that a half-precision encoder is tried on."""
@@ -50,6 +51,8 @@ def pick_device(name: str) -> torch.device:
     ConfigError
         The device is not there.
     """
+    import torch
+
     if name == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
     if name in ("auto", "cuda") and torch.cuda.is_available():
@@ -84,11 +87,15 @@ def worker_address() -> str:
 
 def has_matrix_units(device: torch.device) -> bool:
     """Whether a device multiplies matrices of bf16 faster than those of fp32."""
+    import torch
+
     return bool(torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported())  # noqa: SLF001
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The number format of a config value; auto is bf16 where the device has matrix units for it."""
+    import torch
+
     if name == "auto":
         return torch.bfloat16 if has_matrix_units(device) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
@@ -115,6 +122,8 @@ def cast_encoder(encoder: nn.Module, name: str, precision: str, tile: int) -> tu
     encoder, dtype, notes
         The encoder in that format, the format, and what a person should know of it.
     """
+    import torch
+
     device = next((value.device for value in encoder.parameters()), torch.device("cpu"))
     dtype = pick_precision(precision, device)
     offered: tuple[str, ...] = getattr(encoder, "precisions", ("fp32",))
@@ -130,16 +139,20 @@ def cast_encoder(encoder: nn.Module, name: str, precision: str, tile: int) -> tu
     return (encoder if dtype is torch.float32 else encoder.to(dtype)), dtype, []
 
 
-@torch.inference_mode()
 def _stays_finite(encoder: nn.Module, tile: int, device: torch.device) -> bool:
+    import torch
+
     noise = torch.randint(0, 256, (_PROBED, 3, tile, tile), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     noise[0], noise[1] = 0, 255
-    out: Tensor = encoder(noise.to(device))
+    with torch.inference_mode():
+        out: Tensor = encoder(noise.to(device))
     return bool(torch.isfinite(out).all())
 
 
 def device_name(device: torch.device) -> str:
     """A device in words."""
+    import torch
+
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
 
 

@@ -105,6 +105,11 @@ class Report:
     """Process that did it."""
 
 
+def add_counts(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+    """The sum of two counts of tiles by status."""
+    return {status: counts.get(status, 0) + more.get(status, 0) for status in counts | more}
+
+
 def check_stopped() -> None:
     """End the work in hand where the process was asked to. Raises InterruptedRunError."""
     if STOP.is_set():

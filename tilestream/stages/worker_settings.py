@@ -7,11 +7,9 @@ import os
 import sys
 from dataclasses import dataclass
 
-import torch
-
 from tilestream.config.schema import Compute, Config
+from tilestream.encoders.catalogue import EncoderSpec
 from tilestream.encoders.hub import is_hub_id
-from tilestream.encoders.registry import EncoderSpec
 
 EXACT_BATCH = 16
 """Tiles a batch in exact mode: rows of a matrix product differ in their last bit between batches of 1, 7 and 16."""
@@ -162,5 +160,8 @@ def worker_count(compute: Compute) -> int:
     """Workers that we start: as said, else one a GPU, else one."""
     if compute.workers != "auto":
         return int(compute.workers)
+    if compute.device not in ("auto", "cuda"):
+        return 1
+    import torch
 
-    return max(1, torch.cuda.device_count()) if compute.device in ("auto", "cuda") and torch.cuda.is_available() else 1
+    return max(1, torch.cuda.device_count()) if torch.cuda.is_available() else 1

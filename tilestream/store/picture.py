@@ -8,6 +8,7 @@ import json
 from html import escape
 from typing import Any
 
+from numpy.typing import NDArray
 from PIL import Image
 
 from tilestream.errors import ConfigError
@@ -57,3 +58,10 @@ def small_image(raw: bytes, side: int, most: int, words: str) -> str:
         f'<img loading="lazy" decoding="async" width="{picture.width}" height="{picture.height}" alt="{escape(words, quote=True)}" '
         f'src="data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
     )
+
+
+def png_bytes(pixels: NDArray[Any]) -> bytes:
+    """An (h, w, 3) uint8 or (h, w) bool array as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
