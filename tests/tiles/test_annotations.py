@@ -265,7 +265,7 @@ def test_malformed_files_are_refused_with_their_place(tmp_path, name, content, w
         (collection(feature(polygon(RING), "Ignore*")), r"no polygon of a class that counts; it has Ignore\* \(1\)"),
         (
             collection(feature(polygon([[x + 1e5, y] for x, y in RING]))),
-            "has 1 polygons, but none that counts lies inside the image of 610 x 470",
+            r"of its polygons \(1\) none that counts lies inside the image of 610 x 470",
         ),
     ],
 )

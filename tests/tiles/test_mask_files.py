@@ -1,13 +1,19 @@
 """A slide's mask is the slide list's, a pattern's, a folder's or the one file; where there is none, that is said."""
 
 import json
+import re
 
 import pytest
+from PIL import Image
 
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef, list_slides
 from tilestream.errors import InputError
+from tilestream.runner.plan_command import named
+from tilestream.sources import open_source
+from tilestream.sources.base import SourceOptions
 from tilestream.tiles.annotations.mask_files import mask_file
+from tilestream.tiles.grid import find_tiles
 
 
 def config(tissue):
@@ -64,3 +70,33 @@ def test_a_plan_keeps_the_tiles_of_each_slides_own_mask(tmp_path):
     (tmp_path / "slides.csv").write_text("\n".join(["path,id,mask", *rows]))
     told = {"slides": tmp_path / "slides.csv", "output": "out", "tiles": {"level": 0, "size": 256}, "encoder": "patch_embed"}
     assert [len(slide.plan) for slide in plan_slides(Config(**told)).slides] == [8, 16]
+
+
+def small_polygon(folder):
+    ring = [[300, 300], [330, 300], [330, 330], [300, 330]]
+    (folder / "small.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    return "small.geojson"
+
+
+def black_picture(folder):
+    Image.new("L", (64, 64)).save(folder / "black.png")
+    return "black.png"
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (small_polygon, r"what \S*small\.geojson marks covers .* less than tiles\.tissue\.min_fraction \(0\.1\) of each tile"),
+        (black_picture, r"\S*black\.png marks no part of the image"),
+    ],
+)
+def test_a_mask_that_leaves_no_tile_is_told(tmp_path, mask, words):
+    with open_source("sample://he?width=1024&height=1024", SourceOptions()) as source:
+        found = find_tiles(source, size=512, level=0, tissue={"mask": str(tmp_path / mask(tmp_path))})
+        assert len(find_tiles(source, size=512, level=0, tissue="otsu").warnings) == len(source.info.warnings)
+    assert len(found) == 0
+    assert any(re.search(f"no tile is kept: {words}", warning) for warning in found.warnings)
+
+
+def test_the_name_of_a_refused_slide_is_said_once():
+    assert named("a", "a: tiles.tissue.mask: there is no file a.png.") == named("a", "tiles.tissue.mask: there is no file a.png.")

@@ -52,6 +52,11 @@ def plan_slides(config: Config) -> Planned:
     return planned
 
 
+def named(slide: str, words: str) -> str:
+    """What is said of a slide, with its name in front once."""
+    return f"{slide}: {words.removeprefix(f'{slide}: ')}"
+
+
 def print_plan(planned: Planned, console: Console) -> None:
     """The table of a plan, and its totals."""
     table = Table(box=None, pad_edge=False)
@@ -71,7 +76,7 @@ def print_plan(planned: Planned, console: Console) -> None:
         for warning in slide.plan.warnings + same_image(seen, slide.plan.ref.id, slide.plan.info.fingerprint):
             console.print(f"warning: {slide.plan.ref.id}: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     for refused, reason in planned.refused.items():
-        console.print(f"refused: {refused}: {reason}", style="yellow", highlight=False, markup=False)
+        console.print(f"refused: {named(refused, reason)}", style="yellow", highlight=False, markup=False)
     tiles, size_bytes = sum(len(slide.plan) for slide in planned.slides), sum(slide.layout.bytes for slide in planned.slides)
     peak = max((slide.projection.total for slide in planned.slides), default=0)
     facts, config = planned.setup.facts, planned.setup.config

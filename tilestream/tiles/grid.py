@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,12 +198,26 @@ def choose_tiles(source: Source, tiles: Tiles, name: str, mask: Path | None, sto
     if (tissue.method != "none" or mask is not None) and tiles.chosen is None:
         keep = (fraction >= tissue.min_fraction) & (fraction > 0)
         tile_row, tile_col, fraction = tile_row[keep], tile_col[keep], fraction[keep]
+        if not len(tile_row):
+            warnings += tuple(_why_no_tile(found.mask, tiles, mask))
     if thumbnail.unreadable:
         warnings += (f"{thumbnail.unreadable / found.mask.size:.1%} of the thumbnail cannot be read; tiles there are kept.",)
     return TileSet(
         info=info, grid=grid, spec=spec, tile_row=tile_row, tile_col=tile_col, tissue=fraction, thumbnail=thumbnail, mask=found.mask,
         warnings=warnings + found.warnings,
     )  # fmt: skip
+
+
+def _why_no_tile(found: NDArray[np.bool_], tiles: Tiles, file: Path | None) -> Iterator[str]:
+    """What a person should know of an image without a tile, where it is not that no tissue was seen."""
+    if found.any():
+        drawn = "the tissue that was found" if file is None else f"what {file} marks"
+        yield (
+            f"no tile is kept: {drawn} covers {found.mean():.2%} of the image and less than tiles.tissue.min_fraction ({tiles.tissue.min_fraction:g}) of each tile. "
+            "Lower that, or tiles.size."
+        )
+    elif file is not None:
+        yield f"no tile is kept: {file} marks no part of the image as tissue."
 
 
 def _scale(target_mpp: float, mpp: float, tolerance: float) -> float:

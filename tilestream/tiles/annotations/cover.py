@@ -82,7 +82,7 @@ def draw_tissue(path: Path, tissue: Tissue, shape: tuple[int, int], downsample: 
     if not mask.any():
         height, width = (round(side * downsample) for side in shape)
         raise InputError(
-            f"{path} has {sum(seen.values())} polygons, but none that counts lies inside the image of {width} x {height} level-0 px. "
+            f"{path}: of its polygons ({sum(seen.values())}) none that counts lies inside the image of {width} x {height} level-0 px. "
             "Is it another slide's? Polygons are in px of full resolution; those that count from OpenSlide's bounds need tiles.tissue.in_bounds."
         )
     mask &= ~outside.mask()
