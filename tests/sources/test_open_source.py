@@ -129,3 +129,12 @@ def test_plugins_are_asked_for_what_no_backend_reads(tmp_path: Path, monkeypatch
     path = write_pyramid(tmp_path / "a.tif", make_image(64, 64), tile=64, levels=1)
     with open_source(str(path), AUTO) as source:
         assert source.info.backend == "tiff"
+
+
+@pytest.mark.parametrize("backend", ["auto", "tiff", "openslide"])
+def test_a_sample_is_read_by_the_backend_that_is_asked_for_and_opened_again_as_the_same(backend):
+    with open_source("sample://he?width=512&height=512", SourceOptions(backend=backend)) as source:
+        assert source.info.backend == ("tiff" if backend == "auto" else backend)
+        again = source.opened_as
+        with open_source(again.address, again.options) as other:
+            assert other.info.fingerprint == again.fingerprint

@@ -109,7 +109,8 @@ def _reading(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFact
     """Bytes of the tiles in both lanes, and of those who decode them."""
     tile, results = plan.spec.tile**2 * 3, results_bytes(facts)
     if facts.device.startswith("cuda") and plan.pieces is not None and not config.compute.isolate:  # tiles are put together there
-        return results, LANES * device_group_bytes(plan.pieces, facts.processes) + facts.threads * plan.held_bytes
+        decoders = min(facts.threads, plan.pieces.rows * plan.pieces.cols)
+        return results, LANES * device_group_bytes(plan.pieces, facts.processes) + decoders * plan.held_bytes
     batch = facts.batch if facts.device.startswith("cuda") else read_batch(facts.batch, plan.spec.tile)
     lanes: list[int] = []
     for y, x in _lists(plan, layout, config, facts, batch):

@@ -119,7 +119,7 @@ def _open(address: str, options: SourceOptions) -> Source:
     if scheme == "sample":
         from tilestream.sources.made.slide import ensure_sample
 
-        return _open_tiff(str(ensure_sample(address)), options)
+        address, scheme = str(ensure_sample(address)), ""
     if scheme and scheme not in STORE_SCHEMES:
         plugin = _plugin(scheme)
         if plugin is None:
