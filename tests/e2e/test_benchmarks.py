@@ -12,6 +12,7 @@ from benchmarks import (
     bench_pipeline,
     bench_reading,
     bench_soak,
+    bench_start,
     bench_tissue,
     bench_view,
     fuzz_inputs,
@@ -149,3 +150,11 @@ def test_tissue_is_found_on_made_thumbnails(tmp_path, capsys):
     assert figures["tilestream"]["median"] > 0.95
     assert figures["tilestream"]["of them silent"] == 0
     assert figures["tilestream"]["median"] > figures["former rule"]["median"]
+
+
+@pytest.mark.slow
+def test_the_start_of_commands_is_measured(capsys):
+    rows = bench_start.main(["--rounds", "1", "--only", "typo", "idle", "--json"])
+    assert json.loads(capsys.readouterr().out) == rows
+    assert [row["command"] for row in rows] == ["python", "imports", "typo", "idle"]
+    assert all(row["seconds"] > 0 and row["over_python"] > 0 for row in rows)
