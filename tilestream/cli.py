@@ -7,18 +7,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
+from tilestream import __version__
 from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
 
 app = typer.Typer(
     name="tilestream", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="Stream tiles from images too large to hold, embed them, mix them with a windowed transformer, write Zarr.",
 )  # fmt: skip
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file, e.g. pipelines/demo.yaml.", show_default=False)]
@@ -33,6 +32,19 @@ WIDE = 170
 
 GRACE = 8.0
 """Seconds that a run has to end after an interrupt; a decoder or a batch may take longer than anyone waits."""
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001  # as typer calls it
+    if asked:
+        print(f"tilestream {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)] = False,
+) -> None:
+    """Stream tiles from images too large to hold, embed them, mix them with a windowed transformer, write Zarr."""
 
 
 @app.command("run")
@@ -59,6 +71,7 @@ def run_command(
     log_format: Annotated[str, typer.Option(help="auto (live on a terminal, lines in a file), text or json.")] = "auto",
 ) -> None:
     """Embed the slides of a config. Run again, it does only what is missing."""
+    from tilestream.config.job_array import job_of
     from tilestream.config.load import load_config
 
     if log_format not in ("auto", "text", "json"):
@@ -69,7 +82,7 @@ def run_command(
 
     reporter = make_reporter(log_format)
     try:
-        part = _shard(shard)
+        part = job_of(shard)
         if part is not None and shard is None:
             reporter.message(f"task {part[0]} of {part[1]} of a job array: every {part[1]}th slide; --shard 0/1 does all of them.")
         summary = run(checked, restart=restart, retry_failed=retry_failed, shard=part, reporter=reporter)
@@ -100,38 +113,6 @@ def _with_stages(arguments: list[str]) -> list[str]:
 def _console() -> Console:
     """Standard output; wide where no terminal sets the width, so that a file or a pipe gets whole lines."""
     return Console() if sys.stdout.isatty() else Console(width=160)
-
-
-def _shard(text: str | None) -> tuple[int, int] | None:
-    """`i/n`; where it is not given, or `auto`, the place of this task in a SLURM job array; None outside of one."""
-    if text == "auto" or (text is None and "SLURM_ARRAY_TASK_ID" in os.environ):
-        return _shard_from_array(os.environ)
-    if text is None:
-        return None
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ConfigError(f"--shard: {text!r} is not I/N with 0 <= I < N, e.g. 0/8.")
-    return int(index), int(count)
-
-
-def _shard_from_array(environment: Mapping[str, str]) -> tuple[int, int]:
-    """The place of this task among those of its job array, whose numbers may start anywhere and go in steps."""
-    task, count, first, last, step = (
-        environment.get(f"SLURM_ARRAY_TASK_{name}", default) for name, default in (("ID", ""), ("COUNT", ""), ("MIN", "0"), ("MAX", ""), ("STEP", "1"))
-    )  # fmt: skip
-    try:
-        index, odd = divmod(int(task) - int(first), int(step))
-        last_index = int(count) - 1 if last == "" else (int(last) - int(first)) // int(step)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(
-            "--shard auto needs SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT; write --shard 0/8, or --shard 0/1 for all slides."
-        ) from error
-    if odd or last_index != int(count) - 1 or not 0 <= index < int(count):
-        raise ConfigError(
-            f"--shard: task {task} of an array of {count} tasks from {first} to {last} in steps of {step} has no place among them. "
-            "Number the tasks 0 to N-1, or write --shard I/N."
-        )
-    return index, int(count)
 
 
 @app.command("plan")

@@ -38,6 +38,10 @@ def config_path(tmp_path, image_path):
     return path
 
 
+def test_the_version_is_printed(capsys):
+    assert command(capsys, "--version") == (0, f"tilestream {tilestream.__version__}\n", "")
+
+
 def test_run_prints_a_summary_and_ends_with_0(capsys, config_path, tmp_path):
     code, out, err = command(capsys, "run", config_path)
     assert code == 0

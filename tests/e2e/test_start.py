@@ -21,6 +21,7 @@ leave()
 
 BARE = {
     "help": ["--help"],
+    "version": ["--version"],
     "schema": ["schema"],
     "encoders": ["encoders"],
     "encoders as JSON": ["encoders", "--json"],
