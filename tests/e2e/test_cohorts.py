@@ -13,7 +13,8 @@ import tifffile
 from tests.support.images import make_image, write_pyramid
 from tests.support.resuming import hurt
 from tests.support.runs import config, newest_record
-from tilestream.cli import _shard, main
+from tilestream.cli import main
+from tilestream.config.job_array import job_of
 from tilestream.errors import ConfigError
 
 BREAKERS = [
@@ -117,8 +118,8 @@ def test_jobs_of_an_array_at_once_share_one_output_and_do_no_slide_twice(tmp_pat
 )
 def test_a_task_of_a_job_array_takes_its_share_unasked(monkeypatch, variables, expected):
     set_array(monkeypatch, variables)
-    assert _shard(None) == expected
-    assert _shard("1/4") == (1, 4)
+    assert job_of(None) == expected
+    assert job_of("1/4") == (1, 4)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_a_task_of_a_job_array_takes_its_share_unasked(monkeypatch, variables, e
 def test_an_array_whose_tasks_cannot_be_counted_is_refused(monkeypatch, variables, words):
     set_array(monkeypatch, variables)
     with pytest.raises(ConfigError, match=words):
-        _shard(None)
+        job_of(None)
 
 
 def set_array(monkeypatch, variables):
