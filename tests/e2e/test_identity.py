@@ -30,6 +30,16 @@ class Stop(Reporter):
         raise KeyboardInterrupt
 
 
+class Told(Reporter):
+    """Keeps what a run says."""
+
+    def __init__(self):
+        self.lines = []
+
+    def message(self, text, *, level="info"):
+        self.lines.append(text)
+
+
 def draw(path, x0, x1):
     ring = [[x0, 0], [x1, 0], [x1, 600], [x0, 600], [x0, 0]]
     feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
@@ -137,7 +147,9 @@ def test_other_weights_of_a_later_stage_cost_that_stage_alone(place, name):
     tilestream.run(sections({"pool": "mean", **given}))
     before = snapshot(place / "out" / "a.zarr" / "tables" / "tiles" / "X")
     make(place, 1)
-    again = tilestream.run(sections({"pool": "mean", **given}))
+    told = Told()
+    again = tilestream.run(sections({"pool": "mean", **given}), reporter=told)
+    assert any(f"{name.replace(' ', '.')}_sha256) was" in line and "is computed again" in line for line in told.lines)
     assert (again.new_tiles, again.slides[0].status) == (0, "done")
     assert snapshot(place / "out" / "a.zarr" / "tables" / "tiles" / "X") == before
     other = sections({"pool": "mean", **given, "output": {"path": "anew", "dtype": "float32"}})

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from tilestream.config.local_files import refuse_special
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import InputError, OutputError, without_credentials
@@ -56,7 +57,7 @@ class Recipes:
         tiles = self._common["tiles"]
         for field, path in self._files(ref).items():
             if field.startswith("tiles."):
-                tiles = _with(tiles, field.removeprefix("tiles."), self._digest(path))
+                tiles = _with(tiles, field.removeprefix("tiles."), self._digest(path, field))
         return {**self._common, "tiles": tiles if kept_sha256 is None else _with(tiles, f"tissue.kept{SHA256}", kept_sha256)}
 
     def _make(self) -> Recipe:
@@ -86,7 +87,7 @@ class Recipes:
         for field, path in self._files(None).items():
             section, _, key = field.partition(".")
             if section != "tiles" and recipe[section] is not None:
-                recipe[section] = _with(recipe[section], key, self._digest(path))
+                recipe[section] = _with(recipe[section], key, self._digest(path, field))
         found: Recipe = without_credentials(recipe)
         return found
 
@@ -111,8 +112,9 @@ class Recipes:
             files[f"tiles.tissue.mask{SHA256}"] = str(mask)
         return files
 
-    def _digest(self, path: str) -> str:
+    def _digest(self, path: str, field: str) -> str:
         if path not in self._digests:
+            refuse_special(path, field.removesuffix(SHA256).replace("encoder.file", "encoder.weights"))
             self._digests[path] = file_sha256(Path(path))
         return self._digests[path]
 
@@ -136,11 +138,7 @@ class Recipes:
         old, new = (_flat({key: value for key, value in recipe.items() if key not in LATER}) for recipe in (was, now))
         save = set(old.pop("output.save", ())), set(new.pop("output.save"))
         keys = set(new) if self.facts is None else set(old) | set(new)
-        lines = [
-            f"{self._name(key, ref)} was {old.get(key)!r} and is now {new.get(key)!r}"
-            for key in sorted(keys)
-            if old.get(key) != new.get(key)
-        ]
+        lines = self._differences(old, new, keys, ref)
         if self.config.tiles.tissue.function is not None and kept_sha256 is None:
             lines = [line for line in lines if "kept_sha256" not in line]  # it is not known yet
         if more := sorted(save[1] - save[0] - {"slide", "windows"}):
@@ -155,6 +153,20 @@ class Recipes:
                 f"{hint}Choose another output, or start {ref.id} over with --restart (its embeddings are then deleted)."
             )
         return later
+
+    def later_changes(self, was: Recipe, ref: SlideRef) -> list[str]:
+        """In words, what a store's later stages were made of and this config has otherwise; a stage that one of both lacks is no change."""
+        now = self.of(ref)
+        both = [stage for stage in LATER if was.get(stage) is not None and now[stage] is not None]
+        old, new = (_flat({stage: recipe[stage] for stage in both}) for recipe in (was, now))
+        return self._differences(old, new, set(old) | set(new), ref)
+
+    def _differences(self, old: Recipe, new: Recipe, keys: set[str], ref: SlideRef) -> list[str]:
+        return [
+            f"{self._name(key, ref)} was {old.get(key)!r} and is now {new.get(key)!r}"
+            for key in sorted(keys)
+            if old.get(key) != new.get(key)
+        ]
 
     def _name(self, field: str, ref: SlideRef) -> str:
         if field == f"tiles.tissue.kept{SHA256}":

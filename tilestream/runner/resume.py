@@ -89,6 +89,8 @@ def take_up(
     kept = there["recipe"]["tiles"]["tissue"].get("kept_sha256")
     wanted = {**recipes.attributes(ref, there["recipe"], kept), "layout": vars(slide.layout)}
     if any(there.get(key) != value for key, value in wanted.items()):
+        if changes := recipes.later_changes(there["recipe"], ref):
+            say(f"{ref.id}: {'; '.join(changes)}. What is made of it is computed again; the embeddings stay.")
         store.adopt(wanted, windows_of(slide, setup))
     else:
         store.make_arrays(windows_of(slide, setup))
