@@ -237,26 +237,15 @@ def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print
     """List the encoders that a config can name."""
     from dataclasses import asdict
 
-    from rich.table import Table
-
-    from tilestream.encoders.catalogue import known_encoders
+    from tilestream.encoders.catalogue import encoder_table, known_encoders
 
     rows = [asdict(entry) for entry in known_encoders()]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    columns = {
-        "name": "name", "dim": "dim", "tile_size": "tile px", "mpp": "µm/px", "output": "output", "precision": "precision", "normalisation": "normalisation",
-        "licence": "licence", "gated": "gated", "source": "source",
-    }  # fmt: skip
-    table = Table(box=None, pad_edge=False)
-    for key, words in columns.items():
-        table.add_column(words, no_wrap=key == "name", overflow="fold")
-    for row in rows:
-        table.add_row(*("-" if row[key] in (None, False) else "yes" if row[key] is True else str(row[key]) for key in columns))
     console = _console()
     console.width = console.width if console.is_terminal else WIDE
-    console.print(table)
+    console.print(encoder_table(rows, console.width))
     print(
         'Also timm:<model>, hf:<repository>, and "module:factory": a Python function that returns a torch.nn.Module with `dim`. --json has more columns.'
     )

@@ -58,6 +58,9 @@ def test_the_former_encoder_is_loadable_for_stores_that_name_it():
     with torch.inference_mode():
         near = torch.cosine_similarity(larger(tile), ours(tile[..., 16:240, 16:240]))
     assert larger.pos_embed.shape == (1, 257, 192)
+    assert larger.notes[-1] == "tilestream-tiny: its positions were learned for 14 x 14 patches and are interpolated to 16 x 16"
+    with pytest.raises(ConfigError, match=r"Set tiles\.size to 224, or encoder\.args\.img_size to 256: positions are then interpolated\."):
+        ours(tile)
     assert near > 0.95  # the same middle, seen with a little more round it
 
 

@@ -1,15 +1,19 @@
 """Encoders are found by name, and what does not fit the contract is refused with the config key that caused it."""
 
+import io
+import re
 import sys
+from dataclasses import asdict
 from importlib.metadata import EntryPoint
 from types import ModuleType
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from tilestream.encoders import factories
-from tilestream.encoders.catalogue import EncoderSpec, known_encoders
+from tilestream.encoders.catalogue import COLUMNS, NARROW, EncoderSpec, encoder_table, known_encoders
 from tilestream.encoders.registry import build_encoder, random_weights
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.patch_embed import PatchEmbed
@@ -111,3 +115,14 @@ def test_weights_are_loaded_and_then_no_longer_random(module, tmp_path):
         build_encoder(EncoderSpec("patch_embed", weights=str(tmp_path / "w.pth"), args={"dim": 16}))
     with pytest.raises(InputError, match="there is no such weights file"):
         build_encoder(EncoderSpec("patch_embed", weights=str(tmp_path / "none.pth")))
+
+
+@pytest.mark.parametrize(("width", "columns"), [(80, NARROW), (200, tuple(COLUMNS))])
+def test_the_table_of_encoders_breaks_no_word_of_its_names(width, columns):
+    console = Console(width=width, file=io.StringIO())
+    rows = [asdict(entry) for entry in known_encoders()]
+    console.print(encoder_table(rows, width))
+    lines = console.file.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert re.split(r"  +", lines[0].strip()) == [COLUMNS[key] for key in columns]
+    assert {row["name"] for row in rows} <= {line.split(" ")[0] for line in lines}

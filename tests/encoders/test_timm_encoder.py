@@ -11,7 +11,7 @@ from tilestream.errors import ConfigError
 
 POOLED = {
     "test_resnet": "mean of the last map",
-    "mobilenetv3_small_050": "mean of the last map",  # its head has more features than its last map
+    "mobilenetv3_small_050": "mean of the last map, through the layer behind it",  # its head has more features than its last map
     "test_efficientnet": "mean of the last map",
     "test_convnext": "mean of the last map",
     "eva02_tiny_patch14_224": "mean of the patch tokens",
@@ -83,7 +83,7 @@ def test_a_model_that_pools_nothing_is_asked_about(tmp_path):
 
 def test_a_map_that_nothing_pools_is_averaged_where_that_is_said(tmp_path):
     theirs, weights = pair("test_resnet", tmp_path)
-    with pytest.raises(ConfigError, match=r"a tile gives \(96, 5, 5\)"):
+    with pytest.raises(ConfigError, match=r"a tile gives \(96, 5, 5\), .*Set it to mean\.$"):
         build_encoder(EncoderSpec("timm:test_resnet", weights=weights, args={"global_pool": ""}))
     ours = build_encoder(EncoderSpec("timm:test_resnet", weights=weights, args={"global_pool": "", "output": "mean"}))
     tiles = tissue(160)

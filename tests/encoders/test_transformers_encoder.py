@@ -184,3 +184,18 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
     library("transformers")
     with pytest.raises(InputError, match=r"has no preprocessor_config\.json"):
         build_encoder(EncoderSpec(f"hf:{tmp_path}"))
+
+
+@pytest.mark.parametrize("name", ["./none", "/none/at/all", "none"])
+def test_a_folder_that_does_not_exist_is_named(name):
+    library("transformers")
+    with pytest.raises(InputError, match=rf"hf:{name}: there is no such folder, and a repository of the hub is owner/name"):
+        build_encoder(EncoderSpec(f"hf:{name}"))
+
+
+def test_a_model_of_text_is_refused(tmp_path):
+    t = library("transformers")
+    options = {**TEXT, "num_hidden_layers": 1}
+    folder = save_hugging(randomised(t.BertModel(t.BertConfig(**options))), tmp_path, SIDE)
+    with pytest.raises(ConfigError, match=r"is a bert, which cannot be given a picture alone .*module:factory"):
+        build_encoder(EncoderSpec(f"hf:{folder}", args={"output": "class"}))

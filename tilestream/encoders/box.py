@@ -9,6 +9,7 @@ from typing import Any
 
 from tilestream.encoders.catalogue import LITE, TINY
 from tilestream.encoders.convert import resize_positions
+from tilestream.encoders.preset_encoders import add_notes
 from tilestream.encoders.weights import apply_weights, read_weights
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.efficientnet_lite import EfficientNetLite, folded_state
@@ -70,6 +71,13 @@ def tilestream_tiny(weights: str | None = None, **options: Any) -> VisionTransfo
     _refuse_other_bytes(path, TINY_SHA256, TINY)
     encoder = vit_tiny_patch16_224(**options)
     state = read_weights(path)[0]
+    if encoder.config.side != (own := round((state["pos_embed"].shape[1] - encoder.config.prefix) ** 0.5)):
+        add_notes(
+            encoder,
+            [
+                f"{TINY}: its positions were learned for {own} x {own} patches and are interpolated to {encoder.config.side} x {encoder.config.side}"
+            ],
+        )
     resize_positions(state, encoder.config.side, encoder.config.prefix, antialias=False)
     apply_weights(encoder, state, path)
     encoder.mpp, encoder.mpp_range = 0.5, (0.25, 2.0)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tilestream.encoders.factories import encoder_points
 from tilestream.encoders.presets import HALF, IMAGENET, PRESETS, Pixels, Preset
 from tilestream.models.lite_vectors import VECTORS
 from tilestream.models.vit_config import ViTConfig, vector_words
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 LITE = "tilestream-lite"
 """The encoder in the box: version 1, the middle of EfficientNet-Lite0 on the weights of a package that is installed with this one."""
 
 TINY = "tilestream-tiny"
 """The former encoder in the box, for stores that name it."""
+
+COLUMNS = {
+    "name": "name", "dim": "dim", "tile_size": "tile px", "mpp": "µm/px", "output": "output", "precision": "precision", "normalisation": "normalisation",
+    "licence": "licence", "gated": "gated", "source": "source",
+}  # fmt: skip
+"""What the table shows of an entry, and what it is called there."""
+
+NARROW = ("name", "dim", "tile_size", "mpp", "output", "licence")
+"""Those that fit into 80 letters."""
+
+LEAST_WIDE = 140
+"""Letters a line that all of them need."""
 
 VITS = {"vit_tiny_patch16_224": 192, "vit_small_patch16_224": 384, "vit_base_patch16_224": 768, "vit_large_patch16_224": 1024}
 """Our bare vision transformers, and the features of each."""
@@ -109,3 +124,16 @@ def known_encoders() -> list[EncoderEntry]:
         note="for stores that name it",
     )  # fmt: skip
     return [lite, *ours, patches, tiny, *(preset_entry(preset) for preset in PRESETS.values()), *others]
+
+
+def encoder_table(rows: Iterable[Mapping[str, Any]], width: int) -> Table:
+    """Entries as a table that can be read in lines of `width` letters."""
+    from rich.table import Table
+
+    keys = tuple(COLUMNS) if width >= LEAST_WIDE else NARROW
+    table = Table(box=None, pad_edge=False)
+    for key in keys:
+        table.add_column(COLUMNS[key], no_wrap=key not in ("output", "licence", "normalisation", "source"), overflow="fold")
+    for row in rows:
+        table.add_row(*("-" if row[key] in (None, False) else "yes" if row[key] is True else str(row[key]) for key in keys))
+    return table

@@ -19,7 +19,7 @@ _WEIGHT_FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_mode
 def is_hub_id(text: str) -> bool:
     """Whether a value of `weights` names a repository, `owner/name` or `owner/name@revision`, and no file of this machine."""
     return (
-        bool(re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", text))
+        bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w.-]+)?", text))
         and Path(text).suffix not in {*SUFFIXES, ".json"}
         and not Path(text).exists()
     )
@@ -46,8 +46,8 @@ def fetch_weights(address: str) -> Path:
     raise InputError(f"{address} holds none of {', '.join(_WEIGHT_FILES)}. Fetch its weights yourself and give the path.")
 
 
-def fetch_file(repository: str, name: str, revision: str | None = None) -> Path:
-    """One file of a repository, from the cache or the hub.
+def fetch_file(repository: str, name: str, revision: str | None = None, *, way: str = "") -> Path:
+    """One file of a repository, from the cache or the hub; `way` is the way out without the hub, where it is not `encoder.weights`.
 
     Raises
     ------
@@ -58,6 +58,7 @@ def fetch_file(repository: str, name: str, revision: str | None = None) -> Path:
     FileNotFoundError
         The repository has no such file.
     """
+    own = way or f"or fetch {name} on another machine and set encoder.weights to its path"
     try:
         from huggingface_hub import constants, hf_hub_download
         from huggingface_hub.errors import (
@@ -70,10 +71,9 @@ def fetch_file(repository: str, name: str, revision: str | None = None) -> Path:
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"encoder: {repository} is on the Hugging Face hub, and huggingface_hub is not installed. "
-            f"Run pip install 'tilestream[hf]', or fetch {name} yourself and set encoder.weights to it."
+            f"Run pip install 'tilestream[hf]', {own}."
         ) from error
     page = f"{constants.ENDPOINT}/{repository}"
-    own = f"or fetch {name} on another machine and set encoder.weights to its path"
     try:
         return Path(hf_hub_download(repository, name, revision=revision))
     except LocalEntryNotFoundError as error:

@@ -107,7 +107,10 @@ class TimmEncoder(nn.Module):
         if self.output is None:
             pooling = _pooling_of(self.model)
             if pooling == "avg":
-                return "mean of the last map" if prefix is None else "mean of the patch tokens"
+                if prefix is not None:
+                    return "mean of the patch tokens"
+                behind = getattr(self.model, "head_hidden_size", None) not in (None, self.model.num_features)
+                return "mean of the last map" + (", through the layer behind it" if behind else "")
             return _POOLINGS.get(pooling, f"what timm pools ({pooling or 'by a rule of the model'})")
         if prefix is None or not isinstance(getattr(self.model, "fc_norm", nn.Identity()), nn.Identity):
             why = "it has no tokens" if prefix is None else "it has a norm behind its own pooling"
@@ -120,9 +123,10 @@ class TimmEncoder(nn.Module):
         """Features of a tile, from a black one."""
         out = self.forward(torch.zeros(1, 3, self.tile_size, self.tile_size, dtype=torch.uint8))
         if out.ndim != 2:
+            outputs = OUTPUTS if getattr(self.model, "num_prefix_tokens", None) is not None else ("mean",)
             raise ConfigError(
                 f"encoder.args.output: timm:{self.name} is configured to pool nothing (global_pool ''): a tile gives {tuple(out.shape[1:])}, "
-                f"and what its vector is must be said. Set it to {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}."
+                f"and what its vector is must be said. Set it to {' or '.join(outputs)}."
             )
         return int(out.shape[1])
 

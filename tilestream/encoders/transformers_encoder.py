@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tilestream.encoders.hub import fetch_file
+from tilestream.encoders.hub import fetch_file, is_hub_id
 from tilestream.encoders.imported import import_optional
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.patch_embed import freeze, normalise_pixels
@@ -168,7 +168,13 @@ class TransformersEncoder(nn.Module):
 
     def _probe(self) -> int:
         """Features of a tile, from a black one; how many tokens there are must be as the architecture has it."""
-        found = self._run(torch.zeros(1, 3, self.tile_size, self.tile_size, dtype=torch.uint8))
+        try:
+            found = self._run(torch.zeros(1, 3, self.tile_size, self.tile_size, dtype=torch.uint8))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"encoder.name: hf:{self.repository} is a {self.kind}, which cannot be given a picture alone ({_first_line(error)}). "
+                "Name a model of pictures, or wrap this one in a module:factory."
+            ) from error
         parts = {"projected": ("image_embeds",), "pooled": ("pooler_output",)}.get(self.output, ("last_hidden_state",))
         value = getattr(found, parts[0], None)
         if not isinstance(value, Tensor):
@@ -224,7 +230,8 @@ def _build_model(repository: str, written: dict[str, Any], known: _Architecture 
         raise ConfigError(f"encoder.name: hf:{repository} needs a library that cannot be imported ({error}).") from error
     except (ValueError, KeyError) as error:
         raise ConfigError(
-            f"encoder.name: hf:{repository} needs code of its authors, which is not run here ({error}). Wrap it in a module:factory."
+            f"encoder.name: hf:{repository} needs code of its authors, or a class of transformers that is not chosen by itself ({_first_line(error)}). "
+            "Neither is run here: wrap it in a module:factory."
         ) from error
     except (OSError, RuntimeError) as error:
         raise InputError(f"hf:{repository}: its weights cannot be loaded ({error})") from error
@@ -235,6 +242,11 @@ def _build_model(repository: str, written: dict[str, Any], known: _Architecture 
             "Set encoder.args.output to something that does not need them, or fetch the repository again."
         )
     return model
+
+
+def _first_line(error: Exception) -> str:
+    """What another library says, without the list of everything that it knows."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 @contextlib.contextmanager
@@ -280,8 +292,12 @@ def _side(pixels: dict[str, Any]) -> int | None:
 def _read_json(repository: str, name: str) -> dict[str, Any]:
     path = Path(repository) / name
     if not Path(repository).is_dir():
+        if not is_hub_id(repository):
+            raise InputError(f"hf:{repository}: there is no such folder, and a repository of the hub is owner/name. Correct the path.")
         try:
-            path = fetch_file(repository, name)
+            path = fetch_file(
+                repository, name, way="or fetch the whole repository on another machine and set encoder.name to hf:<its folder>"
+            )
         except FileNotFoundError as error:
             raise InputError(f"hf:{repository} has no {name}: it is no model of transformers. Set encoder.name to one that is.") from error
     elif not path.is_file():

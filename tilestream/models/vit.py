@@ -168,9 +168,9 @@ class VisionTransformer(nn.Module):
         size = self.tile_size
         if tuple(images.shape[1:]) != (3, size, size):
             shape = " x ".join(str(s) for s in images.shape[1:])
-            raise ConfigError(
-                f"tiles.size: the encoder takes 3 x {size} x {size} px, got {shape}. Set tiles.size or encoder.args.img_size."
-            )
+            fits = images.shape[-1] % self.config.patch == 0 and self.config.tile is None
+            other = f", or encoder.args.img_size to {images.shape[-1]}: positions are then interpolated" if fits else ""
+            raise ConfigError(f"tiles.size: the encoder takes 3 x {size} x {size} px, got {shape}. Set tiles.size to {size}{other}.")
         if self.config.tile is not None:
             images = resize_tiles(images, self.config.resize or self.config.img_size, self.config.img_size, self.config.interpolation)
         dtype = self.patch_embed.proj.weight.dtype
