@@ -125,3 +125,10 @@ def test_files_of_one_ome_tiff_are_one_slide(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "c0.ome.tif", tmp_path / "another.ome.tif")
     found = list_slides([str(tmp_path / "*.ome.tif")])
     assert [ref.id for ref in found] == ["another", "c0"]
+
+
+@pytest.mark.parametrize("here", [".", "./", "../case 7"])
+def test_the_folder_of_a_series_that_one_is_in_gives_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str) -> None:
+    write_series(tmp_path / "case 7", pyramid(IMAGE, 1))
+    monkeypatch.chdir(tmp_path / "case 7")
+    assert [ref.id for ref in list_slides([here])] == ["case 7"]

@@ -137,7 +137,7 @@ def _expand_glob(pattern: str) -> Iterator[SlideRef]:
 
 def _local_slide(path: str) -> SlideRef:
     # Absolute, because workers may run in another folder.
-    return SlideRef(id_from_address(path), str(Path(path).absolute()))
+    return SlideRef(id_from_address(os.path.abspath(path)), str(Path(path).absolute()))  # noqa: PTH100  # `.` and `..` have names
 
 
 def _is_plain_folder(path: Path) -> bool:

@@ -181,7 +181,8 @@ def _open_auto(address: str, options: SourceOptions) -> Source:
         if plugin is not None:
             return plugin(address, options)
         words = str(error).removeprefix(f"{address}: ")
-        raise InputError(foreign_words(address) or f"{address}: no backend reads it. tiff: {why}. openslide: {words}.") from error
+        told = f"{address}: no backend reads it. tiff: {why}. openslide: {words.rstrip('.')}. Is it an image? Copy it again from its origin, or convert it to OME-Zarr."
+        raise InputError(foreign_words(address) or told) from error
 
 
 def _open_folder(path: Path, options: SourceOptions) -> Source:
