@@ -38,6 +38,56 @@ def config_path(tmp_path, image_path):
     return path
 
 
+def test_the_version_is_printed(capsys):
+    assert command(capsys, "--version") == (0, f"tilestream {tilestream.__version__}\n", "")
+
+
+def test_run_prints_a_summary_and_ends_with_0(capsys, config_path, tmp_path):
+    code, out, err = command(capsys, "run", config_path)
+    assert code == 0
+    assert "20 in the output, 20 embedded by this run, 0 failed" in out
+    assert all(
+        word in out
+        for word in (
+            "slides",
+            "tiles/s",
+            "compute",
+            "read",
+            "write",
+            "peak",
+            "projected",
+            "anndata.read_zarr",
+            "overview.png",
+            str(tmp_path / "out"),
+        )
+    )
+    assert "a: done, 20 of 20 tiles" in err
+
+
+def test_a_rerun_says_that_it_was_done_already(capsys, config_path):
+    command(capsys, "run", config_path)
+    code, out, err = command(capsys, "run", config_path)
+    assert code == 0
+    assert "1 already done" in out
+    assert "already done" in err
+
+
+def test_json_lines_and_a_json_summary_for_machines(capsys, config_path):
+    code, out, err = command(capsys, "run", config_path, "--log-format", "json")
+    events = [json.loads(line) for line in err.splitlines()]
+    assert code == 0
+    assert {e["event"] for e in events} == {"message", "shard", "slide"}
+    assert json.loads(out)["tiles"] == 20
+
+
+def test_untrained_weights_are_announced_once_in_plain_words(capsys, config_path):
+    code, _, err = command(
+        capsys, "run", config_path, "--set", "encoder=vit_tiny_patch16_224", "--set", "output.path=" + str(config_path.parent / "v")
+    )
+    assert code == 0
+    assert err.count("random, untrained weights") == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "code", "words"),
     [
@@ -209,10 +259,6 @@ def test_the_script_finds_an_encoder_in_the_folder_it_is_called_from_as_the_modu
         [sys.executable, str(tmp_path / "bin" / "tilestream"), *run], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_the_version_is_printed(capsys):
-    assert command(capsys, "--version") == (0, f"tilestream {tilestream.__version__}\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
