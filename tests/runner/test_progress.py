@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from tilestream.runner.progress import LiveReporter
+from tilestream.runner.progress import LiveReporter, slide_words
+from tilestream.runner.summary import SlideResult
 from tilestream.stages.slide_task import Report
 
 
@@ -49,3 +50,12 @@ def test_a_resumed_pass_counts_from_what_was_there(reporter):
     plan(reporter, "b", 10_000, 1_000)
     reporter.advanced("b", 9_500)
     assert bar(reporter) == (500, 1_000)
+
+
+def test_a_refused_slide_is_named_once() -> None:
+    words = "a: refused: tiles.mpp is 0.25, but the file does not say its resolution."
+    for error in (
+        "tiles.mpp is 0.25, but the file does not say its resolution.",
+        "a: tiles.mpp is 0.25, but the file does not say its resolution.",
+    ):
+        assert slide_words(SlideResult("a", "a.tif", "refused", error=error)) == words

@@ -30,7 +30,7 @@ LOG_EVERY = 10.0
 def slide_words(result: SlideResult) -> str:
     """One line on a slide that ended."""
     if result.status == "refused":
-        return f"{result.id}: refused: {result.error}"
+        return f"{result.id}: refused: {result.error.removeprefix(f'{result.id}: ')}"
     if result.status == "already done":
         return f"{result.id}: already done, {result.tiles} tiles"
     failed = f", {result.failed_tiles} failed" if result.failed_tiles else ""
