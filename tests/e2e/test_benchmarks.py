@@ -20,6 +20,7 @@ from benchmarks import (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_memory_stays_below_the_projection_and_near_it(capsys):
     rows = bench_memory.main(["--quick", "--json"])
     assert json.loads(capsys.readouterr().out) == rows

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -15,6 +16,10 @@ import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config
 from tilestream.cli import main
+from tilestream.config.load import load_config
+from tilestream.config.slide_list import list_slides
+from tilestream.store.folder import Folder
+from tilestream.store.lock import Claims
 
 
 def command(capsys, *arguments):
@@ -163,17 +168,17 @@ def test_other_bytes_under_the_same_name_are_refused(capsys, config_path):
 
 
 def test_an_output_in_use_is_refused_and_a_dead_owner_is_not_waited_for(capsys, config_path):
-    lock = config_path.parent / "out" / ".tilestream" / "run.lock"
-    lock.parent.mkdir(parents=True)
-    import platform
-
-    lock.write_text(json.dumps({"host": platform.node(), "pid": os.getpid(), "since": "2026-01-01T00:00:00+00:00"}))
-    code, _, err = command(capsys, "run", config_path)
+    output = config_path.parent / "out"
+    (slide,) = (ref.id for ref in list_slides(load_config(config_path).slides))
+    with Claims(Folder(str(output))) as another:
+        assert another.take(slide) == ""
+        code, _, err = command(capsys, "run", config_path)
     assert code == 6
-    assert f"in use by process {os.getpid()} on {platform.node()} since 2026-01-01" in err
-    lock.write_text(json.dumps({"host": platform.node(), "pid": 2**22 - 1, "since": "2026-01-01T00:00:00+00:00"}))
+    assert f"process {os.getpid()} on {platform.node()}" in err
+    left = output / ".tilestream" / "claims" / f"{slide}.json"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_text(json.dumps({"host": platform.node(), "pid": 2**22 - 1, "since": "2026-01-01T00:00:00+00:00"}))
     assert command(capsys, "run", config_path)[0] == 0
-    assert not lock.exists()
 
 
 def test_a_failed_tile_ends_the_slide_where_the_config_says_so(capsys, config_path, slides):

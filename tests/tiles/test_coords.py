@@ -159,7 +159,7 @@ def test_a_changed_file_is_another_recipe_and_a_moved_one_is_not(tmp_path, slide
     write_places(tmp_path / "moved.h5", [(0, 0)], patch_size=224)
     run(slide, tmp_path / "out", tmp_path / "moved.h5")
     write_places(path, [(0, 1)], patch_size=224)
-    with pytest.raises(OutputError, match=r"tiles\.from_sha256 was"):
+    with pytest.raises(OutputError, match=r"a\.h5 \(tiles\.from"):
         run(slide, tmp_path / "out", path)
     (tmp_path / "c.yaml").write_text(json.dumps(chosen(slide, tmp_path / "out", path)))
     with pytest.raises(SystemExit) as ended:
