@@ -9,7 +9,8 @@ import pytest
 import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config, opened
-from tilestream.errors import TilestreamError
+from tilestream.errors import IncompleteError, TilestreamError
+from tilestream.interop.exports import export_slides
 from tilestream.store.slide_store import SlideStore
 from tilestream.store.verify import verify_output
 
@@ -110,3 +111,15 @@ def test_what_is_left_can_be_read_when_asked(finished, tmp_path):
     assert np.isnan(rows[10:20]).all()
     assert np.isfinite(rows[:10]).all()
     assert SlideStore(opened(finished[0] / "out", "a").folder).quick_damage() == []
+
+
+@pytest.mark.parametrize("form", ["csv", "pt", "trident-h5"])
+def test_an_export_names_damaged_rows_and_does_the_other_slides(finished, tmp_path, form):
+    for name in ("a", "b"):
+        shutil.copytree(finished[0] / "out" / "a.zarr", tmp_path / "out" / f"{name}.zarr")
+    hurt(tmp_path / "out" / "a.zarr" / "tables" / "tiles" / "X" / "c" / "1" / "0", "flipped")
+    lines = export_slides(str(tmp_path / "out"), form, out=str(tmp_path / "exported"))
+    assert next(lines).startswith("b: ")
+    with pytest.raises(IncompleteError, match=r"1 of 2 slides left out: .*tables/tiles/X/c/1/0: bytes differ.*verify --repair"):
+        list(lines)
+    assert [path.stem for path in (tmp_path / "exported").iterdir() if not path.name.startswith(".")] == ["b"]

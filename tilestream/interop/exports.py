@@ -20,6 +20,7 @@ from tilestream.store.cohort import find_stores, some
 from tilestream.store.folder import Folder
 from tilestream.store.ownership import is_ours
 from tilestream.store.slide import VECTORS, Slide
+from tilestream.store.slide_store import SlideStore
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def export_slides(
     InputError
         There is no store, or a slide lacks what the format needs.
     IncompleteError
-        Slides are not finished; the others are exported by then.
+        Slides are not finished, or damaged; the others are exported by then.
     """
     if name not in FORMATS:
         raise ConfigError(f"--to: {name!r} is none of {', '.join(FORMATS)}.")
@@ -107,7 +108,13 @@ def export_slides(
             if out is None
             else _named_target(out, found.id, name, alone=slide is not None or is_store)
         )
-        written = write(found, Target(path, force, records))
+        try:
+            written = write(found, Target(path, force, records))
+        except (OSError, RuntimeError, ValueError):  # of whoever decodes rows
+            if (harm := _damage(found)) is None:
+                raise
+            unfinished.append(harm)
+            continue
         yield f"{found.id}: {written.tiles} tiles -> {path}" + "".join(f"; {note}" for note in written.notes)
     if unfinished:
         left = f"{len(unfinished)} of {len(stores)} slides left out: " if len(stores) > 1 else ""
@@ -124,6 +131,15 @@ def _open_slides(stores: dict[str, Folder], what: str, *, allow_unfinished: bool
         except IncompleteError as error:
             unfinished.append(error)
     return slides, unfinished
+
+
+def _damage(slide: Slide) -> IncompleteError | None:
+    """Why a slide that could not be read is not as it was written; None where it is."""
+    try:
+        SlideStore(slide.folder).refuse_damaged(rows=True)
+    except IncompleteError as error:
+        return error
+    return None
 
 
 def _writer(name: str, what: str) -> Callable[[Slide, Target], Written]:

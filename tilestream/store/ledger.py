@@ -236,9 +236,9 @@ class Ledger:
         found = {} if wrong else self.sums(list(objects))
         return wrong or [f"{key}: bytes differ from what was written" for key, seen in objects.items() if found[key] != seen]
 
-    def refuse_damaged(self) -> None:
-        """Look at a finished slide in little time. Raises IncompleteError where it is not as it was written."""
-        harm = self.quick_damage() if self.folder.exists(COMPLETE) else []
+    def refuse_damaged(self, *, rows: bool = False) -> None:
+        """Look at a finished slide in little time, or with `rows` at all its bytes. Raises IncompleteError where it is not as it was written."""
+        harm = (self.damage() if rows else self.quick_damage()) if self.folder.exists(COMPLETE) else []
         if harm:
             more = f" (and {len(harm) - 1} more)" if harm[1:] else ""
             raise IncompleteError(
