@@ -296,3 +296,8 @@ def test_an_interrupted_run_ends_with_5_and_resumes(tmp_path, number):
     summary = tilestream.run(given)
     assert summary.exit_code == 0
     assert summary.new_tiles == 256 - 16 * kept
+
+
+def test_a_slide_that_is_refused_leaves_no_store(capsys, config_path):
+    assert command(capsys, "run", config_path, "--set", "tiles.level=7")[0] == 3
+    assert not list((config_path.parent / "out").glob("*.zarr"))

@@ -62,15 +62,17 @@ def take_up(
 
     was = store.attributes
 
-    def anew(into: SlideStore) -> PreparedSlide:
-        slide = prepare_slide(ref, source, setup)
+    def anew(into: SlideStore, slide: PreparedSlide | None = None) -> PreparedSlide:
+        slide = slide or prepare_slide(ref, source, setup)
         kept = slide.plan.kept_sha256 if setup.config.tiles.tissue.function is not None else None
         create_store(into, slide, setup, recipes.attributes(ref, {} if was is None or into is store else was["recipe"], kept))
         return slide
 
+    # Before anything is written: a slide that is refused leaves no store.
+    first = prepare_slide(ref, source, setup) if was is None else None
     store.raise_fence()
     if was is None or cohort.restart == ALL:
-        return anew(store)
+        return anew(store, first)
     store.folder.delete(COMPLETE)
     store.folder.sweep()
     if store.dropping:
