@@ -1,0 +1,60 @@
+"""The viewer's server: what it answers and what it refuses."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support.viewing import ask, files, running
+from tilestream.cli import main
+from tilestream.viewer.deepzoom import SIDE
+
+
+def test_the_server_answers_by_number_and_for_its_host_alone(output):
+    before = files(output)
+    answers = ask(
+        output,
+        [
+            ("/", {}), ("/tiles/0/0/0/0.jpg", {}), ("/crops/1/0.jpg", {}), ("/", {"Host": "localhost"}),
+            ("/", {"Host": "evil.example"}), ("/tiles/0/0/0/0.jpg", {"Host": "evil.example:80"}), ("/", {"Host": "127.0.0.1.evil.example"}),
+            ("/tiles/0/0/0/0.jpg", {"Origin": "http://evil.example"}), ("/static/js/bokeh.min.js", {"Host": "evil.example"}),
+            ("/tiles/9/0/0/0.jpg", {}), ("/crops/0/999999.jpg", {}), ("/tiles/0/0/0/..%2f..%2fa.tif", {}), ("/crops/0/../../run.json", {}),
+            ("/run.json", {}), ("/static/../../../../etc/passwd", {}), ("/static/%2e%2e/%2e%2e/server.py", {}), ("//etc/passwd", {}),
+        ],
+    )  # fmt: skip
+    codes = [code for code, _ in answers]
+    assert codes[:4] == [200, 200, 200, 200]
+    assert codes[4:9] == [403] * 5
+    assert all(code in (400, 403, 404) for code in codes[9:])
+    assert b"http://cdn" not in answers[0][1]
+    assert b"https://" not in answers[0][1]
+    assert Image.open(io.BytesIO(answers[1][1])).size == (SIDE, SIDE)
+    assert files(output) == before
+
+
+def test_the_command_ends_quietly_and_refuses_what_it_cannot_do(output, tmp_path, monkeypatch, capsys):
+    for arguments, code, words in (
+        ([str(tmp_path)], 3, "no output of tilestream here"),
+        ([str(output), "--slide", "zz"], 2, "--slide: zz is in none"),
+        ([str(output), "--host", "0.0.0.0"], 2, "every address"),
+        ([str(output), "--host", "host.invalid"], 2, "cannot be listened on"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["view", *arguments, "--no-browser"])
+        assert ended.value.code == code
+        assert words in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "bokeh", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["view", str(output)])
+    assert ended.value.code == 2
+    assert "pip install 'tilestream[view]'" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_it_with_0_and_torch_is_never_loaded(output):
+    with running(output) as (address, process):
+        assert address.startswith("http://127.0.0.1:")
+        maps = Path(f"/proc/{process.pid}/maps")
+        if maps.exists():
+            assert "libtorch" not in maps.read_text()
