@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 
 import tilestream.sources as module
@@ -140,3 +141,31 @@ def test_a_sample_is_read_by_the_backend_that_is_asked_for_and_opened_again_as_t
         again = source.opened_as
         with open_source(again.address, again.options) as other:
             assert other.info.fingerprint == again.fingerprint
+
+
+@pytest.mark.parametrize("place", [0, 0.31, 0.5, 0.77, 1])
+def test_one_byte_of_a_file_anywhere_is_another_image(tmp_path, place):
+    path = write_pyramid(tmp_path / "a.tif", make_image(600, 700, 1), levels=1)
+    with open_source(str(path), SourceOptions()) as source:
+        before = source.info.fingerprint
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tif:
+        offsets = tif.pages[0].dataoffsets
+    at = offsets[0] + 700 + int(place * (offsets[-1] - offsets[0]))
+    data[at] ^= 1
+    path.write_bytes(data)
+    with open_source(str(path), SourceOptions()) as source:
+        assert source.info.fingerprint != before
+
+
+def test_one_byte_of_a_zarr_chunk_is_another_image(tmp_path):
+    array = zarr.create_array(tmp_path / "a.zarr", shape=(1024, 1024, 3), chunks=(256, 256, 3), dtype="u1", dimension_names=["y", "x", "c"])
+    array[:] = make_image(1024, 1024, 1)
+    with open_source(str(tmp_path / "a.zarr"), SourceOptions()) as source:
+        before = source.info.fingerprint
+    chunk = tmp_path / "a.zarr" / "c" / "2" / "1" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    with open_source(str(tmp_path / "a.zarr"), SourceOptions()) as source:
+        assert source.info.fingerprint != before

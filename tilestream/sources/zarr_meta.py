@@ -19,7 +19,7 @@ import zarr
 
 from tilestream.errors import InputError
 from tilestream.geometry import Level, Size, downsample_from_sizes
-from tilestream.sources.files import SAMPLE_BYTES, SAMPLES, fingerprint_file
+from tilestream.sources.files import SAMPLE_BYTES, WHOLE_BYTES, fingerprint_file
 from tilestream.sources.resolution import UNKNOWN, Resolution, micrometres_from_unit, resolution_from_config, resolution_from_file
 from tilestream.sources.sample_values import Choices
 
@@ -28,6 +28,10 @@ MAX_SCENES = 1000
 
 CHANNEL_NAMES = dict.fromkeys(("channel", "channels", "band", "bands", "s", "sample", "samples", "rgb"), "c")
 """Names that plain arrays give to their channel axis."""
+
+
+OBJECTS = 256
+"""Objects of a Zarr that go into its fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,10 @@ def resolution_of(image: ZarrImage, choices: Choices) -> Resolution:
 
 
 def fingerprint_of(node: Any, image: ZarrImage, address: str) -> str:
-    """Hexadecimal blake2b digest of all metadata and, for a local store, of sizes and heads of 16 evenly spaced level-0 objects."""
+    """Hexadecimal blake2b digest of all metadata and, for a local store, of evenly spaced level-0 objects.
+
+    `OBJECTS` of them at most, whole where they are small (`WHOLE_BYTES` in all), else their sizes, heads and tails.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for item in (node, *image.arrays):
         digest.update(json.dumps(item.metadata.to_dict(), sort_keys=True, default=str).encode())
@@ -166,8 +173,9 @@ def fingerprint_of(node: Any, image: ZarrImage, address: str) -> str:
         digest.update(fingerprint_file(Path(address)).encode())
     root = Path(address) / (array.path if isinstance(node, zarr.Group) else "")
     if root.is_dir():
-        for path in _sampled_objects(array, root):
-            digest.update(_head(path))
+        paths = _sampled_objects(array, root)
+        for path in paths:
+            digest.update(_head(path, WHOLE_BYTES // len(paths)))
     return digest.hexdigest()
 
 
@@ -176,15 +184,17 @@ def _sampled_objects(array: Any, root: Path) -> list[Path]:
     stored = array.shards or array.chunks
     counts = [-(-side // step) for side, step in zip(array.shape, stored, strict=True)]
     total = int(np.prod(counts, dtype=np.int64))
-    picked = np.unique(np.linspace(0, total - 1, min(SAMPLES, total)).astype(np.int64))
+    picked = np.unique(np.linspace(0, total - 1, min(OBJECTS, total)).astype(np.int64))
     places = np.stack(np.unravel_index(picked, counts), axis=-1).tolist() if counts else [[]]
     return [root / array.metadata.encode_chunk_key(tuple(place)) for place in places]
 
 
-def _head(path: Path) -> bytes:
-    """Size and first and last 4 KiB of an object; nothing where it was never written."""
+def _head(path: Path, most: int) -> bytes:
+    """An object of up to `most` bytes, else its size and first and last 4 KiB; nothing where it was never written."""
     try:
         with path.open("rb") as file:
+            if path.stat().st_size <= most:
+                return file.read()
             head = file.read(SAMPLE_BYTES)
             size = file.seek(0, 2)
             file.seek(max(0, size - SAMPLE_BYTES))
