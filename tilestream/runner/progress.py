@@ -211,13 +211,14 @@ def print_summary(summary: Summary, console: Console) -> None:
         ("slides", f"{fresh} done" + (f", {len(done) - fresh} already done" if len(done) > fresh else "") + (f", {len(summary.refused)} refused" if summary.refused else "")),
         ("tiles", f"{summary.tiles} in the output, {summary.new_tiles} embedded by this run, {summary.failed_tiles} failed"),
         ("speed", f"{summary.tiles_per_second:.0f} tiles/s" if summary.new_tiles else "nothing to do"),
-        ("bound", summary.bound or "-"),
-        ("seconds", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in sorted(summary.seconds_by_stage.items())) + f"; in all {summary.seconds:.1f}"),
-        ("memory", f"peak {gib(summary.peak_bytes)}, projected {gib(summary.projected_bytes)}" if summary.peak_bytes else "-"),
+        ("bound", summary.bound),
+        ("seconds", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in sorted(summary.seconds_by_stage.items())) + f"; in all {summary.seconds:.1f}" if summary.seconds_by_stage else ""),
+        ("memory", f"peak {gib(summary.peak_bytes)}, projected {gib(summary.projected_bytes)}" if summary.peak_bytes else ""),
         ("output", without_credentials(summary.output)),
     ]  # fmt: skip
     for name, words in rows:
-        table.add_row(f"[bold]{name}[/bold]", words)
+        if words:
+            table.add_row(f"[bold]{name}[/bold]", words)
     console.print(table)
     for slide in summary.slides:
         if slide.status in ("refused", "unfinished"):
