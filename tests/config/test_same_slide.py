@@ -98,8 +98,31 @@ def test_a_table_may_name_a_series_once(tmp_path: Path) -> None:
     (tmp_path / "one.csv").write_text("path,id\n0.dcm,mine\n1.dcm,\n")
     assert [(ref.id, Path(ref.address).name) for ref in list_slides([str(tmp_path / "one.csv")])] == [("mine", "0.dcm")]
     (tmp_path / "two.csv").write_text("path,id\n0.dcm,mine\n1.dcm,yours\n")
-    with pytest.raises(ConfigError, match=r"0.dcm, .*1.dcm are files of one slide, with 2 ids \(mine, yours\). List one"):
+    with pytest.raises(ConfigError, match=r"0.dcm, .*1.dcm belong to one slide, with 2 ids \(mine, yours\). List one"):
         list_slides([str(tmp_path / "two.csv")])
+
+
+@pytest.mark.parametrize("file", ["x/0.dcm", "x/1.dcm", "x/../x/2.dcm", "link/0.dcm"])
+def test_a_table_may_name_a_series_by_its_folder_or_by_a_file(tmp_path: Path, file: str) -> None:
+    write_series(tmp_path / "x", pyramid(IMAGE, 2), overview=True)
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    table = tmp_path / "slides.csv"
+    for rows in ([f"{file},yours", "x,mine"], ["x/,mine", f"{file},yours"]):
+        table.write_text("\n".join(["path,id", *rows]))
+        with pytest.raises(ConfigError, match=r"belong to one slide, with 2 ids \(mine, yours\). List one of them"):
+            list_slides([str(table)])
+    for file_id, folder_id, expected in (("", "", "x"), ("same", "same", "same"), ("mine", "", "mine"), ("", "mine", "mine")):
+        table.write_text(f"path,id\n{file},{file_id}\nx,{folder_id}\n")
+        assert [(ref.id, ref.address) for ref in list_slides([str(table)])] == [(expected, str(tmp_path / "x"))]
+    table.write_text(f"path,id,mpp\n{file},,0.5\nx,,0.25\n")
+    with pytest.raises(ConfigError, match=r"belong to one slide, with 2 resolutions \(0.25, 0.5\)"):
+        list_slides([str(table)])
+
+
+def test_a_file_in_a_listed_folder_of_several_series_is_a_slide_of_its_own(tmp_path: Path) -> None:
+    for prefix in "ab":
+        write_series(tmp_path / "x", pyramid(IMAGE, 1), prefix=prefix)
+    assert [ref.id for ref in list_slides([str(tmp_path / "x"), str(tmp_path / "x" / "a0.dcm")])] == ["x", "a0"]
 
 
 @pytest.mark.parametrize("again", ["a.svs", "./a.svs", "sub/../a.svs", "link.svs"])

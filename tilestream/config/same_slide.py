@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from tilestream.config.dicom_series import DicomHeader, read_header
+from tilestream.config.dicom_series import WHOLE_SLIDE, DicomHeader, headers_in, read_header
 from tilestream.errors import ConfigError
 
 NEVER_DICOM = frozenset({
@@ -41,7 +41,7 @@ R = TypeVar("R", bound=Listed)
 def merge_files(refs: Sequence[R], name: Callable[[str], str]) -> list[tuple[R, str, float | None]]:
     """The slides of a list in which several files may be one slide; `name` gives the id that an address has of itself.
 
-    A DICOM series is addressed by its finest level, an OME-TIFF by the first of its files in the list. Such a slide is called by the id that the list gives,
+    A DICOM series is addressed by its folder where that is listed, else by its finest level, an OME-TIFF by the first of its files in the list. Such a slide is called by the id that the list gives,
     else by its folder where that holds no other slide of the list, else by the file. Given are the file by which each is opened, its id and its resolution.
 
     Raises
@@ -53,9 +53,10 @@ def merge_files(refs: Sequence[R], name: Callable[[str], str]) -> list[tuple[R, 
         return [(ref, ref.id, ref.mpp) for ref in refs]
     _refuse_same_file(refs)
     headers: dict[str, DicomHeader] = {}
+    folders = _series_of_folders(refs)
     groups: dict[Key, list[R]] = {}
     for ref in refs:
-        groups.setdefault(_key(ref, headers), []).append(ref)
+        groups.setdefault(_key(ref, headers, folders), []).append(ref)
     owners: dict[str, int] = {}
     for group in groups.values():
         for folder in {os.path.dirname(ref.address) for ref in group}:  # noqa: PTH120  # addresses are strings
@@ -80,7 +81,21 @@ def _refuse_same_file(refs: Sequence[Listed]) -> None:
             )
 
 
-def _key(ref: Listed, headers: dict[str, DicomHeader]) -> Key:
+def _series_of_folders(refs: Sequence[Listed]) -> dict[tuple[str, str], Key]:
+    """Of folders in the list that are one DICOM series, and of which files are listed as well: each one's key by its real path and series."""
+    local = [ref.address for ref in refs if "://" not in ref.address]
+    parents = {os.path.realpath(os.path.dirname(address)) for address in local}  # noqa: PTH120
+    found: dict[tuple[str, str], Key] = {}
+    for address in local:
+        real = os.path.realpath(address)
+        if real in parents and os.path.isdir(real):  # noqa: PTH112
+            series = {header.series for header in headers_in(Path(real)) if header.sop_class == WHOLE_SLIDE}
+            if len(series) == 1:
+                found[real, series.pop()] = ("file", address)
+    return found
+
+
+def _key(ref: Listed, headers: dict[str, DicomHeader], folders: dict[tuple[str, str], Key]) -> Key:
     """The series or the set of files that a slide's file belongs to; the file itself where it is alone."""
     alone = ("file", ref.address)
     if "://" in ref.address:
@@ -95,7 +110,7 @@ def _key(ref: Listed, headers: dict[str, DicomHeader]) -> Key:
     if header is None or not header.series:
         return alone
     headers[ref.address] = header
-    return "dicom", header.series
+    return folders.get((os.path.realpath(path.parent), header.series), ("dicom", header.series))
 
 
 def _ome_files(path: Path) -> set[str]:
@@ -120,11 +135,13 @@ def _merged(
     for what, values in (("ids", given), ("resolutions", stated)):
         if len(values) > 1:
             raise ConfigError(
-                f"slides: {files} are files of one slide, with {len(values)} {what} ({', '.join(sorted(map(str, values)))}). List one of the files."
+                f"slides: {files} belong to one slide, with {len(values)} {what} ({', '.join(sorted(map(str, values)))}). List one of them."
             )
     dicom = [headers[ref.address] for ref in group if ref.address in headers]
-    address = str(finest(dicom).path) if dicom else group[0].address
+    # What is no DICOM file in a series is its folder, which goes before its files.
+    address = str(finest(dicom).path) if len(dicom) == len(group) else next(ref.address for ref in group if ref.address not in headers)
     folder = os.path.dirname(address)  # noqa: PTH120
-    own = given.pop() if given else os.path.basename(folder) if dicom and owners[folder] == 1 else name(address)  # noqa: PTH119
+    named_by_folder = len(dicom) == len(group) and owners[folder] == 1
+    own = given.pop() if given else os.path.basename(folder) if named_by_folder else name(address)  # noqa: PTH119
     chosen = next(ref for ref in group if ref.address == address)
     return chosen, own, stated.pop() if stated else None
