@@ -75,8 +75,27 @@ def test_the_same_bytes_under_two_names_are_named(tmp_path: Path) -> None:
     for name in "ab":
         write_pyramid(tmp_path / f"{name}.tif", make_image(128, 128), compression=None, levels=1, mpp=0.25)
     assert text_of_plan(config(str(tmp_path / "*.tif"), tmp_path / "out", **SECTIONS)).count("b: holds the same image as a") == 1
-    summary = embed(str(tmp_path / "*.tif"), tmp_path / "out", **SECTIONS)
-    assert [slide.warnings for slide in summary.slides] == [
-        [],
-        ["holds the same image as a (equal fingerprints); it counts twice in the output."],
-    ]
+    words = [[], ["holds the same image as a (equal fingerprints); it counts twice in the output."]]
+    for status in ("done", "already done"):
+        summary = embed(str(tmp_path / "*.tif"), tmp_path / "out", **SECTIONS)
+        assert [(slide.status, slide.warnings) for slide in summary.slides] == [(status, told) for told in words]
+    assert warnings_of(tmp_path / "out" / "run.json") == dict(zip("ab", words, strict=True))
+    (record,) = (tmp_path / "out" / "runs").iterdir()
+    assert warnings_of(record) == dict(zip("ab", words, strict=True))
+    write_report(str(tmp_path / "out"), None)
+    assert (tmp_path / "out" / "report.html").read_text().count("<li>holds the same image as a") == 1
+
+
+def test_the_same_bytes_in_a_later_run_are_named_by_both(tmp_path: Path) -> None:
+    for name in "zab":
+        write_pyramid(tmp_path / f"{name}.tif", make_image(128, 128), compression=None, levels=1, mpp=0.25)
+        embed([str(tmp_path / f"{each}.tif") for each in "zab"[: "zab".index(name) + 1]], tmp_path / "out", **SECTIONS)
+        told = warnings_of(tmp_path / "out" / "run.json")
+        assert {slide: len(words) for slide, words in told.items()} == {each: int(each != "z") for each in told}
+        assert all("same image as z" in words[0] for slide, words in told.items() if slide != "z")
+    last = max((tmp_path / "out" / "runs").iterdir(), key=lambda path: len(warnings_of(path)))
+    assert warnings_of(last) == told
+
+
+def warnings_of(record: Path) -> dict[str, list[str]]:
+    return {slide["id"]: slide["warnings"] for slide in json.loads(record.read_text())["slides"]}

@@ -90,9 +90,3 @@ def source_options(config: Config, ref: SlideRef) -> SourceOptions:
 def open_slide(ref: SlideRef, config: Config) -> Source:
     """The image of a slide, as the config and the slide list want it read."""
     return open_image(ref.address, source_options(config, ref), isolate=config.compute.isolate)
-
-
-def same_image(seen: dict[str, str], slide: str, fingerprint: str) -> tuple[str, ...]:
-    """A warning where a slide before this one has the same bytes; `seen` holds the first slide of each fingerprint."""
-    first = seen.setdefault(fingerprint, slide)
-    return () if first == slide else (f"holds the same image as {first} (equal fingerprints); it counts twice in the output.",)

@@ -18,12 +18,12 @@ from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
 from tilestream.runner.clusters import check_main_guard
-from tilestream.runner.cohort import Cohort, list_cohort, open_slide, same_image, share_out
+from tilestream.runner.cohort import Cohort, list_cohort, open_slide, share_out
 from tilestream.runner.executors import Engine, Outcome, open_engine
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.resume import book_finished, finished, look_at_all, nothing_to_do, take_up
-from tilestream.runner.summary import STATE, SlideResult, Summary, note_refusal, refusal_of, write_records
+from tilestream.runner.summary import STATE, SlideResult, Summary, note_refusal, refusal_of, same_image, write_records
 from tilestream.stages.slide_task import Report, add_counts, outlast_outages
 from tilestream.stages.worker_settings import untrained_parts, worker_settings
 from tilestream.store.lock import Claims
@@ -312,12 +312,12 @@ class Run:
 
         store = SlideStore(self.cohort.output / f"{ref.id}.zarr", self.token)
         with open_slide(ref, self.config) as source:
-            twice = same_image(self.images, ref.id, source.info.fingerprint)
             if (mark := finished(store, ref, source, self.recipes, self.cohort)) is not None:
-                book_finished(result, store, mark, self.reporter)
+                book_finished(result, store, mark, self.reporter, self.images)
                 return None
             self.summary.touched = True
             slide = take_up(store, ref, source, self.setup, self.recipes, self.cohort, partial(self.reporter.message, level="warning"))
+            twice = same_image(self.images, ref.id, source.info.fingerprint)
         self._warn(result, slide.plan.warnings + twice)
         self.summary.projected_bytes = max(self.summary.projected_bytes, slide.projection.total)
         self._tell_planned(slide, store, result)

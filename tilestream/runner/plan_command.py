@@ -10,8 +10,9 @@ from rich.table import Table
 from tilestream.buffers import gib
 from tilestream.config.schema import Config
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, InputError
-from tilestream.runner.cohort import list_cohort, open_slide, same_image
+from tilestream.runner.cohort import list_cohort, open_slide
 from tilestream.runner.prepare import PreparedSlide, Setup, prepare_slide, set_up
+from tilestream.runner.summary import same_image
 from tilestream.stages.embed_tiles import describe_encoder
 from tilestream.stages.worker_settings import untrained_parts, worker_count, worker_settings
 

@@ -13,7 +13,7 @@ from tilestream.geometry import PlacedGrid, TileGrid
 from tilestream.runner.cohort import Cohort, open_slide
 from tilestream.runner.recipe import Recipes, check_source
 from tilestream.runner.reporter import Reporter
-from tilestream.runner.summary import SlideResult, Summary
+from tilestream.runner.summary import SlideResult, Summary, same_image
 from tilestream.sources.base import SlideInfo, Source
 from tilestream.store.ledger import COMPLETE, count_failed
 from tilestream.store.picture import png_bytes
@@ -122,17 +122,19 @@ def look_at_all(cohort: Cohort, recipes: Recipes, summary: Summary, reporter: Re
     with ThreadPoolExecutor(1 if recipes.config.tiles.tissue.function else OPEN_AT_ONCE) as pool:
         marks = list(pool.map(look, refs))
     results = {result.id: result for result in summary.slides}
+    seen: dict[str, str] = {}
     for ref, mark in zip(refs, marks, strict=True):
         if mark is not None and ref.id in results:
-            book_finished(results[ref.id], cohort.store(ref), mark, reporter)
+            book_finished(results[ref.id], cohort.store(ref), mark, reporter, seen)
     return [ref for ref, mark in zip(refs, marks, strict=True) if mark is None]
 
 
-def book_finished(result: SlideResult, store: SlideStore, mark: dict[str, Any], reporter: Reporter) -> None:
-    """Tell what a finished slide holds."""
+def book_finished(result: SlideResult, store: SlideStore, mark: dict[str, Any], reporter: Reporter, seen: dict[str, str]) -> None:
+    """Tell what a finished slide holds; `seen` holds the first slide of each fingerprint."""
     result.status, result.tiles, result.counts = "already done", mark["tiles"], mark["counts"]
     result.tile_errors = {int(row): cause for row, cause in mark["errors"].items()}
-    result.warnings = list((store.attributes or {}).get("source", {}).get("warnings", ()))
+    source = (store.attributes or {}).get("source", {})
+    result.warnings = [*source.get("warnings", ()), *same_image(seen, result.id, source.get("fingerprint", ""))]
     for warning in result.warnings:
         reporter.message(f"{result.id}: {warning}", level="warning")
     reporter.slide_done(result)

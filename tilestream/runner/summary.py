@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -196,15 +197,21 @@ def write_records(output: Folder, summary: Summary) -> None:
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}"
     output.put(f"{RUNS}/{name}.json", json.dumps(record, indent=1).encode())
     told = {slide["id"]: slide for slide in ((_read(output, STATE) or {}).get("slides", []) + record["slides"])}
-    state = output_state(output)
+    state = output_state(output, [slide["id"] for slide in record["slides"]])
     for slide in state["slides"]:
         slide |= {key: value for key, value in told.get(slide["id"], {}).items() if key in TOLD}
     output.put(STATE, json.dumps(without_credentials({**record, **state}), indent=1).encode())
 
 
-def output_state(output: Folder) -> dict[str, Any]:
-    """The slides of an output, finished or not, with the causes of failed tiles; and those that were refused."""
-    slides = [slide_state(output, name) for name in output.children() if name.endswith(".zarr") and is_ours(output / name)]
+def output_state(output: Folder, listed: Sequence[str]) -> dict[str, Any]:
+    """The slides of an output, finished or not, with the causes of failed tiles; and those that were refused.
+
+    Of slides with the same image, the first of `listed`, else of the alphabet, counts as the one that the others repeat.
+    """
+    place = {slide: number for number, slide in enumerate(listed)}
+    names = [name.removesuffix(".zarr") for name in output.children() if name.endswith(".zarr") and is_ours(output / name)]
+    seen: dict[str, str] = {}
+    slides = [slide_state(output, slide, seen) for slide in sorted(names, key=lambda slide: (place.get(slide, len(place)), slide))]
     there = {slide.id for slide in slides}
     refused = [key.rsplit("/", 1)[-1].removesuffix(".json") for key in output.names(REFUSED)]
     slides += [SlideResult(slide, "", "refused", error=refusal_of(output, slide)) for slide in refused if slide not in there]
@@ -219,9 +226,9 @@ def output_state(output: Folder) -> dict[str, Any]:
     }
 
 
-def slide_state(output: Folder, name: str) -> SlideResult:
-    """What the store of a slide says of it."""
-    store, slide = SlideStore(output / name), name.removesuffix(".zarr")
+def slide_state(output: Folder, slide: str, seen: dict[str, str]) -> SlideResult:
+    """What the store of a slide says of it; `seen` holds the first slide of each fingerprint."""
+    store = SlideStore(output / f"{slide}.zarr")
     attributes = store.attributes or {}
     source = attributes.get("source", {})
     mark = store.completion
@@ -230,11 +237,17 @@ def slide_state(output: Folder, name: str) -> SlideResult:
         for status, count in entry["counts"].items():
             found.counts[status] = found.counts.get(status, 0) + count
         found.tile_errors |= {int(row): cause for row, cause in entry.get("errors", {}).items()}
-    found.warnings = list(source.get("warnings", ()))
+    found.warnings = [*source.get("warnings", ()), *same_image(seen, slide, source.get("fingerprint", ""))]
     found.note = "no tissue found" if mark and found.tiles == 0 else ""
     found.error = "" if mark else refusal_of(output, slide)
     found.status = "refused" if found.error else found.status
     return found
+
+
+def same_image(seen: dict[str, str], slide: str, fingerprint: str) -> tuple[str, ...]:
+    """A warning where a slide before this one has the same bytes; `seen` holds the first slide of each fingerprint, of those that have one."""
+    first = seen.setdefault(fingerprint, slide) if fingerprint else slide
+    return () if first == slide else (f"holds the same image as {first} (equal fingerprints); it counts twice in the output.",)
 
 
 def note_refusal(output: Folder, slide: str, cause: str) -> bool:
