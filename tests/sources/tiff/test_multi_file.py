@@ -14,6 +14,7 @@ from tilestream.errors import InputError
 from tilestream.geometry import Region
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
+from tilestream.sources.describe import describe_image
 from tilestream.testing.sources import Image
 
 SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
@@ -91,3 +92,23 @@ def test_a_file_whose_metadata_lies_elsewhere_names_it(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.ome.tif", make_image(64, 64), photometric="rgb", metadata=None, description=xml)
     with pytest.raises(InputError, match=r"told in set\.companion\.ome\. Convert the whole to OME-Zarr: bioformats2raw"):
         open_source(str(tmp_path / "a.ome.tif"), SourceOptions())
+
+
+@pytest.mark.parametrize(
+    ("lost", "end"),
+    [([], r"\."), ([1], r" \(not in [^)]*: c1\.ome\.tif\)\."), ([1, 2], r" \(not in [^)]*: c1\.ome\.tif, c2\.ome\.tif\)\.")],
+)
+@pytest.mark.parametrize("z", [1, 3])
+def test_who_must_choose_is_told_in_which_files_the_planes_lie(tmp_path: Path, lost: list[int], end: str, z: int) -> None:
+    paths = write_channels(tmp_path, make_image(300, 260), z=z)
+    for number in lost:
+        paths[number].unlink()
+    named = rf"the image lies in 3 files: c0\.ome\.tif, c1\.ome\.tif, c2\.ome\.tif{end} Choose in the config, .*channels: \[0, 1, 2\]"
+    with pytest.raises(InputError, match=rf"axis C is 3 long; .*{named}"):
+        describe_image(str(paths[0]))
+
+
+def test_an_image_in_one_file_speaks_of_no_others(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.ome.tif", np.moveaxis(make_image(300, 260), -1, 0), photometric="minisblack", metadata={"axes": "CYX"})
+    with pytest.raises(InputError, match=r"axis C is 3 long\. Choose in the config"):
+        describe_image(str(tmp_path / "a.ome.tif"))

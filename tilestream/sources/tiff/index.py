@@ -26,7 +26,7 @@ from tilestream.sources.resolution import Resolution
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.tiff.coding import JPEG, RGB, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.jpeg import JpegDecoder
-from tilestream.sources.tiff.multi_file import check_files
+from tilestream.sources.tiff.multi_file import check_files, name_files
 from tilestream.sources.tiff.pages import mask_levels, pick_levels, pick_series, vendor_of
 from tilestream.sources.tiff.stated_mpp import is_aperio, read_resolution
 from tilestream.sources.tiff.strips import cut_strips, rows_at_once, sample_type
@@ -132,6 +132,8 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     check_coding(page, address)
     leading, channels = _choose_pages(series, choices)
     rule = sample_rule(page, channels, choices)
+    if choices.problems:
+        choices.problems.extend(name_files(tif, address))
     choices.settle()
     check_files(tif, series, leading, address)
     files: list[str] = []

@@ -17,6 +17,27 @@ MOST_NAMES = 5
 """Files that are named in a message."""
 
 
+def name_files(tif: tifffile.TiffFile, address: str) -> tuple[str, ...]:
+    """A sentence that names the files in which an image lies; none where the OME-XML speaks of no others."""
+    names, missing = _files(tif.pages.first.description, address)
+    if len(names) < 2:
+        return ()
+    return (
+        f"the image lies in {len(names)} files: {_some(names)}"
+        + (f" (not in {Path(address).parent}: {_some(missing)})" if missing else ""),
+    )
+
+
+def _files(description: str, address: str) -> tuple[list[str], list[str]]:
+    """Names of the files that an OME-XML speaks of, and of those among them that are not beside this one."""
+    names = list(dict.fromkeys(_FILE_NAME.findall(description)))
+    return names, [name for name in names if not (Path(address).parent / name).is_file()]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+
+
 def check_files(tif: tifffile.TiffFile, series: Any, numbers: tuple[int, ...], address: str) -> None:
     """Refuse an image of which a page that is wanted lies in a file that is not there.
 
@@ -35,12 +56,10 @@ def check_files(tif: tifffile.TiffFile, series: Any, numbers: tuple[int, ...], a
         )
     if all(series.pages[number] is not None for number in numbers):
         return
-    folder = Path(address).parent
-    missing = [name for name in dict.fromkeys(_FILE_NAME.findall(description)) if not (folder / name).is_file()]
+    _, missing = _files(description, address)
     if not missing:
         raise NoGridError(f"{address}: pages of the image are missing from this file")
-    named = ", ".join(missing[:MOST_NAMES]) + (f" and {len(missing) - MOST_NAMES} more" if len(missing) > MOST_NAMES else "")
     raise InputError(
-        f"{address}: its image lies in several files, and {len(missing)} of them are not in {folder}: {named}. "
+        f"{address}: its image lies in several files, and {len(missing)} of them are not in {Path(address).parent}: {_some(missing)}. "
         "Put them beside this one, or choose channels that are there with source.channels."
     )
