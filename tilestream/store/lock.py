@@ -31,6 +31,10 @@ LEASE = 120.0
 """Seconds without one after which an owner that cannot be asked counts as dead."""
 
 
+_LIVING: set[str] = set()
+"""Ids of the claims that this process holds: of others that bear its number, the storage kept it from letting go."""
+
+
 @dataclass
 class _Held:
     """A claim of this process."""
@@ -72,6 +76,7 @@ class Claims:
             if isinstance(found, str):
                 return found
             self._held[name] = found
+            _LIVING.add(found.record["id"])
             if self._beating is None:
                 self._beating = threading.Thread(target=self._beat, name="claims", daemon=True)
                 self._beating.start()
@@ -87,6 +92,7 @@ class Claims:
             held = self._held.pop(name, None)
             if held is None:
                 return
+            _LIVING.discard(held.record["id"])
             key = f"{CLAIMS}/{name}.json"
             if held.file >= 0:
                 (self._path(key)).unlink(missing_ok=True)
@@ -221,6 +227,8 @@ def _is_dead(owner: dict[str, Any], *, locked: bool) -> bool:
     if owner.get("boot") and owner["boot"] == _boot():
         if locked:
             return True
+        if owner.get("pids") == _pids() and owner["pid"] == os.getpid():
+            return owner.get("id") not in _LIVING
         if owner.get("pids") == _pids():
             return not _alive(owner["pid"], owner.get("born", ""))
     return bool(time.time() - owner["beat"] > LEASE)
