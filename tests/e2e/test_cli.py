@@ -132,11 +132,22 @@ def test_an_image_without_resolution_is_told_what_to_write(capsys, tmp_path):
     path.write_text(json.dumps(config(tmp_path / "bare.tif", tmp_path / "out", tiles={"level": None, "mpp": 0.5})))
     code, _, err = command(capsys, "run", path)
     assert code == 3
-    assert "does not say its resolution" in err
+    assert "states no resolution to rely on" in err
     assert "source: {mpp: 0.25}" in err
     assert command(capsys, "run", path, "--set", "source.mpp=0.5")[0] == 0
     told = tilestream.open(tmp_path / "out" / "bare.zarr").source
     assert (told["mpp"], told["mpp_source"]) == (0.5, "config")
+
+
+@pytest.mark.parametrize("dpi", [None, 300])
+def test_inspect_says_one_thing_about_a_resolution_that_is_none(capsys, tmp_path, dpi):
+    given = {} if dpi is None else {"resolution": (dpi, dpi), "resolutionunit": "INCH"}
+    tifffile.imwrite(tmp_path / "a.tif", make_image(300, 300, seed=1), photometric="rgb", tile=(256, 256), **given)
+    code, out, _ = command(capsys, "inspect", tmp_path / "a.tif")
+    assert code == 0
+    assert "resolution unknown: the file states none to rely on." in out
+    assert "does not say" not in out
+    assert ("300 dpi) is a placeholder" in out) == (dpi is not None)
 
 
 def test_an_unreadable_file_is_refused_and_skip_goes_on(capsys, config_path, slides):

@@ -57,7 +57,7 @@ def print_description(facts: dict[str, Any], console: Console) -> None:
     console.print(
         f"resolution {_length(mpp)}/px ({facts['mpp_source']})"
         if mpp is not None
-        else f"resolution unknown: the file does not say.{magnification_words(facts['properties'])}",
+        else f"resolution unknown: the file states none to rely on.{magnification_words(facts['properties'])}",
         highlight=False,
         markup=False,
     )

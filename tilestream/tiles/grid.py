@@ -255,7 +255,7 @@ def make_grid(info: SlideInfo, tiles: Tiles, name: str) -> tuple[TileGrid, ReadS
         assert tiles.mpp is not None, "the config has exactly one of tiles.mpp and tiles.level"
         if info.mpp is None:
             raise InputError(
-                f"{name}: the file does not say its resolution, and tiles.mpp is {tiles.mpp}.{magnification_words(info.properties)} Write `source: {{mpp: 0.25}}` with the µm per "
+                f"{name}: the file states no resolution to rely on, and tiles.mpp is {tiles.mpp}.{magnification_words(info.properties)} Write `source: {{mpp: 0.25}}` with the µm per "
                 "pixel of level 0, give it in the column `mpp` of a slide list, or use `tiles: {level: 0}`."
             )
         scale = _scale(tiles.mpp, info.mpp, tiles.mpp_tolerance)
