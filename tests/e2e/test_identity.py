@@ -1,6 +1,7 @@
 """What an output was made of: every input by its digest; a changed one ends with 6 and its name before anything is read or written."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import tilestream
+from tests.support.encoders import corners
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import embed, opened
 from tilestream.encoders.catalogue import EncoderSpec
@@ -188,3 +190,22 @@ def test_another_version_of_the_package_goes_on_and_other_numerics_do_not(place,
     monkeypatch.setattr("tilestream.runner.recipe.NUMERICS", 2)
     with pytest.raises(OutputError, match="numerics was 1 and is now 2"):
         tilestream.run(sections({}))
+
+
+def shaded(shade=0):
+    return corners()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({"shade": 1}, {}, "encoder.args was {'shade': 1} and is now not set"),
+        ({}, {"shade": 1}, "encoder.args.shade was not set and is now 1"),
+        ({"shade": 1}, {"shade": 2}, "encoder.args.shade was 1 and is now 2"),
+    ],
+)
+def test_changed_arguments_are_told_once_in_words(place, before, after, words):
+    name = "tests.e2e.test_identity:shaded"
+    tilestream.run(sections({"encoder": {"name": name, "args": before}}))
+    with pytest.raises(OutputError, match=rf"made by another recipe: {re.escape(words)}\. "):
+        tilestream.run(sections({"encoder": {"name": name, "args": after}}))

@@ -25,6 +25,9 @@ LATER = ("context", "windows", "pool")
 
 SHA256 = "_sha256"
 
+NOT_SET = "not set"
+"""What is said of a value that is None, is no part of a recipe, or holds nothing."""
+
 PATHS = {
     "encoder.weights": f"encoder.file{SHA256}",
     **{path: path + SHA256 for path in ("tiles.tissue.mask", "context.weights", "pool.weights", "windows.weights")},
@@ -162,10 +165,13 @@ class Recipes:
         return self._differences(old, new, set(old) | set(new), ref)
 
     def _differences(self, old: Recipe, new: Recipe, keys: set[str], ref: SlideRef) -> list[str]:
+        differing = [key for key in sorted(keys) if old.get(key) != new.get(key)]
+        told = {key: (_said(old, key), _said(new, key)) for key in differing}
+        emptied = tuple(f"{key}." for key in differing if {} in (old.get(key), new.get(key)))  # named as a whole
         return [
-            f"{self._name(key, ref)} was {old.get(key)!r} and is now {new.get(key)!r}"
-            for key in sorted(keys)
-            if old.get(key) != new.get(key)
+            f"{self._name(key, ref)} was {was} and is now {now}"
+            for key, (was, now) in told.items()
+            if not key.startswith(emptied) and (was, now) != (NOT_SET, NOT_SET)
         ]
 
     def _name(self, field: str, ref: SlideRef) -> str:
@@ -209,6 +215,14 @@ def _flat(recipe: Recipe) -> Recipe:
     """Settings by dotted key, without the addresses of files whose digests are there."""
     flat = flatten(recipe)
     return {key: value for key, value in flat.items() if PATHS.get(key) not in flat}
+
+
+def _said(flat: Recipe, key: str) -> str:
+    """The value of a key in words; of a section that is flattened, all of its values."""
+    value = flat.get(key)
+    if value is None:
+        value = {name.removeprefix(f"{key}."): each for name, each in flat.items() if name.startswith(f"{key}.")}
+    return NOT_SET if value == {} else repr(value)
 
 
 def _with(section: Recipe, key: str, value: str) -> Recipe:
