@@ -84,8 +84,9 @@ def test_restart_of_a_stage_redoes_it_and_what_is_made_of_it(image, tmp_path, ca
         tilestream.run(settings, restart="pools")
     (tmp_path / "c.yaml").write_text(json.dumps(settings))
     for arguments, new in ((["--restart", "pool", str(tmp_path / "c.yaml")], 0), (["--restart", str(tmp_path / "c.yaml")], 64)):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as ended:
             main(["run", *arguments])
+        assert not ended.value.code
         assert newest_record(tmp_path / "out")["new_tiles"] == new
 
 
