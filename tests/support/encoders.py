@@ -63,11 +63,11 @@ def slow_corners() -> nn.Module:
 
 
 class CountedCorners(Corners):
-    """Writes a line for each call into the file that TILESTREAM_TEST_COUNT names: how many tiles it had."""
+    """Writes a line for each call into the file that TILESTREAM_TEST_COUNT names: the process that made it."""
 
     def forward(self, tiles):
         with Path(os.environ["TILESTREAM_TEST_COUNT"]).open("a") as file:  # appending a few bytes is one step
-            file.write(f"{len(tiles)}\n")
+            file.write(f"{os.getpid()}\n")
         time.sleep(0.15)
         return super().forward(tiles)
 
