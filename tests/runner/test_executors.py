@@ -18,7 +18,7 @@ from tests.support.runs import config, opened, same_store
 from tilestream.config.load import load_config
 from tilestream.config.schema import Config
 from tilestream.errors import ConfigError, InputError, InterruptedRunError
-from tilestream.runner.executors import DaskEngine, InlineEngine, _Submitted, open_engine
+from tilestream.runner.engines.executors import DaskEngine, InlineEngine, _Submitted, open_engine
 
 LINE = {
     "encoder": {"name": "vit_tiny_patch16_224", "precision": "fp32"},

@@ -13,7 +13,7 @@ import pytest
 
 from tilestream.config.load import load_config
 from tilestream.errors import ConfigError
-from tilestream.runner.executors import open_engine
+from tilestream.runner.engines.executors import open_engine
 
 OUTSIDER = """
 import sys, distributed

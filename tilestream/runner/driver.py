@@ -17,9 +17,9 @@ from tilestream.config.restart import ALL
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
-from tilestream.runner.clusters import check_main_guard
 from tilestream.runner.cohort import Cohort, list_cohort, open_slide, share_out
-from tilestream.runner.executors import Engine, Outcome, open_engine
+from tilestream.runner.engines.clusters import check_main_guard
+from tilestream.runner.engines.executors import Engine, Outcome, open_engine
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.resume import book_finished, finished, look_at_all, nothing_to_do, take_up

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from tilestream.config.schema import Compute, SchedulerSpec
 from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, UnfitWorkerError, storage_error
-from tilestream.runner.clusters import address_in_file, start_cluster
+from tilestream.runner.engines.clusters import address_in_file, start_cluster
 from tilestream.stages.hardware import worker_address
 from tilestream.stages.slide_task import STOP
 from tilestream.stages.worker_settings import LANES, worker_count
