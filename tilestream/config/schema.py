@@ -79,7 +79,8 @@ class SourceChoices(Section):
     t: Index | None = None
     """Index of the time point."""
     channels: Channels | None = None
-    """Indices of one channel (grey) or three (red, green, blue)."""
+    """One channel (grey) or three (red, green, blue), each by its number from 0 on or by the name that the file gives it: a band's description, the name
+    or label of an OME channel. `inspect` lists them."""
     window: Window | None = None
     """Sample values that become 0 and 255, for samples of more than 8 bits."""
     scene: Index | None = None

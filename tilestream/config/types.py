@@ -113,9 +113,15 @@ def _check_sides(value: tuple[int, ...]) -> tuple[int, ...]:
     return value
 
 
-def _check_channels(value: tuple[int, ...]) -> tuple[int, ...]:
+def _check_channels(value: tuple[int | str, ...]) -> tuple[int | str, ...]:
     if len(value) not in (1, 3):
         raise ValueRefusedError(f"{len(value)} channels, but it must be one (grey) or three (red, green, blue)")
+    return value
+
+
+def _number_or_name(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "" or (isinstance(value, int) and not 0 <= value <= LARGEST):
+        raise ValueRefusedError(f"{yaml_word(value)} is neither the number of a channel, from 0 on, nor its name")
     return value
 
 
@@ -138,7 +144,8 @@ Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Window = Annotated[tuple[Number, Number], BeforeValidator(_pair_from_list), AfterValidator(_check_window)]
-Channels = Annotated[tuple[Index, ...], BeforeValidator(_tuple_from_list), AfterValidator(_check_channels)]
+Channel = Annotated[int | str, BeforeValidator(_number_or_name)]
+Channels = Annotated[tuple[Channel, ...], BeforeValidator(_tuple_from_list), AfterValidator(_check_channels)]
 Sides = Annotated[tuple[Count, ...], BeforeValidator(_tuple_from_list), AfterValidator(_check_sides)]
 Names = Annotated[tuple[Text, ...], BeforeValidator(_tuple_from_one)]
 Device = Annotated[str, AfterValidator(_check_device)]

@@ -35,8 +35,8 @@ class SourceOptions:
     """auto | tiff | openslide | zarr."""
     z: int | None = None
     t: int | None = None
-    channels: tuple[int, ...] | None = None
-    """One (grey) or three (RGB) channel indices."""
+    channels: tuple[int | str, ...] | None = None
+    """One (grey) or three (RGB) channels, by number or by the file's name for it."""
     window: tuple[float, float] | None = None
     """Sample values that become 0 and 255, for samples of more than 8 bits."""
     scene: int | None = None

@@ -32,6 +32,9 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", 
 PNG_SAMPLES = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 """Samples by colour type (PNG, section 11.2.1); a palette's are those of its colours."""
 
+PICTURE_CHANNELS = {1: ("grey",), 2: ("grey", "alpha"), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
+"""What the samples of a pixel are, by their number."""
+
 DECODER_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, OSError)
 """What imagecodecs raises on damaged files."""
 
@@ -194,6 +197,7 @@ def _refuse_large(address: str, header: PictureHeader) -> None:
 
 def _sample_rule(header: PictureHeader, choices: Choices) -> SampleRule:
     window = choices.options.window
+    choices.name_channels(PICTURE_CHANNELS.get(header.samples, ("",) * header.samples))
     choices.values(np.dtype(np.uint8 if header.bits <= 8 else np.uint16), header.bits)
     if choices.options.channels is not None:
         return SampleRule(choices.channels(header.samples, "axis S"), window)

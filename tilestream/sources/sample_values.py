@@ -7,7 +7,7 @@ premultiplication followed by OpenSlide's; a premultiplied colour p becomes p + 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources.base import WHITE, Pixels, SourceOptions
+from tilestream.sources.channel_names import list_channels, number_channels
 
 BLOCK_PIXELS = 1 << 15
 """Pixels that are mapped at once: what they take on the way stays in a core's cache."""
@@ -113,9 +114,10 @@ class Choices:
         self.options = options
         self.problems: list[str] = []
         self.hints: dict[str, str] = {}
+        self.names: tuple[str, ...] = ()
         channels = options.channels
-        if channels is not None and (len(channels) not in (1, 3) or min(channels) < 0):
-            raise ConfigError(f"source.channels: {list(channels)}; give one (grey) or three (RGB) indices from 0 on.")
+        if channels is not None and (len(channels) not in (1, 3) or any(isinstance(each, int) and each < 0 for each in channels)):
+            raise ConfigError(f"source.channels: {list(channels)}; give one (grey) or three (RGB), by name or by number from 0 on.")
         if options.window is not None and not options.window[1] > options.window[0]:
             raise ConfigError(f"source.window: {list(options.window)}; the second value must be above the first.")
 
@@ -135,11 +137,26 @@ class Choices:
             raise InputError(f"{self.address}: source.{key}: {chosen}, but axis {axis} has indices 0 to {length - 1}.")
         return chosen
 
-    def channels(self, length: int, what: str) -> tuple[int, ...]:
-        """The chosen channels of an axis `length` long; refused where none are chosen."""
+    def name_channels(self, names: Sequence[str]) -> None:
+        """Take what the file calls its channels, "" for each without a name: those that were chosen by name are numbers from here on. Raises InputError."""
+        self.names = tuple(names)
+        if self.options.channels is not None:
+            self.options = replace(self.options, channels=number_channels(self.options.channels, names, self.address))
+
+    @property
+    def numbers(self) -> tuple[int, ...] | None:
+        """The numbers of the chosen channels, None where none are chosen."""
         chosen = self.options.channels
         if chosen is None:
-            self.refuse(f"{what} is {length} long", "channels", "[0, 1, 2]" if length >= 3 else "[0]")
+            return None
+        return number_channels(chosen, self.names or ("",), self.address)
+
+    def channels(self, length: int, what: str) -> tuple[int, ...]:
+        """The chosen channels of an axis `length` long; refused where none are chosen."""
+        chosen = self.numbers
+        if chosen is None:
+            listed = list_channels(self.names)
+            self.refuse(f"{what} is {length} long{f' ({listed})' if listed else ''}", "channels", _channels_hint(self.names, length))
             return (0,)
         if max(chosen) >= length:
             raise InputError(f"{self.address}: source.channels: {list(chosen)}, but {what} has indices 0 to {length - 1}.")
@@ -159,6 +176,12 @@ class Choices:
             hint = ", ".join(f"{key}: {self.hints[key]}" for key in order)
             way_out = f"Choose in the config, for example source: {{{hint}}}" if hint else "Save the wanted plane as a file of its own"
             raise InputError(f"{self.address}: {'; '.join(self.problems)}. {way_out}")
+
+
+def _channels_hint(names: Sequence[str], length: int) -> str:
+    if {"red", "green", "blue"} <= {name.casefold() for name in names}:
+        return "[red, green, blue]"
+    return "[0, 1, 2]" if length >= 3 else "[0]"
 
 
 def _window_hint(dtype: np.dtype[Any], bits: int) -> str:

@@ -17,6 +17,7 @@ from tilestream.config.local_files import ZARR_MARKS, refuse_special
 from tilestream.errors import InputError, ReadError, outage
 from tilestream.geometry import Region
 from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
+from tilestream.sources.channel_names import list_channels
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.zarr_meta import ZarrImage, find_image, fingerprint_of, resolution_of
 from tilestream.store.object_store import open_remote
@@ -56,8 +57,9 @@ class ZarrSource(Source):
             node = open_node(address)
         try:
             image = find_image(node, choices)
+            choices.name_channels(_channel_names(image))
             self._selection = _select(image, choices)
-            self._channels = tuple(sorted(set(options.channels or ()))) if "c" in image.axes else ()
+            self._channels = tuple(sorted(set(choices.numbers or ()))) if "c" in image.axes else ()
             self._spread = self._channels[-1] + 1 - self._channels[0] if self._channels else 3
             """Channels from the first to the last that is read."""
             self._rule = _sample_rule(image, choices, self._channels)
@@ -222,7 +224,7 @@ def _select(image: ZarrImage, choices: Choices) -> tuple[int | slice, ...]:
         if axis in ("y", "x"):
             selection.append(slice(None))
         elif keys[position] == "channels":
-            chosen = choices.options.channels
+            chosen = choices.numbers
             selection.append(slice(min(chosen), max(chosen) + 1) if chosen is not None else slice(None))
         else:
             selection.append(choices.index(axis, shape[position], keys[position]))
@@ -234,12 +236,18 @@ def _sample_rule(image: ZarrImage, choices: Choices, read: tuple[int, ...]) -> S
     array, window = image.arrays[0], choices.options.window
     choices.values(np.dtype(array.dtype), array.dtype.itemsize * 8 if array.dtype != np.bool_ else 1)
     length = array.shape[image.axes.index("c")] if "c" in image.axes else 1
-    if choices.options.channels is not None:
+    if choices.numbers is not None:
         chosen = choices.channels(length, "axis c")
         return SampleRule(tuple(map(read.index, chosen)), window) if read else SampleRule(None, window)
     if length not in (1, 3) or (length == 3 and array.dtype != np.uint8):
         choices.channels(length, "axis c")
     return SampleRule(None, window)
+
+
+def _channel_names(image: ZarrImage) -> tuple[str, ...]:
+    """A name for each channel, "" where the labels are not as many as the channels."""
+    length = image.arrays[0].shape[image.axes.index("c")] if "c" in image.axes else 1
+    return image.channel_names if len(image.channel_names) == length else ("",) * length
 
 
 def _grid(image: ZarrImage, array: Any, address: str) -> SegmentGrid:
@@ -274,6 +282,7 @@ def _info(address: str, reason: str, node: Any, image: ZarrImage, choices: Choic
             "zarr.axes": "".join(a if len(a) == 1 else f"({a})" for a in image.axes),
             "zarr.shape": str(array.shape),
             **image.facts,
+            **({"channels": listed} if (listed := list_channels(choices.names)) else {}),
         },
         warnings=stated.warnings,
     )

@@ -49,6 +49,8 @@ class ZarrImage:
     version: str = ""
     """OME-Zarr version, "" for a plain array."""
     facts: dict[str, str] = field(default_factory=dict)
+    channel_names: tuple[str, ...] = ()
+    """Labels of the channels as OME-Zarr states them (omero), "" for one without."""
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -127,7 +129,13 @@ def _from_multiscale(group: Any, entry: Mapping[str, Any], address: str) -> Zarr
     version = str(entry.get("version") or _ome(group).get("version", ""))
     sides = (float(scale[axes.index("y")]), float(scale[axes.index("x")])) if known and {"y", "x"} <= set(axes) else None
     facts = {"zarr.group": group.path or "/", "zarr.name": str(entry.get("name", ""))}
-    return ZarrImage(tuple(arrays), axes, sides, (units.get("y", ""), units.get("x", "")), version, facts)
+    return ZarrImage(tuple(arrays), axes, sides, (units.get("y", ""), units.get("x", "")), version, facts, _labels(group))
+
+
+def _labels(group: Any) -> tuple[str, ...]:
+    omero = _ome(group).get("omero")
+    channels = omero.get("channels") if isinstance(omero, Mapping) else None
+    return tuple(str(channel.get("label") or "") if isinstance(channel, Mapping) else "" for channel in channels or ())
 
 
 def plain_axes(array: Any, address: str) -> tuple[str, ...]:

@@ -19,11 +19,13 @@ from tilestream.buffers import ThreadBuffers
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Level, Size, downsample_from_sizes
 from tilestream.sources.base import LARGEST_PROFILE, SegmentGrid, SourceOptions
+from tilestream.sources.channel_names import list_channels
 from tilestream.sources.containers import refuse_olympus
 from tilestream.sources.files import NoGridError
 from tilestream.sources.geo import GeoReference, read_geo
 from tilestream.sources.resolution import Resolution
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
+from tilestream.sources.tiff.channel_names import read_channel_names
 from tilestream.sources.tiff.coding import JPEG, RGB, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.jpeg import JpegDecoder
 from tilestream.sources.tiff.multi_file import check_files, name_files
@@ -130,6 +132,7 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     page = series.keyframe
     refuse_olympus(page, address)
     check_coding(page, address)
+    choices.name_channels(read_channel_names(tif, number, series))
     leading, channels = _choose_pages(series, choices)
     rule = sample_rule(page, channels, choices)
     if choices.problems:
@@ -148,6 +151,8 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
         warnings = (f"the Orientation tag is {page.tags.valueof(274)}; pixels are read in stored order.",)
     compression = tifffile.COMPRESSION(page.compression).name.lower()
     facts = _facts(page, series) | (geo.facts() if geo is not None else {})
+    if listed := list_channels(choices.names):
+        facts["channels"] = listed
     if rule.nodata is not None:
         facts["geo.nodata"] = f"{rule.nodata:g}"
     if len(files) > 1:
