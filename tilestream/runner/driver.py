@@ -1,12 +1,12 @@
-"""A run from config to summary: slides are planned one after another while earlier ones are in work."""
+"""A run from config to summary: work is handed out, and what came of it booked, in one loop that waits for nothing else."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,22 +17,22 @@ from tilestream.config.restart import ALL
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
-from tilestream.runner.cohort import Cohort, list_cohort, open_slide, share_out
+from tilestream.runner.cohort import Cohort, list_cohort, share_out
 from tilestream.runner.engines.clusters import check_main_guard
 from tilestream.runner.engines.executors import Engine, Outcome, open_engine
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.reporter import Reporter
-from tilestream.runner.resume import book_finished, finished, look_at_all, nothing_to_do, take_up
-from tilestream.runner.summary import STATE, SlideResult, Summary, note_refusal, refusal_of, same_image, write_records
-from tilestream.stages.slide_task import Report, add_counts, outlast_outages
+from tilestream.runner.resume import book_finished, look_at_all, nothing_to_do
+from tilestream.runner.summary import STATE, SlideResult, Summary, note_refusal, same_image, write_records
+from tilestream.stages.slide_task import Report, add_counts
 from tilestream.stages.worker_settings import untrained_parts, worker_settings
 from tilestream.store.lock import Claims
 from tilestream.store.ownership import refuse_foreign
-from tilestream.store.slide_store import SlideStore
 
 if TYPE_CHECKING:
+    from tilestream.runner.ahead import Begun, Planned, Planner
     from tilestream.runner.pipeline import Job, SlideRun
-    from tilestream.runner.prepare import PreparedSlide, Setup
+    from tilestream.runner.prepare import Setup
 
 LOOK_EVERY = 10.0
 """Seconds after which the progress of long tasks is looked up in the store."""
@@ -139,8 +139,12 @@ class Run:
         self.recipes, self.claims, self.todo = recipes, claims, todo
         self.config = setup.config
         self.results = {result.id: result for result in summary.slides}
-        self.token = os.urandom(8).hex()
-        """Of this run, for the fences of the stores that it writes to."""
+        self.follow_up: deque[Job] = deque()
+        """Jobs of later stages that may start."""
+        self.first_jobs: deque[Job] = deque()
+        """Jobs of the first stage of the slide that was planned last."""
+        self.news: deque[str] = deque()
+        """What planning has met and nobody was told yet."""
         self.in_work: list[SlideRun] = []
         self.images: dict[str, str] = {}
         """The first slide of each fingerprint."""
@@ -163,34 +167,51 @@ class Run:
                 f"{part} has random, untrained weights: its output shows that the line works and means nothing else.", level="warning"
             )
         self.reporter.started(len(self.cohort.refs), self.setup.facts, self.engine.workers)
-        self._drive()
+        from tilestream.runner.ahead import Planner
+
+        with closing(
+            Planner(self.cohort, self.setup, self.recipes, self.claims, self.todo, self.summary, self.engine, self.news)
+        ) as planner:
+            self._drive(planner)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def _drive(self) -> None:
+    def _drive(self, planner: Planner) -> None:
         """Keep `engine.capacity` tasks in flight until no slide is left; follow-up tasks go before new slides."""
-        planned = self._plan_slides()
-        follow_up: deque[Job] = deque()
         in_flight = 0
         first: float | None = None
         looked = time.monotonic()
         while True:
-            while in_flight < self.engine.capacity and (job := follow_up.popleft() if follow_up else next(planned, None)):
+            while in_flight < self.engine.capacity and (job := self._next_job(planner)) is not None:
                 if not job.slide.given_up:
                     first = first or time.perf_counter()
                     self.engine.submit(job, job.stage.work, job.slide.task, job.shards)
                     in_flight += 1
-            if in_flight == 0:
+            if in_flight == 0 and planner.over:
                 break
             ended = self.engine.wait_next(LOOK_EVERY)
+            self._say_news()
             if time.monotonic() - looked >= LOOK_EVERY:
                 looked = time.monotonic()
                 self._look()
-            if ended is None:
+            if ended is None:  # the engine or the planner has news, or time has passed
                 continue
             in_flight -= 1
-            follow_up.extend(self._receive(*ended))
+            self.follow_up.extend(self._receive(*ended))
             self.summary.embed_seconds = time.perf_counter() - (first or 0.0)
+
+    def _next_job(self, planner: Planner) -> Job | None:
+        """The next task to start, as far as slides are planned by now."""
+        if self.follow_up:
+            return self.follow_up.popleft()
+        while not self.first_jobs and (planned := planner.take()) is not None:
+            self.first_jobs.extend(self._begin(planned))
+        return self.first_jobs.popleft() if self.first_jobs else None
+
+    def _say_news(self) -> None:
+        """Say what planning has met while it goes on."""
+        while self.news:
+            self.reporter.message(self.news.popleft(), level="warning")
 
     def _look(self) -> None:
         """Tell how far the slides are whose tasks are many shards long."""
@@ -254,79 +275,45 @@ class Run:
         if self.config.on_error.slide == "fail":
             raise error
 
-    def _wait(self, seconds: float) -> None:
-        """Pause because an image's storage does not answer."""
-        self.reporter.message(f"an image's storage does not answer; trying again in {seconds:g} s", level="warning")
-        time.sleep(seconds)
-
-    # -- planning ---------------------------------------------------------------------------------------------------
-
     def _let_go(self, result: SlideResult) -> None:
         """A slide has ended: others may have it, and know why it was refused."""
         self.summary.touched |= note_refusal(self.cohort.output, result.id, result.error) or result.status == "done"
         self.claims.release(result.id)
 
-    def _plan_slides(self) -> Iterator[Job]:
-        """Jobs of the first stages of all slides, each taken and planned when its turn comes; those that others have are looked at once more."""
-        held = []
-        for ref in self.todo:
-            if ref in self.cohort.others and not self.claims.abandoned(ref.id):
-                continue
-            if ref in self.cohort.spare and refusal_of(self.cohort.output, ref.id):
-                continue  # told by the job that tried it
-            if self.claims.take(ref.id):
-                held.append(ref)
-            else:
-                yield from self._begin(ref)
-        for ref in held:
-            if owner := self.claims.take(ref.id):
-                if (result := self.results.get(ref.id)) is not None:
-                    result.status, result.error = "elsewhere", owner
-            else:
-                yield from self._begin(ref)
-
-    def _begin(self, ref: SlideRef) -> list[Job]:
-        """The first jobs of a slide that is ours."""
-        result = self.results.get(ref.id) or SlideResult(ref.id, ref.address, listed=dict(ref.extra))
-        try:
-            slide = outlast_outages(partial(self._plan_slide, ref, result), lambda: None, self._wait)
-        except InputError as error:
-            self._keep(result)
-            self._refuse(result, error)
+    def _begin(self, planned: Planned) -> list[Job]:
+        """Book what came of planning a slide; its first jobs, where there are any."""
+        result, begun = planned.result, planned.begun
+        if planned.owner:
+            if result.id in self.results:
+                result.status, result.error = "elsewhere", planned.owner
             return []
-        if slide is None:
-            self.claims.release(ref.id)
+        if planned.mark is not None:
+            book_finished(result, planned.store, planned.mark, self.reporter, self.images)
+            self.claims.release(result.id)
             return []
         self._keep(result)
-        self.in_work.append(slide)
-        return slide.next_stage()
+        for message in planned.messages:
+            self.reporter.message(message, level="warning")
+        if planned.refused is not None:
+            self._refuse(result, planned.refused)
+        if begun is None:
+            return []
+        plan = begun.prepared.plan
+        self._warn(result, plan.warnings + same_image(self.images, result.id, plan.info.fingerprint))
+        self.summary.projected_bytes = max(self.summary.projected_bytes, begun.prepared.projection.total)
+        self._tell_planned(begun, result)
+        self.in_work.append(begun.run)
+        return begun.jobs
 
     def _keep(self, result: SlideResult) -> None:
         """Report on a slide, be it another job's."""
         if self.results.setdefault(result.id, result) is result and result not in self.summary.slides:
             self.summary.slides.append(result)
 
-    def _plan_slide(self, ref: SlideRef, result: SlideResult) -> SlideRun | None:
-        """Prepare a slide and make its store ready; None where another job finished it in the meantime."""
-        from tilestream.runner.pipeline import SlideRun, stages_of
-
-        store = SlideStore(self.cohort.output / f"{ref.id}.zarr", self.token)
-        with open_slide(ref, self.config) as source:
-            if (mark := finished(store, ref, source, self.recipes, self.cohort)) is not None:
-                book_finished(result, store, mark, self.reporter, self.images)
-                return None
-            self.summary.touched = True
-            slide = take_up(store, ref, source, self.setup, self.recipes, self.cohort, partial(self.reporter.message, level="warning"))
-            twice = same_image(self.images, ref.id, source.info.fingerprint)
-        self._warn(result, slide.plan.warnings + twice)
-        self.summary.projected_bytes = max(self.summary.projected_bytes, slide.projection.total)
-        self._tell_planned(slide, store, result)
-        passes = slide.context is not None and slide.context.one_pass
-        return SlideRun(slide.task(self.setup, store), store, result, stages_of(slide, self.setup, store), passes)
-
-    def _tell_planned(self, slide: PreparedSlide, store: SlideStore, result: SlideResult) -> None:
+    def _tell_planned(self, begun: Begun, result: SlideResult) -> None:
         """Book what was planned for a slide and what its store holds of it already."""
-        plan, committed = slide.plan, store.ledger()
+        slide, committed = begun.prepared, begun.committed
+        plan = slide.plan
         for entry in committed.values():
             result.counts = add_counts(result.counts, entry["counts"])
             result.tile_errors |= {

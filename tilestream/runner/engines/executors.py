@@ -62,6 +62,8 @@ class Engine(ABC):
 
     capacity: int
     workers: int
+    in_process: bool
+    """Whether tasks run in this process."""
 
     @abstractmethod
     def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
@@ -69,7 +71,11 @@ class Engine(ABC):
 
     @abstractmethod
     def wait_next(self, timeout: float | None = None) -> tuple[Any, Outcome] | None:
-        """Key and outcome of the next task to end, in order of completion; None where none ends within `timeout` seconds."""
+        """Key and outcome of the next task to end, in order of completion; None where none ends within `timeout` seconds or before `wake`."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """From any thread: end a wait that goes on, or else the next one."""
 
     @abstractmethod
     def call(self, function: Callable[[Any], Any], task: Any) -> Any:
@@ -93,12 +99,14 @@ class Engine(ABC):
 class InlineEngine(Engine):
     """Tasks in threads of this process: one computes, the next one reads, the one before is written."""
 
+    in_process = True
+
     def __init__(self) -> None:
         STOP.clear()
         self.workers = 1
         self.capacity = LANES + 1
         self._pool = ThreadPoolExecutor(LANES + 1, thread_name_prefix="lane")
-        self._done: queue.SimpleQueue[tuple[Any, Future[Outcome]]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[Any, Future[Outcome]] | None] = queue.SimpleQueue()
 
     def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
         future = self._pool.submit(run_task, function, *arguments)
@@ -106,10 +114,13 @@ class InlineEngine(Engine):
 
     def wait_next(self, timeout: float | None = None) -> tuple[Any, Outcome] | None:
         try:
-            key, future = self._done.get(timeout=timeout)
+            ended = self._done.get(timeout=timeout)
         except queue.Empty:
             return None
-        return key, future.result()
+        return None if ended is None else (ended[0], ended[1].result())
+
+    def wake(self) -> None:
+        self._done.put(None)
 
     def call(self, function: Callable[[Any], Any], task: Any) -> Any:
         return function(task)
@@ -137,6 +148,8 @@ class _Submitted:
 
 class DaskEngine(Engine):
     """Tasks on a `distributed` cluster, ours or one that was running already."""
+
+    in_process = False
 
     def __init__(self, spec: SchedulerSpec, workers: int, say: Callable[[str], None]) -> None:
         import distributed
@@ -197,6 +210,8 @@ class DaskEngine(Engine):
         except queue.Empty:
             self._check_cluster()
             return None
+        if future is None:
+            return None
         if future.status in ("lost", "pending"):  # the worker that held the result died; another one does the task again
             self._check_cluster()
             threading.Thread(target=self._await_again, args=[future], daemon=True).start()
@@ -212,6 +227,9 @@ class DaskEngine(Engine):
             self._submit_again(future.key)
             return None
         return self._submitted.pop(future.key).key, outcome
+
+    def wake(self) -> None:
+        self._done.put(None)
 
     def _await_again(self, future: Any) -> None:
         """Hand a future on once more when it is done again, or cannot be."""

@@ -1,0 +1,152 @@
+"""Slides are planned ahead of need, in threads of the driver's process: the loop that hands out work takes what is ready."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from tilestream.config.slide_list import SlideRef
+from tilestream.errors import InputError, InterruptedRunError
+from tilestream.runner.cohort import Cohort, open_slide
+from tilestream.runner.engines.executors import Engine
+from tilestream.runner.pipeline import Job, SlideRun, stages_of
+from tilestream.runner.prepare import PreparedSlide, Setup
+from tilestream.runner.recipe import Recipes
+from tilestream.runner.resume import finished, take_up
+from tilestream.runner.summary import SlideResult, Summary, refusal_of
+from tilestream.stages.slide_task import outlast_outages
+from tilestream.store.lock import Claims
+from tilestream.store.slide_store import SlideStore
+
+MOST_AT_ONCE = 4
+"""Slides that are planned at the same time, at most."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A slide that is planned and whose store is ready to be filled."""
+
+    run: SlideRun
+    prepared: PreparedSlide
+    committed: dict[int, Any]
+    """What its store held already."""
+    jobs: list[Job]
+    """Those of its first stage."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What came of a slide whose turn it was; nothing of it is told or booked yet."""
+
+    ref: SlideRef
+    result: SlideResult
+    store: SlideStore
+    owner: str = ""
+    """Words on who has the slide; empty where it is ours."""
+    mark: dict[str, Any] | None = None
+    """Its completion, where another job finished it in the meantime."""
+    begun: Begun | None = None
+    refused: InputError | None = None
+    messages: list[str] = field(default_factory=list)
+    """What is to be said of it."""
+
+
+class Planner:
+    """Plans the slides of a run, each in a thread of its own, and gives them out in the order of the list.
+
+    Slides that others have are looked at once more when all others are through. A slide is claimed when its planning begins.
+
+    Memory bound
+    ------------
+    `at_once` plans are made or lie ready, no more: each takes what `SlidePlan.planning_bytes` says until it is made, `kept_bytes` from then on.
+    """
+
+    def __init__(
+        self, cohort: Cohort, setup: Setup, recipes: Recipes, claims: Claims, todo: list[SlideRef], summary: Summary, engine: Engine,
+        news: deque[str],
+    ) -> None:  # fmt: skip
+        self.cohort, self.setup, self.recipes, self.claims, self.summary, self.engine = cohort, setup, recipes, claims, summary, engine
+        own_code = setup.config.tiles.tissue.function is not None
+        self.at_once = 1 if engine.in_process or own_code else max(1, min(MOST_AT_ONCE, len(os.sched_getaffinity(0)) // 2))
+        """One, where planning shares cores and memory with the encoder, or calls a function of the user's, which need not bear threads."""
+        self._results = {result.id: result for result in summary.slides}
+        self._news = news
+        self._token = os.urandom(8).hex()  # of this run, for the fences of the stores that it writes to
+        self._todo, self._held, self._again = deque(todo), list[SlideRef](), False
+        self._made: deque[Future[Planned | None]] = deque()
+        self._pool = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="plan")
+        self._stop = threading.Event()
+
+    @property
+    def over(self) -> bool:
+        """Whether every slide was given out."""
+        return not self._made and not self._todo and (self._again or not self._held)
+
+    def take(self) -> Planned | None:
+        """The next slide in order, where its plan is made by now; those that follow are begun. Raises what planning raised, but for refusals."""
+        self._begin_more()
+        while self._made and self._made[0].done():
+            planned = self._made.popleft().result()
+            if planned is not None and planned.owner and not self._again:
+                self._held.append(planned.ref)
+                planned = None
+            self._begin_more()
+            if planned is not None:
+                return planned
+        return None
+
+    def close(self) -> None:
+        """End; plans in the making are made to their end, for their stores are being written."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _begin_more(self) -> None:
+        if not self._todo and not self._made and not self._again:
+            self._todo, self._again = deque(self._held), True
+        while self._todo and len(self._made) < self.at_once:
+            future = self._pool.submit(self._plan, self._todo.popleft(), again=self._again)
+            self._made.append(future)
+            future.add_done_callback(lambda _: self.engine.wake())
+
+    def _plan(self, ref: SlideRef, *, again: bool) -> Planned | None:
+        """Take a slide and plan it; None where it is left to others."""
+        if self._stop.is_set():
+            return None
+        if not again:
+            if ref in self.cohort.others and not self.claims.abandoned(ref.id):
+                return None
+            if ref in self.cohort.spare and refusal_of(self.cohort.output, ref.id):
+                return None  # told by the job that tried it
+        result = self._results.get(ref.id) or SlideResult(ref.id, ref.address, listed=dict(ref.extra))
+        nothing = Planned(ref, result, SlideStore(self.cohort.output / f"{ref.id}.zarr", self._token))
+        if owner := self.claims.take(ref.id):
+            return replace(nothing, owner=owner)
+        try:
+            return outlast_outages(partial(self._plan_ours, nothing), lambda: None, self._pause)
+        except InputError as error:
+            return replace(nothing, refused=error)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait because an image's storage does not answer."""
+        self._news.append(f"an image's storage does not answer; trying again in {seconds:g} s")
+        self.engine.wake()
+        if self._stop.wait(seconds):
+            raise InterruptedRunError("stopped")
+
+    def _plan_ours(self, planned: Planned) -> Planned:
+        """Prepare a slide and make its store ready."""
+        ref, store = planned.ref, planned.store
+        with open_slide(ref, self.setup.config) as source:
+            if (mark := finished(store, ref, source, self.recipes, self.cohort)) is not None:
+                return replace(planned, mark=mark)
+            self.summary.touched = True
+            setup = replace(self.setup, workers=self.engine.workers)
+            prepared = take_up(store, ref, source, setup, self.recipes, self.cohort, planned.messages.append)
+        passes = prepared.context is not None and prepared.context.one_pass
+        run = SlideRun(prepared.task(setup, store), store, planned.result, stages_of(prepared, setup, store), passes)
+        return replace(planned, begun=Begun(run, prepared, store.ledger(), run.next_stage()))
