@@ -1,0 +1,1 @@
+"""The mathematics of heads: what turns embeddings and maps into classes, labels and objects."""
