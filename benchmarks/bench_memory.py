@@ -125,6 +125,7 @@ CASES = [
     Case("jpeg otsu", images.sample(16384, 16384), {"tiles": {"tissue": "otsu"}}),
     Case("jpeg threads 8", JPEG, {"compute": {"threads": 8}}),
     Case("jpeg isolate", JPEG, {"compute": {"isolate": True}}),
+    Case("jpeg workers auto", JPEG, {"compute": {"scheduler": "local"}}),
     Case("jpeg workers 1", JPEG, {"compute": {"scheduler": "local", "workers": 1}}),
     Case("jpeg workers 2", JPEG, {"compute": {"scheduler": "local", "workers": 2}}),
     Case("openslide", JPEG, {"source": {"backend": "openslide"}}),

@@ -56,12 +56,12 @@ def test_two_objects_have_two_names_and_one_keeps_its_own(tmp_path):
     assert build_encoder(EncoderSpec(names[1])).scale == 2
 
 
-@pytest.mark.parametrize("scheduler", ["local", "tcp://host:8786"])
-def test_other_processes_are_refused_with_the_way_out(tmp_path, scheduler):
+@pytest.mark.parametrize("compute", [{"scheduler": "local", "workers": 1}, {"scheduler": "tcp://host:8786"}])
+def test_other_processes_are_refused_with_the_way_out(tmp_path, compute):
     with pytest.raises(
         ConfigError, match=r"compute: scheduler is .*Means.* Set compute\.scheduler to inline, or put a function .* module:function"
     ):
-        load_config(config(tmp_path, Means(), scheduler=scheduler))
+        load_config(config(tmp_path, Means(), **compute))
 
 
 def test_a_name_from_another_process_says_whose_it_was():

@@ -109,10 +109,17 @@ def compute_section(**settings):
     return checked.compute
 
 
-@pytest.mark.parametrize("settings", [{"scheduler": "inline"}, {"scheduler": "local", "workers": 1}])
-def test_every_engine_keeps_one_contract(settings, tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"scheduler": "inline"}, InlineEngine),
+        ({"scheduler": "local", "device": "cpu"}, InlineEngine),
+        ({"scheduler": "local", "workers": 1}, DaskEngine),
+    ],
+)
+def test_every_engine_keeps_one_contract(settings, kind, tmp_path):
     with open_engine(compute_section(**settings)) as engine:
-        assert isinstance(engine, InlineEngine if settings["scheduler"] == "inline" else DaskEngine)
+        assert isinstance(engine, kind)
         assert engine.call(double, 21) == 42
         assert engine.call_all(double, 21) == [42]
         assert engine.wait_next(0.01) is None
@@ -126,7 +133,7 @@ def test_every_engine_keeps_one_contract(settings, tmp_path):
         assert isinstance(outcome.error, InputError)
         with pytest.raises(InputError, match="task 8 was refused"):
             engine.call(boom, 8)
-        if settings["scheduler"] == "local":
+        if kind is DaskEngine:
             engine.submit("retried", die_once, str(tmp_path / "died"))
             assert engine.wait_next()[1].value == "done"
             processes = [psutil.Process(), *psutil.Process().children(recursive=True)]

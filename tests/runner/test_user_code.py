@@ -15,6 +15,8 @@ from tilestream.errors import CodeError, ConfigError
 
 HERE = "tests/support/encoders.py"
 
+WHERE = [{"scheduler": "inline"}, {"scheduler": "local", "workers": 1}]
+
 
 @pytest.fixture
 def image(tmp_path):
@@ -34,9 +36,9 @@ def command(tmp_path, image, **sections):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("scheduler", ["inline", "local"])
-def test_an_encoder_that_fails_on_a_tile_refuses_its_slide_by_name(image, tmp_path, scheduler):
-    compute = {"scheduler": scheduler, "batch_size": 2, "threads": 1, "shard_tiles": 4}
+@pytest.mark.parametrize("where", WHERE)
+def test_an_encoder_that_fails_on_a_tile_refuses_its_slide_by_name(image, tmp_path, where):
+    compute = {**where, "batch_size": 2, "threads": 1, "shard_tiles": 4}
     code, words, heard = command(tmp_path, image, encoder="tests.support.encoders:picky", compute=compute)
     assert code == 3
     assert "refused: encoder tests.support.encoders:picky failed on a: rows 4 to 5: KeyError: 'a stain that is not in the table'" in words
@@ -48,7 +50,7 @@ def test_an_encoder_that_fails_on_a_tile_refuses_its_slide_by_name(image, tmp_pa
     assert HERE in frames[0]
 
 
-@pytest.mark.parametrize("scheduler", ["inline", "local"])
+@pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize(
     ("factory", "what", "last"),
     [
@@ -56,8 +58,8 @@ def test_an_encoder_that_fails_on_a_tile_refuses_its_slide_by_name(image, tmp_pa
         ("no_factory", "encoder.name: tests.support.encoders:no_factory failed on building the encoder", "the licence server is asleep"),
     ],
 )
-def test_an_encoder_that_fails_on_everything_ends_the_run_at_once(image, tmp_path, scheduler, factory, what, last):
-    given = config(image, tmp_path / "out", encoder=f"tests.support.encoders:{factory}", compute={"scheduler": scheduler})
+def test_an_encoder_that_fails_on_everything_ends_the_run_at_once(image, tmp_path, where, factory, what, last):
+    given = config(image, tmp_path / "out", encoder=f"tests.support.encoders:{factory}", compute=where)
     with pytest.raises(CodeError, match=what) as failed:
         tilestream.run(given)
     assert failed.value.exit_code == 3
@@ -75,9 +77,9 @@ def test_a_tissue_function_that_fails_refuses_its_slide_by_name(image, tmp_path)
     assert slide.traceback.splitlines()[-1] == "IndexError: no such stain"
 
 
-def script(tmp_path, image, text):
+def script(tmp_path, image, text, **compute):
     """What a script does that says `text` with `given` at hand."""
-    given = config(image, tmp_path / "out", tiles={"size": 64}, compute={"scheduler": "local", "workers": 1})
+    given = config(image, tmp_path / "out", tiles={"size": 64}, compute={"scheduler": "local", "device": "cpu", **compute})
     path = tmp_path / "script.py"
     path.write_text(f"import tilestream\ngiven = {given!r}\n{text}\n")
     folder = Path(tilestream.__file__).parents[1]
@@ -90,17 +92,32 @@ def script(tmp_path, image, text):
     "text", ["tilestream.run(given)", "def main():\n    tilestream.run(given)\nmain()", "if given:\n    tilestream.run(given)"]
 )
 def test_a_script_without_a_main_guard_is_told_so_before_anything_starts(image, tmp_path, text):
-    done = script(tmp_path, image, text)
+    done = script(tmp_path, image, text, workers=1)
     assert done.returncode == 1
     assert not (tmp_path / "out").exists()
     assert len(done.stderr.splitlines()) < 25
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"{ConfigError.__module__}.ConfigError: compute.scheduler: local starts worker processes")
+    assert last.startswith(f"{ConfigError.__module__}.ConfigError: compute.scheduler: local starts processes")
     assert f"{tmp_path}/script.py, line" in last
     assert 'if __name__ == "__main__":' in last
-    assert "compute.scheduler to inline" in last
+    assert "compute.scheduler inline" in last
+
+
+def test_a_script_without_a_main_guard_is_told_so_where_its_images_are_read_in_a_child(image, tmp_path):
+    last = script(tmp_path, image, "tilestream.run(given)", isolate=True).stderr.splitlines()[-1]
+    assert f"compute.isolate: true starts processes, and each of them imports {tmp_path}/script.py, line" in last
+
+
+def test_a_script_without_a_main_guard_runs_where_no_process_is_started(image, tmp_path):
+    done = script(tmp_path, image, "print(tilestream.run(given).tiles)")
+    assert (done.stdout.strip(), done.stderr) == ("9", "")
 
 
 def test_a_script_with_a_main_guard_runs(image, tmp_path):
-    done = script(tmp_path, image, "def main():\n    print(tilestream.run(given).tiles)\nif __name__ == '__main__' and given:\n    main()")
+    done = script(
+        tmp_path,
+        image,
+        workers=1,
+        text="def main():\n    print(tilestream.run(given).tiles)\nif __name__ == '__main__' and given:\n    main()",
+    )
     assert (done.stdout.strip(), done.stderr) == ("9", "")

@@ -50,3 +50,9 @@ WAY_OUT = (
     "and set encoder.name to module:function"
 )
 """For those who need processes."""
+
+
+def told_elsewhere(name: str, scheduler: str) -> str:
+    """What is said of an object where a scheduler's workers are other processes."""
+    own = name.removeprefix(PREFIX)
+    return f"scheduler is {scheduler}, with other processes, but encoder.name is an object of this one ({own}). {WAY_OUT}"

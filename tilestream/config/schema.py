@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tilestream.config.python_objects import PREFIX, WAY_OUT, is_object_name, name_object
+from tilestream.config.python_objects import is_object_name, name_object, told_elsewhere
 from tilestream.config.types import (
     Arguments,
     AutoCount,
@@ -259,7 +259,7 @@ class Compute(Section):
     scheduler: SchedulerSpec = SchedulerSpec(kind="local")
     """Where tasks run."""
     workers: AutoCount = "auto"
-    """Worker processes that are started; auto is one a GPU, else one."""
+    """Worker processes that are started; auto is one a GPU, and none where one worker is enough: it is the process of the run."""
     threads: AutoCount = "auto"
     """Decode threads a worker."""
     batch_size: AutoCount = "auto"
@@ -313,11 +313,8 @@ class Config(Section):
     @classmethod
     def _keep_objects_in_their_process(cls, compute: Compute, info: ValidationInfo) -> Compute:
         encoder = info.data.get("encoder")
-        if encoder is not None and is_object_name(encoder.name) and compute.scheduler.kind != "inline":
-            raise ValueRefusedError(
-                f"scheduler is {compute.scheduler.kind}, but encoder.name is an object of this process "
-                f"({encoder.name.removeprefix(PREFIX)}), which other processes do not have. {WAY_OUT}"
-            )
+        if encoder is not None and is_object_name(encoder.name) and not compute.scheduler.stays_here(compute.workers):
+            raise ValueRefusedError(told_elsewhere(encoder.name, compute.scheduler.kind))
         return compute
 
     @field_validator("pool")

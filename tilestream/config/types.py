@@ -255,7 +255,11 @@ class SchedulerSpec(Section):
     args: Arguments = Field(default_factory=dict)
     """Keyword arguments of the class."""
     kind: Literal["inline", "local", "address", "file", "class"]
-    """In this process; worker processes here; a running scheduler by address or by file; a cluster class of dask."""
+    """In this process; on this machine; a running scheduler by address or by file; a cluster class of dask."""
+
+    def stays_here(self, workers: int | str) -> bool:
+        """Whether a machine with one device does all of it in the process that asked for it."""
+        return self.kind == "inline" or (self.kind == "local" and workers == "auto")
 
     @classmethod
     def written_out(cls, data: Any) -> Any:

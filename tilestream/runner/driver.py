@@ -78,8 +78,9 @@ def run(
         As the exit codes of the command line say; slides that are finished by then stay finished.
     """
     checked = config if isinstance(config, Config) else load_config(config, overrides)
-    if checked.compute.scheduler.kind == "local":
-        check_main_guard()
+    compute = checked.compute
+    if compute.isolate or (compute.scheduler.kind == "local" and compute.workers != "auto"):  # else it is seen when there is work
+        check_main_guard("compute.isolate: true" if compute.isolate else "compute.scheduler: local")
     cohort = list_cohort(checked, shard, restart=restart, retry_failed=retry_failed)
     try:
         return _run(checked, cohort, reporter or Reporter())

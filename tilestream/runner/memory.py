@@ -18,7 +18,7 @@ from tilestream.runner.slide_plan import SlidePlan
 from tilestream.stages.finish_slide import drawing_bytes, rows_bytes
 from tilestream.stages.hardware import peak_memory
 from tilestream.stages.worker import results_bytes
-from tilestream.stages.worker_settings import LANES, EncoderFacts
+from tilestream.stages.worker_settings import LANES, EncoderFacts, works_here
 from tilestream.store.layout import Layout
 from tilestream.tiles.buffer_limits import CIRCULATING, average_bytes, count_open, device_group_bytes, read_batch
 from tilestream.tiles.isolation import isolated_bytes, isolated_groups
@@ -84,11 +84,11 @@ def project_memory(
 
     Of a slide that is the only one of its run, planning is over before the rest begins.
     """
-    inline, cuda = config.compute.scheduler.kind == "inline", facts.device.startswith("cuda")
+    here, cuda = works_here(config.compute), facts.device.startswith("cuda")
     tiles, decoding = _reading(plan, layout, config, facts)
     projection = Projection(
         program=facts.peak_bytes + (DEVICE_LIBRARIES if cuda else 0),
-        planning=0 if not inline else plan.kept_bytes if alone else plan.planning_bytes,
+        planning=0 if not here else plan.kept_bytes if alone else plan.planning_bytes,
         tiles=tiles,
         decoding=decoding,
         shards=(LANES + 1) * layout.shard_bytes,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -86,6 +87,13 @@ def embed(image: Source, tiles: TileSet, encoder: nn.Module, *, batch_size: int 
 def describe_encoder(settings: WorkerSettings) -> tuple[EncoderFacts, WorkerSettings]:
     """Build the encoder, run one batch of noise through it, and say what the plan must know, and what all other workers are to be set up with."""
     worker = worker_for(settings)
+    if worker.facts is None:
+        worker.facts = _learn_facts(worker, settings)
+    return replace(worker.facts, peak_bytes=worker.program_bytes()), worker.pinned
+
+
+def _learn_facts(worker: Worker, settings: WorkerSettings) -> EncoderFacts:
+    """What a batch of noise tells."""
     noise = np.random.default_rng(0).integers(0, 256, (worker.batch, settings.tile, settings.tile, 3), np.uint8)
     out = worker.compute.submit(worker.encode, noise, lambda *_: "a batch of noise").result()
     dim = int(worker.encoder.dim)  # type: ignore[arg-type]
@@ -93,7 +101,7 @@ def describe_encoder(settings: WorkerSettings) -> tuple[EncoderFacts, WorkerSett
         raise ConfigError(f"encoder.name: {settings.encoder} says dim {dim}, but its output is {tuple(out.shape[1:])}.")
     pinned = worker.pinned.pinned
     assert pinned is not None, "what a worker has pinned is pinned"
-    facts = EncoderFacts(
+    return EncoderFacts(
         name=settings.encoder,
         dim=dim,
         tokens=out.shape[1] if out.ndim == 3 else 1,
@@ -114,7 +122,6 @@ def describe_encoder(settings: WorkerSettings) -> tuple[EncoderFacts, WorkerSett
         takes_larger_tiles=bool(getattr(worker.encoder, "takes_larger_tiles", False)),
         cpu_capability=pinned.cpu_capability,
     )
-    return facts, worker.pinned
 
 
 _Embedded = tuple[dict[str, NDArray[Any]], dict[int, str]]

@@ -65,6 +65,24 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def count_cuda() -> int:
+    """CUDA devices that torch has. Where no driver is installed there are none, and torch is not imported to say so."""
+    if "torch" not in sys.modules and not _has_driver():
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _has_driver() -> bool:
+    """Whether the driver of a device that torch calls CUDA is on this machine: NVIDIA's library, or AMD's device file."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True
+
+
 def worker_number() -> int:
     """Number of the Dask worker that runs this task among those of its cluster; 0 outside of one."""
     distributed = sys.modules.get("distributed")

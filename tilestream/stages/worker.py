@@ -177,6 +177,8 @@ class Worker:
         self.lanes = threading.BoundedSemaphore(LANES)
         self.device_lock = threading.Lock()
         self.images = OpenImages(LANES)
+        self.facts: EncoderFacts | None = None
+        """What is known of the encoder, once it was asked for."""
 
     def close(self) -> None:
         """Let go of threads, processes and open images."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tilestream.config.schema import Compute, Config
 from tilestream.encoders.catalogue import EncoderSpec
 from tilestream.encoders.hub import is_hub_id
+from tilestream.stages.hardware import count_cuda
 
 EXACT_BATCH = 16
 """Tiles a batch in exact mode: rows of a matrix product differ in their last bit between batches of 1, 7 and 16."""
@@ -160,8 +161,9 @@ def worker_count(compute: Compute) -> int:
     """Workers that we start: as said, else one a GPU, else one."""
     if compute.workers != "auto":
         return int(compute.workers)
-    if compute.device not in ("auto", "cuda"):
-        return 1
-    import torch
+    return max(1, count_cuda()) if compute.device in ("auto", "cuda") else 1
 
-    return max(1, torch.cuda.device_count()) if torch.cuda.is_available() else 1
+
+def works_here(compute: Compute) -> bool:
+    """Whether this process is the run's one worker: so it was asked for, or nothing was said of workers and there is one device."""
+    return compute.scheduler.kind == "inline" or (compute.scheduler.stays_here(compute.workers) and worker_count(compute) == 1)

@@ -70,8 +70,8 @@ _GUARDS = frozenset({"__name__", "parent_process", "current_process"})
 """Names by which a script tells whether it is run or imported."""
 
 
-def check_main_guard() -> None:
-    """Refuse a run that a script starts as soon as it is imported: local worker processes import it, and would start runs without end.
+def check_main_guard(setting: str) -> None:
+    """Refuse a run that a script starts as soon as it is imported: the processes of a setting import it, and would start runs without end.
 
     Raises
     ------
@@ -82,8 +82,8 @@ def check_main_guard() -> None:
     if line is not None or getattr(multiprocessing.current_process(), "_inheriting", False):
         where = f"{_script()}, line {line}" if line is not None else "the script"
         raise ConfigError(
-            f"compute.scheduler: local starts worker processes, and each of them imports {where}, which would start this run once more. "
-            'Put what the script does under `if __name__ == "__main__":`, or set compute.scheduler to inline.'
+            f"{setting} starts processes, and each of them imports {where}, which would start this run once more. "
+            'Put what the script does under `if __name__ == "__main__":`, or leave the work to this process: compute.scheduler inline, compute.isolate false.'
         )
 
 

@@ -15,10 +15,10 @@ from typing import Any, Self
 
 from tilestream.config.schema import Compute, SchedulerSpec
 from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, UnfitWorkerError, storage_error
-from tilestream.runner.engines.clusters import address_in_file, start_cluster
+from tilestream.runner.engines.clusters import address_in_file, check_main_guard, start_cluster
 from tilestream.stages.hardware import worker_address
 from tilestream.stages.slide_task import STOP
-from tilestream.stages.worker_settings import LANES, worker_count
+from tilestream.stages.worker_settings import LANES, worker_count, works_here
 
 RETRIES = 2
 """Times that a task is tried again after an error that is not ours, such as a worker that died."""
@@ -310,11 +310,13 @@ def open_engine(compute: Compute, say: Callable[[str], None] | None = None) -> E
     Raises
     ------
     ConfigError
-        The cluster cannot be reached or its class cannot be imported.
+        The cluster cannot be reached or its class cannot be imported; or processes would start the caller's script anew.
     """
     spec = compute.scheduler
-    if spec.kind == "inline":
+    if works_here(compute):
         return InlineEngine()
+    if spec.kind == "local":
+        check_main_guard("compute.scheduler: local")
     workers = worker_count(compute)
     try:
         return DaskEngine(spec, workers, say or (lambda _: None))
