@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -84,6 +86,46 @@ class Folder:
         """Write an object whole; it survives a power cut once this returns."""
         sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
         self.flush(key)
+
+    @contextmanager
+    def writing(self, key: str) -> Iterator[Path]:
+        """A path on a local disk for an object of any size: it is the object, whole and durable, once the block ends well."""
+        if self.local is None:
+            with tempfile.TemporaryDirectory(prefix="tilestream-") as place:
+                path = Path(place) / "object"
+                yield path
+                assert isinstance(self.store, RemoteStore), "what lies in memory is small"
+                sync(self.store.set_file(key, path))
+            return
+        target = self.local / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path = target.with_name(f"{target.name}.{os.urandom(4).hex()}{PARTIAL}")
+        try:
+            yield path
+            _sync(path)
+            path.replace(target)
+        finally:
+            path.unlink(missing_ok=True)
+        _sync(target.parent)
+
+    def sum(self, key: str) -> tuple[int, str] | None:
+        """Size of an object and BLAKE2b of 16 bytes over it, in hex; None where there is none. Local ones may be of any size."""
+        if self.local is None:
+            data = self.get(key)
+            return None if data is None else (len(data), hashlib.blake2b(data, digest_size=16).hexdigest())
+        try:
+            with (self.local / key).open("rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+                return file.tell(), digest.hexdigest()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+
+    def file(self, key: str) -> Any:
+        """An object of any size to be read in parts: the path of a local one, else a file."""
+        if self.local is not None:
+            return self.local / key
+        assert isinstance(self.store, RemoteStore), "what lies in memory is small"
+        return self.store.open_file(key)
 
     def put_new(self, key: str, data: bytes) -> bool:
         """Write an object where there is none; False where there is one. On a local disk the caller sees to it that nobody comes between."""

@@ -119,8 +119,8 @@ class Ledger:
 
     def sums(self, keys: list[str]) -> Sums:
         """Size and checksum of objects that are there."""
-        found = {key: self.folder.get(key) for key in keys}
-        return {key: [len(data), checksum(data)] for key, data in found.items() if data is not None}
+        found = {key: self.folder.sum(key) for key in keys}
+        return {key: list(seen) for key, seen in found.items() if seen is not None}
 
     def record(self, stage: str, number: int, keys: list[str], told: dict[str, Any]) -> None:
         """Commit objects: their entry."""

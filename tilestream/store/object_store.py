@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from zarr.abc.store import ByteRequest, Store
@@ -67,6 +69,17 @@ class RemoteStore(ObjectStore[Any]):
         """Write an object whole."""
         with failures_are_oserrors(key):
             await super().set(key, value)
+
+    async def set_file(self, key: str, path: Path) -> None:
+        """Write an object whole from a local file, in parts."""
+        import obstore
+
+        with failures_are_oserrors(key):
+            await obstore.put_async(self.store, key, path)
+
+    def open_file(self, key: str) -> ObjectFile:
+        """An object as a file that is read in parts."""
+        return ObjectFile(self.store, key)
 
     async def set_new(self, key: str, data: bytes) -> bool:
         """Write an object where there is none; False, and nothing is written, where there is one."""
@@ -132,3 +145,37 @@ class RemoteStore(ObjectStore[Any]):
         with failures_are_oserrors(prefix):
             async for name in super().list_dir(prefix):
                 yield name
+
+
+class ObjectFile(io.RawIOBase):
+    """An object of an object store as a file, read range by range."""
+
+    def __init__(self, store: Any, key: str) -> None:
+        import obstore
+
+        with failures_are_oserrors(key):
+            self._size = int(obstore.head(store, key)["size"])
+        self._store, self._key, self._place = store, key, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        import obstore
+
+        count = max(0, min(len(buffer), self._size - self._place))
+        if count:
+            with failures_are_oserrors(self._key):
+                buffer[:count] = bytes(obstore.get_range(self._store, self._key, start=self._place, length=count))
+        self._place += count
+        return count
