@@ -10,7 +10,7 @@ import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config
 
-HEAVY = ("torch", "distributed", "dask", "anndata", "skimage", "scipy", "zarr")
+HEAVY = ("torch", "distributed", "dask", "anndata", "skimage", "scipy", "zarr", "sympy")
 
 TELL = f"""
 import atexit, sys
@@ -82,3 +82,9 @@ def test_what_computes_nothing_imports_no_torch_and_starts_no_cluster(finished, 
     assert code == 0, said
     assert words in said
     assert imported & {"torch", "distributed", "dask", "anndata"} == set()
+
+
+def test_a_run_in_its_own_process_imports_no_cluster_and_no_tables(finished, tmp_path):
+    code, said, imported = start("run", finished / "config.yaml", "--set", f"output={tmp_path / 'other'}", "--set", "compute.device=cpu")
+    assert code == 0, said
+    assert imported & {"distributed", "dask", "anndata", "skimage", "sympy"} == set()

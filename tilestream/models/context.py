@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from tilestream.errors import ConfigError
 from tilestream.models.context_spec import CHUNK_WINDOWS, MLP_RATIO, ContextSpec
-from tilestream.models.patch_embed import blank_linear, freeze, seeded_init
+from tilestream.models.patch_embed import BlankLinear, freeze, seeded_init
 from tilestream.models.positions import Learned2D, LogBias, RoPE2D, TableBias, position_unit, sincos_2d, token_positions
 from tilestream.models.vit import Mlp
 from tilestream.models.windows import attend_windows, pack_windows, window_partition, window_unpartition
@@ -47,8 +47,8 @@ class WindowAttention(nn.Module):
         self.heads = heads
         self.rope = rope
         self.bias = bias
-        self.qkv = blank_linear(dim, 3 * dim)
-        self.proj = blank_linear(dim, dim)
+        self.qkv = BlankLinear(dim, 3 * dim)
+        self.proj = BlankLinear(dim, dim)
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """(w, window * window, dim) with mask (w, window * window) bool, True where there is a token, to (w, window * window, dim).

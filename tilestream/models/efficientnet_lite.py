@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from tilestream.errors import ConfigError
 from tilestream.models.lite_vectors import VECTORS
-from tilestream.models.patch_embed import freeze, seeded_init
+from tilestream.models.patch_embed import BlankConv, freeze, seeded_init
 
 BATCH_NORM_EPS = 1e-3
 """Added to variances by the network's batch norms."""
@@ -51,12 +51,11 @@ PATCH = 32
 """Side of a cell of the last map, px."""
 
 
-class SameConv(nn.Conv2d):
+class SameConv(BlankConv):
     """A convolution padded as TensorFlow's SAME does it: at stride 2 one more below and right than above and left."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(inputs, outputs, kernel, stride, groups=groups, device="meta")
-        self.to_empty(device="cpu")
+        super().__init__(inputs, outputs, kernel, stride, groups=groups)
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, inputs, height, width) to (n, outputs, ceil(height / stride), ceil(width / stride))."""

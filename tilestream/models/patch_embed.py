@@ -66,9 +66,21 @@ def pad_to_patches(images: Tensor, patch: int) -> Tensor:
     return F.pad(images, (0, -width % patch, 0, -height % patch), value=_WHITE)
 
 
-def blank_linear(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> nn.Linear:
-    """Build a linear layer on the CPU without drawing from the global random state; `seeded_init` fills it."""
-    return nn.Linear(inputs, outputs, device="meta", dtype=dtype).to_empty(device="cpu")
+class BlankLinear(nn.Linear):
+    """A linear layer with whatever lay in its memory: `seeded_init` or a file fills it, and the global random state is not drawn from.
+
+    To build it on `meta` and empty it from there takes a second longer: torch then loads its symbolic shapes, and sympy with them.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave them."""
+
+
+class BlankConv(nn.Conv2d):
+    """A convolution likewise."""
+
+    def reset_parameters(self) -> None:
+        """Leave them."""
 
 
 def seeded_init(module: nn.Module, seed: int, std: float | None = None) -> None:
@@ -141,7 +153,7 @@ class PatchEmbed(nn.Module):
                 raise ConfigError(f"encoder.args.{key}: {value!r}, but it must be an integer of 1 or more.")
         self.dim = dim
         self.patch = patch
-        self.proj = blank_linear(3 * patch * patch, dim)
+        self.proj = BlankLinear(3 * patch * patch, dim)
         seeded_init(self, seed)
         freeze(self)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tilestream.errors import ConfigError
-from tilestream.models.patch_embed import blank_linear, freeze, seeded_init
+from tilestream.models.patch_embed import BlankLinear, freeze, seeded_init
 
 BLOCK_VALUES = 1 << 22
 """Values of a gate that are computed at once: of a usual one of 128 channels, those of more rows than come in a block."""
@@ -197,9 +197,9 @@ class GatedAttentionPool(SoftmaxPool):
         super().__init__(dim)
         if weights is not None:
             hidden = _hidden_from_weights(weights, dim)
-        self.attention_v = blank_linear(dim, hidden, torch.float64)
-        self.attention_u = blank_linear(dim, hidden, torch.float64)
-        self.attention_w = blank_linear(hidden, 1, torch.float64)
+        self.attention_v = BlankLinear(dim, hidden, dtype=torch.float64)
+        self.attention_u = BlankLinear(dim, hidden, dtype=torch.float64)
+        self.attention_w = BlankLinear(hidden, 1, dtype=torch.float64)
         if weights is None:
             seeded_init(self, seed)
         else:
@@ -245,7 +245,7 @@ class QueriesPool(SoftmaxPool):
             queries, hidden = _queries_from_weights(weights, dim)
         super().__init__(dim, queries)
         self.queries = nn.Parameter(torch.zeros(queries, hidden, dtype=torch.float64))
-        self.key = blank_linear(dim, hidden, torch.float64)
+        self.key = BlankLinear(dim, hidden, dtype=torch.float64)
         if weights is None:
             seeded_init(self, seed)
         else:

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tilestream.models.patch_embed import BlankLinear
+
 MICROMETRE_UNIT = 8.0
 """Length in µm that turns the fastest channel by one radian where mpp is known: a 16 px patch at 0.5 µm/px. Wavelengths then run
 from 50 µm to 0.5 m, longer than any slide, and no stride in whole µm is a multiple of one."""
@@ -249,8 +251,8 @@ class LogBias(nn.Module):
 
     def __init__(self, window: int, heads: int, hidden: int = 512) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(2, hidden, device="meta").to_empty(device="cpu")
-        self.fc2 = nn.Linear(hidden, heads, bias=False, device="meta").to_empty(device="cpu")
+        self.fc1 = BlankLinear(2, hidden)
+        self.fc2 = BlankLinear(hidden, heads, bias=False)
         offset = torch.stack(_window_offsets(window), dim=-1).double()
         spaced = offset.sign() * torch.log2(1 + 8 * offset.abs() / max(1, window - 1)) / math.log2(8)
         self.register_buffer("offsets", spaced.float(), persistent=False)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tilestream.errors import ConfigError
-from tilestream.models.patch_embed import blank_linear, freeze, normalise_pixels, seeded_init, unfold_patches
+from tilestream.models.patch_embed import BlankConv, BlankLinear, freeze, normalise_pixels, seeded_init, unfold_patches
 from tilestream.models.positions import PatchRotation, sincos_2d
 from tilestream.models.vit_config import ViTConfig, vector_words
 
@@ -19,7 +19,7 @@ class _PatchProjection(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, config.dim, config.patch, config.patch, bias=not config.pre_norm, device="meta").to_empty(device="cpu")
+        self.proj = BlankConv(3, config.dim, config.patch, config.patch, bias=not config.pre_norm)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, 3, size, size) to (n, side * side, dim)."""
@@ -35,8 +35,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.rotation = rotation
         self.q_norm, self.k_norm = (nn.Identity() if norm_eps is None else nn.LayerNorm(dim // heads, eps=norm_eps) for _ in range(2))
-        self.qkv = blank_linear(dim, 3 * dim)
-        self.proj = blank_linear(dim, dim)
+        self.qkv = BlankLinear(dim, 3 * dim)
+        self.proj = BlankLinear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, t, dim) to (n, t, dim)."""
@@ -55,8 +55,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = blank_linear(dim, hidden)
-        self.fc2 = blank_linear(hidden, dim)
+        self.fc1 = BlankLinear(dim, hidden)
+        self.fc2 = BlankLinear(hidden, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
@@ -69,8 +69,8 @@ class GatedMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = blank_linear(dim, hidden)
-        self.fc2 = blank_linear(hidden // 2, dim)
+        self.fc1 = BlankLinear(dim, hidden)
+        self.fc2 = BlankLinear(hidden // 2, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
@@ -209,7 +209,7 @@ def _projection(config: ViTConfig) -> nn.Module:
     """Two layers behind the output, or nothing."""
     if config.projection is None:
         return nn.Identity()
-    return nn.Sequential(blank_linear(config.pooled, config.projection), nn.GELU(), blank_linear(config.projection, config.projection))
+    return nn.Sequential(BlankLinear(config.pooled, config.projection), nn.GELU(), BlankLinear(config.projection, config.projection))
 
 
 def resize_tiles(images: Tensor, side: int, crop: int, interpolation: str) -> Tensor:

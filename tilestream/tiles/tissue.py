@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, UnidentifiedImageError
 from scipy import ndimage
-from skimage.morphology import closing, disk, opening
 
 from tilestream.config.schema import Tissue
 from tilestream.errors import ConfigError, InputError
@@ -123,9 +122,17 @@ def _stained(thumbnail: Thumbnail, tissue: Tissue, um_per_px: float | None) -> F
         if mask.sum() < (1 - MOST_PEN) * before:
             warnings += (PENS,)
     least_px = tissue.min_area_um2 / (um_per_px or THUMBNAIL_UM) ** 2
-    closed = closing(mask, disk(2))
+    closed: Mask = ndimage.grey_closing(mask.view(np.uint8), footprint=_disk(2)).view(np.bool_)
     filled = ~without_specks(~closed, least_px)  # vacuoles of fat, lumens of glands
-    return FoundTissue(_with_missing(without_specks(opening(filled, disk(1)), least_px), thumbnail), warnings)
+    opened: Mask = ndimage.grey_opening(filled.view(np.uint8), footprint=_disk(1)).view(np.bool_)
+    return FoundTissue(_with_missing(without_specks(opened, least_px), thumbnail), warnings)
+
+
+def _disk(radius: int) -> Mask:
+    """(2 radius + 1, 2 radius + 1): the pixels within a radius."""
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    found: Mask = y**2 + x**2 <= radius**2
+    return found
 
 
 def _apart(pixels: Pixels, missing: Mask) -> tuple[Mask, Background | None, tuple[str, ...]]:
