@@ -159,10 +159,17 @@ def export_command(
     output: Annotated[str, typer.Argument(help="An output folder, or one <slide id>.zarr in it.", show_default=False)],
     to: Annotated[
         str,
-        typer.Option("--to", help="trident-h5, clam-h5, pt, parquet, csv, geojson (QuPath), ome-zarr or spatialdata.", show_default=False),
+        typer.Option(
+            "--to",
+            help="trident-h5, clam-h5, pt, parquet, csv, geojson (QuPath), ome-zarr, spatialdata or annotation-store (TIAToolbox).",
+            show_default=False,
+        ),
     ],
     what: Annotated[
-        str, typer.Option(help="tiles: their embeddings; context: their context in its place; slide: the slide's vector.")
+        str,
+        typer.Option(
+            help="tiles: their embeddings; context: their context in its place; slide: the slide's vector; or a head of kind detect: its objects."
+        ),
     ] = "tiles",
     slide: Annotated[str | None, typer.Option(help="Id of one slide; else all of the output.")] = None,
     out: Annotated[str | None, typer.Option(help="The file for one slide, or a folder; else exports/FORMAT in the output.")] = None,

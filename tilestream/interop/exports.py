@@ -11,6 +11,7 @@ from tilestream.errors import ConfigError, IncompleteError
 from tilestream.interop.columns import write_csv, write_parquet
 from tilestream.interop.geojson import write_geojson
 from tilestream.interop.hdf5 import write_clam, write_trident
+from tilestream.interop.objects.formats import OBJECT_FORMATS
 from tilestream.interop.omezarr import write_ome_zarr
 from tilestream.interop.spatialdata import write_spatialdata
 from tilestream.interop.target import Records, Target, Written
@@ -19,6 +20,7 @@ from tilestream.interop.vectors import VECTOR_WRITERS
 from tilestream.store.cohort import find_stores, some
 from tilestream.store.folder import Folder
 from tilestream.store.ownership import is_ours
+from tilestream.store.shapes import ShapesFile
 from tilestream.store.slide import VECTORS, Slide
 from tilestream.store.slide_store import SlideStore
 
@@ -43,6 +45,9 @@ FORMATS = {
     "spatialdata": Format(".zarr", write_spatialdata),
 }
 
+SUFFIXES = {name: each.suffix for name, each in FORMATS.items()} | {name: suffix for name, (suffix, _) in OBJECT_FORMATS.items()}
+"""Of the files of every format, behind the slide's id."""
+
 
 def export_slides(
     output: str,
@@ -64,9 +69,9 @@ def export_slides(
     output : str
         An output folder, or one store in it.
     name : str
-        A key of `FORMATS`.
+        A key of `FORMATS`, or for objects of `OBJECT_FORMATS`.
     what : str
-        A key of `VECTORS`: the tiles' embeddings, their context in place of them, or the slide's vector.
+        A key of `VECTORS`: the tiles' embeddings, their context in place of them, or the slide's vector; or the name of a head of kind detect: its objects.
     slide : str, optional
         Id of the one slide that is wanted.
     out : str, optional
@@ -88,11 +93,13 @@ def export_slides(
     IncompleteError
         Slides are not finished, or damaged; the others are exported by then.
     """
-    if name not in FORMATS:
-        raise ConfigError(f"--to: {name!r} is none of {', '.join(FORMATS)}.")
+    if name not in SUFFIXES:
+        raise ConfigError(f"--to: {name!r} is none of {', '.join(SUFFIXES)}.")
     if in_bounds and name != "geojson":
         raise ConfigError(f"--in-bounds: is for --to geojson only, not {name}.")
-    write = partial(write_geojson, in_bounds=True) if in_bounds else _writer(name, what)
+    write: Callable[..., Written] = _writer(name, what)
+    if in_bounds:
+        write = partial(write_geojson if what in VECTORS else write, in_bounds=True)
     stores = find_stores(output)
     is_store = is_ours(Folder(output, read_only=True))
     if slide is not None:
@@ -115,7 +122,7 @@ def export_slides(
                 raise
             unfinished.append(harm)
             continue
-        yield f"{found.id}: {written.tiles} tiles -> {path}" + "".join(f"; {note}" for note in written.notes)
+        yield f"{found.id}: {written.tiles} {written.what} -> {path}" + "".join(f"; {note}" for note in written.notes)
     if unfinished:
         left = f"{len(unfinished)} of {len(stores)} slides left out: " if len(stores) > 1 else ""
         raise IncompleteError(left + "\n".join(map(str, unfinished)))
@@ -126,8 +133,12 @@ def _open_slides(stores: dict[str, Folder], what: str, *, allow_unfinished: bool
     slides, unfinished = [], []
     for folder in stores.values():
         try:
-            slides.append(Slide(folder, what=what, allow_unfinished=allow_unfinished))
-            slides[-1].vectors()  # refuses before anything is written
+            if what in VECTORS:
+                slides.append(Slide(folder, what=what, allow_unfinished=allow_unfinished))
+                slides[-1].vectors()  # refuses before anything is written
+            else:
+                slides.append(Slide(folder, allow_unfinished=allow_unfinished))
+                ShapesFile(folder, what)
         except IncompleteError as error:
             unfinished.append(error)
     return slides, unfinished
@@ -145,7 +156,13 @@ def _damage(slide: Slide) -> IncompleteError | None:
 def _writer(name: str, what: str) -> Callable[[Slide, Target], Written]:
     """What writes `what` in a format. Raises ConfigError where that cannot be."""
     if what not in VECTORS:
-        raise ConfigError(f"--what: {what!r} is none of {', '.join(VECTORS)}.")
+        if name not in OBJECT_FORMATS:
+            raise ConfigError(
+                f"--what {what}: objects of a head are for --to {', '.join(OBJECT_FORMATS)}, not {name}; else --what is one of {', '.join(VECTORS)}."
+            )
+        return partial(OBJECT_FORMATS[name][1], head=what)
+    if name not in FORMATS:
+        raise ConfigError(f"--to {name}: is for objects. Name a head of kind detect: --what HEAD.")
     if what == "slide":
         if name not in VECTOR_WRITERS:
             raise ConfigError(f"--what slide: is for --to {', '.join(VECTOR_WRITERS)}, not {name}.")
@@ -159,7 +176,7 @@ def _named_target(out: str, slide: str, name: str, *, alone: bool) -> Path:
     """What `--out` means for a slide: its file, or the folder that it goes into."""
     path = Path(out)
     is_folder = not alone or out.endswith("/") or (path.is_dir() and path.suffix != ".zarr")
-    return path / f"{slide}{FORMATS[name].suffix}" if is_folder else path
+    return path / f"{slide}{SUFFIXES[name]}" if is_folder else path
 
 
 def _default_target(output: str, slide: str, name: str, what: str, *, is_store: bool) -> Path:
@@ -168,4 +185,4 @@ def _default_target(output: str, slide: str, name: str, what: str, *, is_store: 
         raise ConfigError(f"--out: is needed for {output}, since exports are written to a local disk. Name a folder.")
     folder = Path(output).parent if is_store else Path(output)
     kind = name if what == "tiles" else f"{name}-{what}"
-    return folder / "exports" / kind / f"{slide}{FORMATS[name].suffix}"
+    return folder / "exports" / kind / f"{slide}{SUFFIXES[name]}"

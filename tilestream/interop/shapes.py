@@ -7,6 +7,7 @@ https://github.com/scverse/spatialdata (shapes 0.3: a group with attributes besi
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,8 @@ def write_shapes(parent: zarr.Group, folder: Path, name: str, key: str, slide: S
         pyarrow is not installed.
     """
     pa, pq = load_pyarrow("spatialdata")
-    axes: list[dict[str, Any]] = [{"name": axis, "type": "space", "unit": "unit"} for axis in "xy"]
-    spaces = {"input": {"name": "xy", "axes": axes}, "output": {"name": "global", "axes": axes}}
-    about = {
-        "encoding-type": "ngff:shapes", "axes": ["x", "y"], "coordinateTransformations": [{"type": "identity", **spaces}],
-        "spatialdata_attrs": {"version": SHAPES},
-    }  # fmt: skip
-    parent.create_group(name, attributes=about)
-    schema = pa.schema([("geometry", pa.binary()), (key, pa.int64())], metadata=_metadata(key))
+    create_shapes_group(parent, name)
+    schema = pa.schema([("geometry", pa.binary()), (key, pa.int64())], metadata=index_metadata(key, ["Polygon"]))
     with pq.ParquetWriter(folder / name / "shapes.parquet", schema) as writer:
         first = 1
         for rows in slide.blocks():
@@ -65,9 +60,20 @@ def write_shapes(parent: zarr.Group, folder: Path, name: str, key: str, slide: S
             writer.write_table(pa.table([squares(rows.x, rows.y, slide.l0_extent), numbers], schema=schema))
 
 
-def _metadata(key: str) -> dict[str, str]:
-    """What the file says of itself: the geometry, in px of no place on Earth, and the column that is pandas' index."""
-    geometry = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": None, "edges": "planar"}
+def create_shapes_group(parent: zarr.Group, name: str) -> None:
+    """Make the group of an element of shapes in level-0 px, whose `shapes.parquet` is to be written."""
+    axes: list[dict[str, Any]] = [{"name": axis, "type": "space", "unit": "unit"} for axis in "xy"]
+    spaces = {"input": {"name": "xy", "axes": axes}, "output": {"name": "global", "axes": axes}}
+    about = {
+        "encoding-type": "ngff:shapes", "axes": ["x", "y"], "coordinateTransformations": [{"type": "identity", **spaces}],
+        "spatialdata_attrs": {"version": SHAPES},
+    }  # fmt: skip
+    parent.create_group(name, attributes=about)
+
+
+def index_metadata(key: str, kinds: Sequence[str]) -> dict[str, str]:
+    """What the file says of itself: the geometry, of these types, in px of no place on Earth, and the column that is pandas' index."""
+    geometry = {"encoding": "WKB", "geometry_types": list(kinds), "crs": None, "edges": "planar"}
     geo = {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
     index = {"name": key, "field_name": key, "pandas_type": "int64", "numpy_type": "int64", "metadata": None}
     pandas = {"index_columns": [key], "column_indexes": [], "columns": [index]}

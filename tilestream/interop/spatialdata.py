@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,9 +52,7 @@ def write_spatialdata(slide: Slide, target: Target) -> Written:
         pyarrow is not installed.
     """
     with target.writing() as path:
-        root = zarr.create_group(
-            path, attributes={"spatialdata_attrs": {"version": CONTAINER, "spatialdata_software_version": f"tilestream {__version__}"}}
-        )
+        root = container(path)
         root.create_group("tables")
         copy_objects(slide.folder, Folder(str(path)), TILES)
         _annotate(zarr.open_group(path / TILES, mode="r+"), slide.layout.tiles)
@@ -74,6 +73,12 @@ def write_spatialdata(slide: Slide, target: Target) -> Written:
             )
     notes = () if slide.gridded else ("tiles on no regular grid: without labels of them",)
     return Written(slide.layout.tiles, notes)
+
+
+def container(path: Path) -> zarr.Group:
+    """A new container without elements."""
+    about = {"version": CONTAINER, "spatialdata_software_version": f"tilestream {__version__}"}
+    return zarr.create_group(path, attributes={"spatialdata_attrs": about})
 
 
 def _write_grid(labels: zarr.Group, slide: Slide) -> None:

@@ -24,9 +24,11 @@ class Written:
     """What an export wrote."""
 
     tiles: int
-    """Tiles in the file."""
+    """Tiles in the file, or objects."""
     notes: tuple[str, ...] = ()
     """What a person should know of it."""
+    what: str = "tiles"
+    """What was counted."""
 
     @classmethod
     def without_failed(cls, slide: Slide) -> Written:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,15 @@ def join_parts(parts: Sequence[Any], path: Path, told: dict[str, Any], crs: dict
                     writer.write_table(group.set_column(0, "id", ids).replace_schema_metadata(about))
                     count += len(group)
     return count
+
+
+def write_groups(path: Path, groups: Iterable[ShapeRows], classes: Sequence[str], geo: dict[str, Any], told: dict[str, Any]) -> None:
+    """Write objects that are numbered already, a row group for each of `groups`, with what the keys `geo` and `tilestream` are to hold."""
+    pa, pq = load_pyarrow()
+    schema = _schema(pa).with_metadata({"geo": json.dumps(geo), "tilestream": json.dumps(told)})
+    with pq.ParquetWriter(path, schema, **_WRITING) as writer:
+        for rows in groups:
+            writer.write_table(_table(pa, schema, rows, slice(None), classes))
 
 
 def _joined_facts(columns: Sequence[dict[str, Any]]) -> tuple[list[str], list[float] | None]:

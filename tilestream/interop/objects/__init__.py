@@ -1,0 +1,1 @@
+"""Objects of detect heads in the formats of other programs."""
