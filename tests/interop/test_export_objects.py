@@ -21,7 +21,7 @@ from tilestream.errors import ConfigError, InputError
 from tilestream.interop.exports import export_slides
 from tilestream.interop.objects.formats import OBJECT_FORMATS
 from tilestream.interop.target import digest
-from tilestream.store.palette import class_colours
+from tilestream.store.heads.palette import class_colours
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import shapely
 
 from tilestream.store.folder import Folder
-from tilestream.store.shapes import ShapeRows, join_parts, pack_part, shapes_key
+from tilestream.store.heads.shapes import ShapeRows, join_parts, pack_part, shapes_key
 
 CLASSES = ["tumour", 'a "quoted" class', "stroma"]
 

@@ -19,8 +19,8 @@ from tilestream.interop.tensors import write_tensor
 from tilestream.interop.vectors import VECTOR_WRITERS
 from tilestream.store.cohort import find_stores, some
 from tilestream.store.folder import Folder
+from tilestream.store.heads.shapes import ShapesFile
 from tilestream.store.ownership import is_ours
-from tilestream.store.shapes import ShapesFile
 from tilestream.store.slide import VECTORS, Slide
 from tilestream.store.slide_store import SlideStore
 

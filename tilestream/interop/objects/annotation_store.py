@@ -17,8 +17,8 @@ from typing import Any
 import shapely
 
 from tilestream.interop.target import Target, Written
-from tilestream.store.palette import class_colours
-from tilestream.store.shapes import ShapeRows, ShapesFile
+from tilestream.store.heads.palette import class_colours
+from tilestream.store.heads.shapes import ShapeRows, ShapesFile
 from tilestream.store.slide import Slide
 
 LEVEL = 6

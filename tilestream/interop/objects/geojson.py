@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from tilestream.interop.geojson import bounds_corner
 from tilestream.interop.on_map import MapPlaces
 from tilestream.interop.target import Target, Written
-from tilestream.store.palette import class_colours
-from tilestream.store.shapes import ShapeRows, ShapesFile
+from tilestream.store.heads.palette import class_colours
+from tilestream.store.heads.shapes import ShapeRows, ShapesFile
 from tilestream.store.slide import Slide
 
 OBJECT_TYPE = "detection"

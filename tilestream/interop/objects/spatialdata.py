@@ -10,7 +10,7 @@ import shapely
 from tilestream.interop.shapes import create_shapes_group, index_metadata
 from tilestream.interop.spatialdata import container
 from tilestream.interop.target import Target, Written
-from tilestream.store.shapes import ShapesFile, load_pyarrow
+from tilestream.store.heads.shapes import ShapesFile, load_pyarrow
 from tilestream.store.slide import Slide
 
 INDEX = "id"

@@ -13,7 +13,7 @@ import shapely
 
 from tilestream.interop.on_map import MapPlaces
 from tilestream.interop.target import Target, Written
-from tilestream.store.shapes import CORNERS, ShapeRows, ShapesFile, geo_metadata, shapes_key, write_groups
+from tilestream.store.heads.shapes import CORNERS, ShapeRows, ShapesFile, geo_metadata, shapes_key, write_groups
 from tilestream.store.slide import Slide
 
 COLUMNS = ("id", "class", "score", "area_um2", "x", "y", *CORNERS)

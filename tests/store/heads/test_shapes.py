@@ -10,7 +10,7 @@ import shapely
 
 from tilestream.errors import InputError
 from tilestream.store.folder import Folder
-from tilestream.store.shapes import SHAPES, ShapeRows, ShapesFile, join_parts, pack_part, shapes_key
+from tilestream.store.heads.shapes import SHAPES, ShapeRows, ShapesFile, join_parts, pack_part, shapes_key
 
 CLASSES = ["tumour", "stroma"]
 

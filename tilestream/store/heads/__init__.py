@@ -1,0 +1,1 @@
+"""What heads leave in a slide's store, by name of the head."""
