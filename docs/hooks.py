@@ -17,7 +17,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 def config_reference() -> str:
     """One table a section of the config: key, values, default, meaning."""
-    from tilestream.config.schema import config_schema
+    from tilestream.config.json_schema import config_schema
 
     schema = config_schema()
     sections = [("", schema)]
@@ -40,7 +40,7 @@ def config_reference() -> str:
 
 
 def _parts(field: dict[str, Any]) -> list[dict[str, Any]]:
-    return [field, *field.get("anyOf", []), *field.get("allOf", []), field.get("items", {})]
+    return [field, *field.get("anyOf", []), *field.get("allOf", []), field.get("items", {}), field.get("additionalProperties") or {}]
 
 
 def _first_words(section: dict[str, Any]) -> str:

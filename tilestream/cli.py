@@ -57,7 +57,7 @@ def run_command(
             "--restart",
             metavar="[STAGE]",
             show_default=False,
-            help="Delete what the output holds of these slides and start over; with context, windows or pool behind it, only that stage and what is made of it.",
+            help="Delete what the output holds of these slides and start over; with context, windows, pool, heads or heads:NAME behind it, only that stage and what is made of it.",
         ),
     ] = "",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do shards with failed tiles again.")] = False,
@@ -100,12 +100,12 @@ def run_command(
 
 def _with_stages(arguments: list[str]) -> list[str]:
     """`--restart` alone is `--restart all`: what follows is a stage, or something else."""
-    from tilestream.config.restart import ALL, STAGES
+    from tilestream.config.restart import ALL, is_stage
 
     found: list[str] = []
     for k, word in enumerate(arguments):
         found.append(word)
-        if word == "--restart" and arguments[k + 1 : k + 2] not in [[stage] for stage in STAGES]:
+        if word == "--restart" and not any(map(is_stage, arguments[k + 1 : k + 2])):
             found.append(ALL)
     return found
 
@@ -275,7 +275,7 @@ def doctor_command() -> None:
 @app.command("schema")
 def schema_command() -> None:
     """Print the JSON schema of the config, for editors."""
-    from tilestream.config.schema import config_schema
+    from tilestream.config.json_schema import config_schema
 
     print(json.dumps(config_schema(), indent=1))
 

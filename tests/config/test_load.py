@@ -131,7 +131,7 @@ def test_set_goes_before_the_file(write):
         ("tiles.size=1.5", "--set tiles.size=1.5: tiles.size: 1.5 is not a whole number."),
         (
             "x.y=1",
-            "--set x.y=1: x: unknown key; known here are slides, output, source, tiles, encoder, context, pool, windows, compute, on_error.",
+            "--set x.y=1: x: unknown key; known here are slides, output, source, tiles, encoder, context, pool, windows, heads, compute, on_error.",
         ),
         ("slides.x=1", "--set slides.x=1: slides is 'a.svs', which has no keys below it."),
         ("pool=[", "--set pool=[: not valid YAML: expected the node content, but found '<stream end>'."),

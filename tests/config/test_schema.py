@@ -9,8 +9,10 @@ import sys
 import pytest
 from pydantic import ValidationError
 
+from tilestream.config.heads import Head
+from tilestream.config.json_schema import config_schema
 from tilestream.config.load import load_config
-from tilestream.config.schema import Config, SchedulerSpec, config_schema
+from tilestream.config.schema import Config, SchedulerSpec
 from tilestream.config.types import ValueRefusedError, bytes_from_text
 from tilestream.errors import ConfigError
 
@@ -230,7 +232,7 @@ def test_schema_describes_every_key_and_admits_the_shorthands():
 
 
 def test_every_key_is_documented():
-    parts = [Config, *(type(getattr(config(context={}), name)) for name in Config.model_fields if name != "slides")]
+    parts = [Config, Head, *(type(getattr(config(context={}), name)) for name in Config.model_fields if name not in ("slides", "heads"))]
     assert [f"{part.__name__}.{name}" for part in parts for name, info in part.model_fields.items() if not info.description] == []
 
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -97,6 +97,8 @@ _MISSING = {
     "tiles": "Write the resolution to work at, e.g. tiles: {mpp: 0.5} or tiles: {level: 0}",
     "encoder": "Write a model, e.g. encoder: tilestream-lite",
     "encoder.name": "Write a model, e.g. name: tilestream-lite",
+    "heads.*.kind": "Write what it answers: classify or slide",
+    "heads.*.model": "Write where its weights are, e.g. model: heads/tumour.safetensors",
     "output.path": "Write where results go, e.g. path: embeddings",
 }
 
@@ -113,7 +115,8 @@ def _words(key: Key, detail: Mapping[str, Any]) -> str:
     if kind == "value_error":
         return str(context["error"])
     if kind == "missing":
-        return f"missing. {_MISSING.get(dotted_key(key), '')}".removesuffix(". ")
+        place = ".".join(["heads", "*", *map(str, key[2:])]) if key[0] == "heads" else dotted_key(key)
+        return f"missing. {_MISSING.get(place, '')}".removesuffix(". ")
     if kind == "extra_forbidden":
         return f"unknown key; {_suggestion(dotted_key(key))}"
     value = yaml_word(detail["input"])
@@ -149,12 +152,16 @@ _KINDS = {
 
 def _suggestion(dotted: str) -> str:
     """The nearest known key, or the keys that there are beside an unknown one."""
+    if named := re.fullmatch(r"heads\.(\w+)\.(.+)", dotted):  # names of heads are the user's
+        return _suggestion(f"heads.*.{named[2]}").replace("heads.*.", f"heads.{named[1]}.")
     keys = [(section, name) for section, _, name in (key.rpartition(".") for key in _known_keys())]
     section, _, name = dotted.rpartition(".")
     beside = [known for place, known in keys if place == section]
     near = [f"{section}.{known}".removeprefix(".") for known in difflib.get_close_matches(name, beside, 1)]
     close = near or [
-        f"{place}.{known}" for place, known in keys if place and known in difflib.get_close_matches(name, [known], 1, cutoff=0.8)
+        f"{place}.{known}"
+        for place, known in keys
+        if place and place != "heads.*" and known in difflib.get_close_matches(name, [known], 1, cutoff=0.8)
     ]
     return f"did you mean {' or '.join(close)}?" if close else f"known here are {', '.join(beside)}"
 
@@ -163,9 +170,10 @@ def _sections(part: type[Section] = Config, prefix: str = "") -> dict[str, type[
     """Dotted key to the class of each section below `part`."""
     found: dict[str, type[Section]] = {}
     for name, info in part.model_fields.items():
+        place = f"{prefix}{name}{'.*' if get_origin(info.annotation) is dict else ''}"
         for kind in (info.annotation, *get_args(info.annotation)):
             if isinstance(kind, type) and issubclass(kind, Section):
-                found |= {f"{prefix}{name}": kind} | _sections(kind, f"{prefix}{name}.")
+                found |= {place: kind} | _sections(kind, f"{place}.")
     return found
 
 

@@ -7,19 +7,18 @@ meets two forms of one thing. Null for a key means that the key is absent.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from tilestream.config.compute import Compute, OnError
+from tilestream.config.heads import NO_ENCODER, Head, Heads, problem_of_heads
 from tilestream.config.python_objects import is_object_name, name_object, told_elsewhere
 from tilestream.config.types import (
     Arguments,
-    AutoCount,
-    AutoSwitch,
-    Bytes,
     Channels,
     Count,
-    Device,
     Fraction,
     Index,
     Paths,
@@ -38,7 +37,7 @@ from tilestream.config.types import (
 )
 
 __all__ = [
-    "Compute", "Config", "Context", "Encoder", "OnError", "Output", "Pool", "SchedulerSpec", "SourceChoices", "Tiles", "Tissue", "Windows", "config_schema",
+    "Compute", "Config", "Context", "Encoder", "OnError", "Output", "Pool", "SchedulerSpec", "SourceChoices", "Tiles", "Tissue", "Windows",
 ]  # fmt: skip
 
 
@@ -249,42 +248,6 @@ class Windows(Section):
     """File of weights of a rule that learns; None for seeded random ones."""
 
 
-class Compute(Section):
-    """Where the work is done, and how much of it at once."""
-
-    section: ClassVar[str] = "compute."
-
-    device: Device = "auto"
-    """Where models run: auto (the first CUDA device where there is one), cpu, cuda, or cuda:N."""
-    scheduler: SchedulerSpec = SchedulerSpec(kind="local")
-    """Where tasks run."""
-    workers: AutoCount = "auto"
-    """Worker processes that are started; auto is one a GPU, and none where one worker is enough: it is the process of the run."""
-    threads: AutoCount = "auto"
-    """Decode threads a worker."""
-    batch_size: AutoCount = "auto"
-    """Tiles that the encoder gets at once."""
-    shard_tiles: Count = 2048
-    """Tiles of one task and of one stored object: what is done, committed and resumed as a whole."""
-    memory_limit: Bytes = 4 * 2**30
-    """Memory of one worker, in bytes; the plan refuses what does not fit. Also written as 4GiB or 500 MB."""
-    compile: AutoSwitch = "auto"
-    """Whether the encoder is compiled; auto compiles on CUDA, where it pays within seconds."""
-    isolate: Switch = False
-    """Whether pixels are decoded in a child process that may hang or die."""
-
-
-class OnError(Section):
-    """What happens when an input is bad."""
-
-    section: ClassVar[str] = "on_error."
-
-    slide: Literal["skip", "fail"] = "skip"
-    """A slide that is refused is left out and listed, or ends the run."""
-    tile: Literal["nan", "fail"] = "nan"
-    """A tile that cannot be read keeps its row with NaN, or ends its slide."""
-
-
 class Config(Section):
     """Everything that a run is told."""
 
@@ -297,17 +260,47 @@ class Config(Section):
     tiles: Tiles
     """The squares that become tiles."""
     encoder: Encoder
-    """The model that turns a tile into a vector."""
+    """The model that turns a tile into a vector; it may be left out where every head reads pixels."""
     context: Context | None = None
     """The transformer on the token grid; None leaves it out."""
     pool: Pool = Pool()
     """How one vector is made of a slide's."""
     windows: Windows = Windows()
     """Vectors of squares of the token grid."""
+    heads: Heads = Field(default_factory=dict)
+    """Answers, each under a name of its own."""
     compute: Compute = Field(default=Compute(), validate_default=True)
     """Where the work is done."""
     on_error: OnError = OnError()
     """What happens when an input is bad."""
+
+    @classmethod
+    def written_out(cls, data: Any) -> Any:
+        """Without an encoder, where there are heads, there is none, and nothing of it is pooled or kept."""
+        if not isinstance(data, Mapping) or not (data.get("heads") or data.get("encoder") == NO_ENCODER):
+            return data
+        encoder = Encoder.written_out(data.get("encoder") or NO_ENCODER)
+        if not isinstance(encoder, Mapping) or encoder.get("name") != NO_ENCODER:
+            return data
+        output = Output.written_out(data.get("output"))
+        if isinstance(output, Mapping):
+            output = {key: value for key, value in output.items() if key != "save" or value}
+        return {**data, "encoder": encoder, "output": output, "pool": data.get("pool") or "none"}
+
+    @field_validator("heads")
+    @classmethod
+    def _check_heads(cls, heads: dict[str, Head], info: ValidationInfo) -> dict[str, Head]:
+        if not {"output", "encoder", "context", "pool"} <= info.data.keys():  # refused for itself
+            return heads
+        encoder, pool = info.data["encoder"].name != NO_ENCODER, info.data["pool"].name != "none"
+        context, vector = info.data["context"] is not None, pool and "slide" in info.data["output"].save
+        if not encoder and not heads:
+            raise ValueRefusedError("none, and there is no encoder either. Write one of both")
+        if not encoder and (context or pool):
+            raise ValueRefusedError(f"{'context' if context else 'pool'} is given, but there is no encoder. Write one, or leave it out")
+        if problem := problem_of_heads(heads, context=context, encoder=encoder, vector=vector):
+            raise ValueRefusedError(problem)
+        return heads
 
     @field_validator("compute")
     @classmethod
@@ -326,21 +319,10 @@ class Config(Section):
         return pool
 
     @model_validator(mode="after")
-    def _save_no_missing_slide_vector(self) -> Self:
-        if self.pool.name == "none" and "slide" in self.output.save:
-            saved = tuple(part for part in self.output.save if part != "slide")
+    def _save_nothing_that_is_not_made(self) -> Self:
+        unmade = {"slide"} if self.pool.name == "none" else set()
+        unmade |= set(self.output.save) if self.encoder.name == NO_ENCODER else set()
+        if unmade & set(self.output.save):
+            saved = tuple(part for part in self.output.save if part not in unmade)
             object.__setattr__(self, "output", self.output.model_copy(update={"save": saved}))
         return self
-
-
-def config_schema() -> dict[str, Any]:
-    """The JSON schema of a config file, for editors; sections with a shorthand also take a string."""
-    schema = Config.model_json_schema()
-    parts = schema["$defs"]
-    for name in ("Output", "Tissue", "Encoder", "Pool"):
-        parts[name] = {"anyOf": [{"type": "string"}, parts[name]]}
-    spec = parts["SchedulerSpec"]
-    mapping = {**spec, "properties": {key: spec["properties"][key] for key in ("class", "args")}, "required": ["class"]}
-    parts["SchedulerSpec"] = {"anyOf": [{"type": "string"}, mapping]}
-    schema["properties"]["slides"] = {**schema["properties"]["slides"], "type": ["string", "array"]}
-    return schema

@@ -148,5 +148,6 @@ class Planner:
             setup = replace(self.setup, workers=self.engine.workers)
             prepared = take_up(store, ref, source, setup, self.recipes, self.cohort, planned.messages.append)
         passes = prepared.context is not None and prepared.context.one_pass
-        run = SlideRun(prepared.task(setup, store), store, planned.result, stages_of(prepared, setup, store), passes)
+        task = prepared.task(setup, store)
+        run = SlideRun(task, store, planned.result, stages_of(prepared, setup, store, task), passes)
         return replace(planned, begun=Begun(run, prepared, store.ledger(), run.next_stage()))

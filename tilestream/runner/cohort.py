@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tilestream.config.restart import ALL, STAGES
+from tilestream.config.restart import ALL, STAGES, is_stage
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef, list_slides
 from tilestream.errors import ConfigError
@@ -52,10 +52,26 @@ def list_cohort(config: Config, shard: tuple[int, int] | None = None, *, restart
     output, refs = Folder(absolute(config.output.path)), list_slides(config.slides)
     check_chosen(config.tiles.chosen, len(refs))
     stage = restart if isinstance(restart, str) else ALL if restart else ""
-    if stage and stage not in STAGES:
-        raise ConfigError(f"--restart: {stage!r} is no stage. Write one of {', '.join(STAGES[1:])}, or nothing behind it for all.")
+    if stage and not is_stage(stage):
+        raise ConfigError(
+            f"--restart: {stage!r} is no stage. Write one of {', '.join(STAGES[1:])}, heads:<name>, or nothing behind it for all."
+        )
+    if stage.startswith("heads:") and stage.removeprefix("heads:") not in config.heads:
+        raise ConfigError(
+            f"--restart: there is no head {stage.removeprefix('heads:')}. The config has {', '.join(config.heads) or 'none'}."
+        )
+    refuse_taken_columns(config, refs)
     stage = ALL if stage == "tiles" else stage
     return Cohort(output, refs, shard, restart=stage, retry_failed=retry_failed)
+
+
+def refuse_taken_columns(config: Config, refs: list[SlideRef]) -> None:
+    """Refuse a head whose name is a column of the list of slides, which becomes one of the tiles."""
+    listed = {column for ref in refs for column in ref.extra}
+    if taken := sorted(listed & config.heads.keys()):
+        raise ConfigError(
+            f"heads.{taken[0]}: the list of slides has a column of that name, which becomes one of the tiles. Give the head another name."
+        )
 
 
 def share_out(cohort: Cohort) -> Cohort:

@@ -25,7 +25,7 @@ from tilestream.runner.reporter import Reporter
 from tilestream.runner.resume import book_finished, look_at_all, nothing_to_do
 from tilestream.runner.summary import STATE, SlideResult, Summary, note_refusal, same_image, write_records
 from tilestream.stages.slide_task import Report, add_counts
-from tilestream.stages.worker_settings import untrained_parts, worker_settings
+from tilestream.stages.worker_settings import worker_settings
 from tilestream.store.lock import Claims
 from tilestream.store.ownership import refuse_foreign
 
@@ -109,12 +109,11 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter) -> Summary:
 
     try:
         with Claims(cohort.output) as claims, open_engine(config.compute, partial(reporter.message, level="warning")) as engine:
-            described = partial(engine.call, describe_encoder)
-            setup = set_up(config, worker_settings(config), described, engine.workers, len(cohort.refs))
+            setup = set_up(config, worker_settings(config), engine.call, engine.workers, len(cohort.refs), recipes)
             # All workers build their encoders now, so that none does while others wait for its first shard.
             engine.call_all(describe_encoder, setup.settings)
             setup = replace(setup, workers=engine.workers)
-            Run(cohort, setup, engine, summary, reporter, recipes.knowing(setup.facts), claims, todo).execute()
+            Run(cohort, setup, engine, summary, reporter, recipes.knowing(setup.facts, setup.heads), claims, todo).execute()
     finally:
         summary.seconds = time.perf_counter() - start
         if cohort.shard is not None:  # other jobs report on what they have
@@ -161,9 +160,9 @@ class Run:
             for ref in self.cohort.refs:
                 with suppress(InputError):  # refused in its turn
                     self.recipes.changed_stages(self.cohort.store(ref), ref)
-        for note in self.setup.facts.notes:
+        for note in self.setup.notes:
             self.reporter.message(note, level="warning")
-        for part in untrained_parts(self.config, self.setup.facts):
+        for part in self.setup.untrained:
             self.reporter.message(
                 f"{part} has random, untrained weights: its output shows that the line works and means nothing else.", level="warning"
             )
@@ -186,7 +185,7 @@ class Run:
             while in_flight < self.engine.capacity and (job := self._next_job(planner)) is not None:
                 if not job.slide.given_up:
                     first = first or time.perf_counter()
-                    self.engine.submit(job, job.stage.work, job.slide.task, job.shards)
+                    self.engine.submit(job, job.stage.work, job.task, job.shards)
                     in_flight += 1
             if in_flight == 0 and planner.over:
                 break

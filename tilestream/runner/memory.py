@@ -61,6 +61,8 @@ class Projection:
     """Embeddings of the shards in work, and of the one that is written its encoded copies."""
     context: int
     """The context's weights and what its schedule holds, where one is configured."""
+    heads: int
+    """Heads: weights, and what the one at work holds."""
     finishing: int
     """The pool's weights, and the rows, their covariance and the picture that the overview takes."""
     seen: int
@@ -69,7 +71,7 @@ class Projection:
     @property
     def worker(self) -> int:
         """Sum of a worker's parts, with slack."""
-        return sum((self.program, self.planning, self.tiles, self.decoding, self.shards, self.context, self.finishing, SLACK))
+        return sum((self.program, self.planning, self.tiles, self.decoding, self.shards, self.context, self.heads, self.finishing, SLACK))
 
     @property
     def total(self) -> int:
@@ -78,11 +80,11 @@ class Projection:
 
 
 def project_memory(
-    plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts, workers: int, *, alone: bool = False
+    plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts, workers: int, *, alone: bool = False, heads: int = 0
 ) -> tuple[Projection, ContextPlan | None]:
     """Memory of a worker that does this slide, from sizes alone, and the way of its context.
 
-    Of a slide that is the only one of its run, planning is over before the rest begins.
+    Of a slide that is the only one of its run, planning is over before the rest begins. `heads` is what heads add to it.
     """
     here, cuda = works_here(config.compute), facts.device.startswith("cuda")
     tiles, decoding = _reading(plan, layout, config, facts)
@@ -93,6 +95,7 @@ def project_memory(
         decoding=decoding,
         shards=(LANES + 1) * layout.shard_bytes,
         context=0,
+        heads=heads,
         finishing=drawing_bytes(len(plan), facts.dim, facts.threads)
         + rows_bytes(len(plan), facts.dim)
         + pool_bytes(config.pool.name, config.pool.weights, facts.dim),
@@ -196,5 +199,5 @@ def check_memory(projection: Projection, config: Config, plan: SlidePlan) -> Non
     raise ConfigError(
         f"compute.memory_limit: a worker on {plan.ref.id} needs {gib(projection.worker)} (program and model {gib(projection.program)}, "
         f"tiles {gib(projection.tiles + projection.decoding)}, a shard of {min(config.compute.shard_tiles, len(plan))} tiles "
-        f"{gib(projection.shards)}, context {gib(projection.context)}), the limit is {gib(limit)}. {advice}"
+        f"{gib(projection.shards)}, context {gib(projection.context)}, heads {gib(projection.heads)}), the limit is {gib(limit)}. {advice}"
     )

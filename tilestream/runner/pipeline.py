@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
 
+from tilestream.config.heads import NO_ENCODER
 from tilestream.models.context_spec import ContextSpec
+from tilestream.runner.heads.stages import Stage, head_stages
 from tilestream.runner.prepare import PreparedSlide, Setup, windows_of
 from tilestream.runner.summary import SlideResult
 from tilestream.stages.embed_and_mix import embed_and_mix, segments
-from tilestream.stages.embed_tiles import embed_tiles
+from tilestream.stages.embed_tiles import embed_tiles, place_tiles
 from tilestream.stages.finish_slide import draw_slide, finish_slide, pool_slide, pool_windows
 from tilestream.stages.mix_context import STAGE, mix_context
-from tilestream.stages.slide_task import Report, SlideTask
+from tilestream.stages.slide_task import SlideTask
 from tilestream.stages.token_grid import tokens_a_side
 from tilestream.store.layout import WindowGrid
 from tilestream.store.slide_store import SlideStore
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a slide: what a worker does, and the shards of each of its tasks."""
-
-    work: Callable[[SlideTask, range], Report]
-    parts: list[range]
 
 
 @dataclass
@@ -58,8 +52,13 @@ class Job:
     stage: Stage
     shards: range
 
+    @property
+    def task(self) -> SlideTask:
+        """What its worker is told."""
+        return replace(self.slide.task, head=self.stage.head) if self.stage.head else self.slide.task
 
-def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore) -> Iterator[Stage]:
+
+def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore, task: SlideTask) -> Iterator[Stage]:
     """What is left to do for a slide. Each stage may start once all tasks of the one before it have ended."""
     context, every, save = slide.context, range(slide.layout.shards), setup.config.output.save
     windows = windows_of(slide, setup)
@@ -67,7 +66,7 @@ def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore) -> Iterator
     if context is not None and context.one_pass:
         yield Stage(embed_and_mix, [part for part in _segments(slide, setup) if passing or _open(part, store)])
     else:
-        yield Stage(embed_tiles, _missing(every, store.ledger()))
+        yield Stage(embed_tiles if setup.facts.name != NO_ENCODER else place_tiles, _missing(every, store.ledger()))
         if context is not None:
             mixed = store.ledger(STAGE)
             whole = [every] if passing or len(mixed) < len(every) else []
@@ -78,6 +77,7 @@ def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore) -> Iterator
         yield Stage(pool_windows, [every])
     if not store.ledger("picture"):
         yield Stage(draw_slide, [every])
+    yield from head_stages(task, store)
     yield Stage(finish_slide, [every])
 
 

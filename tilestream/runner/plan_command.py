@@ -12,9 +12,9 @@ from tilestream.config.schema import Config
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, InputError
 from tilestream.runner.cohort import list_cohort, open_slide
 from tilestream.runner.prepare import PreparedSlide, Setup, prepare_slide, set_up
+from tilestream.runner.recipe import Recipes
 from tilestream.runner.summary import same_image
-from tilestream.stages.embed_tiles import describe_encoder
-from tilestream.stages.worker_settings import untrained_parts, worker_count, worker_settings
+from tilestream.stages.worker_settings import worker_count, worker_settings
 
 
 @dataclass
@@ -42,7 +42,9 @@ def plan_slides(config: Config) -> Planned:
         The config cannot work, or a worker's memory would exceed the limit.
     """
     refs = list_cohort(config).refs
-    setup = set_up(config, worker_settings(config), describe_encoder, worker_count(config.compute), len(refs))
+    setup = set_up(
+        config, worker_settings(config), lambda work, asked: work(asked), worker_count(config.compute), len(refs), Recipes(config)
+    )
     planned = Planned(setup)
     for ref in refs:
         try:
@@ -69,7 +71,7 @@ def print_plan(planned: Planned, console: Console) -> None:
         averaged = ", averaged" if plan.spec.resampled else ""
         table.add_row(
             plan.ref.id, f"{size.height} x {size.width}", "-" if plan.info.mpp is None else f"{plan.info.mpp:.4g}",
-            f"level {plan.spec.level} (1/{level.downsample:.4g}{averaged})", f"{len(plan)} of {plan.candidates}", str(slide.layout.shards), gib(slide.layout.bytes), str(slide.context or "-"), gib(slide.projection.total),
+            f"level {plan.spec.level} (1/{level.downsample:.4g}{averaged})", f"{len(plan)} of {plan.candidates}", str(slide.layout.shards), gib(slide.output_bytes), str(slide.context or "-"), gib(slide.projection.total),
         )  # fmt: skip
     console.print(table)
     seen: dict[str, str] = {}
@@ -78,7 +80,7 @@ def print_plan(planned: Planned, console: Console) -> None:
             console.print(f"warning: {slide.plan.ref.id}: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     for refused, reason in planned.refused.items():
         console.print(f"refused: {named(refused, reason)}", style="yellow", highlight=False, markup=False)
-    tiles, size_bytes = sum(len(slide.plan) for slide in planned.slides), sum(slide.layout.bytes for slide in planned.slides)
+    tiles, size_bytes = sum(len(slide.plan) for slide in planned.slides), sum(slide.output_bytes for slide in planned.slides)
     peak = max((slide.projection.total for slide in planned.slides), default=0)
     facts, config = planned.setup.facts, planned.setup.config
     console.print(
@@ -86,5 +88,15 @@ def print_plan(planned: Planned, console: Console) -> None:
         f"at most {gib(peak)} of {gib(config.compute.memory_limit)} a worker",
         highlight=False, markup=False,
     )  # fmt: skip
-    for part in untrained_parts(config, facts):
+    for head in planned.setup.heads:
+        left = sum(slide.heads[head.name] for slide in planned.slides)
+        classes = f": {', '.join(head.answer.classes)}" if head.answer.classes else ""
+        console.print(
+            f"head {head.name}: {head.head.kind} on {head.head.input}, {head.answer.task}{classes}; {gib(left)} of output",
+            highlight=False,
+            markup=False,
+        )
+    for note in planned.setup.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    for part in planned.setup.untrained:
         console.print(f"{part} has random, untrained weights.", style="yellow", highlight=False, markup=False)

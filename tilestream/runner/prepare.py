@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.runner.cohort import source_options
+from tilestream.runner.heads.fitting import check_head_resolution, check_heads, precision_notes
+from tilestream.runner.heads.stages import heads_memory, heads_output
 from tilestream.runner.memory import ContextPlan, Projection, check_memory, project_memory
+from tilestream.runner.recipe import Recipes
 from tilestream.runner.slide_plan import SlidePlan, check_encoder, make_layout, make_slide_plan
 from tilestream.sources.base import ImageAddress, Source
+from tilestream.stages.embed_tiles import describe_encoder
+from tilestream.stages.heads.describe import HeadsAsked, describe_heads
+from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.mix_context import build_context
 from tilestream.stages.region_vectors import window_grids
 from tilestream.stages.slide_task import LineSettings, SlideTask
 from tilestream.stages.token_grid import tokens_a_side
-from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
+from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, model_address, untrained_parts
 from tilestream.store.layout import Layout, WindowGrid
 from tilestream.store.slide_store import SlideStore
 
@@ -30,13 +37,25 @@ class Setup:
     workers: int
     slides: int
     """Slides of the run: while one is worked on, the next is planned."""
+    heads: tuple[HeadFacts, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how models run."""
+        own = [f"head {head.name}: {note}" for head in self.heads for note in head.notes]
+        return [*self.facts.notes, *own, *precision_notes(self.heads, self.facts)]
+
+    @property
+    def untrained(self) -> list[str]:
+        """The parts of the line whose weights are random."""
+        return [*untrained_parts(self.config, self.facts), *(f"head {head.name}" for head in self.heads if head.untrained)]
 
     @property
     def line(self) -> LineSettings:
         """What every task carries of it."""
         config = self.config
         fail = config.on_error.tile == "fail"
-        return LineSettings(self.settings, self.facts, config.context, config.pool, config.windows, config.output.save, fail)
+        return LineSettings(self.settings, self.facts, config.context, config.pool, config.windows, config.output.save, fail, self.heads)
 
 
 @dataclass(frozen=True)
@@ -48,36 +67,53 @@ class PreparedSlide:
     projection: Projection
     context: ContextPlan | None
     """How its context is passed, where one is configured."""
+    heads: dict[str, int]
+    """What each head leaves in its store, bytes before compression."""
+
+    @property
+    def output_bytes(self) -> int:
+        """Uncompressed size of its store, in bytes."""
+        return self.layout.bytes + sum(self.heads.values())
 
     def task(self, setup: Setup, store: SlideStore) -> SlideTask:
         """What its stages are told, with the address of its store and the token under which they may write to it."""
-        plan = self.plan
-        image = ImageAddress(plan.ref.address, source_options(setup.config, plan.ref), plan.info.fingerprint)
-        schedule = self.context.schedule if self.context else ""
-        return SlideTask(plan.ref.id, image, store.folder.address, store.token, plan.spec, plan.grid, plan.info.mpp, schedule, setup.line)
+        return _make_task(self.plan, setup, self.context.schedule if self.context else "", store.folder.address, store.token)
+
+
+def _make_task(plan: SlidePlan, setup: Setup, schedule: str, address: str, token: str | None) -> SlideTask:
+    image = ImageAddress(plan.ref.address, source_options(setup.config, plan.ref), plan.info.fingerprint)
+    return SlideTask(plan.ref.id, image, address, token, plan.spec, plan.grid, plan.info.mpp, schedule, setup.line)
 
 
 def set_up(
-    config: Config,
-    settings: WorkerSettings,
-    describe: Callable[[WorkerSettings], tuple[EncoderFacts, WorkerSettings]],
-    workers: int,
-    slides: int,
+    config: Config, settings: WorkerSettings, call: Callable[[Callable[[Any], Any], Any], Any], workers: int, slides: int, recipes: Recipes
 ) -> Setup:
-    """Learn the encoder from a worker, and refuse what no slide can mend.
+    """Learn the encoder and the heads from a worker, by whom `call` lets a function be called, and refuse what no slide can mend.
 
     What the config leaves open is settled by that worker, so that it does not matter which of them does a shard.
 
     Raises
     ------
     ConfigError
-        The encoder, or the context on top of it, does not suit the config.
+        The encoder, the context on top of it, or a head does not suit the config.
     """
-    facts, pinned = describe(settings)
+    facts, pinned = call(describe_encoder, settings)
     check_encoder(facts, config)
     if config.context is not None:
         build_context(config.context, facts.dim)
-    return Setup(config, pinned, facts, workers, slides)
+    heads = learn_heads(config, facts, pinned, call, recipes) if config.heads else ()
+    return Setup(config, pinned, facts, workers, slides, heads)
+
+
+def learn_heads(
+    config: Config, facts: EncoderFacts, settings: WorkerSettings, call: Callable[[Callable[[Any], Any], Any], Any], recipes: Recipes
+) -> tuple[HeadFacts, ...]:
+    """What a worker says of the heads of a config, which are refused where they do not fit it."""
+    named = tuple((name, head.model_copy(update={"model": model_address(head.model)})) for name, head in config.heads.items())
+    asked = HeadsAsked(named, facts.dim, config.tiles.size, settings.device)
+    heads: tuple[HeadFacts, ...] = call(describe_heads, asked)
+    check_heads(heads, facts, config, recipes.context_sha256)
+    return heads
 
 
 def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStore | None = None) -> PreparedSlide:
@@ -100,9 +136,13 @@ def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStor
         layout = replace(there, context_dim=layout.context_dim or there.context_dim)
     if config.context is not None:
         tokens_a_side(facts.tokens, plan.grid)
-    projection, context = project_memory(plan, layout, config, facts, setup.workers, alone=setup.slides == 1)
+    check_head_resolution(setup.heads, config, source.info.mpp, ref.id)
+    task = _make_task(plan, setup, "", "", None)
+    projection, context = project_memory(
+        plan, layout, config, facts, setup.workers, alone=setup.slides == 1, heads=heads_memory(task, layout)
+    )
     check_memory(projection, config, plan)
-    return PreparedSlide(plan, layout, projection, context)
+    return PreparedSlide(plan, layout, projection, context, heads_output(task, layout))
 
 
 def windows_of(slide: PreparedSlide, setup: Setup) -> list[WindowGrid]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tilestream.config.local_files import refuse_special
+from tilestream.config.restart import restarts
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import InputError, OutputError, without_credentials
 from tilestream.sources.base import SlideInfo
+from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.worker_settings import EncoderFacts
+from tilestream.store.heads.columns import head_stage
 from tilestream.store.ledger import digest_of
 from tilestream.store.slide_store import FORMAT, ROWS, SlideStore
 from tilestream.tiles.annotations.mask_files import mask_file
@@ -22,6 +26,9 @@ NUMERICS = 1
 
 LATER = ("context", "windows", "pool")
 """Stages after the tiles, by the section of the recipe that is theirs: another one costs that stage and what is made of it."""
+
+HEADS = "heads"
+"""The section of the recipe that holds one for each head."""
 
 SHA256 = "_sha256"
 
@@ -40,14 +47,16 @@ Recipe = dict[str, Any]
 class Recipes:
     """The recipes of a config's slides. Files are digested once; before the encoder is known, what only it can say is left out."""
 
-    def __init__(self, config: Config, facts: EncoderFacts | None = None, digests: dict[str, str] | None = None) -> None:
-        self.config, self.facts = config, facts
+    def __init__(
+        self, config: Config, facts: EncoderFacts | None = None, digests: dict[str, str] | None = None, heads: Sequence[HeadFacts] = ()
+    ) -> None:
+        self.config, self.facts, self.heads = config, facts, {head.name: head for head in heads}
         self._digests: dict[str, str] = {} if digests is None else digests
         self._common = self._make()
 
-    def knowing(self, facts: EncoderFacts) -> Recipes:
-        """The same once the encoder is known."""
-        return Recipes(self.config, facts, self._digests)
+    def knowing(self, facts: EncoderFacts, heads: Sequence[HeadFacts] = ()) -> Recipes:
+        """The same once the encoder and the heads are known."""
+        return Recipes(self.config, facts, self._digests, heads)
 
     def of(self, ref: SlideRef, kept_sha256: str | None = None) -> Recipe:
         """The recipe of one slide: its own mask or coords, and what a tissue function kept, where that is known.
@@ -62,6 +71,11 @@ class Recipes:
             if field.startswith("tiles."):
                 tiles = _with(tiles, field.removeprefix("tiles."), self._digest(path, field))
         return {**self._common, "tiles": tiles if kept_sha256 is None else _with(tiles, f"tissue.kept{SHA256}", kept_sha256)}
+
+    @property
+    def context_sha256(self) -> str | None:
+        """Over the settings and weights of the context, for heads that read it; None where there is none."""
+        return context_sha256(self._common)
 
     def _make(self) -> Recipe:
         config, facts = self.config, self.facts
@@ -91,8 +105,19 @@ class Recipes:
             section, _, key = field.partition(".")
             if section != "tiles" and recipe[section] is not None:
                 recipe[section] = _with(recipe[section], key, self._digest(path, field))
+        if config.heads:
+            recipe[HEADS] = {name: self._head(name) for name in config.heads}
         found: Recipe = without_credentials(recipe)
         return found
+
+    def _head(self, name: str) -> Recipe:
+        """The recipe of a head; what only it can say of itself is left out before it is known."""
+        head = self.config.heads[name]
+        own: Recipe = {key: value for key, value in head.model_dump(mode="json").items() if value is not None and value != []}
+        own["save"] = list(head.save)
+        if Path(head.model).exists():
+            own[f"model{SHA256}"] = self._digest(head.model, f"heads.{name}.model")
+        return own if name not in self.heads else own | self.heads[name].recipe
 
     def _files(self, ref: SlideRef | None) -> dict[str, str]:
         """The files that decide numbers, by the field of the recipe that holds their digest."""
@@ -138,7 +163,8 @@ class Recipes:
             return set()
         was, now = attributes.get("recipe", {}), self.of(ref, kept_sha256)
         later = {stage for stage in LATER if now[stage] is not None and _flat({stage: was.get(stage)}) != _flat({stage: now[stage]})}
-        old, new = (_flat({key: value for key, value in recipe.items() if key not in LATER}) for recipe in (was, now))
+        later |= {head_stage(name) for name in now.get(HEADS, ()) if self._other_head(was, now, name)}
+        old, new = (_flat({key: value for key, value in recipe.items() if key not in (*LATER, HEADS)}) for recipe in (was, now))
         save = set(old.pop("output.save", ())), set(new.pop("output.save"))
         keys = set(new) if self.facts is None else set(old) | set(new)
         lines = self._differences(old, new, keys, ref)
@@ -156,6 +182,34 @@ class Recipes:
                 f"{hint}Choose another output, or start {ref.id} over with --restart (its embeddings are then deleted)."
             )
         return later
+
+    def _other_head(self, was: Recipe, now: Recipe, name: str) -> dict[str, tuple[Any, Any]]:
+        """What a store has otherwise of a head, by field; of one that it does not have, everything."""
+        old, new = (_flat_head(recipe.get(HEADS, {}).get(name)) for recipe in (was, now))
+        keys = new.keys() | old.keys() if name in self.heads else new.keys()
+        return {key: (old.get(key), new.get(key)) for key in sorted(keys) if old.get(key) != new.get(key)}
+
+    def refuse_other_heads(self, store: SlideStore, ref: SlideRef, restart: str = "") -> None:
+        """Refuse to put the answers of another head in the place of those that are there, unless it is told to `restart`.
+
+        Raises
+        ------
+        OutputError
+            Naming each field that differs, with both values.
+        """
+        attributes = store.attributes or {}
+        was, now = attributes.get("recipe", {}), self.of(ref)
+        for name in now.get(HEADS, ()):
+            if name not in was.get(HEADS, {}) or restarts(restart, head_stage(name)):
+                continue
+            if differing := self._other_head(was, now, name):
+                told = "; ".join(
+                    f"heads.{name}.{key} was {_head_value(a)} and is now {_head_value(b)}" for key, (a, b) in differing.items()
+                )
+                raise OutputError(
+                    f"{store.folder.address} holds answers of another head {name}: {told}. Give this one another name, or put it in their place with "
+                    f"--restart heads:{name}; embeddings and other heads stay."
+                )
 
     def later_changes(self, was: Recipe, ref: SlideRef) -> list[str]:
         """In words, what a store's later stages were made of and this config has otherwise; a stage that one of both lacks is no change."""
@@ -184,19 +238,29 @@ class Recipes:
         """`recipe` and `stages` of a store's attributes; stages of the recipe `was`, of what is there, that this config leaves out stay as they are."""
         now = self.of(ref, kept_sha256)
         recipe = {**now, **{stage: was.get(stage) for stage in LATER if now[stage] is None}}
+        if heads := {**was.get(HEADS, {}), **now.get(HEADS, {})}:
+            recipe[HEADS] = heads
         recipe["output"] = {**now["output"], "save": sorted({*now["output"]["save"], *was.get("output", {}).get("save", ())})}
         return {"recipe": recipe, "stages": stage_digests(recipe)}
 
 
+def context_sha256(recipe: Recipe) -> str | None:
+    """Over the settings and weights of the context of a recipe; None where it has none."""
+    return None if recipe["context"] is None else digest_of(_flat({"context": recipe["context"]}))
+
+
 def stage_digests(recipe: Recipe) -> dict[str, str]:
     """What the numbers of each stage depend on, as a digest; each one's holds those of the stages that it reads."""
-    flat = _flat({key: value for key, value in recipe.items() if key not in LATER})
+    flat = _flat({key: value for key, value in recipe.items() if key not in (*LATER, HEADS)})
     del flat["output.save"]
     found = {"tiles": digest_of(flat)}
     found["picture"] = found["tiles"]
     for stage in LATER:
         if (own := recipe[stage]) is not None:
             found[stage] = digest_of([_flat({stage: own}), found[own.get("of", "tiles")]])
+    for name, own in recipe.get(HEADS, {}).items():
+        read = {"context": "context", "vector": "pool"}.get(own["input"], "tiles")
+        found[head_stage(name)] = digest_of([_flat_head(own), found[read]])
     return found
 
 
@@ -215,6 +279,16 @@ def _flat(recipe: Recipe) -> Recipe:
     """Settings by dotted key, without the addresses of files whose digests are there."""
     flat = flatten(recipe)
     return {key: value for key, value in flat.items() if PATHS.get(key) not in flat}
+
+
+def _flat_head(own: Recipe | None) -> Recipe:
+    """A head's settings by dotted key; where the file of its model lies does not count."""
+    flat = flatten(own or {})
+    return {key: value for key, value in flat.items() if key != "model" or f"model{SHA256}" not in flat}
+
+
+def _head_value(value: Any) -> str:
+    return NOT_SET if value is None else repr(value)
 
 
 def _said(flat: Recipe, key: str) -> str:

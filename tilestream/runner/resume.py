@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from tilestream.config.restart import ALL
+from tilestream.config.restart import ALL, restarts
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import InputError, without_credentials
 from tilestream.geometry import PlacedGrid, TileGrid
@@ -41,6 +41,7 @@ def finished(store: SlideStore, ref: SlideRef, source: Source, recipes: Recipes,
     if cohort.restart == ALL or store.attributes is None:
         return None
     changed = recipes.changed_stages(store, ref)
+    recipes.refuse_other_heads(store, ref, cohort.restart)
     check_source(store, source.info, ref)
     if recipes.config.tiles.tissue.function is not None:
         from tilestream.tiles.grid import choose_tiles
@@ -83,7 +84,7 @@ def take_up(
     if lost := store.forget_damaged():
         say(f"{ref.id}: {lost} shards do not hold what was written; they are done again.")
     if cohort.restart:
-        store.forget({cohort.restart})
+        store.forget({stage for stage in store.upstream if restarts(cohort.restart, stage)})
     if cohort.retry_failed:
         store.forget_failed()
     slide = prepare_slide(ref, source, setup, store)

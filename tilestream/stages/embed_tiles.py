@@ -16,17 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tilestream.config.heads import NO_ENCODER
 from tilestream.encoders.registry import random_weights
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources.base import Source
 from tilestream.stages.clock import Clock
-from tilestream.stages.hardware import device_name
+from tilestream.stages.hardware import device_name, peak_memory, pick_device
 from tilestream.stages.pinning import PRECISIONS
 from tilestream.stages.slide_task import Report, SlideTask, add_counts, check_stopped, outlast_outages
-from tilestream.stages.worker import Embedded, Worker, worker_for
+from tilestream.stages.worker import CPU_BATCH, Embedded, Worker, worker_for
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, uses_processes
 from tilestream.store.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES, TIMEOUT
-from tilestream.store.slide_store import SlideStore
+from tilestream.store.slide_store import CODES, ROWS, SlideStore
 from tilestream.tiles.grid import TileSet
 
 ERRORS_A_SHARD = 20
@@ -86,6 +87,8 @@ def embed(image: Source, tiles: TileSet, encoder: nn.Module, *, batch_size: int 
 
 def describe_encoder(settings: WorkerSettings) -> tuple[EncoderFacts, WorkerSettings]:
     """Build the encoder, run one batch of noise through it, and say what the plan must know, and what all other workers are to be set up with."""
+    if settings.encoder == NO_ENCODER:
+        return _no_encoder(settings)
     worker = worker_for(settings)
     if worker.facts is None:
         worker.facts = _learn_facts(worker, settings)
@@ -124,6 +127,16 @@ def _learn_facts(worker: Worker, settings: WorkerSettings) -> EncoderFacts:
     )
 
 
+def _no_encoder(settings: WorkerSettings) -> tuple[EncoderFacts, WorkerSettings]:
+    """What is to be known where heads alone read pixels."""
+    device = pick_device(settings.device)
+    facts = EncoderFacts(
+        name=NO_ENCODER, dim=1, tokens=1, tile_size=None, mpp=None, parameters=0, digest=NO_ENCODER, untrained=False, peak_bytes=peak_memory(),
+        device=device_name(device), precision="fp32", batch=settings.batch or CPU_BATCH, threads=settings.threads,
+    )  # fmt: skip
+    return facts, settings
+
+
 _Embedded = tuple[dict[str, NDArray[Any]], dict[int, str]]
 
 
@@ -138,11 +151,26 @@ def embed_tiles(task: SlideTask, shards: range) -> Report:
         # The lane is free for the next shard while this one is written.
         if failed and task.line.fail_tiles:
             refuse_tile(task.slide, failed)
-        found = count_statuses(arrays["tables/tiles/obs/status/codes"])
+        found = count_statuses(arrays[CODES])
         with clock.timed("write"):
             store.write_shard(shard, arrays, {"counts": found, "errors": failed})
         counts, errors = add_counts(counts, found), errors | failed
     return Report(task.slide, shards, clock.seconds, counts, errors)
+
+
+def place_tiles(task: SlideTask, shards: range) -> Report:
+    """Commit shards of tiles that no encoder sees: where they lie, and no vectors. No pixel is read."""
+    store, layout = task.open_store(), task.open_store().layout
+    counts: dict[str, int] = {}
+    for shard in shards:
+        rows = layout.rows(shard)
+        padded = task.grid.overhangs(*task.read_places(store, rows))
+        status = np.where(padded, PADDED, OK).astype(np.int8)
+        found = count_statuses(status)
+        vectors = np.full((len(status), layout.dim), np.nan, layout.dtype)
+        store.write_shard(shard, {ROWS: vectors, CODES: status}, {"counts": found, "errors": {}})
+        counts = add_counts(counts, found)
+    return Report(task.slide, shards, {}, counts)
 
 
 def count_statuses(status: NDArray[np.int8]) -> dict[str, int]:
@@ -177,7 +205,7 @@ def _embed_shard(worker: Worker, store: SlideStore, task: SlideTask, shard: int,
         for part in embedded:
             check_stopped()
             place_results(part, vectors, tokens, status, errors)
-    arrays: dict[str, NDArray[Any]] = {"tables/tiles/X": vectors, "tables/tiles/obs/status/codes": status}
+    arrays: dict[str, NDArray[Any]] = {ROWS: vectors, CODES: status}
     if tokens is not None:
         arrays["tokens"] = tokens
     return arrays, {rows.start + k: errors[k] for k in sorted(errors)[:ERRORS_A_SHARD]}

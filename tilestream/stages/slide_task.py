@@ -16,6 +16,7 @@ from tilestream.errors import InterruptedRunError, OutageError
 from tilestream.geometry import TileGrid
 from tilestream.sources.base import ImageAddress
 from tilestream.stages.hardware import children_memory, peak_memory
+from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
@@ -40,6 +41,8 @@ class LineSettings:
     """What is kept: tiles, slide, windows, tokens."""
     fail_tiles: bool
     """Whether one failed tile ends the slide."""
+    heads: tuple[HeadFacts, ...] = ()
+    """The heads of the run."""
 
     @property
     def token_windows(self) -> Windows | None:
@@ -65,6 +68,13 @@ class SlideTask:
     schedule: str
     """How its context is passed: dense, row_bands or halo_shards; empty where there is none."""
     line: LineSettings
+    head: str = ""
+    """The head that the stage in work is of."""
+
+    @property
+    def head_facts(self) -> HeadFacts:
+        """What is known of that head."""
+        return next(facts for facts in self.line.heads if facts.name == self.head)
 
     def open_store(self) -> SlideStore:
         """The slide's store, as a stage writes it."""

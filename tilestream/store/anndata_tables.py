@@ -28,12 +28,11 @@ def create_table(
     """
     group = parent.create_group(name, attributes={"encoding-type": "anndata", "encoding-version": "0.1.0"})
     spatial = obs.pop("spatial", None)
-    frame = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
-    table = group.create_group("obs", attributes={**frame, "column-order": [*obs, *more]})
+    table = group.create_group("obs", attributes=column_order(obs, more))
     write_strings(table, "_index", index)
     for column, values in obs.items():
         write_plain(table, column, values)
-    variables = group.create_group("var", attributes={**frame, "column-order": []})
+    variables = group.create_group("var", attributes=column_order((), ()))
     write_strings(variables, "_index", [str(k) for k in range(dim)])
     for mapping in ("layers", "obsm", "obsp", "varm", "varp", "uns"):
         group.create_group(mapping, attributes=DICT)
@@ -42,6 +41,11 @@ def create_table(
     for key, value in uns.items():
         write_scalar(group.require_group("uns"), key, value)
     return group
+
+
+def column_order(columns: Iterable[str], more: Iterable[str]) -> dict[str, Any]:
+    """The attributes of a table with these columns."""
+    return {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index", "column-order": [*columns, *more]}
 
 
 def write_plain(group: zarr.Group, name: str, values: NDArray[Any]) -> None:

@@ -29,16 +29,19 @@ def map_blocks(
     *,
     block_rows: int | None = None,
     threads: int = BLOCKS_AHEAD,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[T]:
     """What `work` makes of each block (m, d) float32 of `block_rows` rows, `BLOCK_ROWS` by default, in their order; it is called by the threads that read.
 
-    After each block, `skip` blocks are left out.
+    After each block, `skip` blocks are left out. Rows are those from `start` to `stop`, by default all.
     """
     block_rows = block_rows or BLOCK_ROWS
     chunks = chunk_reader(array)
+    end = array.shape[0] if stop is None else stop
 
     def read(start: int) -> NDArray[np.float32]:
-        stop = min(start + block_rows, array.shape[0])
+        stop = min(start + block_rows, end)
         if chunks is None:
             return np.asarray(array[start:stop], np.float32)
         rows = array.chunks[0]
@@ -51,8 +54,8 @@ def map_blocks(
 
     pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="rows") as pool:
-        for start in range(0, array.shape[0], block_rows * (skip + 1)):
-            pending.append(pool.submit(lambda start: work(read(start)), start))
+        for first in range(start, end, block_rows * (skip + 1)):
+            pending.append(pool.submit(lambda first: work(read(first)), first))
             if len(pending) > threads:
                 yield pending.popleft().result()
         while pending:

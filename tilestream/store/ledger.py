@@ -13,6 +13,7 @@ from typing import Any
 
 from tilestream.errors import IncompleteError, OutputError
 from tilestream.store.folder import Folder
+from tilestream.store.heads.columns import head_of_stage, head_stage
 from tilestream.store.ownership import claim
 
 HOME = ".tilestream"
@@ -26,6 +27,9 @@ WHOLE = ("pool", "picture")
 
 UPSTREAM = {"tiles": (), "context": ("tiles",), "windows": ("tiles", "context"), "pool": ("tiles", "context"), "picture": ("tiles",)}
 """The stages that a stage reads: when one of them is done again, so is it."""
+
+READ_BY = {"pixels": (), "tiles": ("tiles",), "tokens": ("tiles",), "context": ("tiles", "context"), "vector": ("tiles", "context", "pool")}
+"""The stages that a head reads, by its input."""
 
 Sums = dict[str, list[Any]]
 """Size in bytes and checksum, by the object's name."""
@@ -59,8 +63,8 @@ def digest_of(value: Any) -> str:
 
 
 def kind_of(stage: str) -> str:
-    """The stage of which `stage` is a part: `windows16` is one of windows."""
-    return stage.rstrip("0123456789")
+    """The stage of which `stage` is a part: `windows16` is one of windows; a head is one whatever its name ends with."""
+    return stage if head_of_stage(stage) else stage.rstrip("0123456789")
 
 
 class Ledger:
@@ -141,9 +145,15 @@ class Ledger:
         """Stages with entries."""
         return sorted({key.rsplit("/", 1)[-1].rpartition("-")[0] for key in self.folder.names(LEDGER)})
 
+    @property
+    def upstream(self) -> dict[str, tuple[str, ...]]:
+        """The stages that each stage reads, heads among them, in the order in which they are done."""
+        heads = (((self.base or {}).get("attributes") or {}).get("recipe") or {}).get("heads") or {}
+        return {**UPSTREAM, **{head_stage(name): READ_BY[own["input"]] for name, own in heads.items()}}
+
     def forget(self, kinds: set[str]) -> None:
         """Remove the entries of stages and of all that are made of them."""
-        for kind, above in UPSTREAM.items():
+        for kind, above in self.upstream.items():
             if set(above) & kinds:
                 kinds = kinds | {kind}
         for key in self.folder.names(LEDGER):
@@ -154,9 +164,12 @@ class Ledger:
         """Remove the entries of shards with failed tiles, and of all that is made of them; returns how many tiles failed."""
         shards = {number: failed for number, entry in self.ledger().items() if (failed := count_failed(entry["counts"]))}
         if shards:
-            self.forget({kind for kind in UPSTREAM if kind != "tiles"})
+            self.forget({kind for kind, above in self.upstream.items() if "tiles" in above})
         for number in shards:
             self.folder.delete(entry_key("tiles", number))
+        for stage in filter(head_of_stage, self.stages):  # what a head could not read itself
+            for number in [number for number, entry in self.ledger(stage).items() if entry.get("failed")]:
+                self.folder.delete(entry_key(stage, number))
         return sum(shards.values())
 
     def forget_damaged(self) -> int:

@@ -10,15 +10,17 @@ from typing import Any, TypeVar
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
 from tilestream.errors import IncompleteError
 from tilestream.store.anndata_tables import ARRAY, CATEGORICAL, create_table, write_categories, write_plain, write_strings
+from tilestream.store.arrays import CHECKED, row_array
 from tilestream.store.blocks import BLOCKS_AHEAD, map_blocks
 from tilestream.store.folder import Folder
+from tilestream.store.heads.columns import head_of_stage, head_places, row_paths
 from tilestream.store.layout import STATUSES, Layout, TileColumns, WindowGrid, tile_names
 from tilestream.store.ledger import BASE, COMPLETE, FENCE, HOME, LEDGER, Ledger, Sums, checksum, pack, unpack
 from tilestream.store.ownership import MARK, claim
+from tilestream.store.stage_arrays import OBS, obs_columns, stage_metadata
 
 T = TypeVar("T")
 
@@ -36,9 +38,6 @@ OWN_FILES = ("zarr.json", "tables/zarr.json", OVERVIEW, THUMBNAIL, TISSUE)
 
 ROW_ARRAYS = (ROWS, CODES, CONTEXT, "tokens")
 """Arrays of one row a tile, whose objects are shards."""
-
-_CHECKED = ZstdCodec(level=0, checksum=True)
-"""Of the arrays that shards fill: a chunk with a wrong byte is an error for every reader."""
 
 
 class SlideStore(Ledger):
@@ -70,18 +69,18 @@ class SlideStore(Ledger):
         slide = self.folder.address.rsplit("/", 1)[-1].removesuffix(".zarr")
         names = tile_names(slide, columns.row, columns.col)
         same = {"slide": slide, **attributes.get("listed", {})}
-        tiles = create_table(tables, "tiles", layout.dim, _obs(columns), uns, names, ["status", *same])
+        tiles = create_table(tables, "tiles", layout.dim, obs_columns(columns), uns, names, ["status", *same])
         for column, value in same.items():
             write_categories(tiles.require_group("obs"), column, np.zeros(layout.tiles, np.int8), [value])
-        _row_array(tiles, "X", layout, (layout.dim,))
+        row_array(tiles, "X", layout, (layout.dim,))
         status = tiles.require_group("obs").create_group("status", attributes=dict(CATEGORICAL))
         status.create_array(
             "codes", shape=(layout.tiles,), dtype="int8", fill_value=-1, attributes=ARRAY, config={"write_empty_chunks": True},
-            chunks=(layout.chunk_rows,), shards=(layout.shard_tiles,), compressors=_CHECKED, dimension_names=["tile"],
+            chunks=(layout.chunk_rows,), shards=(layout.shard_tiles,), compressors=CHECKED, dimension_names=["tile"],
         )  # fmt: skip
         write_strings(status, "categories", list(STATUSES))
         if layout.tokens:
-            _row_array(root, "tokens", layout, (layout.tokens, layout.dim))
+            row_array(root, "tokens", layout, (layout.tokens, layout.dim))
         for key, data in objects.items():
             self.folder.put(key, data)
         on_map = places or {}  # by group: what conventions of other programs say of where it lies
@@ -101,6 +100,8 @@ class SlideStore(Ledger):
             Something lies there that is not ours.
         """
         claim(self.folder)
+        for head in self.heads:
+            self.drop_head(head)
         for name in (COMPLETE, BASE, *OWN_FILES):
             self.folder.delete(name)
         for name in OWN_FOLDERS:
@@ -112,12 +113,15 @@ class SlideStore(Ledger):
 
     def own_names(self) -> list[str]:
         """Names of the objects of the slide, without our records of them."""
-        own = tuple(f"{name}/" for name in OWN_FOLDERS)
-        return [key for key in self.folder.names() if key in OWN_FILES or key.startswith(own)]
+        own = tuple(f"{name}/" for name in (*OWN_FOLDERS, *(place for name in self.heads for place in head_places(name))))
+        shapes = {f"shapes/{name}.parquet" for name in self.heads}
+        files = {*OWN_FILES, *shapes, *(["labels/zarr.json"] if self.heads else [])}
+        return [key for key in self.folder.names() if key in files or key.startswith(own)]
 
     def _write_base(self, objects: Sums, attributes: dict[str, Any], others: dict[str, Any]) -> None:
         """Write the record of what lies in the store, and the attributes once more as Zarr's readers see them."""
         root = _root(attributes, others)
+        objects.pop(OBS, None)  # it changes with the heads
         objects = {**objects, "zarr.json": [len(root), checksum(root)]}
         self.folder.put(BASE, pack({"attributes": attributes, "others": others, "objects": objects}))
         self.folder.put("zarr.json", root)
@@ -129,29 +133,36 @@ class SlideStore(Ledger):
         self.folder.delete(COMPLETE)
         before, after = self.stage_recipes, attributes["stages"]
         self._write_base(base["objects"], {**base["attributes"], **attributes}, base["others"])
-        self.forget({stage for stage in after if before.get(stage) != after[stage]})
+        changed = {stage for stage in after if before.get(stage) != after[stage]}
+        self.forget(changed)
+        for head in filter(None, map(head_of_stage, changed)):
+            self.drop_head(head)
         self.make_arrays(windows)
+
+    def drop_head(self, head: str) -> None:
+        """Remove what a head has left."""
+        for place in head_places(head):
+            self.folder.delete_all(place)
+        self.folder.delete(f"shapes/{head}.parquet")
 
     def make_arrays(self, windows: Iterable[WindowGrid] = ()) -> None:
         """Make the arrays that stages after the tiles fill, or their metadata anew where it is not as it should be; windows of other sides go."""
-        layout, made = self.layout, Folder.in_memory(self.folder.address)
-        root = zarr.create_group(made.store)
-        if layout.context_dim:
-            _row_array(root.require_group(f"{TILES}/obsm"), "context", layout, (layout.context_dim,))
-        for grid in windows:
-            root.require_group("windows").create_array(
-                str(grid.side), shape=(grid.rows, grid.cols, grid.dim), chunks=(1, grid.cols, grid.dim), dtype=layout.dtype, fill_value=np.nan,
-                config={"write_empty_chunks": True}, compressors=_CHECKED, dimension_names=["row", "col", "feature"],
-                attributes={"side_tokens": grid.side, "side_l0_px": grid.l0_side},
-            )  # fmt: skip
-        wanted = {key: made.get(key) for key in made.names() if key.startswith((f"{CONTEXT}/", "windows"))}
+        about = self.attributes or {}
+        frame = None if self.folder.exists(f"{SLIDE}/zarr.json") else self.folder.address.rsplit("/", 1)[-1].removesuffix(".zarr")
+        wanted = stage_metadata(self.layout, windows, self.heads, about.get("listed", {}), frame)
         for key, data in wanted.items():
             if data != self.folder.get(key):
-                self.folder.put(key, data or b"")
+                self.folder.put(key, data)
         sides = {key.split("/")[1] for key in self.folder.names("windows") if key.count("/") > 1}
         for side in sides if any(key.startswith("windows/") for key in wanted) else ():
             if f"windows/{side}/zarr.json" not in wanted:
                 self.folder.delete_all(f"windows/{side}")
+
+    @property
+    def heads(self) -> dict[str, dict[str, Any]]:
+        """The recipes of the heads that the store has, or is to have."""
+        found: dict[str, dict[str, Any]] = ((self.attributes or {}).get("recipe") or {}).get("heads") or {}
+        return found
 
     def mend(self, make: Callable[[SlideStore], object]) -> bool:
         """Write metadata that is lost or damaged again, from what `make` creates, if that is the same byte for byte; whether all is well now."""
@@ -240,6 +251,14 @@ class SlideStore(Ledger):
             self._look()
             self.record(stage, number, keys, record)
 
+    def commit_objects(self, stage: str, number: int, objects: Mapping[str, bytes], record: dict[str, Any]) -> None:
+        """Write objects whole and durably, then their entry in the ledger, which commits them."""
+        with self.committing():
+            for key, data in objects.items():
+                self.folder.put(key, data)
+            self._look()
+            self.record(stage, number, list(objects), record)
+
     def blocks(self, path: str) -> Iterator[NDArray[np.float32]]:
         """The rows of an array in order, (n, d) float32, in blocks that do not depend on how rows were cut into shards.
 
@@ -267,14 +286,19 @@ class SlideStore(Ledger):
     def write_pool(self, vector: NDArray[np.float32], slide_id: str, shares: NDArray[np.float32] | None) -> None:
         """Write tables/slide, X (1, d) float32, and with learned pools tables/tiles/obsm/attention (n, heads) float32; then their entry."""
         with self.committing():
-            for path in (SLIDE, ATTENTION):
-                self.folder.delete_all(path)
-            tables = zarr.open_group(self.folder.store, path="tables", mode="r+")
-            slide = create_table(tables, "slide", len(vector), {}, {}, [slide_id])
+            self.folder.delete_all(ATTENTION)
+            made = Folder.in_memory(self.folder.address)
+            slide = create_table(zarr.create_group(made.store).create_group("tables"), "slide", len(vector), {}, {}, [slide_id])
             slide.create_array("X", data=vector[None].astype(np.float32), chunks=(1, max(1, len(vector))), attributes=ARRAY)
+            of_heads = tuple(f"{SLIDE}/obsm/{head}/" for head in self.heads)
+            for key in self.folder.names(SLIDE):
+                if not key.startswith(of_heads):
+                    self.folder.delete(key)
+            for key in made.names(SLIDE):
+                self.folder.put(key, made.get(key) or b"")
             if shares is not None:
                 write_plain(zarr.open_group(self.folder.store, path=f"{TILES}/obsm", mode="r+"), "attention", shares)
-            keys = [*self.folder.names(SLIDE), *self.folder.names(ATTENTION)]
+            keys = [*made.names(SLIDE), *self.folder.names(ATTENTION)]
             self.folder.flush_all(keys)
             self.record("pool", 0, keys, {})
 
@@ -313,29 +337,11 @@ class SlideStore(Ledger):
 
     def complete(self, told: dict[str, Any]) -> None:
         """Write the completion mark, the last object of a slide: see `Ledger.write_completion`."""
-        self.write_completion({"tiles": self.layout.tiles, **told}, self.own_names(), ROW_ARRAYS)
+        rows = (*ROW_ARRAYS, *(path for name in self.heads for path in row_paths(name)))
+        self.write_completion({"tiles": self.layout.tiles, **told}, self.own_names(), rows)
 
 
 def _root(attributes: dict[str, Any], others: dict[str, Any]) -> bytes:
     """The metadata of the store's root group: our attributes, and those of other conventions."""
     told = {"zarr_format": 3, "node_type": "group", "attributes": {**others, "tilestream": attributes}}
     return json.dumps(told, indent=2, sort_keys=True).encode()
-
-
-def _obs(columns: TileColumns) -> dict[str, NDArray[Any]]:
-    return {"row": columns.row, "col": columns.col, "y": columns.y, "x": columns.x, "tissue": columns.tissue, "spatial": _centres(columns)}
-
-
-def _centres(columns: TileColumns) -> NDArray[np.float64]:
-    """(n, 2) x, y of the tile centres in level-0 px: AnnData's order."""
-    half = columns.l0_extent / 2
-    return np.stack([columns.x + half, columns.y + half], axis=1).astype(np.float64)
-
-
-def _row_array(group: zarr.Group, name: str, layout: Layout, trailing: tuple[int, ...]) -> None:
-    """An array of one row a tile; unwritten rows read as NaN, never as zero."""
-    group.create_array(
-        name, shape=(layout.tiles, *trailing), dtype=layout.dtype, fill_value=np.nan, attributes=ARRAY, config={"write_empty_chunks": True}, compressors=_CHECKED,
-        chunks=(layout.chunk_rows, *trailing), shards=(layout.shard_tiles, *trailing),
-        dimension_names=["tile", *(["token"] if len(trailing) == 2 else []), "feature"],
-    )  # fmt: skip

@@ -1,0 +1,154 @@
+"""Heads in a run: with the encoder and later, side by side, changed, damaged, and refused where they do not fit."""
+
+import json
+import re
+from dataclasses import replace
+
+import anndata
+import numpy as np
+import pytest
+import torch
+
+import tilestream
+from tests.support.heads import CLASSES, head_file
+from tests.support.images import make_image, write_pyramid
+from tests.support.runs import config
+from tilestream.cli import main
+from tilestream.encoders.heads.head_file import Fitted
+from tilestream.errors import ConfigError, OutputError
+from tilestream.store.folder import Folder
+from tilestream.store.slide_store import SlideStore
+
+BASE = {
+    "tiles": {"size": 64, "level": 0, "tissue": "none"},
+    "encoder": "tests.support.encoders:corners",
+    "pool": "mean",
+    "compute": {"shard_tiles": 16},
+}
+
+
+@pytest.fixture
+def image(tmp_path):
+    return write_pyramid(tmp_path / "a.tif", make_image(500, 500, 1), compression="deflate", levels=1, mpp=0.5)
+
+
+def given(image, output, /, **sections):
+    base = config(image, output, **BASE)
+    for key, value in sections.items():
+        base[key] = {**base[key], **value} if isinstance(base.get(key), dict) and isinstance(value, dict) else value
+    return base
+
+
+def bytes_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def table(output):
+    return anndata.read_zarr(output / "a.zarr" / "tables" / "tiles")
+
+
+def test_a_head_with_the_encoder_or_later_leaves_the_same_bytes_and_is_what_torch_says(image, tmp_path):
+    path, module = head_file(tmp_path / "tumour.safetensors")
+    heads = {"tumour": {"kind": "classify", "model": path}}
+    together = tilestream.run(given(image, tmp_path / "out", heads=heads))
+    assert together.exit_code == 0
+    tilestream.run(given(image, tmp_path / "later"))
+    later = tilestream.run(given(image, tmp_path / "later", heads=heads))
+    assert (later.new_tiles, later.exit_code) == (0, 0)
+    assert bytes_of(tmp_path / "out" / "a.zarr") == bytes_of(tmp_path / "later" / "a.zarr")
+    found = table(tmp_path / "out")
+    expected = torch.softmax(module(torch.from_numpy(found.X)), dim=1).numpy()
+    assert np.abs(found.obsm["tumour"] - expected).max() < 1e-6
+    assert list(found.obs["tumour"]) == [CLASSES[k] for k in expected.argmax(axis=1)]
+
+
+def test_adding_a_head_touches_no_other_and_another_model_is_refused_until_it_is_told_to(image, tmp_path, capsys):
+    first, _ = head_file(tmp_path / "first.safetensors")
+    second, _ = head_file(tmp_path / "second.safetensors", seed=2, model="mlp", arguments={"hidden": 7})
+    one = {"one": {"kind": "classify", "model": first}}
+    both = {**one, "two2": {"kind": "classify", "model": second, "save": []}}
+    tilestream.run(given(image, tmp_path / "out", heads=one))
+    before = bytes_of(tmp_path / "out" / "a.zarr" / "tables")
+    summary = tilestream.run(given(image, tmp_path / "out", heads=both))
+    assert set(summary.slides[0].seconds) == {"head two2", "write", "seal"}
+    after = bytes_of(tmp_path / "out" / "a.zarr" / "tables")
+    assert {key for key in before if after.get(key) != before[key]} == {key for key in before if str(key) == "tiles/obs/zarr.json"}
+    found = table(tmp_path / "out")
+    assert ("two2" in found.obsm, set(found.obs["two2"])) == (False, set(found.obs["two2"]) & set(CLASSES))
+    tilestream.run(given(image, tmp_path / "out"))  # those that a config leaves out stay
+    assert "one" in table(tmp_path / "out").obsm
+
+    changed = given(image, tmp_path / "out", heads={**both, "one": {"kind": "classify", "model": second}})
+    with pytest.raises(OutputError, match=r"another head one: heads.one.answer|another head one: heads.one.model_sha256 was .* and is now"):
+        tilestream.run(changed)
+    assert bytes_of(tmp_path / "out" / "a.zarr" / "tables") == after
+    (tmp_path / "c.yaml").write_text(json.dumps(changed))
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(tmp_path / "c.yaml")])
+    assert ended.value.code == 6
+    assert "--restart heads:one" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--restart", "heads:one", str(tmp_path / "c.yaml")])
+    assert not ended.value.code
+    tilestream.run(given(image, tmp_path / "anew", heads=changed["heads"]))
+    assert bytes_of(tmp_path / "out" / "a.zarr") == bytes_of(tmp_path / "anew" / "a.zarr")
+
+
+def test_a_head_is_refused_with_both_values_where_it_was_fitted_on_something_else(image, tmp_path):
+    facts = tilestream.run(given(image, tmp_path / "out")).encoder
+    right = Fitted("tests.support.encoders:corners", facts["digest"], "fp32", 64, None)
+    for wrong, words in (
+        (replace(right, encoder="uni"), "was fitted on uni, but encoder.name is tests.support.encoders:corners"),
+        (replace(right, encoder_sha256="0" * 64), f"with weights 000000000000, but these are {facts['digest'][:12]}"),
+        (replace(right, tile=256), "was fitted on tiles of 256 px, but tiles.size is 64"),
+    ):
+        path, _ = head_file(tmp_path / "wrong.safetensors", fitted=wrong)
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            tilestream.run(given(image, tmp_path / "out", heads={"a": {"kind": "classify", "model": path}}))
+    path, _ = head_file(tmp_path / "coarse.safetensors", fitted=replace(right, mpp=1.0))
+    refused = tilestream.run(given(image, tmp_path / "out", heads={"a": {"kind": "classify", "model": path}}))
+    assert "was made for 1 µm/px, but level 0 of a has 0.5" in refused.slides[0].error
+    path, _ = head_file(tmp_path / "wide.safetensors", dim=13, fitted=right)
+    with pytest.raises(ConfigError, match="takes rows of 13 features, but tiles have 12"):
+        tilestream.run(given(image, tmp_path / "out", heads={"a": {"kind": "classify", "model": path}}))
+    path, _ = head_file(tmp_path / "bag.safetensors", kind="slide", model="abmil", fitted=right)
+    with pytest.raises(ConfigError, match=r"heads.a.kind: classify, but .* is a head of kind slide"):
+        tilestream.run(given(image, tmp_path / "out", heads={"a": {"kind": "classify", "model": path}}))
+    path, _ = head_file(tmp_path / "right.safetensors", fitted=right)
+    assert tilestream.run(given(image, tmp_path / "out", heads={"a": {"kind": "classify", "model": path}})).exit_code == 0
+
+
+def test_what_is_damaged_of_a_head_is_found_and_done_again_alone(image, tmp_path):
+    path, _ = head_file(tmp_path / "one.safetensors")
+    bag, _ = head_file(tmp_path / "bag.safetensors", kind="slide", model="abmil")
+    settings = given(image, tmp_path / "out", heads={"one": {"kind": "classify", "model": path}, "bag": {"kind": "slide", "model": bag}})
+    tilestream.run(settings)
+    whole, store = bytes_of(tmp_path / "out" / "a.zarr"), tmp_path / "out" / "a.zarr"
+    for name in (
+        "tables/tiles/obsm/one/c/0/0",
+        "tables/tiles/obs/one/codes/c/0",
+        "tables/slide/obsm/bag/c/0/0",
+        "tables/tiles/obs/zarr.json",
+    ):
+        data = (store / name).read_bytes()
+        (store / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert [line.split(":")[0] for line in SlideStore(Folder(str(store))).damage()] == [name]
+        SlideStore(Folder(str(store))).repair()
+        assert tilestream.run(settings).new_tiles == 0
+        assert bytes_of(store) == whole
+    pooled = tilestream.run({**settings, "pool": "max"})  # another vector of the slide leaves its answers where they are
+    assert set(pooled.slides[0].seconds) == {"pool", "seal"}
+    assert SlideStore(Folder(str(store))).damage() == []
+
+
+def test_tiles_that_failed_and_answers_that_are_not_finite_are_no_class(image, tmp_path):
+    heads = {"odd": {"kind": "classify", "model": "tests.support.heads:odd_is_nan"}}
+    summary = tilestream.run(given(image, tmp_path / "out", encoder="tests.support.encoders:nans", heads=heads))
+    assert summary.failed_tiles > 0
+    found = table(tmp_path / "out")
+    failed = np.isnan(found.X).any(axis=1)
+    odd = np.rint(np.nan_to_num(found.X[:, 0])) % 2 == 1
+    nothing = np.asarray(found.obs["odd"] == "not computed")
+    assert (nothing == (failed | odd)).all()
+    assert (np.isnan(found.obsm["odd"]).all(axis=1) == nothing).all()
+    assert set(found.obs["odd"]) <= {"not computed", "low", "high"}

@@ -1,0 +1,50 @@
+"""Heads for tests: files of ours with random weights, and factories named `tests.support.heads:<factory>`."""
+
+import torch
+from torch import nn
+
+from tilestream.encoders.heads.head_file import HeadAbout, build_model, write_head
+
+CLASSES = ("stroma", "epithelium", "fat")
+
+
+def head_file(path, *, dim=12, kind="classify", model="linear", read="tiles", classes=CLASSES, seed=1, scale=0.05, **about):
+    """Write a head with random weights and return its path, and the module."""
+    told = HeadAbout(kind, model, read, dim, len(classes), classes=classes, **about)
+    module = build_model(told)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in [*module.parameters(), *module.buffers()]:
+            if value.is_floating_point():
+                value.normal_(0, scale, generator=generator)
+            else:
+                value.random_(0, len(classes), generator=generator)
+    write_head(path, module, told)
+    return str(path), module
+
+
+class OddIsNaN(nn.Module):
+    """Logits of two classes; NaN where the first feature is odd."""
+
+    classes = ("low", "high")
+
+    def forward(self, x):
+        logits = torch.stack([-x[:, 0], x[:, 0]], dim=1) / 255
+        return torch.where((x[:, :1].round() % 2) == 1, torch.nan, logits)
+
+
+def odd_is_nan():
+    return OddIsNaN()
+
+
+class WholeBag(nn.Module):
+    """A slide's head that takes no blocks: the mean row, and attention by the first feature."""
+
+    classes = ("benign", "malignant")
+
+    def forward(self, x):
+        return x.mean(dim=0)[:2], x[:, 0] / 255
+
+
+def whole_bag():
+    return WholeBag()

@@ -1,0 +1,176 @@
+"""Our file of a head: tensors in safetensors, and in its header, as JSON, what the head is, what it was fitted on, and how good it was there.
+
+Nothing in such a file is executed. Its bytes depend on what is written alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from tilestream.errors import ConfigError, InputError
+from tilestream.models.heads.bags import AttentionBag, PooledBag, TransformerBag
+from tilestream.models.heads.rows import LinearHead, MLPHead, NearestHead, PrototypeHead
+
+KEY, FORMAT = "tilestream_head", 1
+"""Where the JSON stands among the metadata, and the version of what it holds."""
+
+TASKS = ("classification", "regression", "risk")
+
+MODELS: dict[str, dict[str, type[nn.Module]]] = {
+    "classify": {"linear": LinearHead, "mlp": MLPHead, "knn": NearestHead, "prototypes": PrototypeHead},
+    "slide": {"linear": LinearHead, "mlp": MLPHead, "pool": PooledBag, "abmil": AttentionBag, "transformer": TransformerBag},
+}
+"""The models of each kind of head; those of a slide that are no bags read its vector."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a head was fitted on: nothing else may be given to it."""
+
+    encoder: str
+    """Name of the encoder."""
+    encoder_sha256: str
+    """Over its weights in `precision`, as a store's recipe has it."""
+    precision: str
+    """fp32, bf16 or fp16."""
+    tile: int
+    """Side of a tile, px."""
+    mpp: float | None
+    """µm/px of a tile; None where its images had no scale."""
+    context_sha256: str | None = None
+    """Over the settings and weights of the context, where the head reads it."""
+
+
+@dataclass(frozen=True)
+class HeadAbout:
+    """What a head file says of its head."""
+
+    kind: str
+    """classify or slide."""
+    model: str
+    """A key of `MODELS[kind]`."""
+    input: str
+    """tiles, context or vector."""
+    dim: int
+    """Channels of a row."""
+    outputs: int
+    """Logits, values, or 1 for a risk."""
+    task: str = "classification"
+    """One of `TASKS`."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes in the order of the outputs, two where one output is the logit of the second; of a regression, names of its values."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the model, e.g. hidden."""
+    fitted: Fitted | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """How good it was, on what, with how many."""
+    notes: str = ""
+    """What a person should know of it."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in MODELS or self.model not in MODELS[self.kind]:
+            known = {kind: list(models) for kind, models in MODELS.items()}
+            raise ValueError(f"no model {self.model!r} of kind {self.kind!r} is known; there are {known}")
+        if self.task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
+        wanted = {self.outputs, 2} if self.task == "classification" and self.outputs == 1 else {self.outputs}
+        if self.task == "classification" and len(self.classes) not in wanted - {1}:
+            raise ValueError(f"{len(self.classes)} names of classes for {self.outputs} outputs")
+
+
+def build_model(about: HeadAbout) -> nn.Module:
+    """The module that a file describes, its weights those of a seed.
+
+    Raises
+    ------
+    ConfigError
+        Its arguments are not those of the model.
+    """
+    try:
+        return MODELS[about.kind][about.model](about.dim, about.outputs, **about.arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"a head of model {about.model} cannot be built with {about.arguments} ({error}).") from error
+
+
+def write_head(path: str | os.PathLike[str], module: nn.Module, about: HeadAbout) -> None:
+    """Write a head; the same head gives the same bytes.
+
+    Parameters
+    ----------
+    path : path
+        `.safetensors`; a file that is there is replaced.
+    module : nn.Module
+        As `build_model(about)` makes it, with the weights to be kept.
+    about : HeadAbout
+        What its header says.
+    """
+    told = {"format": FORMAT, **asdict(about), "classes": list(about.classes)}
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    data = save(state, {KEY: json.dumps(told, sort_keys=True)})
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(place)
+
+
+def read_about(path: str | os.PathLike[str]) -> HeadAbout | None:
+    """What a safetensors file says of its head; None where it is none of ours.
+
+    Raises
+    ------
+    InputError
+        It is missing, damaged, or of a version that is not known.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            told: Mapping[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error}). Write or fetch it again.") from error
+    if KEY not in told:
+        return None
+    try:
+        found = json.loads(told[KEY])
+        if found.pop("format") != FORMAT:
+            raise InputError(
+                f"{path}: is a head of another version of tilestream; this one reads format {FORMAT}. Fit it again, or update."
+            )
+        fitted = found.pop("fitted")
+        known = {each.name for each in fields(HeadAbout)}
+        kept: dict[str, Any] = {key: tuple(value) if key == "classes" else value for key, value in found.items() if key in known}
+        return HeadAbout(**kept, fitted=None if fitted is None else Fitted(**fitted))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: what it says of its head cannot be read ({error}). Fit it again.") from error
+
+
+def read_head(path: str | os.PathLike[str]) -> tuple[nn.Module, HeadAbout]:
+    """A head with its weights, ready for inference.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or is no head of ours.
+    """
+    about = read_about(path)
+    if about is None:
+        raise InputError(f"{path}: is no head of tilestream: its header lacks {KEY!r}. Give one that `tilestream fit` wrote.")
+    module = build_model(about)
+    with safe_open(path, framework="pt", device="cpu") as file:
+        state: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
+    own = module.state_dict()
+    wrong = sorted(own.keys() ^ state.keys()) or sorted(key for key in own if own[key].shape != state[key].shape)
+    if wrong:
+        raise InputError(
+            f"{path}: its tensors are not those of a {about.model} head of {about.dim} channels: {', '.join(wrong[:4])}. Fit it again."
+        )
+    module.load_state_dict(state)
+    return module.eval().requires_grad_(requires_grad=False), about

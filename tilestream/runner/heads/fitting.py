@@ -1,0 +1,95 @@
+"""Whether heads fit what the config gives them: what they were fitted on, the size and resolution of their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from tilestream.config.schema import Config
+from tilestream.encoders.heads.head_file import Fitted
+from tilestream.errors import ConfigError, InputError, TilestreamError
+from tilestream.stages.heads.facts import HeadFacts
+from tilestream.stages.worker_settings import EncoderFacts
+
+TOLERANCE = 0.05
+"""How far resolutions may be apart, as a share."""
+
+
+def check_heads(heads: Iterable[HeadFacts], facts: EncoderFacts, config: Config, context_sha256: str | None) -> None:
+    """Refuse heads that were made for something else than what they would be given.
+
+    Raises
+    ------
+    ConfigError
+        With both values.
+    """
+    for head in heads:
+        if head.head.input == "pixels":
+            if head.head.kind == "classify":
+                _check_size(head, config)
+        elif head.fitted is not None:
+            _check_fitted(head, head.fitted, facts, config, context_sha256)
+        if (wanted := wanted_mpp(head)) is not None and config.tiles.mpp is not None:
+            _check_mpp(head, wanted, config.tiles.mpp, "tiles.mpp is", ConfigError)
+
+
+def check_head_resolution(heads: Iterable[HeadFacts], config: Config, mpp: float | None, name: str) -> None:
+    """With `tiles.level`, the resolution is the slide's: refuse one that a head was not made for. Raises InputError."""
+    for head in heads:
+        if (wanted := wanted_mpp(head)) is not None and config.tiles.level == 0 and mpp is not None:
+            _check_mpp(head, wanted, mpp, f"level 0 of {name} has", InputError)
+
+
+def wanted_mpp(head: HeadFacts) -> float | None:
+    """The resolution of tiles that a head needs; None where any will do, or where it reads pixels at a resolution of its own."""
+    if head.head.input == "pixels":
+        return head.mpp if head.head.kind == "classify" else None
+    return head.fitted.mpp if head.fitted is not None else None
+
+
+def precision_notes(heads: Iterable[HeadFacts], facts: EncoderFacts) -> Iterator[str]:
+    """What cannot be compared: weights in one number format and in another have other digests."""
+    for head in heads:
+        fitted = head.fitted
+        if fitted is not None and fitted.precision != facts.precision and head.head.input != "pixels":
+            yield (
+                f"head {head.name} was fitted on embeddings in {fitted.precision}, and these are in {facts.precision}: that the encoder's weights are "
+                f"the same is taken from its name, {facts.name}. Set encoder.precision to {fitted.precision} to compare them."
+            )
+
+
+def _check_fitted(head: HeadFacts, fitted: Fitted, facts: EncoderFacts, config: Config, context_sha256: str | None) -> None:
+    key = f"heads.{head.name}.model"
+    if fitted.encoder != facts.name:
+        raise ConfigError(
+            f"{key}: {head.head.model} was fitted on {fitted.encoder}, but encoder.name is {facts.name}. Set encoder to {fitted.encoder}, or fit the head anew."
+        )
+    if fitted.precision == facts.precision and fitted.encoder_sha256 != facts.digest:
+        raise ConfigError(
+            f"{key}: {head.head.model} was fitted on {fitted.encoder} with weights {fitted.encoder_sha256[:12]}, but these are {facts.digest[:12]}. "
+            "Set encoder.weights to the file that it was fitted with, or fit the head anew."
+        )
+    if fitted.tile != config.tiles.size:
+        raise ConfigError(
+            f"{key}: {head.head.model} was fitted on tiles of {fitted.tile} px, but tiles.size is {config.tiles.size}. "
+            f"Set tiles.size to {fitted.tile}, or fit the head anew."
+        )
+    if head.head.input == "context" and fitted.context_sha256 not in (None, context_sha256):
+        raise ConfigError(
+            f"{key}: {head.head.model} was fitted behind the context {str(fitted.context_sha256)[:12]}, but this one is {str(context_sha256)[:12]} "
+            "(settings and weights). Set context to what it was, or fit the head anew."
+        )
+
+
+def _check_size(head: HeadFacts, config: Config) -> None:
+    if head.size is not None and head.size != config.tiles.size:
+        raise ConfigError(
+            f"heads.{head.name}.size: {head.size} px, but it classifies tiles, and tiles.size is {config.tiles.size}. Set tiles.size to {head.size}"
+            + ("." if head.head.size is None else ", or leave heads." + head.name + ".size out.")
+        )
+
+
+def _check_mpp(head: HeadFacts, wanted: float, mpp: float, what: str, kind: type[TilestreamError]) -> None:
+    if abs(mpp - wanted) > TOLERANCE * wanted:
+        raise kind(
+            f"heads.{head.name}.model: {head.head.model} was made for {wanted:.4g} µm/px, but {what} {mpp:.4g}. Set tiles.mpp to {wanted:.4g}, or give another model."
+        )

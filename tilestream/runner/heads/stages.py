@@ -1,0 +1,57 @@
+"""The stages of heads, and what they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, replace
+
+from tilestream.stages.heads.kinds import KINDS
+from tilestream.stages.slide_task import Report, SlideTask
+from tilestream.store.heads.columns import head_stage
+from tilestream.store.layout import Layout
+from tilestream.store.slide_store import SlideStore
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a slide: what a worker does, and the shards, or units of a head, of each of its tasks."""
+
+    work: Callable[[SlideTask, range], Report]
+    parts: list[range]
+    head: str = ""
+    """The head that it is of."""
+
+
+def head_stages(task: SlideTask, store: SlideStore) -> Iterator[Stage]:
+    """What is left to do for a slide's heads; what they read is there by then."""
+    layout = store.layout
+    for facts in task.line.heads:
+        kind, own, name = KINDS[facts.head.kind], replace(task, head=facts.name), facts.name
+        kind.make(own, facts, store)
+        count, stage = kind.units(own, facts, layout), head_stage(name)
+        yield Stage(kind.work, list(_missing(count, store.ledger(stage), kind.together)), name)
+        if kind.finishes and count not in store.ledger(stage):
+            yield Stage(kind.finish, [range(count, count + 1)], name)
+
+
+def _missing(count: int, done: Container[int], together: int) -> Iterator[range]:
+    """Runs of units that are not done, of at most `together`."""
+    start: int | None = None
+    for unit in range(count + 1):
+        wanted = unit < count and unit not in done
+        if start is not None and (not wanted or unit - start == together):
+            yield range(start, unit)
+            start = None
+        if wanted and start is None:
+            start = unit
+
+
+def heads_memory(task: SlideTask, layout: Layout) -> int:
+    """Bytes that heads add to a worker: the largest one at work, and the weights of the others."""
+    needs = [KINDS[facts.head.kind].memory(replace(task, head=facts.name), facts, layout) for facts in task.line.heads]
+    return max(needs, default=0) + sum(facts.bytes for facts in task.line.heads)
+
+
+def heads_output(task: SlideTask, layout: Layout) -> dict[str, int]:
+    """Bytes that each head leaves in a slide's store, before compression."""
+    return {facts.name: KINDS[facts.head.kind].output(replace(task, head=facts.name), facts, layout) for facts in task.line.heads}

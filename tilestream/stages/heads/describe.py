@@ -1,0 +1,122 @@
+"""Heads in a worker: loaded once, and described to the plan before anything is computed with them."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from tilestream.config.heads import Head
+from tilestream.encoders.heads.load import LoadedHead, load_head, module_bytes
+from tilestream.errors import ConfigError, UnfitWorkerError, user_code
+from tilestream.models.heads.bags import Bag, BagRows
+from tilestream.stages.hardware import pick_device
+from tilestream.stages.heads.facts import HeadFacts
+from tilestream.store.heads.columns import Answer
+
+LOADED = 8
+"""Heads that a worker keeps."""
+
+PROBED = 4
+"""Rows or patches that a head is tried on."""
+
+
+@dataclass(frozen=True)
+class HeadsAsked:
+    """What a worker is asked of heads."""
+
+    heads: tuple[tuple[str, Head], ...]
+    """By name; addresses of models are absolute."""
+    dim: int
+    """Channels of rows."""
+    tile: int
+    """Side of a tile, px."""
+    device: str
+    """As `compute.device` has it."""
+
+
+_LOCK = threading.Lock()
+
+
+@lru_cache(maxsize=LOADED)
+def _loaded(name: str, head: Head, device: torch.device, digest: str) -> LoadedHead:  # the digest tells files that changed apart
+    found = load_head(head, name)
+    if digest and found.digest != digest:
+        raise UnfitWorkerError(
+            f"a worker has another head {name} than the run's first one: {head.model} has weights {found.digest[:12]} there, not {digest[:12]}. "
+            "Put the same file there, or leave this worker out."
+        )
+    return replace(found, module=found.module.to(device))
+
+
+def head_for(facts: HeadFacts, device: torch.device) -> LoadedHead:
+    """The head of this process, on its device."""
+    with _LOCK:
+        return _loaded(facts.name, facts.head, device, facts.digest)
+
+
+@torch.inference_mode()
+def describe_heads(asked: HeadsAsked) -> tuple[HeadFacts, ...]:
+    """Load every head, try it on a few rows or patches, and say what the plan must know of it.
+
+    Raises
+    ------
+    ConfigError, InputError
+        As `load_head`; or what a head gives is not what its kind gives.
+    """
+    return tuple(_describe(name, head, asked) for name, head in asked.heads)
+
+
+def _describe(name: str, head: Head, asked: HeadsAsked) -> HeadFacts:
+    loaded = load_head(head, name)
+    if loaded.dim is not None and head.input != "pixels" and loaded.dim != asked.dim:
+        raise ConfigError(
+            f"heads.{name}.model: {head.model} takes rows of {loaded.dim} features, but {head.input} have {asked.dim}. "
+            "Fit it on the embeddings of this encoder."
+        )
+    size = head.size or loaded.size
+    device = pick_device(asked.device)
+    module = loaded.module.to(device)
+    with user_code(f"heads.{name}.model: {head.model}", f"{PROBED} {'patches' if head.input == 'pixels' else 'rows'} of noise"):
+        outputs, attention = _probe(module, head, asked, size, device)
+    classes = loaded.classes
+    if loaded.task == "classification" and len(classes) != max(2, outputs):
+        raise ConfigError(
+            f"heads.{name}.classes: {head.model} gives {outputs} {'logit' if outputs == 1 else 'logits'}, but "
+            f"{f'{len(classes)} classes are named' if classes else 'its classes have no names'}. Name {max(2, outputs)} of them."
+        )
+    kept = attention if head.kind == "slide" and "attention" in head.save else 0
+    return HeadFacts(
+        name, head, Answer(loaded.task, outputs, classes, kept), loaded.digest, 2 * module_bytes(loaded.module), loaded.fitted, size,
+        head.mpp or loaded.mpp, loaded.overlap if head.overlap is None else head.overlap, loaded.streams, loaded.untrained, loaded.notes,
+    )  # fmt: skip
+
+
+def _probe(module: nn.Module, head: Head, asked: HeadsAsked, size: int | None, device: torch.device) -> tuple[int, int]:
+    """Outputs of a head, and columns of attention that it can give."""
+    generator = torch.Generator().manual_seed(0)
+    if head.input == "pixels":
+        side = size or asked.tile
+        pixels = torch.randint(0, 256, (PROBED, 3, side, side), dtype=torch.uint8, generator=generator)
+        return _row_outputs(module(pixels.to(device)), PROBED), 0
+    rows = torch.randn(PROBED, asked.dim, generator=generator).to(device)
+    if head.kind == "classify":
+        return _row_outputs(module(rows), PROBED), 0
+    if isinstance(module, Bag):
+        places = torch.arange(PROBED, dtype=torch.float64)
+        out, _ = module(BagRows(rows, places, places))
+        return int(out.numel()), 0 if module.maximum else 1
+    if head.input == "vector":
+        return _row_outputs(module(rows[:1]), 1), 0
+    found = module(rows)
+    out = found[0] if isinstance(found, tuple) else found
+    return int(out.numel()), 1 if isinstance(found, tuple) else 0
+
+
+def _row_outputs(out: torch.Tensor, count: int) -> int:
+    if out.ndim != 2 or len(out) != count or not out.is_floating_point():
+        raise ValueError(f"gives {tuple(out.shape)} {out.dtype} for {count} of them, but ({count}, outputs) floats are wanted")
+    return out.shape[1]

@@ -1,0 +1,45 @@
+"""What a worker found out of a head before anything was computed with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tilestream.config.heads import Head
+from tilestream.encoders.heads.head_file import Fitted
+from tilestream.store.heads.columns import Answer
+
+
+@dataclass(frozen=True)
+class HeadFacts:
+    """A head of a run: what the config says of it, and what it says of itself. Small, and the same for all workers."""
+
+    name: str
+    head: Head
+    """As the config has it, its model's address absolute."""
+    answer: Answer
+    digest: str
+    """SHA-256 over its weights, or its file."""
+    bytes: int
+    """What a worker holds while it works with it, beyond the rows or pixels in work: weights, and what a batch takes."""
+    fitted: Fitted | None = None
+    """What it was fitted on, where it says so."""
+    size: int | None = None
+    """Side of the patches that it takes, px; None for any."""
+    mpp: float | None = None
+    """µm/px that it was made for; None where it does not say."""
+    overlap: int | None = None
+    """How far its patches overlap, px."""
+    streams: bool = True
+    """Whether a head of a slide takes its rows in blocks; else all rows are in memory at once."""
+    untrained: bool = False
+    """Whether its weights are random."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of it."""
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What of it decides numbers, as a store keeps it."""
+        told = {"size": self.size, "mpp": self.mpp, "overlap": self.overlap}
+        own = {f"own_{key}": value for key, value in told.items() if value is not None}
+        return {"answer": asdict(self.answer) | {"classes": list(self.answer.classes)}, "weights_sha256": self.digest, **own}

@@ -1,0 +1,10 @@
+"""The kinds of heads that there are."""
+
+from __future__ import annotations
+
+from tilestream.stages.heads.kind import HeadKind
+from tilestream.stages.heads.predict_slide import SlideKind
+from tilestream.stages.heads.predict_tiles import ClassifyKind
+
+KINDS: dict[str, HeadKind] = {"classify": ClassifyKind(), "slide": SlideKind()}
+"""By `kind` of the config."""

@@ -1,0 +1,115 @@
+"""One answer for a whole slide from its stored rows or its vector, and the share that each tile has in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tilestream.errors import user_code
+from tilestream.models.heads.bags import Bag, BagRows, bag_attention, stream_bag
+from tilestream.models.positions import position_unit
+from tilestream.stages.clock import Clock
+from tilestream.stages.hardware import THREAD_BYTES, one_thread, pick_device
+from tilestream.stages.heads.describe import head_for
+from tilestream.stages.heads.facts import HeadFacts
+from tilestream.stages.heads.kind import HeadKind
+from tilestream.stages.heads.predict_tiles import activate
+from tilestream.stages.pinning import check_machine
+from tilestream.stages.slide_task import Report, SlideTask, check_stopped
+from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD
+from tilestream.store.heads.columns import head_stage, slide_answer
+from tilestream.store.layout import Layout
+from tilestream.store.slide_store import CONTEXT, ROWS, SLIDE, SlideStore
+
+WHOLE_COPIES = 4
+"""Times that a head which takes no blocks has all rows: as they are read, on the device, and what it makes of them."""
+
+
+class SlideKind(HeadKind):
+    """Heads that answer once for a slide."""
+
+    def units(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
+        return 1
+
+    def work(self, task: SlideTask, units: range) -> Report:
+        check_machine(task.line.worker)
+        return _predict_slide(task, units, pick_device(task.line.worker.device))
+
+    def memory(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
+        """Weights, rows in blocks or whole, and the attention of all tiles."""
+        dim = max(layout.dim, layout.context_dim)
+        rows = layout.tiles * WHOLE_COPIES if not facts.streams else min(layout.tiles, BLOCK_ROWS) * (BLOCKS_AHEAD + 8)
+        return THREAD_BYTES + 2 * facts.bytes + rows * dim * 4 + layout.tiles * (3 * 8 + 8 * facts.answer.attention)
+
+    def output(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
+        return 4 * (facts.answer.columns + layout.tiles * facts.answer.attention)
+
+
+@one_thread
+@torch.inference_mode()
+def _predict_slide(task: SlideTask, units: range, device: torch.device) -> Report:
+    facts, store, clock = task.head_facts, task.open_store(), Clock()
+    if not store.ledger(head_stage(facts.name)):
+        loaded = head_for(facts, device)
+        with (
+            clock.timed(f"head {facts.name}"),
+            user_code(f"heads.{facts.name}.model: {facts.head.model}", task.slide),
+        ):
+            out, attention = _answer(task, store, loaded.module, device)
+        values = activate(out.float().cpu()[None], facts.answer)
+        with clock.timed("write"):
+            store.commit_objects(head_stage(facts.name), 0, slide_answer(facts.name, values, facts.answer, attention), {})
+    return Report(task.slide, units, clock.seconds)
+
+
+def _answer(task: SlideTask, store: SlideStore, module: nn.Module, device: torch.device) -> tuple[torch.Tensor, NDArray[np.float32] | None]:
+    """(outputs,) and, where it is kept, (n, 1) share of each tile; NaN for tiles without a vector, and for an answer of none."""
+    facts, tiles = task.head_facts, store.layout.tiles
+    nothing = torch.full((facts.answer.outputs,), torch.nan)
+    if facts.head.input == "vector":
+        vector = torch.from_numpy(np.asarray(store.array(f"{SLIDE}/X")[:], np.float32)).to(device)
+        return (module(vector)[0] if torch.isfinite(vector).all() else nothing), None
+    path = ROWS if facts.head.input == "tiles" else CONTEXT
+    if isinstance(module, Bag):
+        kept: list[NDArray[np.bool_]] = []
+        blocks = partial(_blocks, task, store, path, device, kept)
+        out, used, state = stream_bag(module, blocks)
+        if not facts.answer.attention:
+            return out, None
+        attention = np.full((tiles, 1), np.nan, np.float32)
+        if state.weight.numel():
+            del kept[:]
+            shares = torch.cat(list(bag_attention(module, used, state, blocks))).cpu().numpy()
+            attention[np.concatenate(kept), 0] = shares
+        return out, attention
+    rows: NDArray[np.float32] = np.concatenate([np.empty((0, store.layout.dim), np.float32), *store.blocks(path)])
+    good = np.asarray(np.isfinite(rows).all(axis=1))
+    if not good.any():
+        return nothing, np.full((tiles, 1), np.nan, np.float32) if facts.answer.attention else None
+    found = module(torch.from_numpy(rows[good]).to(device))
+    if not facts.answer.attention:
+        return (found[0] if isinstance(found, tuple) else found).reshape(-1), None
+    attention = np.full((tiles, 1), np.nan, np.float32)
+    attention[good, 0] = torch.softmax(found[1].double().reshape(-1), dim=0).float().cpu().numpy()
+    return found[0].reshape(-1), attention
+
+
+def _blocks(task: SlideTask, store: SlideStore, path: str, device: torch.device, kept: list[NDArray[np.bool_]]) -> Iterator[BagRows]:
+    """The rows that there are, with their places, in blocks that do not depend on shards; `kept` hears which of each block those are."""
+    row, col = task.read_places(store)
+    step = task.stride_um or 1.0
+    start = 0
+    for block in store.blocks(path):
+        check_stopped()
+        good = np.asarray(np.isfinite(block).all(axis=1))
+        kept.append(good)
+        places = slice(start, start + len(block))
+        start += len(block)
+        if good.any():
+            y, x = (torch.from_numpy((index[places][good] + 0.5) * step) for index in (row, col))
+            yield BagRows(torch.from_numpy(block[good]).to(device), y, x, position_unit(task.stride_um))

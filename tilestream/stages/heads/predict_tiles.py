@@ -1,0 +1,113 @@
+"""A class and probabilities of each tile, from stored rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tilestream.errors import user_code
+from tilestream.stages.clock import Clock
+from tilestream.stages.hardware import THREAD_BYTES, one_thread, pick_device
+from tilestream.stages.heads.describe import head_for
+from tilestream.stages.heads.facts import HeadFacts
+from tilestream.stages.heads.kind import HeadKind
+from tilestream.stages.pinning import check_machine
+from tilestream.stages.slide_task import Report, SlideTask, check_stopped
+from tilestream.store.blocks import BLOCKS_AHEAD, map_blocks
+from tilestream.store.heads.columns import TILES, Answer, code_type, head_stage, row_units, rows_of_unit, unit_rows
+from tilestream.store.layout import Layout
+from tilestream.store.slide_store import CONTEXT, ROWS, SlideStore
+
+BATCH = 2048
+"""Rows that a head gets at once: always as many, and each at the same place among them, so that no bit depends on units or shards."""
+
+
+class ClassifyKind(HeadKind):
+    """Heads that answer for each tile, in units of rows."""
+
+    def units(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
+        return row_units(layout, facts.head.input)
+
+    def work(self, task: SlideTask, units: range) -> Report:
+        check_machine(task.line.worker)
+        return _predict_rows(task, units, pick_device(task.line.worker.device))
+
+    def memory(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
+        """Weights, the blocks that are read ahead, a batch, and the answers of a unit, some more while they are written."""
+        rows = min(layout.tiles, unit_rows(layout, facts.head.input))
+        blocks = (BLOCKS_AHEAD + 3) * min(layout.tiles, BATCH) * max(layout.dim, layout.context_dim) * 6
+        return THREAD_BYTES + facts.bytes + blocks + rows * (facts.answer.columns * 4 + 2) * 3
+
+    def output(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
+        return layout.tiles * (4 * facts.answer.columns + 2)
+
+
+@one_thread
+@torch.inference_mode()
+def _predict_rows(task: SlideTask, units: range, device: torch.device) -> Report:
+    facts, store, clock = task.head_facts, task.open_store(), Clock()
+    loaded = head_for(facts, device)
+    done = store.ledger(head_stage(facts.name))
+    for unit in units:
+        if unit in done:
+            continue
+        check_stopped()
+        rows = rows_of_unit(store.layout, facts.head.input, unit)
+        with clock.timed(f"head {facts.name}"):
+            values = row_answers(store, rows, loaded.module, facts, device, task.slide)
+        with clock.timed("write"):
+            write_answers(store, facts, unit, rows, values)
+    return Report(task.slide, units, clock.seconds)
+
+
+def row_answers(
+    store: SlideStore, rows: slice, module: nn.Module, facts: HeadFacts, device: torch.device, slide: str
+) -> NDArray[np.float32]:
+    """(m, columns) answers of stored rows; NaN where a row is, or where the head gives none."""
+    array = store.array(ROWS if facts.head.input == "tiles" else CONTEXT)
+    values = np.full((rows.stop - rows.start, facts.answer.columns), np.nan, np.float32)
+    batch = np.zeros((BATCH, array.shape[1]), np.float32)
+    start = rows.start - rows.start % BATCH
+    for block in map_blocks(array, lambda rows: rows, block_rows=BATCH, start=start, stop=rows.stop):
+        first = max(start, rows.start)
+        batch[: len(block)], batch[len(block) :] = block, 0
+        bad = ~np.isfinite(block).all(axis=1)
+        batch[: len(block)][bad] = 0
+        with user_code(f"heads.{facts.name}.model: {facts.head.model}", f"{slide}: rows {first} to {start + len(block) - 1}"):
+            out = module(torch.from_numpy(batch).to(device)).float().cpu()
+        answers = activate(out[: len(block)], facts.answer)
+        answers[bad] = np.nan
+        values[first - rows.start : start + len(block) - rows.start] = answers[first - start :]
+        start += BATCH
+    return values
+
+
+def activate(logits: torch.Tensor, answer: Answer) -> NDArray[np.float32]:
+    """(n, columns) from (n, outputs): softmax over several logits, sigmoid of a single one, values as they are; NaN where an answer is not finite."""
+    if answer.task == "classification":
+        if answer.outputs == 1:
+            second = torch.sigmoid(logits)
+            logits = torch.cat([1 - second, second], dim=1)
+        else:
+            logits = torch.softmax(logits, dim=1)
+    values = logits.numpy().astype(np.float32)
+    values[~np.isfinite(values).all(axis=1)] = np.nan
+    return values
+
+
+def write_answers(
+    store: SlideStore, facts: HeadFacts, unit: int, rows: slice, values: NDArray[np.float32], failed: dict[int, str] | None = None
+) -> None:
+    """Commit the answers of a unit; `failed` says why tiles failed that the head read itself, by row."""
+    answer, name = facts.answer, facts.name
+    arrays: dict[str, NDArray[np.generic]] = {}
+    if "probabilities" in facts.head.save or answer.task != "classification":
+        arrays[f"{TILES}/obsm/{name}"] = values
+    if answer.task == "classification":
+        there = np.asarray(np.isfinite(values).all(axis=1))
+        codes = np.where(there, np.argmax(np.where(there[:, None], values, 0), axis=1) + 1, 0)
+        arrays[f"{TILES}/obs/{name}/codes"] = codes.astype(code_type(answer))
+    told = {} if failed is None else {"failed": len(failed), "errors": failed}
+    store.write_rows(head_stage(name), unit, rows, arrays, told)
