@@ -91,7 +91,7 @@ def test_a_context_says_what_its_weights_take(dim, depth, window, position):
 
 
 def test_a_projection_is_the_sum_of_a_workers_parts_and_never_less_than_was_seen():
-    parts = {"program": 300, "planning": 5, "tiles": 20, "decoding": 3, "shards": 7, "context": 11, "finishing": 2}
+    parts = {"program": 300, "planning": 5, "tiles": 20, "decoding": 3, "shards": 7, "context": 11, "heads": 4, "finishing": 2}
     small = Projection(**{name: value * MIB for name, value in parts.items()}, seen=0)
     assert small.total == small.worker == sum(parts.values()) * MIB + SLACK
     assert Projection(**{name: value * MIB for name, value in parts.items()}, seen=900 * MIB).total == 900 * MIB

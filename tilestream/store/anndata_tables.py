@@ -12,11 +12,17 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from tilestream.store.layout import Layout
 
 ARRAY: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
 STRINGS: dict[str, Any] = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
 DICT: dict[str, Any] = {"encoding-type": "dict", "encoding-version": "0.1.0"}
 CATEGORICAL: dict[str, Any] = {"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False}
+
+CHECKED = ZstdCodec(level=0, checksum=True)
+"""Of the arrays that shards fill: a chunk with a wrong byte is an error for every reader."""
 
 
 def create_table(
@@ -74,3 +80,12 @@ def write_scalar(group: zarr.Group, name: str, value: str | float) -> None:
     dtype: Any = "string" if isinstance(value, str) else np.asarray(value).dtype
     array = group.create_array(name, shape=(), dtype=dtype, attributes=dict(kind))
     array[...] = np.asarray(value, dtype=object) if isinstance(value, str) else value
+
+
+def row_array(group: zarr.Group, name: str, layout: Layout, trailing: tuple[int, ...]) -> None:
+    """An array of one row a tile; unwritten rows read as NaN, never as zero."""
+    group.create_array(
+        name, shape=(layout.tiles, *trailing), dtype=layout.dtype, fill_value=np.nan, attributes=ARRAY, config={"write_empty_chunks": True}, compressors=CHECKED,
+        chunks=(layout.chunk_rows, *trailing), shards=(layout.shard_tiles, *trailing),
+        dimension_names=["tile", *(["token"] if len(trailing) == 2 else []), "feature"],
+    )  # fmt: skip

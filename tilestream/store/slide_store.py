@@ -12,8 +12,16 @@ import zarr
 from numpy.typing import NDArray
 
 from tilestream.errors import IncompleteError
-from tilestream.store.anndata_tables import ARRAY, CATEGORICAL, create_table, write_categories, write_plain, write_strings
-from tilestream.store.arrays import CHECKED, row_array
+from tilestream.store.anndata_tables import (
+    ARRAY,
+    CATEGORICAL,
+    CHECKED,
+    create_table,
+    row_array,
+    write_categories,
+    write_plain,
+    write_strings,
+)
 from tilestream.store.blocks import BLOCKS_AHEAD, map_blocks
 from tilestream.store.folder import Folder
 from tilestream.store.heads.columns import head_of_stage, head_places, row_paths

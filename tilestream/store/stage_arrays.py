@@ -9,8 +9,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from tilestream.store.anndata_tables import column_order, create_table
-from tilestream.store.arrays import CHECKED, row_array
+from tilestream.store.anndata_tables import CHECKED, column_order, create_table, row_array
 from tilestream.store.folder import Folder
 from tilestream.store.heads.columns import SLIDE, TILES, head_places, make_columns
 from tilestream.store.layout import Layout, TileColumns, WindowGrid

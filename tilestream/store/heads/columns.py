@@ -13,8 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from tilestream.store.anndata_tables import ARRAY, CATEGORICAL, write_plain, write_strings
-from tilestream.store.arrays import CHECKED
+from tilestream.store.anndata_tables import ARRAY, CATEGORICAL, CHECKED, write_plain, write_strings
 from tilestream.store.folder import Folder
 from tilestream.store.layout import Layout
 
