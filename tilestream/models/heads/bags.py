@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from tilestream.models.patch_embed import blank_linear, freeze, seeded_init
+from tilestream.models.patch_embed import BlankLinear, freeze, seeded_init
 from tilestream.models.positions import MICROMETRE_UNIT, sincos_2d
 
 
@@ -99,7 +99,7 @@ class PooledBag(Bag):
         super().__init__()
         self.dim, self.outputs, self.pool = dim, outputs, pool
         self.maximum = pool == "max"
-        self.fc = blank_linear(dim, outputs)
+        self.fc = BlankLinear(dim, outputs)
         seeded_init(self, seed)
         freeze(self)
 
@@ -129,9 +129,9 @@ class AttentionBag(Bag):
     def __init__(self, dim: int, outputs: int, hidden: int = 256, gate: int = 128, seed: int = 0) -> None:
         super().__init__()
         self.dim, self.outputs, self.hidden, self.gate = dim, outputs, hidden, gate
-        self.embed = blank_linear(dim, hidden)
-        self.attention_v, self.attention_u = blank_linear(hidden, gate), blank_linear(hidden, gate)
-        self.attention_w, self.fc = blank_linear(gate, 1), blank_linear(hidden, outputs)
+        self.embed = BlankLinear(dim, hidden)
+        self.attention_v, self.attention_u = BlankLinear(hidden, gate), BlankLinear(hidden, gate)
+        self.attention_w, self.fc = BlankLinear(gate, 1), BlankLinear(hidden, outputs)
         seeded_init(self, seed)
         freeze(self)
 
@@ -169,10 +169,10 @@ class TransformerBag(Bag):
             raise ValueError(f"width is {width}, but it must be a multiple of 4 and of heads, {heads}")
         self.dim, self.outputs, self.width, self.depth, self.heads, self.latents = dim, outputs, width, depth, heads, latents
         self.passes, self.attentions = depth, heads * latents
-        self.embed = blank_linear(dim, width)
+        self.embed = BlankLinear(dim, width)
         self.tokens = nn.Parameter(torch.zeros(latents, width))
         self.layers = nn.ModuleList(LatentLayer(width, heads) for _ in range(depth))
-        self.norm, self.fc = nn.LayerNorm(width), blank_linear(width, outputs)
+        self.norm, self.fc = nn.LayerNorm(width), BlankLinear(width, outputs)
         seeded_init(self, seed)
         freeze(self)
 
@@ -205,9 +205,9 @@ class LatentLayer(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm_latents, self.norm_tiles, self.norm_own, self.norm_mlp = (nn.LayerNorm(width) for _ in range(4))
-        self.query, self.key_value, self.out = blank_linear(width, width), blank_linear(width, 2 * width), blank_linear(width, width)
-        self.own, self.own_out = blank_linear(width, 3 * width), blank_linear(width, width)
-        self.fc1, self.fc2 = blank_linear(width, 4 * width), blank_linear(4 * width, width)
+        self.query, self.key_value, self.out = BlankLinear(width, width), BlankLinear(width, 2 * width), BlankLinear(width, width)
+        self.own, self.own_out = BlankLinear(width, 3 * width), BlankLinear(width, width)
+        self.fc1, self.fc2 = BlankLinear(width, 4 * width), BlankLinear(4 * width, width)
 
     def read(self, latents: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (heads, latents, n) and values (heads, n, width / heads)."""

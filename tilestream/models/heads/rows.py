@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from tilestream.models.patch_embed import blank_linear, freeze, seeded_init
+from tilestream.models.patch_embed import BlankLinear, freeze, seeded_init
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 """Of the k nearest neighbours as DINO counts them (Caron et al. 2021, arXiv:2104.14294)."""
@@ -29,7 +29,7 @@ class LinearHead(nn.Module):
     def __init__(self, dim: int, outputs: int, seed: int = 0) -> None:
         super().__init__()
         self.dim, self.outputs = dim, outputs
-        self.fc = blank_linear(dim, outputs)
+        self.fc = BlankLinear(dim, outputs)
         seeded_init(self, seed)
         freeze(self)
 
@@ -53,7 +53,7 @@ class MLPHead(nn.Module):
     def __init__(self, dim: int, outputs: int, hidden: int = 256, seed: int = 0) -> None:
         super().__init__()
         self.dim, self.outputs, self.hidden = dim, outputs, hidden
-        self.fc1, self.fc2 = blank_linear(dim, hidden), blank_linear(hidden, outputs)
+        self.fc1, self.fc2 = BlankLinear(dim, hidden), BlankLinear(hidden, outputs)
         seeded_init(self, seed)
         freeze(self)
 
