@@ -28,7 +28,7 @@ from tilestream.store.heads.columns import head_of_stage, head_places, row_paths
 from tilestream.store.layout import STATUSES, Layout, TileColumns, WindowGrid, tile_names
 from tilestream.store.ledger import BASE, COMPLETE, FENCE, HOME, LEDGER, Ledger, Sums, checksum, pack, unpack
 from tilestream.store.ownership import MARK, claim
-from tilestream.store.stage_arrays import OBS, obs_columns, stage_metadata
+from tilestream.store.stage_arrays import OBS, obs_columns, slide_table, stage_metadata
 
 T = TypeVar("T")
 
@@ -295,18 +295,15 @@ class SlideStore(Ledger):
         """Write tables/slide, X (1, d) float32, and with learned pools tables/tiles/obsm/attention (n, heads) float32; then their entry."""
         with self.committing():
             self.folder.delete_all(ATTENTION)
-            made = Folder.in_memory(self.folder.address)
-            slide = create_table(zarr.create_group(made.store).create_group("tables"), "slide", len(vector), {}, {}, [slide_id])
-            slide.create_array("X", data=vector[None].astype(np.float32), chunks=(1, max(1, len(vector))), attributes=ARRAY)
-            of_heads = tuple(f"{SLIDE}/obsm/{head}/" for head in self.heads)
+            made, of_heads = slide_table(slide_id, vector), tuple(f"{SLIDE}/obsm/{head}/" for head in self.heads)
             for key in self.folder.names(SLIDE):
                 if not key.startswith(of_heads):
                     self.folder.delete(key)
-            for key in made.names(SLIDE):
-                self.folder.put(key, made.get(key) or b"")
+            for key, data in made.items():
+                self.folder.put(key, data)
             if shares is not None:
                 write_plain(zarr.open_group(self.folder.store, path=f"{TILES}/obsm", mode="r+"), "attention", shares)
-            keys = [*made.names(SLIDE), *self.folder.names(ATTENTION)]
+            keys = [*made, *self.folder.names(ATTENTION)]
             self.folder.flush_all(keys)
             self.record("pool", 0, keys, {})
 
@@ -344,7 +341,7 @@ class SlideStore(Ledger):
         self.folder.flush_all(self.own_names())  # zarr leaves metadata to the system: a finished slide survives a power cut
 
     def complete(self, told: dict[str, Any]) -> None:
-        """Write the completion mark, the last object of a slide: see `Ledger.write_completion`."""
+        """Write the completion mark, the last object of a slide."""
         rows = (*ROW_ARRAYS, *(path for name in self.heads for path in row_paths(name)))
         self.write_completion({"tiles": self.layout.tiles, **told}, self.own_names(), rows)
 

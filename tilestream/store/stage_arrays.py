@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from tilestream.store.anndata_tables import CHECKED, column_order, create_table, row_array
+from tilestream.store.anndata_tables import ARRAY, CHECKED, column_order, create_table, row_array
 from tilestream.store.folder import Folder
 from tilestream.store.heads.columns import SLIDE, TILES, head_places, make_columns
 from tilestream.store.layout import Layout, TileColumns, WindowGrid
@@ -66,3 +66,11 @@ def stage_metadata(
         create_table(root.require_group("tables"), "slide", 0, {}, {}, [frame])
         places.append(f"{SLIDE}/")
     return {key: made.get(key) or b"" for key in made.names() if key.startswith(tuple(places))}
+
+
+def slide_table(slide_id: str, vector: NDArray[np.float32]) -> dict[str, bytes]:
+    """The objects of the table of a slide whose vector (d,) this is, by name."""
+    made = Folder.in_memory("memory")
+    slide = create_table(zarr.create_group(made.store).create_group("tables"), "slide", len(vector), {}, {}, [slide_id])
+    slide.create_array("X", data=vector[None].astype(np.float32), chunks=(1, max(1, len(vector))), attributes=ARRAY)
+    return {key: made.get(key) or b"" for key in made.names(SLIDE)}
