@@ -146,10 +146,16 @@ class Ledger:
         return sorted({key.rsplit("/", 1)[-1].rpartition("-")[0] for key in self.folder.names(LEDGER)})
 
     @property
+    def heads(self) -> dict[str, dict[str, Any]]:
+        """The recipes of the heads that the store has, or is to have, by name."""
+        attributes = (self.base or {}).get("attributes") or {}
+        found: dict[str, dict[str, Any]] = attributes.get("recipe", {}).get("heads") or {}
+        return found
+
+    @property
     def upstream(self) -> dict[str, tuple[str, ...]]:
         """The stages that each stage reads, heads among them, in the order in which they are done."""
-        heads = (((self.base or {}).get("attributes") or {}).get("recipe") or {}).get("heads") or {}
-        return {**UPSTREAM, **{head_stage(name): READ_BY[own["input"]] for name, own in heads.items()}}
+        return {**UPSTREAM, **{head_stage(name): READ_BY[own["input"]] for name, own in self.heads.items()}}
 
     def forget(self, kinds: set[str]) -> None:
         """Remove the entries of stages and of all that are made of them."""

@@ -166,12 +166,6 @@ class SlideStore(Ledger):
             if f"windows/{side}/zarr.json" not in wanted:
                 self.folder.delete_all(f"windows/{side}")
 
-    @property
-    def heads(self) -> dict[str, dict[str, Any]]:
-        """The recipes of the heads that the store has, or is to have."""
-        found: dict[str, dict[str, Any]] = ((self.attributes or {}).get("recipe") or {}).get("heads") or {}
-        return found
-
     def mend(self, make: Callable[[SlideStore], object]) -> bool:
         """Write metadata that is lost or damaged again, from what `make` creates, if that is the same byte for byte; whether all is well now."""
         base = self.base
