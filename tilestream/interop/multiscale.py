@@ -1,14 +1,12 @@
 """OME-Zarr images and labels on the tile grid, version 0.5: one pixel a tile, places in µm.
 
 Source: https://ngff.openmicroscopy.org/0.5/ (multiscales, axes, coordinateTransformations, labels, image-label, omero).
-Version 0.6 changes the coordinate systems; everything that is of 0.5 is in this module.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -16,7 +14,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-VERSION = "0.5"
+from tilestream.store.heads.ome import Place
 
 CHUNK = 256
 """Side of a chunk, px: rows of the grid that are held at once."""
@@ -26,31 +24,6 @@ SMALLEST = 64
 
 Halve = Callable[[NDArray[Any]], NDArray[Any]]
 """From (..., 2h, 2w) to (..., h, w)."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the pixels of the finest level lie."""
-
-    step: float
-    """From pixel to pixel, in `unit`."""
-    first: tuple[float, float]
-    """y, x of the centre of pixel (0, 0) from the image's corner, in `unit`."""
-    unit: str | None
-    """micrometer, or None for level-0 px."""
-
-    def transformations(self, level: int, axes: str) -> list[dict[str, Any]]:
-        """Scale and translation of a level, each pixel of which is the mean of 2^level x 2^level of the finest."""
-        step = self.step * 2**level
-        middle = {axis: first + self.step * (2**level - 1) / 2 for axis, first in zip("yx", self.first, strict=True)}
-        scale = [step if axis in "yx" else 1.0 for axis in axes]
-        translation = [middle.get(axis, 0.0) for axis in axes]
-        return [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
-
-    def axes(self, names: str) -> list[dict[str, str]]:
-        """The axes, with their unit where there is one."""
-        unit = {} if self.unit is None else {"unit": self.unit}
-        return [{"name": "c", "type": "channel"} if name == "c" else {"name": name, "type": "space", **unit} for name in names]
 
 
 def level_shapes(rows: int, cols: int) -> list[tuple[int, int]]:

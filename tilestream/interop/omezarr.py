@@ -13,9 +13,10 @@ import zarr
 from numpy.typing import NDArray
 
 from tilestream.interop.geojson import COMPONENTS
-from tilestream.interop.multiscale import CHUNK, VERSION, Place, halve_largest, halve_means, write_pyramid
+from tilestream.interop.multiscale import CHUNK, halve_largest, halve_means, write_pyramid
 from tilestream.interop.target import Target, Written
 from tilestream.models.pca import Components, principal_components
+from tilestream.store.heads.ome import VERSION, Place
 from tilestream.store.slide import Slide
 
 COLOURS = ("FF0000", "00FF00", "0000FF")

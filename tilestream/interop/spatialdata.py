@@ -18,12 +18,13 @@ from PIL import Image
 
 from tilestream import __version__
 from tilestream.interop.geojson import mask_downsample
-from tilestream.interop.multiscale import CHUNK, VERSION
+from tilestream.interop.multiscale import CHUNK
 from tilestream.interop.omezarr import grid_bands, grid_shape
 from tilestream.interop.shapes import write_shapes
 from tilestream.interop.target import Target, Written
 from tilestream.store.anndata_tables import ARRAY, CATEGORICAL, DICT, write_plain, write_scalar, write_strings
 from tilestream.store.folder import Folder
+from tilestream.store.heads.ome import VERSION
 from tilestream.store.slide import Slide
 from tilestream.store.slide_store import THUMBNAIL, TILES, TISSUE
 

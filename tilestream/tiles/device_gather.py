@@ -25,9 +25,9 @@ def gather_tiles(arena: Tensor, slots: Tensor, y: Tensor, x: Tensor, cover: int,
     arena : (p, grid.height, grid.width, 3) uint8
         Decoded pieces.
     slots : (n, rows + 1, cols + 1) int64
-        Place in the arena of the pieces under each tile, from the one that holds its top-left corner on; the rim is a white piece.
+        Place in the arena of the pieces under each tile, from the one on that holds its first pixel inside the image; the rim is a white piece.
     y, x : (n,) int64
-        Top-left corners in level pixels; not negative.
+        Top-left corners in level pixels; negative where a tile begins outside the image.
     cover : int
         Side of the squares, px.
     grid, size : SegmentGrid, Size
@@ -69,7 +69,7 @@ def _gather_by_index(arena: Tensor, slots: Tensor, y: Tensor, x: Tensor, cover: 
 def _places(start: Tensor, cover: int, side: int, length: int, rim: int) -> tuple[Tensor, Tensor]:
     """Along one axis, for `cover` pixels from (n,) `start`: (n, cover) cell of the tile's own grid, `rim` outside the image, and pixel in it."""
     at = start[:, None] + torch.arange(cover, device=start.device)
-    cell = torch.where(at < length, at // side - (start // side)[:, None], rim)
+    cell = torch.where((at >= 0) & (at < length), at // side - (start.clamp(min=0) // side)[:, None], rim)
     return cell.clamp_(max=rim), at % side
 
 

@@ -18,8 +18,8 @@ def gather_rows(  # noqa: PLR0913, PLR0917
     byte = tl.arange(0, block)
     at_y, at_x = top + row, left + byte // 3
     wanted = byte < cover * 3
-    inside = wanted & (at_y < image_height) & (at_x < image_width)
-    cell = (tile * rows + at_y // height - top // height) * cols + at_x // width - left // width
+    inside = wanted & (at_y >= 0) & (at_x >= 0) & (at_y < image_height) & (at_x < image_width)
+    cell = (tile * rows + at_y // height - tl.maximum(top, 0) // height) * cols + at_x // width - tl.maximum(left, 0) // width
     slot = tl.load(slots + cell, mask=inside, other=0)
     place = ((slot * height + at_y % height) * width + at_x % width) * 3 + byte % 3
     pixel = tl.load(arena + place, mask=inside, other=white)

@@ -198,7 +198,7 @@ class _Shard:
         most = GROUP_PIECES
         if isinstance(decoder, HostDecoder):
             most = host_group(decoder.processes.count if decoder.processes else 0)
-        first = self.start // np.array([[self.grid.height], [self.grid.width]])
+        first = np.maximum(self.start, 0) // np.array([[self.grid.height], [self.grid.width]])
         self.plan = _make_plan(pairs, first, batch, group_pieces(self.grid, most))
         self.slots = self.plan.slots.copy()
         self.pair_piece = np.repeat(np.arange(len(self.plan.places)), np.diff(_piece_starts(*pairs[:2]), append=len(pairs[0])))

@@ -143,7 +143,7 @@ class _Shard:
         slot_of = np.empty(len(px_y), np.int64)
         slot_of[self.jobs.slots] = np.arange(len(px_y))
         self.batch_of, self.place_of = (slot_of // batch).tolist(), (slot_of % batch).tolist()
-        overhang = (self.y0 + spec.cover > self.size.height) | (self.x0 + spec.cover > self.size.width)
+        overhang = (self.y0 + spec.cover > self.size.height) | (self.x0 + spec.cover > self.size.width) | (self.y0 < 0) | (self.x0 < 0)
         self.overhangs = overhang[self.jobs.slots] & (not spec.resampled)  # in order of slots
         starts = np.arange(0, len(px_y), batch)
         self.last_job_of_batch = np.maximum.reduceat(self.jobs.last_job, starts).tolist()
@@ -279,12 +279,12 @@ def pair_tiles(n: int) -> tuple[Index, Index, Index]:
 def pair_pieces(first: tuple[Index, Index], end: tuple[Index, Index], grid: SegmentGrid, size: Size) -> tuple[Index, Index, Index]:
     """Pieces that tiles need: (p,) piece row, piece column and tile, one entry for each overlap.
 
-    `first` and `end` are the (n,) y and x of the tiles' first pixels and of the pixels past their last, in level pixels.
+    `first` and `end` are the (n,) y and x of the tiles' first pixels and of the pixels past their last, in level pixels; they may lie outside the image.
     Entries run along the shorter side of the tiles' bounding box, so that a tile's pieces come close together.
     """
     (y0, x0), (y1, x1) = first, end
-    first_row, last_row = y0 // grid.height, (np.minimum(y1, size.height) - 1) // grid.height
-    first_col, last_col = x0 // grid.width, (np.minimum(x1, size.width) - 1) // grid.width
+    first_row, last_row = np.maximum(y0, 0) // grid.height, (np.minimum(y1, size.height) - 1) // grid.height
+    first_col, last_col = np.maximum(x0, 0) // grid.width, (np.minimum(x1, size.width) - 1) // grid.width
     rows, cols, tiles = [], [], []
     for down in range(int((last_row - first_row).max(initial=-1)) + 1):
         for right in range(int((last_col - first_col).max(initial=-1)) + 1):
