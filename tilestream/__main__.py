@@ -6,6 +6,7 @@ import os
 import sys
 
 from tilestream.cli import main
+from tilestream.stages.clock import process_began
 
 
 def leave() -> None:
@@ -19,7 +20,7 @@ def leave() -> None:
     if not sys.flags.safe_path and "" not in sys.path and (here := os.path.realpath(os.curdir)) not in sys.path:
         sys.path.append(here)
     try:
-        main()
+        main(began=process_began())
     except SystemExit as ended:
         if "cProfile" in sys.modules or sys.gettrace() is not None or not isinstance(ended.code, int):
             raise

@@ -49,6 +49,7 @@ def program(
 
 @app.command("run")
 def run_command(
+    context: typer.Context,
     config: ConfigPath,
     settings: SetOption = None,
     restart: Annotated[
@@ -85,7 +86,7 @@ def run_command(
         part = job_of(shard)
         if part is not None and shard is None:
             reporter.message(f"task {part[0]} of {part[1]} of a job array: every {part[1]}th slide; --shard 0/1 does all of them.")
-        summary = run(checked, restart=restart, retry_failed=retry_failed, shard=part, reporter=reporter)
+        summary = run(checked, restart=restart, retry_failed=retry_failed, shard=part, reporter=reporter, began=context.obj)
     except KeyboardInterrupt as interrupt:
         raise InterruptedRunError("interrupted; what is finished is kept, and the same command resumes.") from interrupt
     finally:
@@ -301,13 +302,13 @@ class _Interrupts:
         os._exit(InterruptedRunError.exit_code)
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and leave with its exit code."""
+def main(arguments: list[str] | None = None, *, began: float | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code; its wall clock counts from `began`, of `time.perf_counter`."""
     interrupts = _Interrupts()
     before = {number: signal.signal(number, interrupts) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        app(_with_stages(given) if "--restart" in given else given)
+        app(_with_stages(given) if "--restart" in given else given, obj=began)
     except TilestreamError as error:
         print("\n".join([f"tilestream: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         sys.exit(error.exit_code)

@@ -56,9 +56,9 @@ def test_run_prints_a_summary_and_ends_with_0(capsys, config_path, tmp_path):
         for word in (
             "slides",
             "tiles/s",
-            "compute",
-            "read",
-            "write",
+            "computing",
+            "reading",
+            "writing",
             "peak",
             "projected",
             "anndata.read_zarr",

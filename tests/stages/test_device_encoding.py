@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from tilestream.errors import ConfigError, InterruptedRunError
-from tilestream.runner.summary import SlideResult, Summary
 from tilestream.stages import hardware as machine
 from tilestream.stages.device_encoding import DeviceEncoder, check_output, host_encoder
 
@@ -83,19 +82,3 @@ def test_workers_of_one_machine_share_its_devices_out(monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "distributed", worker)
         assert machine.pick_device("auto") == torch.device("cuda", index)
     assert machine.pick_device("cuda:1") == torch.device("cuda:1")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "device", "words"),
-    [
-        ({"compute": 9.7, "wait": 0.1}, "cuda:0 (X)", "device busy 97%: a faster device would help"),
-        ({"compute": 3.0, "wait": 5.0}, "cuda:0 (X)", "decode bound: the device waited 50%"),
-        ({"compute": 3.0, "wait": 5.0}, "cpu", "the processor waited 50%"),
-        ({"compute": 2.0, "context": 7.0}, "cpu", "the context took 70%"),
-        ({"compute": 1.0, "wait": 0.2}, "cpu", "the rest went to writing"),
-    ],
-)
-def test_the_summary_says_what_bounded_a_run(seconds, device, words):
-    slide = SlideResult("a", "a.svs", seconds=seconds)
-    assert words in Summary("out", {}, [slide], embed_seconds=10.0, new_tiles=5, device=device).bound
-    assert Summary("out", {}, [slide]).bound == ""

@@ -23,7 +23,8 @@ from tilestream.runner.engines.executors import Engine, Outcome, open_engine
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.resume import book_finished, look_at_all, nothing_to_do
-from tilestream.runner.summary import STATE, SlideResult, Summary, note_refusal, same_image, write_records
+from tilestream.runner.summary import EMBEDDING, STATE, SlideResult, Summary, note_refusal, same_image, write_records
+from tilestream.stages.clock import Wall
 from tilestream.stages.slide_task import Report, add_counts
 from tilestream.stages.worker_settings import worker_settings
 from tilestream.store.lock import Claims
@@ -49,6 +50,7 @@ def run(
     retry_failed: bool = False,
     shard: tuple[int, int] | None = None,
     reporter: Reporter | None = None,
+    began: float | None = None,
 ) -> Summary:
     """Embed the slides of a config; what the command `run` does.
 
@@ -66,6 +68,8 @@ def run(
         Be one of n independent jobs on one output: every n-th slide, starting at the i-th (0-based), then those that no other job does.
     reporter : Reporter, optional
         Hears of the progress.
+    began : float, optional
+        Of `time.perf_counter`: from when on the run's wall clock counts; from this call on where it is not given.
 
     Returns
     -------
@@ -77,28 +81,28 @@ def run(
     ConfigError, InputError, OutputError, InterruptedRunError
         As the exit codes of the command line say; slides that are finished by then stay finished.
     """
+    began = time.perf_counter() if began is None else began
     checked = config if isinstance(config, Config) else load_config(config, overrides)
     compute = checked.compute
     if compute.isolate or (compute.scheduler.kind == "local" and compute.workers != "auto"):  # else it is seen when there is work
         check_main_guard("compute.isolate: true" if compute.isolate else "compute.scheduler: local")
     cohort = list_cohort(checked, shard, restart=restart, retry_failed=retry_failed)
     try:
-        return _run(checked, cohort, reporter or Reporter())
+        return _run(checked, cohort, reporter or Reporter(), began)
     except OSError as error:
         if (meant := storage_error(error)) is None:
             raise
         raise meant from error
 
 
-def _run(config: Config, cohort: Cohort, reporter: Reporter) -> Summary:
+def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float) -> Summary:
     """Do it, and leave its record and the state of the output however it ends; where nothing was done, nothing is written."""
-    start = time.perf_counter()
     cohort.output.reach()
     refuse_foreign(cohort.output, cohort.refs, [STATE])
     recipes = Recipes(config)
     cohort = share_out(cohort)
     results = [SlideResult(ref.id, ref.address, listed=dict(ref.extra)) for ref in cohort.refs]
-    summary = Summary(config.output.path, config.model_dump(mode="json"), results)
+    summary = Summary(config.output.path, config.model_dump(mode="json"), results, wall=Wall(began))
     todo = look_at_all(cohort, recipes, summary, reporter)
     if not todo and not is_object_name(config.encoder.name):  # an object of this process may be another one by now
         reporter.message(nothing_to_do(summary))
@@ -115,7 +119,8 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter) -> Summary:
             setup = replace(setup, workers=engine.workers)
             Run(cohort, setup, engine, summary, reporter, recipes.knowing(setup.facts, setup.heads), claims, todo).execute()
     finally:
-        summary.seconds = time.perf_counter() - start
+        summary.wall.enter("ended")
+        summary.seconds = time.perf_counter() - began
         if cohort.shard is not None:  # other jobs report on what they have
             summary.slides = [result for result in summary.slides if result.status != "elsewhere"]
         for result in summary.slides:
@@ -172,13 +177,17 @@ class Run:
         with closing(
             Planner(self.cohort, self.setup, self.recipes, self.claims, self.todo, self.summary, self.engine, self.news)
         ) as planner:
-            self._drive(planner)
+            self.summary.wall.enter("planning")
+            try:
+                self._drive(planner)
+            finally:
+                self.summary.wall.enter("shutting down")
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def _drive(self, planner: Planner) -> None:
         """Keep `engine.capacity` tasks in flight until no slide is left; follow-up tasks go before new slides."""
-        in_flight = 0
+        in_flight = embedding = 0
         first: float | None = None
         looked = time.monotonic()
         while True:
@@ -187,8 +196,10 @@ class Run:
                     first = first or time.perf_counter()
                     self.engine.submit(job, job.stage.work, job.task, job.shards)
                     in_flight += 1
+                    embedding += job.embeds
             if in_flight == 0 and planner.over:
                 break
+            self.summary.wall.enter(EMBEDDING if embedding else "finishing" if in_flight else "planning")
             ended = self.engine.wait_next(LOOK_EVERY)
             self._say_news()
             if time.monotonic() - looked >= LOOK_EVERY:
@@ -197,6 +208,7 @@ class Run:
             if ended is None:  # the engine or the planner has news, or time has passed
                 continue
             in_flight -= 1
+            embedding -= ended[0].embeds
             self.follow_up.extend(self._receive(*ended))
             self.summary.embed_seconds = time.perf_counter() - (first or 0.0)
 

@@ -57,6 +57,11 @@ class Job:
         """What its worker is told."""
         return replace(self.slide.task, head=self.stage.head) if self.stage.head else self.slide.task
 
+    @property
+    def embeds(self) -> bool:
+        """Whether tiles are in work, or what is made of each."""
+        return self.stage.work not in (pool_slide, pool_windows, draw_slide, finish_slide)
+
 
 def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore, task: SlideTask) -> Iterator[Stage]:
     """What is left to do for a slide. Each stage may start once all tasks of the one before it have ended."""

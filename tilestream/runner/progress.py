@@ -212,7 +212,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         ("tiles", f"{summary.tiles} in the output, {summary.new_tiles} embedded by this run, {summary.failed_tiles} failed"),
         ("speed", f"{summary.tiles_per_second:.0f} tiles/s" if summary.new_tiles else "nothing to do"),
         ("bound", summary.bound),
-        ("seconds", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in sorted(summary.seconds_by_stage.items())) + f"; in all {summary.seconds:.1f}" if summary.seconds_by_stage else ""),
+        ("seconds", ", ".join(f"{part} {seconds:.1f}" for part, seconds in summary.parts.items()) + f"; in all {summary.seconds:.1f}" if summary.new_tiles else ""),
         ("memory", f"peak {gib(summary.peak_bytes)}, projected {gib(summary.projected_bytes)}" if summary.peak_bytes else ""),
         ("output", without_credentials(summary.output)),
     ]  # fmt: skip

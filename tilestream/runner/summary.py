@@ -14,9 +14,26 @@ from typing import Any
 
 from tilestream import __version__
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, without_credentials
+from tilestream.stages.clock import Wall
 from tilestream.store.folder import Folder
 from tilestream.store.ownership import is_ours
 from tilestream.store.slide_store import SlideStore
+
+EMBEDDING = "embedding"
+"""The time in which tiles were in work, which `Summary.parts` shares out."""
+
+PARTS = ("starting", "planning", "reading", "computing", "writing", "finishing", "shutting down")
+"""What the wall clock of a run goes into, in order."""
+
+WAYS = {
+    "starting": "a run of more slides would spread it",
+    "planning": "faster storage or a mask from a file would help",
+    "reading": "the {} waited for tiles; more compute.threads or faster storage would help",
+    "writing": "faster storage of the output would help",
+    "finishing": "more slides at once would hide it",
+    "shutting down": "what is left to do is written once the last task has ended",
+}
+"""What would help where a part takes most of the time."""
 
 
 @dataclass
@@ -65,7 +82,9 @@ class Summary:
     slides: list[SlideResult]
     encoder: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
-    """Wall clock of the run."""
+    """Wall clock of the run; of a command, from the start of its process."""
+    wall: Wall = field(default_factory=Wall, repr=False)
+    """What that went into."""
     embed_seconds: float = 0.0
     """Wall clock from the first shard's start to the last one's end."""
     new_tiles: int = 0
@@ -96,23 +115,37 @@ class Summary:
         return [s for s in self.slides if s.status in ("refused", "unfinished", "elsewhere")]
 
     @property
-    def bound(self) -> str:
-        """What bounded the run, in words; empty where this run embedded nothing.
+    def parts(self) -> dict[str, float]:
+        """What the wall clock went into, in seconds that add up to it.
 
-        Shares are of the wall clock in which shards were in work, over all workers.
+        While tiles are embedded, several things go on at once; the workers' clocks say what counts: what the encoder and the context took, then
+        what they waited for tiles, then what writing held them up. Finishing is what was left to do once no tile was in work.
         """
-        if not self.new_tiles or self.embed_seconds <= 0:
+        parts = dict.fromkeys(PARTS, 0.0) | {part: seconds for part, seconds in self.wall.seconds.items() if part != EMBEDDING}
+        left, spent = self.wall.seconds.get(EMBEDDING, 0.0), self.seconds_by_stage
+        for part, stages in (("computing", ("compute", "context")), ("reading", ("wait",)), ("writing", ("write",))):
+            taken = min(left, sum(spent.get(stage, 0.0) for stage in stages) / self.workers)
+            parts[part] += taken
+            left -= taken
+        parts["reading"] += left  # of the first tiles, for which nobody waited yet
+        return parts
+
+    @property
+    def bound(self) -> str:
+        """What took most of the run's wall clock, in words; empty where this run embedded nothing."""
+        parts = self.parts
+        whole = sum(parts.values())
+        if not self.new_tiles or whole <= 0:
             return ""
-        whole, spent = self.embed_seconds * self.workers, self.seconds_by_stage
-        busy, context, wait = (min(1.0, spent.get(stage, 0.0) / whole) for stage in ("compute", "context", "wait"))
         what = "device" if self.device.startswith("cuda") else "processor"
-        if context > max(busy, wait):
-            return f"the context took {context:.0%} of the time: a faster {what} would help"
-        if wait > 0.1 and wait >= 0.3 * busy:
-            return f"decode bound: the {what} waited {wait:.0%} of the time for tiles; more compute.threads or faster storage would help"
-        if busy > 0.5:
-            return f"{what} busy {busy:.0%}: a faster {what} would help"
-        return f"{what} busy {busy:.0%}, waiting for tiles {wait:.0%}: the rest went to writing, finishing slides and starting up"
+        part = max(parts, key=parts.__getitem__)
+        share = f"{parts[part] / whole:.0%} of {whole:.1f} s"
+        busy = f"{what} busy {parts['computing'] / whole:.0%}"
+        if part == "computing":
+            spent = self.seconds_by_stage
+            about = "the context took most of it" if spent.get("context", 0.0) > spent.get("compute", 0.0) else "a faster one would help"
+            return f"{what} busy {share}: {about}"
+        return f"{part} took {share}, {busy}: {WAYS[part].format(what)}"
 
     @property
     def tiles_per_second(self) -> float:
@@ -146,6 +179,7 @@ class Summary:
                     "encoder": self.encoder,
                     "exit_code": self.exit_code,
                     "seconds": round(self.seconds, 3),
+                    "seconds_by_part": {k: round(v, 3) for k, v in self.parts.items()} if self.wall.seconds else {},
                     "seconds_by_stage": {k: round(v, 3) for k, v in self.seconds_by_stage.items()},
                     "tiles": self.tiles,
                     "failed_tiles": self.failed_tiles,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,3 +27,37 @@ class Clock:
             yield
         finally:
             self.add(stage, time.perf_counter() - start)
+
+
+class Wall:
+    """The wall clock of a run, cut into parts that follow one another: every moment belongs to one of them, so that they add up.
+
+    Parameters
+    ----------
+    began : float
+        Of `time.perf_counter`: when the first part began.
+    """
+
+    def __init__(self, began: float | None = None) -> None:
+        self._since = time.perf_counter() if began is None else began
+        self._part = "starting"
+        self.seconds: dict[str, float] = {}
+        """By part, as far as they have ended."""
+
+    def enter(self, part: str) -> None:
+        """A part begins, and the one before it ends."""
+        now = time.perf_counter()
+        self.seconds[self._part] = self.seconds.get(self._part, 0.0) + now - self._since
+        self._since, self._part = now, part
+
+
+def process_began() -> float:
+    """When this process was started, on the clock of `time.perf_counter`; now, where the system does not say."""
+    now = time.perf_counter()
+    try:
+        with open("/proc/self/stat", encoding="ascii") as stat:  # noqa: PTH123  # a pseudo-file of the kernel
+            ticks = int(stat.read().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError, IndexError):
+        return now
+    return now - max(0.0, age)
