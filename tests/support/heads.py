@@ -48,3 +48,17 @@ class WholeBag(nn.Module):
 
 def whole_bag():
     return WholeBag()
+
+
+class Redness(nn.Module):
+    """Logits of two classes by the exact mean of a patch's red."""
+
+    classes = ("low", "high")
+
+    def forward(self, patches):
+        red = patches[:, 0].sum(dim=(1, 2), dtype=torch.int64).double() / (patches.shape[2] * patches.shape[3] * 64)
+        return torch.stack([2 - red, red], dim=1).float()
+
+
+def redness():
+    return Redness()

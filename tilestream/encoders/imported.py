@@ -8,8 +8,8 @@ from typing import Any
 from tilestream.errors import ConfigError
 
 
-def import_optional(name: str, extra: str) -> Any:
-    """A library of an optional extra.
+def import_optional(name: str, extra: str, key: str = "encoder.name") -> Any:
+    """A library of an optional extra; `key` of the config needs it.
 
     Raises
     ------
@@ -19,8 +19,8 @@ def import_optional(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"encoder.name: {name} is not installed. Run pip install 'tilestream[{extra}]'.") from error
+        raise ConfigError(f"{key}: {name} is not installed. Run pip install 'tilestream[{extra}]'.") from error
     except (ImportError, RuntimeError) as error:
         raise ConfigError(
-            f"encoder.name: {name} cannot be imported ({error}). It may belong to another version of torch; install them together."
+            f"{key}: {name} cannot be imported ({error}). It may belong to another version of torch; install them together."
         ) from error

@@ -104,8 +104,8 @@ class TransformersEncoder(nn.Module):
         config = self.model.config
         if self.kind == "vit_mae":
             config.mask_ratio = 0.0
-        self.pixels = _normalisation(repository, pixels)
-        self.tile_size = _side(pixels) or int(config.image_size)
+        self.pixels = processor_pixels(repository, pixels)
+        self.tile_size = processor_side(pixels) or int(config.image_size)
         self.cells = self._count_cells(config)
         self.prefix = None if self.known is None else self.known.before + int(getattr(config, "num_register_tokens", 0) or 0)
         own_side = getattr(config, "image_size", self.tile_size)
@@ -263,7 +263,7 @@ def _quiet(logging: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _normalisation(repository: str, pixels: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def processor_pixels(repository: str, pixels: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of pixels in [0, 1] that a processor's settings come to."""
     scale = 255 * float(pixels.get("rescale_factor", 1 / 255)) if pixels.get("do_rescale", True) else 255.0
     if pixels.get("do_normalize", True):
@@ -278,7 +278,7 @@ def _normalisation(repository: str, pixels: dict[str, Any]) -> tuple[tuple[float
     return tuple(float(m) / scale for m in mean), tuple(float(s) / scale for s in std)
 
 
-def _side(pixels: dict[str, Any]) -> int | None:
+def processor_side(pixels: dict[str, Any]) -> int | None:
     """Side of the picture that a processor gives, px."""
     for key in ("crop_size", "size"):
         found = pixels.get(key)

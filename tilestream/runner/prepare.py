@@ -110,7 +110,7 @@ def learn_heads(
 ) -> tuple[HeadFacts, ...]:
     """What a worker says of the heads of a config, which are refused where they do not fit it."""
     named = tuple((name, head.model_copy(update={"model": model_address(head.model)})) for name, head in config.heads.items())
-    asked = HeadsAsked(named, facts.dim, config.tiles.size, settings.device)
+    asked = HeadsAsked(named, facts.dim, config.tiles.size, settings.device, facts.batch)
     heads: tuple[HeadFacts, ...] = call(describe_heads, asked)
     check_heads(heads, facts, config, recipes.context_sha256)
     return heads
@@ -141,6 +141,8 @@ def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStor
     projection, context = project_memory(
         plan, layout, config, facts, setup.workers, alone=setup.slides == 1, heads=heads_memory(task, layout)
     )
+    if any(head.head.input == "pixels" for head in setup.heads):  # who reads for a head has buffers of its own
+        projection = replace(projection, heads=projection.heads + projection.tiles + projection.decoding)
     check_memory(projection, config, plan)
     return PreparedSlide(plan, layout, projection, context, heads_output(task, layout))
 

@@ -35,7 +35,8 @@ def slide_words(result: SlideResult) -> str:
         return f"{result.id}: already done, {result.tiles} tiles"
     failed = f", {result.failed_tiles} failed" if result.failed_tiles else ""
     note = f" ({result.note})" if result.note else ""
-    return f"{result.id}: done, {result.tiles} of {result.candidates} tiles{failed}{note}"
+    lacking = "".join(f", {count} not read by head {head}" for head, count in result.unanswered.items())
+    return f"{result.id}: done, {result.tiles} of {result.candidates} tiles{failed}{lacking}{note}"
 
 
 class _Counter(Reporter):

@@ -172,8 +172,9 @@ class Recipes:
             lines = [line for line in lines if "kept_sha256" not in line]  # it is not known yet
         if more := sorted(save[1] - save[0] - {"slide", "windows"}):
             lines.append(f"output.save was {sorted(save[0])} and is now {sorted(save[1])}: {' and '.join(more)} were not kept")
-        elif later and "tiles" not in save[0] and not store.folder.exists(f"{ROWS}/zarr.json"):
-            lines.append(f"{' and '.join(sorted(later))} changed, and the embeddings were not kept (output.save: {sorted(save[0])})")
+        of_rows = later - {head_stage(name) for name, own in now.get(HEADS, {}).items() if own["input"] in ("pixels", "vector")}
+        if not more and of_rows and "tiles" not in save[0] and not store.folder.exists(f"{ROWS}/zarr.json"):
+            lines.append(f"{' and '.join(sorted(of_rows))} changed, and the embeddings were not kept (output.save: {sorted(save[0])})")
         if lines:
             capability = any("compute.cpu_capability" in line for line in lines)
             hint = "Set ATEN_CPU_CAPABILITY (default, avx2, avx512) to what it was. " if capability else ""

@@ -50,7 +50,7 @@ def finished(store: SlideStore, ref: SlideRef, source: Source, recipes: Recipes,
             store, ref, choose_tiles(source, recipes.config.tiles, ref.id, mask_file(recipes.config, ref)).kept_sha256
         )
     mark = store.completion
-    if mark is None or changed or cohort.restart or (cohort.retry_failed and count_failed(mark["counts"])):
+    if mark is None or changed or cohort.restart or (cohort.retry_failed and (count_failed(mark["counts"]) or mark.get("unanswered"))):
         return None
     return mark
 
@@ -134,6 +134,7 @@ def book_finished(result: SlideResult, store: SlideStore, mark: dict[str, Any], 
     """Tell what a finished slide holds; `seen` holds the first slide of each fingerprint."""
     result.status, result.tiles, result.counts = "already done", mark["tiles"], mark["counts"]
     result.tile_errors = {int(row): cause for row, cause in mark["errors"].items()}
+    result.unanswered = mark.get("unanswered", {})
     source = (store.attributes or {}).get("source", {})
     result.warnings = [*source.get("warnings", ()), *same_image(seen, result.id, source.get("fingerprint", ""))]
     for warning in result.warnings:

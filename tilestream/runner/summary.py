@@ -58,6 +58,8 @@ class SlideResult:
     """Of code that the user brought, where that is why."""
     tile_errors: dict[int, str] = field(default_factory=dict)
     """Why tiles failed, by row of the output; the first 20 of each shard."""
+    unanswered: dict[str, int] = field(default_factory=dict)
+    """Tiles that a head could not read, by head."""
     context: str = ""
     """How its context was computed, e.g. `row_bands in one pass`."""
     listed: dict[str, str] = field(default_factory=dict)
@@ -166,7 +168,7 @@ class Summary:
         """0 done; 3 every slide was refused; 4 some slides or tiles are missing."""
         if self.slides and len(self.refused) == len(self.slides):
             return EXIT_REFUSED
-        return EXIT_PARTIAL if self.refused or self.failed_tiles else EXIT_DONE
+        return EXIT_PARTIAL if self.refused or self.failed_tiles or any(s.unanswered for s in self.slides) else EXIT_DONE
 
     def to_json(self) -> str:
         """The record of the run."""
@@ -251,7 +253,8 @@ def output_state(output: Folder, listed: Sequence[str]) -> dict[str, Any]:
     slides += [SlideResult(slide, "", "refused", error=refusal_of(output, slide)) for slide in refused if slide not in there]
     failed = sum(slide.failed_tiles for slide in slides)
     lacking = [slide for slide in slides if slide.status != "done"]
-    code = EXIT_REFUSED if slides and len(lacking) == len(slides) else EXIT_PARTIAL if lacking or failed else EXIT_DONE
+    partial = lacking or failed or any(slide.unanswered for slide in slides)
+    code = EXIT_REFUSED if slides and len(lacking) == len(slides) else EXIT_PARTIAL if partial else EXIT_DONE
     return {
         "exit_code": code,
         "tiles": sum(slide.tiles for slide in slides),
@@ -272,6 +275,7 @@ def slide_state(output: Folder, slide: str, seen: dict[str, str]) -> SlideResult
             found.counts[status] = found.counts.get(status, 0) + count
         found.tile_errors |= {int(row): cause for row, cause in entry.get("errors", {}).items()}
     found.warnings = [*source.get("warnings", ()), *same_image(seen, slide, source.get("fingerprint", ""))]
+    found.unanswered = store.unanswered
     found.note = "no tissue found" if mark and found.tiles == 0 else ""
     found.error = "" if mark else refusal_of(output, slide)
     found.status = "refused" if found.error else found.status

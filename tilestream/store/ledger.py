@@ -157,6 +157,12 @@ class Ledger:
         """The stages that each stage reads, heads among them, in the order in which they are done."""
         return {**UPSTREAM, **{head_stage(name): READ_BY[own["input"]] for name, own in self.heads.items()}}
 
+    @property
+    def unanswered(self) -> dict[str, int]:
+        """Tiles that heads could not read themselves, by head; of those where there are any."""
+        entries = {name: self.ledger(head_stage(name)).values() for name in self.heads}
+        return {name: failed for name, found in entries.items() if (failed := sum(entry.get("failed", 0) for entry in found))}
+
     def forget(self, kinds: set[str]) -> None:
         """Remove the entries of stages and of all that are made of them."""
         for kind, above in self.upstream.items():

@@ -337,7 +337,9 @@ class SlideStore(Ledger):
     def complete(self, told: dict[str, Any]) -> None:
         """Write the completion mark, the last object of a slide."""
         rows = (*ROW_ARRAYS, *(path for name in self.heads for path in row_paths(name)))
-        self.write_completion({"tiles": self.layout.tiles, **told}, self.own_names(), rows)
+        unanswered = self.unanswered
+        lacking = {"unanswered": unanswered} if unanswered else {}
+        self.write_completion({"tiles": self.layout.tiles, **lacking, **told}, self.own_names(), rows)
 
 
 def _root(attributes: dict[str, Any], others: dict[str, Any]) -> bytes:

@@ -2,54 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from tilestream.config.heads import Head
 from tilestream.encoders.heads.address import is_factory
 from tilestream.encoders.heads.factory import load_factory
-from tilestream.encoders.heads.head_file import Fitted, read_head
+from tilestream.encoders.heads.folders import CONFIG, fetch_folder, load_folder
+from tilestream.encoders.heads.head_file import TASKS, read_about, read_head
+from tilestream.encoders.heads.loaded import LoadedHead
+from tilestream.encoders.heads.onnx import load_onnx
+from tilestream.encoders.hub import is_hub_id
 from tilestream.encoders.weights import weights_digest
 from tilestream.errors import ConfigError, InputError
+from tilestream.models.heads.bags import Bag
 from tilestream.store.heads.columns import NOT_COMPUTED
-
-
-@dataclass(frozen=True)
-class LoadedHead:
-    """A head that is ready for inference, on the CPU."""
-
-    module: nn.Module
-    """classify: rows (n, d), or pixels (n, 3, size, size) uint8, to (n, outputs); slide: a `Bag`, or rows (n, d) to (outputs,) and logits of attention."""
-    task: str
-    """classification, regression or risk."""
-    classes: tuple[str, ...]
-    """Names as the model has them; empty where it does not say."""
-    digest: str
-    """SHA-256 over its weights, or its file where they cannot be seen."""
-    fitted: Fitted | None = None
-    """What it was fitted on, where it says so."""
-    kind: str | None = None
-    """The kind of head that it is; None for any."""
-    input: str | None = None
-    """What it reads; None for anything."""
-    dim: int | None = None
-    """Channels of the rows that it takes; None for any."""
-    size: int | None = None
-    """Side of the patches that it takes, px; None for any."""
-    mpp: float | None = None
-    overlap: int | None = None
-    """How far its patches overlap, px."""
-    stride: int = 1
-    """Px of a patch for each px of what a dense head gives."""
-    streams: bool = True
-    """Whether a head of a slide takes its rows in blocks."""
-    untrained: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def load_head(head: Head, name: str) -> LoadedHead:
@@ -79,26 +49,41 @@ def load_head(head: Head, name: str) -> LoadedHead:
 
 
 def _load(head: Head, name: str) -> LoadedHead:
-    path = Path(head.model)
     if is_factory(head.model):
-        module = load_factory(head.model, name)
-        stated: dict[str, Any] = {key: getattr(module, key, None) for key in ("size", "mpp", "overlap")}
-        task = "regression" if getattr(module, "regression", False) else "classification"
-        return LoadedHead(
-            module, task, tuple(getattr(module, "classes", ())), weights_digest(module), **stated, stride=int(getattr(module, "stride", 1)),
-            dim=getattr(module, "dim", None), streams=hasattr(module, "attend"), untrained=bool(getattr(module, "untrained", False)),
-        )  # fmt: skip
-    if path.suffix == ".safetensors" and head.input != "pixels":
-        module, about = read_head(path)
-        return LoadedHead(
-            module, about.task, about.classes, weights_digest(module), about.fitted, about.kind, about.input, about.dim,
-        )  # fmt: skip
+        return _made(load_factory(head.model, name), name)
+    if is_hub_id(head.model):
+        return load_folder(fetch_folder(head.model, name), head, name)
+    path = Path(head.model)
     if not path.exists():
-        raise InputError(f"heads.{name}.model: {head.model} does not exist. Give a head's file or folder, or module:factory.")
+        raise InputError(
+            f"heads.{name}.model: {head.model} does not exist. Give a head's file or folder, a repository of the hub, or module:factory."
+        )
+    if path.is_dir():
+        return load_folder(path, head, name)
+    if path.suffix == ".onnx":
+        return load_folder(path.parent, head, name, path) if (path.parent / CONFIG).is_file() else load_onnx(path, head, name)
+    if path.suffix == ".safetensors" and (about := read_about(path)) is not None:
+        module, _ = read_head(path)
+        digest = weights_digest(module)
+        return LoadedHead(module, about.task, about.classes, digest, about.fitted, about.kind, about.input, about.dim)
+    if path.suffix == ".safetensors" and (path.parent / CONFIG).is_file():
+        return load_folder(path.parent, head, name, path)
     raise ConfigError(
-        f"heads.{name}.model: {head.model} is no model that a head of kind {head.kind} on {head.input} can be. "
-        "Give a .safetensors of tilestream fit, or module:factory."
+        f"heads.{name}.model: {head.model} is neither a head of tilestream fit nor a model with a {CONFIG} beside it. "
+        "Give a .safetensors of tilestream fit, a folder with config.json and safetensors, an .onnx file, or module:factory."
     )
+
+
+def _made(module: nn.Module, name: str) -> LoadedHead:
+    """A head that a factory made, with what it says of itself."""
+    stated: dict[str, Any] = {key: getattr(module, key, None) for key in ("size", "mpp", "overlap")}
+    task = str(getattr(module, "task", "regression" if getattr(module, "regression", False) else "classification"))
+    if task not in TASKS:
+        raise ConfigError(f"heads.{name}.model: its task is {task!r}, but it must be one of {', '.join(TASKS)}.")
+    return LoadedHead(
+        module, task, tuple(getattr(module, "classes", ())), weights_digest(module), **stated, stride=int(getattr(module, "stride", 1)),
+        dim=getattr(module, "dim", None), streams=isinstance(module, Bag), untrained=bool(getattr(module, "untrained", False)),
+    )  # fmt: skip
 
 
 def _with_classes(loaded: LoadedHead, head: Head, name: str) -> LoadedHead:
@@ -112,15 +97,3 @@ def _with_classes(loaded: LoadedHead, head: Head, name: str) -> LoadedHead:
     if NOT_COMPUTED in classes:
         raise ConfigError(f"heads.{name}.classes: {NOT_COMPUTED!r} is what tiles without an answer get. Name the class otherwise.")
     return replace(loaded, classes=classes)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256, in hex, of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def module_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers."""
-    tensors: list[torch.Tensor] = [*module.parameters(), *module.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

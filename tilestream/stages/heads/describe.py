@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from tilestream.config.heads import Head
-from tilestream.encoders.heads.load import LoadedHead, load_head, module_bytes
+from tilestream.encoders.heads.load import load_head
+from tilestream.encoders.heads.loaded import LoadedHead, module_bytes
 from tilestream.errors import ConfigError, UnfitWorkerError, user_code
 from tilestream.models.heads.bags import Bag, BagRows
 from tilestream.stages.hardware import pick_device
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.store.heads.columns import Answer
 
+T = TypeVar("T")
+
 LOADED = 8
 """Heads that a worker keeps."""
+
+LAYERS = 3
+"""Layers' inputs and outputs that lie in memory at once, about: as many as the largest one's are counted."""
+
+UNSEEN = 128
+"""Bytes for each pixel of a patch that a layer of a graph takes whose layers are not seen: those of 32 channels at full size."""
 
 PROBED = 4
 """Rows or patches that a head is tried on."""
@@ -36,6 +47,8 @@ class HeadsAsked:
     """Side of a tile, px."""
     device: str
     """As `compute.device` has it."""
+    batch: int
+    """Patches that a head gets at once."""
 
 
 _LOCK = threading.Lock()
@@ -80,8 +93,13 @@ def _describe(name: str, head: Head, asked: HeadsAsked) -> HeadFacts:
     size = head.size or loaded.size
     device = pick_device(asked.device)
     module = loaded.module.to(device)
+    on_processor = any(getattr(part, "on_processor", False) for part in module.modules())
+    device = torch.device("cpu") if on_processor else device
     with user_code(f"heads.{name}.model: {head.model}", f"{PROBED} {'patches' if head.input == 'pixels' else 'rows'} of noise"):
-        outputs, attention = _probe(module, head, asked, size, device)
+        (outputs, attention), largest = _measured(module, lambda: _probe(module, head, asked, size, device))
+    if on_processor:  # what its graph holds is not seen
+        largest = max(largest, PROBED * (size or asked.tile) ** 2 * UNSEEN)
+    activations = largest // PROBED * asked.batch * LAYERS if head.input == "pixels" else 0
     classes = loaded.classes
     if loaded.task == "classification" and len(classes) != max(2, outputs):
         raise ConfigError(
@@ -90,9 +108,26 @@ def _describe(name: str, head: Head, asked: HeadsAsked) -> HeadFacts:
         )
     kept = attention if head.kind == "slide" and "attention" in head.save else 0
     return HeadFacts(
-        name, head, Answer(loaded.task, outputs, classes, kept), loaded.digest, 2 * module_bytes(loaded.module), loaded.fitted, size,
-        head.mpp or loaded.mpp, loaded.overlap if head.overlap is None else head.overlap, loaded.streams, loaded.untrained, loaded.notes,
+        name, head, Answer(loaded.task, outputs, classes, kept), loaded.digest, 2 * module_bytes(loaded.module) + activations, loaded.fitted, size,
+        head.mpp or loaded.mpp, loaded.overlap if head.overlap is None else head.overlap, loaded.streams, on_processor, loaded.untrained, loaded.notes,
     )  # fmt: skip
+
+
+def _measured(module: nn.Module, run: Callable[[], T]) -> tuple[T, int]:
+    """What `run` gives, and the bytes of the largest input and output of a layer meanwhile."""
+    largest = 0
+
+    def look(_: nn.Module, given: tuple[object, ...], out: object) -> None:
+        nonlocal largest
+        tensors = [value for value in (*given, out) if isinstance(value, torch.Tensor)]
+        largest = max(largest, sum(value.numel() * max(4, value.element_size()) for value in tensors))
+
+    hooks = [part.register_forward_hook(look) for part in module.modules() if not any(part.children())]
+    try:
+        return run(), largest
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _probe(module: nn.Module, head: Head, asked: HeadsAsked, size: int | None, device: torch.device) -> tuple[int, int]:

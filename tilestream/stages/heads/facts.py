@@ -32,6 +32,8 @@ class HeadFacts:
     """How far its patches overlap, px."""
     streams: bool = True
     """Whether a head of a slide takes its rows in blocks; else all rows are in memory at once."""
+    on_processor: bool = False
+    """Whether it computes on the processor wherever the encoder does: ONNX."""
     untrained: bool = False
     """Whether its weights are random."""
     notes: tuple[str, ...] = ()

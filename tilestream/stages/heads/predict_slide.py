@@ -15,10 +15,10 @@ from tilestream.models.heads.bags import Bag, BagRows, bag_attention, stream_bag
 from tilestream.models.positions import position_unit
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import THREAD_BYTES, one_thread, pick_device
+from tilestream.stages.heads.answers import activate
 from tilestream.stages.heads.describe import head_for
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.heads.kind import HeadKind
-from tilestream.stages.heads.predict_tiles import activate
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD

@@ -1,4 +1,4 @@
-"""A class and probabilities of each tile, from stored rows."""
+"""A class and probabilities of each tile: heads of kind classify, and their work on stored rows."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from torch import nn
 from tilestream.errors import user_code
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import THREAD_BYTES, one_thread, pick_device
+from tilestream.stages.heads.answers import activate, write_answers
+from tilestream.stages.heads.classify_pixels import classify_pixels
 from tilestream.stages.heads.describe import head_for
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.heads.kind import HeadKind
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.store.blocks import BLOCKS_AHEAD, map_blocks
-from tilestream.store.heads.columns import TILES, Answer, code_type, head_stage, row_units, rows_of_unit, unit_rows
+from tilestream.store.heads.columns import head_stage, row_units, rows_of_unit, unit_rows
 from tilestream.store.layout import Layout
 from tilestream.store.slide_store import CONTEXT, ROWS, SlideStore
 
@@ -32,11 +34,15 @@ class ClassifyKind(HeadKind):
 
     def work(self, task: SlideTask, units: range) -> Report:
         check_machine(task.line.worker)
+        if task.head_facts.head.input == "pixels":
+            return classify_pixels(task, units)
         return _predict_rows(task, units, pick_device(task.line.worker.device))
 
     def memory(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
         """Weights, the blocks that are read ahead, a batch, and the answers of a unit, some more while they are written."""
         rows = min(layout.tiles, unit_rows(layout, facts.head.input))
+        if facts.head.input == "pixels":  # what tiles take on their way is counted with the encoder's
+            return facts.bytes + rows * (facts.answer.columns * 4 + 2) * 3
         blocks = (BLOCKS_AHEAD + 3) * min(layout.tiles, BATCH) * max(layout.dim, layout.context_dim) * 6
         return THREAD_BYTES + facts.bytes + blocks + rows * (facts.answer.columns * 4 + 2) * 3
 
@@ -82,32 +88,3 @@ def row_answers(
         values[first - rows.start : start + len(block) - rows.start] = answers[first - start :]
         start += BATCH
     return values
-
-
-def activate(logits: torch.Tensor, answer: Answer) -> NDArray[np.float32]:
-    """(n, columns) from (n, outputs): softmax over several logits, sigmoid of a single one, values as they are; NaN where an answer is not finite."""
-    if answer.task == "classification":
-        if answer.outputs == 1:
-            second = torch.sigmoid(logits)
-            logits = torch.cat([1 - second, second], dim=1)
-        else:
-            logits = torch.softmax(logits, dim=1)
-    values = logits.numpy().astype(np.float32)
-    values[~np.isfinite(values).all(axis=1)] = np.nan
-    return values
-
-
-def write_answers(
-    store: SlideStore, facts: HeadFacts, unit: int, rows: slice, values: NDArray[np.float32], failed: dict[int, str] | None = None
-) -> None:
-    """Commit the answers of a unit; `failed` says why tiles failed that the head read itself, by row."""
-    answer, name = facts.answer, facts.name
-    arrays: dict[str, NDArray[np.generic]] = {}
-    if "probabilities" in facts.head.save or answer.task != "classification":
-        arrays[f"{TILES}/obsm/{name}"] = values
-    if answer.task == "classification":
-        there = np.asarray(np.isfinite(values).all(axis=1))
-        codes = np.where(there, np.argmax(np.where(there[:, None], values, 0), axis=1) + 1, 0)
-        arrays[f"{TILES}/obs/{name}/codes"] = codes.astype(code_type(answer))
-    told = {} if failed is None else {"failed": len(failed), "errors": failed}
-    store.write_rows(head_stage(name), unit, rows, arrays, told)
