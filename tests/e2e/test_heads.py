@@ -15,7 +15,7 @@ from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config
 from tilestream.cli import main
 from tilestream.encoders.heads.head_file import Fitted
-from tilestream.errors import ConfigError, OutputError
+from tilestream.errors import ConfigError, InterruptedRunError, OutputError
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
 
@@ -152,3 +152,50 @@ def test_tiles_that_failed_and_answers_that_are_not_finite_are_no_class(image, t
     assert (nothing == (failed | odd)).all()
     assert (np.isnan(found.obsm["odd"]).all(axis=1) == nothing).all()
     assert set(found.obs["odd"]) <= {"not computed", "low", "high"}
+
+
+def test_answers_from_stored_rows_need_neither_the_image_nor_the_encoder(image, tmp_path, monkeypatch):
+    path, _ = head_file(tmp_path / "one.safetensors")
+    bag, _ = head_file(tmp_path / "bag.safetensors", kind="slide", model="abmil")
+    behind, _ = head_file(tmp_path / "behind.safetensors", read="context")
+    base = {"context": {"window": 4, "depth": 1, "heads": 3}, "tiles": {"size": 48, "mpp": 1.0, "level": None}}
+    heads = {
+        "one": {"kind": "classify", "model": path}, "bag": {"kind": "slide", "model": bag},
+        "behind": {"kind": "classify", "model": behind, "input": "context"},
+    }  # fmt: skip
+    tilestream.run(given(image, tmp_path / "anew", heads=heads, **base))
+    tilestream.run(given(image, tmp_path / "out", **base))
+    image.rename(tmp_path / "away.tif")
+    monkeypatch.setattr("tilestream.stages.worker.build_encoder", None)
+    listed = tmp_path / "slides.csv"
+    listed.write_text(f"path,id\n{image},a\n")
+    summary = tilestream.run(given(listed, tmp_path / "out", heads=heads, **base))
+    assert (summary.exit_code, summary.new_tiles, summary.slides[0].status) == (0, 0, "done")
+    assert set(summary.slides[0].seconds) == {"head one", "head bag", "head behind", "write", "seal"}
+    assert bytes_of(tmp_path / "out" / "a.zarr") == bytes_of(tmp_path / "anew" / "a.zarr")
+
+
+def test_a_run_that_is_killed_in_a_head_goes_on_from_there(image, tmp_path, monkeypatch):
+    path, _ = head_file(tmp_path / "one.safetensors")
+    settings = given(image, tmp_path / "out", heads={"one": {"kind": "classify", "model": path}})
+    tilestream.run({**settings, "output": {"path": str(tmp_path / "whole"), "dtype": "float32"}})
+    monkeypatch.setattr("tilestream.store.heads.columns.UNIT_ROWS", 16)
+    tilestream.run({**settings, "output": {"path": str(tmp_path / "small"), "dtype": "float32"}})
+    real, written = SlideStore.write_rows, []
+
+    def dies_in_the_third(self, stage, number, *rest):
+        if stage == "head-one":
+            written.append(number)
+            if len(written) == 3:
+                raise InterruptedRunError("killed")
+        real(self, stage, number, *rest)
+
+    monkeypatch.setattr(SlideStore, "write_rows", dies_in_the_third)
+    with pytest.raises(InterruptedRunError, match="killed"):
+        tilestream.run(settings)
+    assert SlideStore(Folder(str(tmp_path / "out" / "a.zarr"))).damage() != []
+    assert tilestream.run(settings).new_tiles == 0
+    assert sorted(written) == [0, 1, 2, *[number for number in range(4) if number not in written[:2]]]
+    assert bytes_of(tmp_path / "out" / "a.zarr") == bytes_of(tmp_path / "small" / "a.zarr")
+    whole, small = (table(tmp_path / name) for name in ("whole", "small"))
+    assert np.array_equal(whole.obsm["one"], small.obsm["one"])

@@ -14,6 +14,7 @@ from tilestream.config.slide_list import SlideRef
 from tilestream.errors import InputError, InterruptedRunError
 from tilestream.runner.cohort import Cohort, open_slide
 from tilestream.runner.engines.executors import Engine
+from tilestream.runner.heads.stored import StoredImage, lacks_answers_only
 from tilestream.runner.pipeline import Job, SlideRun, stages_of
 from tilestream.runner.prepare import PreparedSlide, Setup
 from tilestream.runner.recipe import Recipes
@@ -141,12 +142,15 @@ class Planner:
     def _plan_ours(self, planned: Planned) -> Planned:
         """Prepare a slide and make its store ready."""
         ref, store = planned.ref, planned.store
-        with open_slide(ref, self.setup.config) as source:
+        stored = lacks_answers_only(store, ref, self.recipes, self.cohort)
+        if self.setup.stored and not stored:
+            raise InterruptedRunError(f"{ref.id}: its store changed while heads were loaded. Run the same command again.")
+        with StoredImage(store, ref) if stored else open_slide(ref, self.setup.config) as source:
             if (mark := finished(store, ref, source, self.recipes, self.cohort)) is not None:
                 return replace(planned, mark=mark)
             self.summary.touched = True
             setup = replace(self.setup, workers=self.engine.workers)
-            prepared = take_up(store, ref, source, setup, self.recipes, self.cohort, planned.messages.append)
+            prepared = take_up(store, ref, source, setup, self.recipes, self.cohort, planned.messages.append, sound=stored)
         passes = prepared.context is not None and prepared.context.one_pass
         task = prepared.task(setup, store)
         run = SlideRun(task, store, planned.result, stages_of(prepared, setup, store, task), passes)

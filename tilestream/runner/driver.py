@@ -20,6 +20,7 @@ from tilestream.errors import ConfigError, InputError, InterruptedRunError, Outp
 from tilestream.runner.cohort import Cohort, list_cohort, share_out
 from tilestream.runner.engines.clusters import check_main_guard
 from tilestream.runner.engines.executors import Engine, Outcome, open_engine
+from tilestream.runner.heads.stored import stored_encoder
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.resume import book_finished, look_at_all, nothing_to_do
@@ -113,9 +114,10 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float) -> Su
 
     try:
         with Claims(cohort.output) as claims, open_engine(config.compute, partial(reporter.message, level="warning")) as engine:
-            setup = set_up(config, worker_settings(config), engine.call, engine.workers, len(cohort.refs), recipes)
-            # All workers build their encoders now, so that none does while others wait for its first shard.
-            engine.call_all(describe_encoder, setup.settings)
+            stored = stored_encoder(cohort, recipes, todo)
+            setup = set_up(config, worker_settings(config), engine.call, engine.workers, len(cohort.refs), recipes, stored)
+            if stored is None:  # all workers build their encoders now, so that none does while others wait for its first shard
+                engine.call_all(describe_encoder, setup.settings)
             setup = replace(setup, workers=engine.workers)
             Run(cohort, setup, engine, summary, reporter, recipes.knowing(setup.facts, setup.heads), claims, todo).execute()
     finally:

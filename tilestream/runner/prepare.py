@@ -16,6 +16,7 @@ from tilestream.runner.recipe import Recipes
 from tilestream.runner.slide_plan import SlidePlan, check_encoder, make_layout, make_slide_plan
 from tilestream.sources.base import ImageAddress, Source
 from tilestream.stages.embed_tiles import describe_encoder
+from tilestream.stages.hardware import describe_device
 from tilestream.stages.heads.describe import HeadsAsked, describe_heads
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.mix_context import build_context
@@ -38,6 +39,8 @@ class Setup:
     slides: int
     """Slides of the run: while one is worked on, the next is planned."""
     heads: tuple[HeadFacts, ...] = ()
+    stored: bool = False
+    """Whether the encoder was not built, for every slide lacks answers from stored rows only."""
 
     @property
     def notes(self) -> list[str]:
@@ -86,23 +89,32 @@ def _make_task(plan: SlidePlan, setup: Setup, schedule: str, address: str, token
 
 
 def set_up(
-    config: Config, settings: WorkerSettings, call: Callable[[Callable[[Any], Any], Any], Any], workers: int, slides: int, recipes: Recipes
+    config: Config,
+    settings: WorkerSettings,
+    call: Callable[[Callable[[Any], Any], Any], Any],
+    workers: int,
+    slides: int,
+    recipes: Recipes,
+    stored: EncoderFacts | None = None,
 ) -> Setup:
     """Learn the encoder and the heads from a worker, by whom `call` lets a function be called, and refuse what no slide can mend.
 
-    What the config leaves open is settled by that worker, so that it does not matter which of them does a shard.
+    Where every row is `stored`, the encoder is what the stores say of it. What the config leaves open is settled by that worker, so that it does not matter which of them does a shard.
 
     Raises
     ------
     ConfigError
         The encoder, the context on top of it, or a head does not suit the config.
     """
-    facts, pinned = call(describe_encoder, settings)
+    if stored is None:
+        facts, pinned = call(describe_encoder, settings)
+    else:
+        facts, pinned = replace(stored, device=call(describe_device, settings.device), threads=settings.threads), settings
     check_encoder(facts, config)
     if config.context is not None:
         build_context(config.context, facts.dim)
     heads = learn_heads(config, facts, pinned, call, recipes) if config.heads else ()
-    return Setup(config, pinned, facts, workers, slides, heads)
+    return Setup(config, pinned, facts, workers, slides, heads, stored is not None)
 
 
 def learn_heads(

@@ -11,6 +11,7 @@ from tilestream.config.slide_list import SlideRef
 from tilestream.errors import InputError, without_credentials
 from tilestream.geometry import PlacedGrid, TileGrid
 from tilestream.runner.cohort import Cohort, open_slide
+from tilestream.runner.heads.stored import lacks_answers_only
 from tilestream.runner.recipe import Recipes, check_source
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.summary import SlideResult, Summary, same_image
@@ -56,9 +57,20 @@ def finished(store: SlideStore, ref: SlideRef, source: Source, recipes: Recipes,
 
 
 def take_up(
-    store: SlideStore, ref: SlideRef, source: Source, setup: Setup, recipes: Recipes, cohort: Cohort, say: Callable[[str], None]
+    store: SlideStore,
+    ref: SlideRef,
+    source: Source,
+    setup: Setup,
+    recipes: Recipes,
+    cohort: Cohort,
+    say: Callable[[str], None],
+    *,
+    sound: bool = False,
 ) -> PreparedSlide:
-    """Make a store ready to be filled: anew, or as it is, with what is lost or damaged of it mended or forgotten."""
+    """Make a store ready to be filled: anew, or as it is, with what is lost or damaged of it mended or forgotten.
+
+    Of a finished one that is `sound`, as a quick look says, not all bytes are read: chunks of rows carry checksums of their own.
+    """
     from tilestream.runner.prepare import prepare_slide, windows_of
 
     was = store.attributes
@@ -74,6 +86,7 @@ def take_up(
     store.raise_fence()
     if was is None or cohort.restart == ALL:
         return anew(store, first)
+    sound = sound and store.completion is not None
     store.folder.delete(COMPLETE)
     store.folder.sweep()
     if store.dropping:
@@ -81,7 +94,7 @@ def take_up(
     if not store.mend(anew):
         say(f"{ref.id}: its positions or metadata are damaged and cannot be made again byte for byte; it is started over.")
         return anew(store)
-    if lost := store.forget_damaged():
+    if not sound and (lost := store.forget_damaged()):
         say(f"{ref.id}: {lost} shards do not hold what was written; they are done again.")
     if cohort.restart:
         store.forget({stage for stage in store.upstream if restarts(cohort.restart, stage)})
@@ -114,6 +127,8 @@ def look_at_all(cohort: Cohort, recipes: Recipes, summary: Summary, reporter: Re
         if store.attributes is None:
             return None
         try:
+            if lacks_answers_only(store, ref, recipes, cohort):
+                return None
             with open_slide(ref, recipes.config) as source:
                 return finished(store, ref, source, recipes, cohort)
         except InputError:  # refused in its turn

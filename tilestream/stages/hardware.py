@@ -174,6 +174,11 @@ def device_name(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
 
 
+def describe_device(name: str) -> str:
+    """The device of a config value in words, as a worker finds it."""
+    return device_name(pick_device(name))
+
+
 def peak_memory() -> int:
     """High-water mark of this process's resident memory in bytes (`VmHWM`; unlike ru_maxrss it starts anew at exec)."""
     try:
