@@ -150,7 +150,7 @@ class Planner:
                 return replace(planned, mark=mark)
             self.summary.touched = True
             setup = replace(self.setup, workers=self.engine.workers)
-            prepared = take_up(store, ref, source, setup, self.recipes, self.cohort, planned.messages.append, sound=stored)
+            prepared = take_up(store, ref, source, setup, self.recipes, self.cohort, planned.messages.append)
         passes = prepared.context is not None and prepared.context.one_pass
         task = prepared.task(setup, store)
         run = SlideRun(task, store, planned.result, stages_of(prepared, setup, store, task), passes)

@@ -11,7 +11,7 @@ from tilestream.config.slide_list import SlideRef
 from tilestream.errors import InputError, without_credentials
 from tilestream.geometry import PlacedGrid, TileGrid
 from tilestream.runner.cohort import Cohort, open_slide
-from tilestream.runner.heads.stored import lacks_answers_only
+from tilestream.runner.heads.stored import StoredImage, lacks_answers_only
 from tilestream.runner.recipe import Recipes, check_source
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.summary import SlideResult, Summary, same_image
@@ -57,19 +57,11 @@ def finished(store: SlideStore, ref: SlideRef, source: Source, recipes: Recipes,
 
 
 def take_up(
-    store: SlideStore,
-    ref: SlideRef,
-    source: Source,
-    setup: Setup,
-    recipes: Recipes,
-    cohort: Cohort,
-    say: Callable[[str], None],
-    *,
-    sound: bool = False,
+    store: SlideStore, ref: SlideRef, source: Source, setup: Setup, recipes: Recipes, cohort: Cohort, say: Callable[[str], None]
 ) -> PreparedSlide:
     """Make a store ready to be filled: anew, or as it is, with what is lost or damaged of it mended or forgotten.
 
-    Of a finished one that is `sound`, as a quick look says, not all bytes are read: chunks of rows carry checksums of their own.
+    Of a finished one that stands for its image, not all bytes are read: a quick look was taken, and chunks of rows carry checksums of their own.
     """
     from tilestream.runner.prepare import prepare_slide, windows_of
 
@@ -86,7 +78,7 @@ def take_up(
     store.raise_fence()
     if was is None or cohort.restart == ALL:
         return anew(store, first)
-    sound = sound and store.completion is not None
+    sound = isinstance(source, StoredImage) and store.completion is not None
     store.folder.delete(COMPLETE)
     store.folder.sweep()
     if store.dropping:
