@@ -37,7 +37,7 @@ class ClassicalNuclei(nn.Module):
     mpp = 0.5
     context = 16
 
-    def __init__(self, threshold: float = 0.2, smallest: int = 25, largest: int = 900, spread: float = 1.0) -> None:
+    def __init__(self, threshold: float = 0.3, smallest: int = 25, largest: int = 900, spread: float = 1.0) -> None:
         super().__init__()
         self.smallest, self.largest = smallest, largest
         self.register_buffer("unmix", torch.linalg.inv(torch.tensor(STAINS))[:, :1].T.contiguous())
