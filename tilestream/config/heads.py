@@ -17,13 +17,13 @@ TAKEN = frozenset({"row", "col", "y", "x", "tissue", "status", "slide", "spatial
 NO_ENCODER = "none"
 """Name of the encoder that there is not."""
 
-INPUTS = {"classify": ("tiles", "context", "pixels"), "slide": ("tiles", "context", "vector")}
+INPUTS = {"classify": ("tiles", "context", "pixels"), "slide": ("tiles", "context", "vector"), "detect": ("pixels",)}
 """What each kind of head can be made of, the default first."""
 
-SAVES: dict[str, tuple[str, ...]] = {"classify": ("probabilities",), "slide": ("attention",)}
+SAVES: dict[str, tuple[str, ...]] = {"classify": ("probabilities",), "slide": ("attention",), "detect": ("shapes",)}
 """What each kind of head can store beside its answers, all of it by default."""
 
-Kind = Literal["classify", "slide"]
+Kind = Literal["classify", "slide", "detect"]
 Input = Literal["tiles", "context", "tokens", "pixels", "vector"]
 
 
@@ -33,7 +33,8 @@ class Head(Section):
     section: ClassVar[str] = "heads.*."
 
     kind: Kind
-    """classify: a class and probabilities of each tile; slide: an answer for the whole slide, with the share that each tile has in it."""
+    """classify: a class and probabilities of each tile; slide: an answer for the whole slide, with the share that each tile has in it;
+    detect: the objects in the pixels, each once."""
     input: Input = Field(default=None, validate_default=True)
     """What it reads: tiles (their embeddings), context (the same behind the context), pixels; a head of kind slide also vector, the pooled one. The default is
     tiles."""
@@ -49,7 +50,7 @@ class Head(Section):
     overlap: Index | None = None
     """How far neighbouring patches overlap, in px, where the model does not say."""
     save: Names = Field(default=None, validate_default=True)
-    """What is stored beside the answers: of classify probabilities, of slide attention."""
+    """What is stored beside the answers: of classify probabilities, of slide attention, of detect shapes."""
 
     @field_validator("input", mode="before")
     @classmethod

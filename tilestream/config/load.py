@@ -97,7 +97,7 @@ _MISSING = {
     "tiles": "Write the resolution to work at, e.g. tiles: {mpp: 0.5} or tiles: {level: 0}",
     "encoder": "Write a model, e.g. encoder: tilestream-lite",
     "encoder.name": "Write a model, e.g. name: tilestream-lite",
-    "heads.*.kind": "Write what it answers: classify or slide",
+    "heads.*.kind": "Write what it answers: classify, slide or detect",
     "heads.*.model": "Write where its weights are, e.g. model: heads/tumour.safetensors",
     "output.path": "Write where results go, e.g. path: embeddings",
 }

@@ -223,7 +223,8 @@ class Ledger:
                 counts[status] = counts.get(status, 0) + count
             causes |= dict(list(entry.get("errors", {}).items())[: ERRORS_KEPT - len(causes)])
         objects |= self.sums([key for key in keys if key not in objects])
-        rows = {key: objects.pop(key) for key in list(objects) if key.startswith(tuple(f"{path}/c/" for path in row_arrays))}
+        by_size = ("shapes/", *(f"{path}/c/" for path in row_arrays))
+        rows = {key: objects.pop(key) for key in list(objects) if key.startswith(by_size)}
         mark = {"counts": counts, "errors": causes, **told, "stages": recipes, "objects": objects, "rows": rows}
         with self.committing(alone=True):
             if self.token is not None:

@@ -33,25 +33,27 @@ class ClassicalNuclei(nn.Module):
         Standard deviation, px, of the smoothing.
     """
 
+    unmix: Tensor
+    bell: Tensor
     classes = ("nucleus",)
     mpp = 0.5
     context = 16
 
     def __init__(self, threshold: float = 0.3, smallest: int = 25, largest: int = 900, spread: float = 1.0) -> None:
         super().__init__()
-        self.smallest, self.largest = smallest, largest
+        self.threshold, self.smallest, self.largest, self.spread = threshold, smallest, largest, spread
         self.register_buffer("unmix", torch.linalg.inv(torch.tensor(STAINS))[:, :1].T.contiguous())
         self.register_buffer("settings", torch.tensor([threshold, smallest, largest, spread], dtype=torch.float64))
         reach = int(3 * spread + 0.5)
         bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / spread) ** 2)
+        self.reach = reach
         self.register_buffer("bell", (bell / bell.sum())[None, None])
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, 3, S, S) uint8 -> (n, S, S) optical density of haematoxylin, smoothed."""
         density = -torch.log10((pixels.float() + 1) / 256)
         amount = nn.functional.conv2d(density, self.unmix[:, :, None, None])
-        reach = self.bell.shape[-1] // 2
-        padded = nn.functional.pad(amount, (reach, reach, reach, reach), mode="replicate")
+        padded = nn.functional.pad(amount, (self.reach,) * 4, mode="replicate")
         found: Tensor = nn.functional.conv2d(nn.functional.conv2d(padded, self.bell[..., None]), self.bell[:, :, None])
         return found[:, 0]
 
@@ -61,9 +63,8 @@ class ClassicalNuclei(nn.Module):
         from skimage.measure import regionprops
         from skimage.segmentation import watershed
 
-        threshold, spread = float(self.settings[0]), float(self.settings[3])
-        inside = ndimage.binary_fill_holes(ndimage.binary_opening(density >= threshold, np.ones((3, 3))))
-        depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(inside), spread)
+        inside = ndimage.binary_fill_holes(ndimage.binary_opening(density >= self.threshold, np.ones((3, 3))))
+        depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(inside), self.spread)
         peaks = (depth == ndimage.maximum_filter(depth, 7)) & (depth > 1.5)
         seeds, _ = ndimage.label(ndimage.binary_dilation(peaks, np.ones((3, 3))) & inside, np.ones((3, 3)))
         labels = watershed(-depth, seeds, mask=inside)

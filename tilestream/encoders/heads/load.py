@@ -45,7 +45,7 @@ def load_head(head: Head, name: str) -> LoadedHead:
             raise ConfigError(
                 f"heads.{name}.{what}: {wanted}, but {head.model} is a head of {what} {own}. Set it to {own}, or give another model."
             )
-    return _with_classes(loaded, head, name)
+    return _with_classes(replace(loaded, task="detection") if head.kind == "detect" else loaded, head, name)
 
 
 def _load(head: Head, name: str) -> LoadedHead:
@@ -82,6 +82,7 @@ def _made(module: nn.Module, name: str) -> LoadedHead:
         raise ConfigError(f"heads.{name}.model: its task is {task!r}, but it must be one of {', '.join(TASKS)}.")
     return LoadedHead(
         module, task, tuple(getattr(module, "classes", ())), weights_digest(module), **stated, stride=int(getattr(module, "stride", 1)),
+        context=int(getattr(module, "context", 0)),
         dim=getattr(module, "dim", None), streams=isinstance(module, Bag), untrained=bool(getattr(module, "untrained", False)),
     )  # fmt: skip
 

@@ -39,9 +39,10 @@ class LoadedHead:
     """A head that is ready for inference, on the CPU."""
 
     module: nn.Module
-    """classify: rows (n, d), or pixels (n, 3, size, size) uint8, to (n, outputs); slide: a `Bag`, or rows (n, d) to (outputs,) and logits of attention."""
+    """classify: rows (n, d), or pixels (n, 3, size, size) uint8, to (n, outputs); slide: a `Bag`, or rows (n, d) to (outputs,) and logits of attention;
+    detect: pixels to what `models.heads.detections` reads."""
     task: str
-    """classification, regression or risk."""
+    """classification, regression or risk; detection of objects."""
     classes: tuple[str, ...]
     """Names as the model has them; empty where it does not say."""
     digest: str
@@ -59,6 +60,8 @@ class LoadedHead:
     mpp: float | None = None
     overlap: int | None = None
     """How far its patches overlap, px."""
+    context: int = 0
+    """Px a side of a patch of a detector that serve as surroundings only."""
     stride: int = 1
     """Px of a patch for each px of what a dense head gives."""
     streams: bool = True

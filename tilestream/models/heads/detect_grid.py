@@ -14,6 +14,9 @@ from tilestream.models.heads.ownership import AxisBlocks, owned
 UNIT = 4096
 """Side of a unit in px, about: its patches are read, committed and resumed as a whole."""
 
+BATCH_PIXELS = 1 << 21
+"""Pixels that a detector gets at once, about."""
+
 Places = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
@@ -94,3 +97,8 @@ class DetectGrid:
         keep, spanning = owned(self.rows, self.cols, (row, col), boxes + np.array([y, x, y, x]))
         inside = (boxes[:, 0] + y < self.rows.length) & (boxes[:, 1] + x < self.cols.length)
         return keep & inside, spanning & inside
+
+
+def batch_of(size: int) -> int:
+    """Patches of `size` px that a detector gets at once."""
+    return max(1, min(16, BATCH_PIXELS // size**2))

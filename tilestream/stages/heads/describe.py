@@ -16,6 +16,8 @@ from tilestream.encoders.heads.load import load_head
 from tilestream.encoders.heads.loaded import LoadedHead, module_bytes
 from tilestream.errors import ConfigError, UnfitWorkerError, user_code
 from tilestream.models.heads.bags import Bag, BagRows
+from tilestream.models.heads.detect_grid import batch_of
+from tilestream.models.heads.detections import find_objects, split_outputs
 from tilestream.stages.hardware import pick_device
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.store.heads.columns import Answer
@@ -96,11 +98,18 @@ def _describe(name: str, head: Head, asked: HeadsAsked) -> HeadFacts:
     on_processor = any(getattr(part, "on_processor", False) for part in module.modules())
     device = torch.device("cpu") if on_processor else device
     with user_code(f"heads.{name}.model: {head.model}", f"{PROBED} {'patches' if head.input == 'pixels' else 'rows'} of noise"):
-        (outputs, attention), largest = _measured(module, lambda: _probe(module, head, asked, size, device))
+        if head.kind == "detect":
+            outputs, largest = _measured(module, lambda: _probe_detector(module, loaded.classes, size or asked.tile, device))
+            attention = 0
+        else:
+            (outputs, attention), largest = _measured(module, lambda: _probe(module, head, asked, size, device))
     if on_processor:  # what its graph holds is not seen
         largest = max(largest, PROBED * (size or asked.tile) ** 2 * UNSEEN)
-    activations = largest // PROBED * asked.batch * LAYERS if head.input == "pixels" else 0
+    batch = batch_of(size or asked.tile) if head.kind == "detect" else asked.batch
+    activations = largest // PROBED * batch * LAYERS if head.input == "pixels" else 0
     classes = loaded.classes
+    if head.kind == "detect" and not classes:
+        raise ConfigError(f"heads.{name}.classes: {head.model} does not name its classes. Name them here.")
     if loaded.task == "classification" and len(classes) != max(2, outputs):
         raise ConfigError(
             f"heads.{name}.classes: {head.model} gives {outputs} {'logit' if outputs == 1 else 'logits'}, but "
@@ -109,7 +118,7 @@ def _describe(name: str, head: Head, asked: HeadsAsked) -> HeadFacts:
     kept = attention if head.kind == "slide" and "attention" in head.save else 0
     return HeadFacts(
         name, head, Answer(loaded.task, outputs, classes, kept), loaded.digest, 2 * module_bytes(loaded.module) + activations, loaded.fitted, size,
-        head.mpp or loaded.mpp, loaded.overlap if head.overlap is None else head.overlap, loaded.streams, on_processor, loaded.untrained, loaded.notes,
+        head.mpp or loaded.mpp, loaded.overlap if head.overlap is None else head.overlap, loaded.context, loaded.streams, on_processor, loaded.untrained, loaded.notes,
     )  # fmt: skip
 
 
@@ -149,6 +158,14 @@ def _probe(module: nn.Module, head: Head, asked: HeadsAsked, size: int | None, d
     found = module(rows)
     out = found[0] if isinstance(found, tuple) else found
     return int(out.numel()), 1 if isinstance(found, tuple) else 0
+
+
+def _probe_detector(module: nn.Module, classes: tuple[str, ...], side: int, device: torch.device) -> int:
+    """Classes of a detector, which is tried on patches of noise."""
+    pixels = torch.randint(0, 256, (PROBED, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    parts = split_outputs(module(pixels.to(device)), PROBED)
+    find_objects(parts[0], len(classes), side, getattr(module, "find_objects", None))
+    return len(classes)
 
 
 def _row_outputs(out: torch.Tensor, count: int) -> int:

@@ -30,6 +30,8 @@ class HeadFacts:
     """µm/px that it was made for; None where it does not say."""
     overlap: int | None = None
     """How far its patches overlap, px."""
+    context: int = 0
+    """Px a side of a patch of a detector that serve as surroundings only."""
     streams: bool = True
     """Whether a head of a slide takes its rows in blocks; else all rows are in memory at once."""
     on_processor: bool = False
@@ -42,6 +44,6 @@ class HeadFacts:
     @property
     def recipe(self) -> dict[str, Any]:
         """What of it decides numbers, as a store keeps it."""
-        told = {"size": self.size, "mpp": self.mpp, "overlap": self.overlap}
+        told = {"size": self.size, "mpp": self.mpp, "overlap": self.overlap, "context": self.context or None}
         own = {f"own_{key}": value for key, value in told.items() if value is not None}
         return {"answer": asdict(self.answer) | {"classes": list(self.answer.classes)}, "weights_sha256": self.digest, **own}

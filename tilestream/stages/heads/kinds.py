@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tilestream.stages.heads.detect import DetectKind
 from tilestream.stages.heads.kind import HeadKind
 from tilestream.stages.heads.predict_slide import SlideKind
 from tilestream.stages.heads.predict_tiles import ClassifyKind
 
-KINDS: dict[str, HeadKind] = {"classify": ClassifyKind(), "slide": SlideKind()}
+KINDS: dict[str, HeadKind] = {"classify": ClassifyKind(), "slide": SlideKind(), "detect": DetectKind()}
 """By `kind` of the config."""

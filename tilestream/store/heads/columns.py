@@ -48,6 +48,15 @@ class Answer:
         return len(self.classes) if self.task == "classification" else self.outputs
 
 
+COUNTS = ("_count", "_per_mm2")
+"""Columns of tiles of a head that detects, behind its name: objects whose middle lies in the tile, and that by area."""
+
+
+def parts_place(name: str) -> str:
+    """Where the objects of a head lie block by block until they are joined."""
+    return f".tilestream/parts/{name}"
+
+
 def answer_of(own: Mapping[str, Any]) -> Answer:
     """The answer of a head by its recipe."""
     told = own["answer"]
@@ -83,18 +92,22 @@ def rows_of_unit(layout: Layout, read: str, unit: int) -> slice:
 def head_places(name: str) -> tuple[str, ...]:
     """All groups and arrays that a head of this name may have in a store, whatever its kind."""
     tables = (f"{TILES}/obsm/{name}", f"{TILES}/obs/{name}", f"{TILES}/obsm/{name}_attention", f"{SLIDE}/obsm/{name}")
-    return (*tables, f"labels/{name}")
+    counts = (f"{TILES}/obs/{name}{end}" for end in COUNTS)
+    return (*tables, *counts, f"labels/{name}", parts_place(name))
 
 
 def row_paths(name: str) -> tuple[str, ...]:
     """Those whose objects are rows of tiles."""
-    return f"{TILES}/obsm/{name}", f"{TILES}/obs/{name}/codes", f"{TILES}/obsm/{name}_attention"
+    counts = (f"{TILES}/obs/{name}{end}" for end in COUNTS)
+    return f"{TILES}/obsm/{name}", f"{TILES}/obs/{name}/codes", f"{TILES}/obsm/{name}_attention", *counts
 
 
 def make_columns(root: zarr.Group, layout: Layout, heads: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Make the arrays of heads that classify tiles; the columns of `obs` that they add."""
     added = []
     for name, own in sorted(heads.items()):
+        if own["kind"] == "detect":
+            added += _make_counts(root, name, layout, answer_of(own))
         if own["kind"] != "classify":
             continue
         answer, rows = answer_of(own), unit_rows(layout, own["input"])
@@ -109,6 +122,33 @@ def make_columns(root: zarr.Group, layout: Layout, heads: Mapping[str, Mapping[s
             write_strings(column, "categories", [NOT_COMPUTED, *answer.classes])
             added.append(name)
     return added
+
+
+def _make_counts(root: zarr.Group, name: str, layout: Layout, answer: Answer) -> list[str]:
+    """Make the arrays of a head that detects, each one object; the columns of `obs` that they are."""
+    rows = max(1, layout.tiles)
+    shapes = {f"{TILES}/obsm/{name}": (layout.tiles, answer.columns), **{f"{TILES}/obs/{name}{end}": (layout.tiles,) for end in COUNTS}}
+    for path, shape in shapes.items():
+        group, _, last = path.rpartition("/")
+        root.require_group(group).create_array(
+            last, shape=shape, dtype="float32", fill_value=np.nan, config={"write_empty_chunks": True}, compressors=CHECKED,
+            chunks=(rows, *shape[1:]), dimension_names=["tile", "class"][: len(shape)],
+            attributes={**ARRAY, **({"classes": list(answer.classes)} if shape[1:] else {})},
+        )  # fmt: skip
+    return [f"{name}{end}" for end in COUNTS]
+
+
+def count_objects(name: str, own: Mapping[str, Any], layout: Layout, counts: NDArray[np.float32], mm2: float | None) -> dict[str, bytes]:
+    """The objects that hold the counts (n, C) of a head that detects, and what they come to on tiles of `mm2`."""
+    made = Folder.in_memory("memory")
+    root = zarr.create_group(made.store)
+    _make_counts(root, name, layout, answer_of(own))
+    total = counts.sum(axis=1)
+    values = {f"{TILES}/obsm/{name}": counts, f"{TILES}/obs/{name}{COUNTS[0]}": total}
+    values[f"{TILES}/obs/{name}{COUNTS[1]}"] = total / mm2 if mm2 else np.full_like(total, np.nan)
+    for path, array in values.items():
+        zarr.open_array(made.store, path=path, mode="r+").with_config({"write_empty_chunks": True})[...] = array
+    return {key: made.get(key) or b"" for key in made.names() if any(key.startswith(f"{path}/c") for path in values)}
 
 
 def slide_answer(name: str, values: NDArray[np.float32], answer: Answer, shares: NDArray[np.float32] | None) -> dict[str, bytes]:

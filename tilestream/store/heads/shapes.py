@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def pack_part(rows: ShapeRows, classes: Sequence[str]) -> bytes:
     return out.getvalue()
 
 
-def join_parts(parts: Sequence[Any], path: Path, told: dict[str, Any], crs: dict[str, Any] | None = None) -> int:
+def join_parts(parts: Sequence[Any], path: Path, told: dict[str, Any], *, each: Callable[[Any], object] | None = None) -> int:
     """Write the file of all parts, a row group for each of theirs, and number the objects; returns how many there are.
 
     Memory bound: one row group.
@@ -93,12 +93,12 @@ def join_parts(parts: Sequence[Any], path: Path, told: dict[str, Any], crs: dict
         Where to.
     told : dict
         What the key `tilestream` of the file's metadata holds: head, classes and whatever else JSON can hold.
-    crs : dict, optional
-        PROJJSON of the CRS, where places are not px.
+    each : callable, optional
+        Given every row group, a pyarrow table.
     """
     pa, pq = load_pyarrow()
     kinds, corners = _joined_facts([json.loads(pq.read_schema(part).metadata[b"geo"])["columns"]["geometry"] for part in parts])
-    about = {"geo": json.dumps(geo_metadata(kinds, corners, crs)), "tilestream": json.dumps(told)}
+    about = {"geo": json.dumps(geo_metadata(kinds, corners, None)), "tilestream": json.dumps(told)}
     schema, count = _schema(pa).with_metadata(about), 0
     with pq.ParquetWriter(path, schema, **_WRITING) as writer:
         for part in parts:
@@ -108,6 +108,8 @@ def join_parts(parts: Sequence[Any], path: Path, told: dict[str, Any], crs: dict
                     ids = pa.array(np.arange(count + 1, count + 1 + len(group)), pa.int64())
                     writer.write_table(group.set_column(0, "id", ids).replace_schema_metadata(about))
                     count += len(group)
+                    if each is not None:
+                        each(group)
     return count
 
 
