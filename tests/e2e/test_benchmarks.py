@@ -9,6 +9,7 @@ from benchmarks import (
     bench_durability,
     bench_export,
     bench_memory,
+    bench_objects,
     bench_pipeline,
     bench_reading,
     bench_soak,
@@ -35,6 +36,13 @@ def test_exports_of_more_tiles_take_no_more_memory(capsys):
     assert json.loads(capsys.readouterr().out) == rows
     grown = {name: bench_export.growth(rows, name) for name in formats}
     assert {name: mib for name, mib in grown.items() if mib > bench_export.GROWTH_MIB} == {}
+
+
+@pytest.mark.slow
+def test_more_objects_take_no_more_memory(capsys):
+    rows = bench_objects.main(["--objects", "20000", "100000", "--formats", "geojson", "parquet", "--json"])
+    assert json.loads(capsys.readouterr().out) == rows
+    assert bench_objects.broken(rows) == {}
 
 
 def test_readers_are_measured(capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 from tilestream.config.heads import Head
 from tilestream.encoders.heads.libraries import load_timm, load_transformers
 from tilestream.encoders.heads.loaded import HeadFolder, LoadedHead
+from tilestream.encoders.heads.three_branch import load_three_branch
 from tilestream.encoders.heads.wsinfer import load_wsinfer
 from tilestream.encoders.hub import fetch_file, fetch_weights
 from tilestream.errors import ConfigError, InputError
@@ -24,6 +25,7 @@ LOADERS: tuple[tuple[frozenset[str], Loader], ...] = (
     (frozenset({"patch_size_pixels", "class_names"}), load_wsinfer),
     (frozenset({"architecture", "pretrained_cfg"}), load_timm),
     (frozenset({"model_type", "architectures"}), load_transformers),
+    (frozenset({"detector", "classes"}), load_three_branch),
 )
 """Keys of a `config.json` by which each is known, and who loads it, the first that fits."""
 
