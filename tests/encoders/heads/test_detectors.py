@@ -18,8 +18,8 @@ from tilestream.config.heads import Head
 from tilestream.encoders.heads.classical import nuclei
 from tilestream.encoders.heads.load import load_head
 from tilestream.errors import ConfigError
-from tilestream.models.heads.detections import find_objects, split_outputs
-from tilestream.models.heads.three_branch import ThreeBranch
+from tilestream.models.heads.objects.detections import find_objects, split_outputs
+from tilestream.models.heads.objects.three_branch import ThreeBranch
 
 ABOUT = {"detector": "three_branch", "classes": ["tumour", "stroma"], "width": 4, "depth": 2, "size": 64, "overlap": 16, "context": 8}
 

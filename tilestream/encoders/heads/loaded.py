@@ -40,7 +40,7 @@ class LoadedHead:
 
     module: nn.Module
     """classify: rows (n, d), or pixels (n, 3, size, size) uint8, to (n, outputs); slide: a `Bag`, or rows (n, d) to (outputs,) and logits of attention;
-    detect: pixels to what `models.heads.detections` reads."""
+    detect: pixels to what `models.heads.objects.detections` reads."""
     task: str
     """classification, regression or risk; detection of objects."""
     classes: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Detectors with three branches from a folder: `config.json` and `model.safetensors`.
 
 The config holds `detector` (three_branch), `classes`, and optionally width, depth, mean, std, size, mpp, overlap and context: see
-`models.heads.three_branch`.
+`models.heads.objects.three_branch`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from tilestream.encoders.heads.loaded import HeadFolder, LoadedHead
 from tilestream.encoders.weights import apply_weights, read_weights, weights_digest
 from tilestream.errors import ConfigError
-from tilestream.models.heads.three_branch import MapDetector, ThreeBranch
+from tilestream.models.heads.objects.three_branch import MapDetector, ThreeBranch
 from tilestream.models.patch_embed import IMAGENET_MEAN, IMAGENET_STD
 
 NAME = "three_branch"

@@ -16,8 +16,8 @@ from tilestream.encoders.heads.load import load_head
 from tilestream.encoders.heads.loaded import LoadedHead, module_bytes
 from tilestream.errors import ConfigError, UnfitWorkerError, user_code
 from tilestream.models.heads.bags import Bag, BagRows
-from tilestream.models.heads.detect_grid import batch_of
-from tilestream.models.heads.detections import find_objects, split_outputs
+from tilestream.models.heads.objects.detect_grid import batch_of
+from tilestream.models.heads.objects.detections import find_objects, split_outputs
 from tilestream.stages.hardware import pick_device
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.store.heads.columns import Answer

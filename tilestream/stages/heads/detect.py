@@ -1,6 +1,6 @@
 """Objects in the pixels of a slide: overlapping patches through a detector, each object kept by exactly one of them.
 
-A patch is read, computed and finished for itself, and decides alone which objects are its own: see `models.heads.ownership`. So no object depends
+A patch is read, computed and finished for itself, and decides alone which objects are its own: see `models.heads.objects.ownership`. So no object depends
 on how patches are shared out, and nothing is compared between them. Objects whose middle lies in no tile of the slide are left out.
 """
 
@@ -22,9 +22,9 @@ from tilestream.buffers import PixelBuffers
 from tilestream.encoders.heads.loaded import LoadedHead
 from tilestream.errors import CodeError, ConfigError, InputError, user_code
 from tilestream.geometry import level_for_scale
-from tilestream.models.heads.detect_grid import UNIT, DetectGrid, batch_of
-from tilestream.models.heads.detections import find_objects, is_finite, split_outputs
-from tilestream.models.heads.objects import Objects
+from tilestream.models.heads.objects.detect_grid import UNIT, DetectGrid, batch_of
+from tilestream.models.heads.objects.detections import find_objects, is_finite, split_outputs
+from tilestream.models.heads.objects.found import Objects
 from tilestream.sources.base import Source
 from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock

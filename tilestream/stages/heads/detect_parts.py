@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.models.heads.detect_grid import DetectGrid
-from tilestream.models.heads.in_tiles import TilePlaces, count_in_tiles
+from tilestream.models.heads.objects.detect_grid import DetectGrid
+from tilestream.models.heads.objects.in_tiles import TilePlaces, count_in_tiles
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.slide_task import SlideTask
 from tilestream.store.heads.columns import TILES, count_objects, head_stage, parts_place

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.models.heads.flows import objects_from_flows
-from tilestream.models.heads.hover import objects_from_hover
-from tilestream.models.heads.objects import Objects, array_of, read_objects
+from tilestream.models.heads.objects.flows import objects_from_flows
+from tilestream.models.heads.objects.found import Objects, array_of, read_objects
+from tilestream.models.heads.objects.hover import objects_from_hover
 
 
 def split_outputs(out: Any, patches: int) -> list[Any]:

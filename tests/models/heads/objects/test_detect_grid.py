@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilestream.geometry import Size
-from tilestream.models.heads import detect_grid
-from tilestream.models.heads.detect_grid import DetectGrid
+from tilestream.models.heads.objects import detect_grid
+from tilestream.models.heads.objects.detect_grid import DetectGrid
 
 
 @settings(deadline=None)

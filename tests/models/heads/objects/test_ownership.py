@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilestream.models.heads.ownership import AxisBlocks, owned
+from tilestream.models.heads.objects.ownership import AxisBlocks, owned
 
 
 @st.composite

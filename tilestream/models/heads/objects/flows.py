@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.models.heads.objects import Objects, objects_from_instances
+from tilestream.models.heads.objects.found import Objects, objects_from_instances
 
 STEPS = 200
 """Steps of at most one px that each pixel is led."""

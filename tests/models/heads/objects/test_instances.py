@@ -5,9 +5,9 @@ import pytest
 import shapely
 import torch
 
-from tilestream.models.heads.flows import instances_from_flows, objects_from_flows
-from tilestream.models.heads.hover import instances_from_maps, objects_from_hover, sobel_kernels, types_of_instances
-from tilestream.models.heads.objects import Objects, objects_from_instances, read_objects
+from tilestream.models.heads.objects.flows import instances_from_flows, objects_from_flows
+from tilestream.models.heads.objects.found import Objects, objects_from_instances, read_objects
+from tilestream.models.heads.objects.hover import instances_from_maps, objects_from_hover, sobel_kernels, types_of_instances
 
 SIDE = 200
 

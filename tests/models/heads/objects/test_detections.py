@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models.heads.test_instances import PLACES, SIDE, discs, maps_of
-from tilestream.models.heads.detections import find_objects, is_finite, split_outputs
+from tests.models.heads.objects.test_instances import PLACES, SIDE, discs, maps_of
+from tilestream.models.heads.objects.detections import find_objects, is_finite, split_outputs
 
 
 def hover_outputs(border=0):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.geometry import Size
-from tilestream.models.heads.ownership import AxisBlocks, owned
+from tilestream.models.heads.objects.ownership import AxisBlocks, owned
 
 UNIT = 4096
 """Side of a unit in px, about: its patches are read, committed and resumed as a whole."""

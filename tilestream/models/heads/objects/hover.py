@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.models.heads.objects import Objects, objects_from_instances
+from tilestream.models.heads.objects.found import Objects, objects_from_instances
 
 NUCLEUS, STEEP = 0.5, 0.4
 """Probability from which on a pixel is of a nucleus, and steepness between two nuclei."""

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilestream.models.heads.in_tiles import TilePlaces, count_in_tiles
+from tilestream.models.heads.objects.in_tiles import TilePlaces, count_in_tiles
 
 
 @settings(deadline=None, max_examples=50)
