@@ -8,7 +8,9 @@ from torch import nn
 
 from tilestream.errors import ConfigError, InterruptedRunError
 from tilestream.stages import hardware as machine
-from tilestream.stages.device_encoding import DeviceEncoder, check_output, host_encoder
+from tilestream.stages.encoding import compiling
+from tilestream.stages.encoding.device import DeviceEncoder
+from tilestream.stages.encoding.host import check_output, host_encoder
 
 
 class Greedy(nn.Module):
@@ -31,15 +33,15 @@ class Greedy(nn.Module):
 class OnCpu(DeviceEncoder):
     """Without a graph, as for an encoder that cannot be captured."""
 
-    def _capture(self):
-        self._graph = None
-        check_output(self._forward(self._blank(self.batch)), self.batch, self.name)
+    def _capture(self, path):
+        path.input = self._blank(self.batch)
+        check_output(path.forward(path.input), self.batch, self.name)
 
 
 @pytest.mark.parametrize("room", [1, 3, 8, 100])
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(room):
     encoder = Greedy(room)
-    runner = OnCpu(encoder, "greedy", 4, 16, torch.device("cpu"), compiled=False)
+    runner = OnCpu(encoder, "greedy", 4, 16, torch.device("cpu"))
     assert runner.batch == {1: 1, 3: 2, 8: 8, 100: 16}[room]
     assert len(runner.notes) == {1: 4, 3: 3, 8: 1, 100: 0}[room]
     tiles = torch.randint(0, 256, (37, 4, 4, 3), dtype=torch.uint8)
@@ -48,7 +50,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(room):
 
 def test_memory_that_gets_short_later_halves_the_batch_and_goes_on():
     encoder = Greedy(100)
-    runner = OnCpu(encoder, "greedy", 4, 16, torch.device("cpu"), compiled=False)
+    runner = OnCpu(encoder, "greedy", 4, 16, torch.device("cpu"))
     encoder.room = 5
     tiles = torch.randint(0, 256, (40, 4, 4, 3), dtype=torch.uint8)
     assert torch.equal(runner(tiles)[:, 0], tiles.float().sum(dim=(1, 2, 3)))
@@ -58,7 +60,85 @@ def test_memory_that_gets_short_later_halves_the_batch_and_goes_on():
 
 def test_where_not_even_one_tile_fits_the_run_ends_with_advice():
     with pytest.raises(InterruptedRunError, match=r"does not hold a batch of one tile.*smaller encoder"):
-        OnCpu(Greedy(0), "greedy", 4, 16, torch.device("cpu"), compiled=False)
+        OnCpu(Greedy(0), "greedy", 4, 16, torch.device("cpu"))
+
+
+class Block(nn.Linear):
+    """A layer and what follows it."""
+
+    def forward(self, values):
+        return super().forward(values).relu()
+
+
+class Blocks(nn.Module):
+    """Two blocks over the mean of each channel."""
+
+    dim = 3
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(Block(3, 3), Block(3, 3)).requires_grad_(requires_grad=False)
+
+    def forward(self, tiles):
+        return self.blocks(tiles.float().mean(dim=(2, 3)))
+
+
+@pytest.fixture
+def any_compiler(monkeypatch, tmp_path):
+    """What is compiled runs as it is; nothing is kept in the user's own cache."""
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
+
+
+def test_both_ways_of_an_encoder_share_its_weights_and_the_eager_one_stays_as_it_is(any_compiler):
+    encoder = Blocks()
+    runner = OnCpu(encoder, "blocks", 4, 16, torch.device("cpu"))
+    tiles = torch.randint(0, 256, (37, 4, 4, 3), dtype=torch.uint8)
+    before = runner(tiles)
+    assert runner.compile()
+    twin = runner._compiled.module
+    assert [p.data_ptr() for p in twin.parameters()] == [p.data_ptr() for p in encoder.parameters()]
+    assert all(block._compiled_call_impl is None for block in encoder.blocks)
+    assert torch.equal(runner(tiles), before)
+    torch.testing.assert_close(runner(tiles, compiled=True), before)
+
+
+def test_what_cannot_be_compiled_runs_eager_and_says_so_once(any_compiler, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(nn.Module, "compile", refuse)
+    runner = OnCpu(Blocks(), "blocks", 4, 16, torch.device("cpu"))
+    assert not runner.compile()
+    assert not runner.compile()
+    assert runner.notes == ["the encoder runs uncompiled: RuntimeError: no compiler here"]
+    assert len(runner(torch.zeros(3, 4, 4, 3, dtype=torch.uint8))) == 3
+
+
+def test_what_was_measured_is_recalled_for_the_same_shape_alone(any_compiler):
+    device, measured = torch.device("cpu"), compiling.Measured(256, 0.001)
+    compiling.remember(Blocks(), 224, device, measured)
+    assert compiling.recall(Blocks(), 224, device) == measured
+    assert compiling.recall(Blocks(), 256, device) is None
+    assert compiling.recall(Blocks().double(), 224, device) is None
+    compiling._record(Blocks(), 224, device).write_text('{"batch": 0')
+    assert compiling.recall(Blocks(), 224, device) is None
+
+
+def test_kernels_on_disk_are_bounded(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(compiling, "CACHE_BYTES", 10)
+    folder = compiling.cache_folder("kernels")
+    folder.mkdir(parents=True)
+    (folder / "small").write_bytes(bytes(10))
+    compiling.keep_kernels()
+    assert (folder / "small").exists()
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    (folder / "more").write_bytes(bytes(1))
+    compiling.keep_kernels()
+    assert not list(folder.parent.iterdir())
 
 
 def test_batches_are_filled_up_to_one_shape():

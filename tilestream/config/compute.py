@@ -27,7 +27,7 @@ class Compute(Section):
     memory_limit: Bytes = 4 * 2**30
     """Memory of one worker, in bytes; the plan refuses what does not fit. Also written as 4GiB or 500 MB."""
     compile: AutoSwitch = "auto"
-    """Whether the encoder is compiled; auto compiles on CUDA, where it pays within seconds."""
+    """Whether the encoder is compiled on CUDA; auto begins without, and compiles for later slides where that pays. Each store says it: `compiled`."""
     isolate: Switch = False
     """Whether pixels are decoded in a child process that may hang or die."""
 

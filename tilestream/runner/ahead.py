@@ -13,6 +13,7 @@ from typing import Any
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import InputError, InterruptedRunError
 from tilestream.runner.cohort import Cohort, open_slide
+from tilestream.runner.compiling import CompileChoice
 from tilestream.runner.engines.executors import Engine
 from tilestream.runner.heads.stored import StoredImage, lacks_answers_only
 from tilestream.runner.pipeline import Job, SlideRun, stages_of
@@ -20,6 +21,7 @@ from tilestream.runner.prepare import PreparedSlide, Setup
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.resume import finished, take_up
 from tilestream.runner.summary import SlideResult, Summary, refusal_of
+from tilestream.stages.embed_tiles import compile_ahead
 from tilestream.stages.slide_task import outlast_outages
 from tilestream.store.lock import Claims
 from tilestream.store.slide_store import SlideStore
@@ -77,6 +79,8 @@ class Planner:
         """One, where planning shares cores and memory with the encoder, or calls a function of the user's, which need not bear threads."""
         self._results = {result.id: result for result in summary.slides}
         self._news = news
+        compile_all = partial(engine.call_all, compile_ahead, setup.settings)
+        self._compiles = CompileChoice(setup.settings, setup.facts, len(todo), compile_all, news.append)
         self._token = os.urandom(8).hex()  # of this run, for the fences of the stores that it writes to
         self._todo, self._held, self._again = deque(todo), list[SlideRef](), False
         self._made: deque[Future[Planned | None]] = deque()
@@ -149,7 +153,7 @@ class Planner:
             if (mark := finished(store, ref, source, self.recipes, self.cohort)) is not None:
                 return replace(planned, mark=mark)
             self.summary.touched = True
-            setup = replace(self.setup, workers=self.engine.workers)
+            setup = replace(self.setup, workers=self.engine.workers, begins_compiled=self._compiles)
             prepared = take_up(store, ref, source, setup, self.recipes, self.cohort, planned.messages.append)
         passes = prepared.context is not None and prepared.context.one_pass
         task = prepared.task(setup, store)

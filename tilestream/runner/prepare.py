@@ -41,6 +41,8 @@ class Setup:
     heads: tuple[HeadFacts, ...] = ()
     stored: bool = False
     """Whether the encoder was not built, for every slide lacks answers from stored rows only."""
+    begins_compiled: Callable[[int, int], bool] = lambda tiles, workers: False  # noqa: ARG005
+    """Whether a slide of so many tiles begins compiled, on so many workers."""
 
     @property
     def notes(self) -> list[str]:
@@ -80,7 +82,9 @@ class PreparedSlide:
 
     def task(self, setup: Setup, store: SlideStore) -> SlideTask:
         """What its stages are told, with the address of its store and the token under which they may write to it."""
-        return _make_task(self.plan, setup, self.context.schedule if self.context else "", store.folder.address, store.token)
+        compiled = setup.settings.compile is not False and bool((store.attributes or {}).get("compiled"))
+        task = _make_task(self.plan, setup, self.context.schedule if self.context else "", store.folder.address, store.token)
+        return replace(task, compiled=compiled)
 
 
 def _make_task(plan: SlidePlan, setup: Setup, schedule: str, address: str, token: str | None) -> SlideTask:

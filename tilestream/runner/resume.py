@@ -70,7 +70,10 @@ def take_up(
     def anew(into: SlideStore, slide: PreparedSlide | None = None) -> PreparedSlide:
         slide = slide or prepare_slide(ref, source, setup)
         kept = slide.plan.kept_sha256 if setup.config.tiles.tissue.function is not None else None
-        create_store(into, slide, setup, recipes.attributes(ref, {} if was is None or into is store else was["recipe"], kept))
+        begins = was is None or into is store
+        told = recipes.attributes(ref, {} if was is None or begins else was["recipe"], kept)
+        compiled = setup.begins_compiled(len(slide.plan), setup.workers) if was is None or begins else was.get("compiled", False)
+        create_store(into, slide, setup, {**told, "compiled": compiled})
         return slide
 
     # Before anything is written: a slide that is refused leaves no store.

@@ -19,7 +19,7 @@ from tilestream.stages.embed_tiles import ERRORS_A_SHARD, count_statuses, place_
 from tilestream.stages.mix_context import STAGE, Sink, build_context, input_end, input_top, row_groups
 from tilestream.stages.slide_task import Report, SlideTask, add_counts, check_stopped, outlast_outages
 from tilestream.stages.token_grid import TokenGrid, tokens_a_side
-from tilestream.stages.worker import Embedded, Worker, worker_for
+from tilestream.stages.worker import Embedded, TileList, Worker, worker_for
 from tilestream.store.layout import OK, PADDED, Layout
 from tilestream.store.slide_store import CODES, ROWS
 
@@ -55,7 +55,9 @@ def _pass_shards(worker: Worker, task: SlideTask, shards: range) -> Report:
             tiles, groups = work.reach(model, sink.first_row)
             y, x = task.grid.l0_y(work.places.tile_row[tiles]), task.grid.l0_x(work.places.tile_col[tiles])
             cuts = [work.places.tiles_between(row, row).start - tiles.start for row, _ in groups[1:]]
-            tiles_read = worker.embed_tiles(source, task.spec, y, x, work.clock, cuts, whose=task.slide, first_row=tiles.start)
+            tiles_read = worker.embed_tiles(
+                source, task.spec, y, x, work.clock, cuts, listed=TileList(task.slide, tiles.start, task.compiled)
+            )
             with closing(tiles_read) as embedded:
                 bands = (TokenBand(b.tokens.to(worker.device), b.tok_row, b.tok_col, b.upto) for b in work.bands(embedded, tiles, groups))
                 for band in RowBands(model, work.stride_um).run(bands):

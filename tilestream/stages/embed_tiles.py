@@ -6,6 +6,9 @@ A task carries an address and numbers and returns counts and seconds: pixels and
 from __future__ import annotations
 
 import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -24,7 +27,7 @@ from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import device_name, peak_memory, pick_device
 from tilestream.stages.pinning import PRECISIONS
 from tilestream.stages.slide_task import Report, SlideTask, add_counts, check_stopped, outlast_outages
-from tilestream.stages.worker import CPU_BATCH, Embedded, Worker, worker_for
+from tilestream.stages.worker import CPU_BATCH, Embedded, TileList, Worker, worker_for
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, uses_processes
 from tilestream.store.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES, TIMEOUT
 from tilestream.store.slide_store import CODES, ROWS, SlideStore
@@ -95,6 +98,18 @@ def describe_encoder(settings: WorkerSettings) -> tuple[EncoderFacts, WorkerSett
     return replace(worker.facts, peak_bytes=worker.program_bytes()), worker.pinned
 
 
+def compile_ahead(settings: WorkerSettings) -> str:
+    """Compile the encoder of this process's worker while it works, in a thread of low priority; why that could not be done, or ""."""
+    worker = worker_for(settings)
+    with ThreadPoolExecutor(1, "compile", _give_way) as pool:
+        return "" if pool.submit(worker.compile).result() else "".join(worker.graphs.notes[-1:] if worker.graphs else [])
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
 def _learn_facts(worker: Worker, settings: WorkerSettings) -> EncoderFacts:
     """What a batch of noise tells."""
     noise = np.random.default_rng(0).integers(0, 256, (worker.batch, settings.tile, settings.tile, 3), np.uint8)
@@ -122,6 +137,7 @@ def _learn_facts(worker: Worker, settings: WorkerSettings) -> EncoderFacts:
         mpp_range=getattr(worker.encoder, "mpp_range", None),
         notes=(*getattr(worker.encoder, "notes", ()), *worker.notes),
         vector=getattr(worker.encoder, "vector", None),
+        tile_seconds=worker.graphs.seconds_a_tile() if worker.graphs else None,
         takes_larger_tiles=bool(getattr(worker.encoder, "takes_larger_tiles", False)),
         cpu_capability=pinned.cpu_capability,
     )
@@ -201,7 +217,8 @@ def _embed_shard(worker: Worker, store: SlideStore, task: SlideTask, shard: int,
     errors: dict[int, str] = {}
     y, x = task.grid.l0_y(tile_row), task.grid.l0_x(tile_col)
     source = worker.images.get(task.image)
-    with closing(worker.embed_tiles(source, task.spec, y, x, clock, whose=task.slide, first_row=rows.start)) as embedded:
+    listed = TileList(task.slide, rows.start, task.compiled)
+    with closing(worker.embed_tiles(source, task.spec, y, x, clock, listed=listed)) as embedded:
         for part in embedded:
             check_stopped()
             place_results(part, vectors, tokens, status, errors)

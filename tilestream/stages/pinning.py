@@ -22,9 +22,7 @@ def cpu_capability() -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
-def pin_settings(
-    settings: WorkerSettings, device: torch.device, dtype: torch.dtype, encoder: nn.Module, batch: int, *, compiled: bool
-) -> WorkerSettings:
+def pin_settings(settings: WorkerSettings, device: torch.device, dtype: torch.dtype, encoder: nn.Module, batch: int) -> WorkerSettings:
     """The settings of a worker with nothing left open, as all workers of its run are to have them."""
     units = settings.precision == "auto" and dtype is torch.bfloat16
     exact_on_cpu = settings.exact and device.type == "cpu"
@@ -33,7 +31,6 @@ def pin_settings(
         device=device.type if settings.device == "auto" else settings.device,
         precision=PRECISIONS[dtype],
         batch=batch,
-        compile=compiled if device.type == "cuda" else settings.compile,
         compute_threads=torch.get_num_threads() if exact_on_cpu else settings.compute_threads,
         pinned=Pinned(weights_digest(encoder), units, cpu_capability() if exact_on_cpu else None),
     )
@@ -52,28 +49,27 @@ def check_machine(settings: WorkerSettings) -> None:
         return
     cuda = settings.device.startswith("cuda")
     if cuda and not torch.cuda.is_available():
-        raise _unfit("it has no CUDA device, and the run's first worker has one", "Set compute.device to cpu")
+        raise unfit("it has no CUDA device, and the run's first worker has one", "Set compute.device to cpu")
     if pinned.matrix_units and not has_matrix_units(torch.device("cuda" if cuda else "cpu")):
         where = "device" if cuda else "processor"
-        raise _unfit(
+        raise unfit(
             f"its {where} has no matrix units for bf16, and that of the run's first worker has", "Set encoder.precision to fp32 or bf16"
         )
     if pinned.cpu_capability not in (None, cpu_capability()):
-        raise _unfit(
+        raise unfit(
             f"its processor's kernels are {cpu_capability()}, those of the run's first worker {pinned.cpu_capability}, and context.exact is true",
             "Set ATEN_CPU_CAPABILITY to the lesser of both (default, avx2, avx512) for all workers before they start",
         )
 
 
-def check_alike(settings: WorkerSettings, pinned: Pinned, encoder: nn.Module, *, compiled: bool) -> None:
-    """The same for what is known once the encoder is built: its weights, and whether it could be compiled."""
+def check_alike(pinned: Pinned, encoder: nn.Module) -> None:
+    """The same for what is known once the encoder is built: its weights."""
     if weights_digest(encoder) != pinned.weights_sha256:
-        raise _unfit("its encoder has other weights than that of the run's first worker", "Put the same file there")
-    if settings.compile and settings.device.startswith("cuda") and not compiled:
-        raise _unfit("it cannot compile the encoder, and the run's first worker could", "Set compute.compile to false")
+        raise unfit("its encoder has other weights than that of the run's first worker", "Put the same file there")
 
 
-def _unfit(lack: str, way_out: str) -> UnfitWorkerError:
+def unfit(lack: str, way_out: str) -> UnfitWorkerError:
+    """The error of a worker that lacks something."""
     return UnfitWorkerError(
         f"worker {os.uname().nodename} (process {os.getpid()}) is refused: {lack}. {way_out}, or leave this worker out."
     )

@@ -70,6 +70,8 @@ class SlideTask:
     line: LineSettings
     head: str = ""
     """The head that the stage in work is of."""
+    compiled: bool = False
+    """Whether its tiles go through the compiled encoder, where they go through a CUDA device: settled when its store was made, to its end."""
 
     @property
     def head_facts(self) -> HeadFacts:

@@ -27,9 +27,11 @@ from tilestream.errors import ConfigError, user_code
 from tilestream.sources.base import Source
 from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock
-from tilestream.stages.device_encoding import DeviceEncoder, host_encoder
+from tilestream.stages.encoding.compiling import COMPILER_BYTES
+from tilestream.stages.encoding.device import DeviceEncoder
+from tilestream.stages.encoding.host import host_encoder
 from tilestream.stages.hardware import cast_encoder, children_memory, peak_memory, pick_device, settle_allocator
-from tilestream.stages.pinning import check_alike, check_machine, pin_settings
+from tilestream.stages.pinning import check_alike, check_machine, pin_settings, unfit
 from tilestream.stages.prefetch import read_ahead, side_stream
 from tilestream.stages.worker_settings import LANES, EncoderFacts, WorkerSettings
 from tilestream.tiles.buffer_limits import read_batch
@@ -60,6 +62,18 @@ def results_bytes(facts: EncoderFacts) -> int:
 
 
 Batch = TileBatch | DeviceTileBatch
+
+
+@dataclass(frozen=True)
+class TileList:
+    """What is to be known of a list of tiles beside where they are."""
+
+    whose: str = "tiles"
+    """What an error calls them."""
+    first_row: int = 0
+    """Row of the first one in the output."""
+    compiled: bool = False
+    """Whether they go through the compiled encoder, where they go through a CUDA device."""
 
 
 @dataclass(frozen=True)
@@ -154,19 +168,20 @@ class Worker:
         self.processes = DecodeProcesses(settings.threads) if on_device and settings.decode_processes else None
         built = (encoder or build_encoder(settings.spec)).to(self.device)
         self.encoder, self.dtype, self.notes = cast_encoder(built, settings.encoder, settings.precision, settings.tile)
-        compiled = False
+        self.graphs: DeviceEncoder | None = None
         if on_device:
-            compiled = settings.compile is not False
-            graphs = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device, compiled=compiled)
-            self.batch, compiled = graphs.batch, graphs.compiled
-            self.notes += graphs.notes
-            self._encode_batch: Callable[[Tensor], Tensor] = graphs
+            self.graphs = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device)
+            self.batch = self.graphs.batch
+            if settings.compile:
+                self.graphs.compile()
+            self.notes += self.graphs.notes
         else:
             self.batch = settings.batch or CPU_BATCH
-            self._encode_batch = host_encoder(self.encoder, settings.encoder, self.batch)
-        self._compiled = compiled
+            self._encode_on_host = host_encoder(self.encoder, settings.encoder, self.batch)
         if settings.pinned is not None:
-            check_alike(settings, settings.pinned, self.encoder, compiled=compiled)
+            check_alike(settings.pinned, self.encoder)
+            if settings.compile:
+                self._check_compiled()
         self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         # One thread does all computing: each thread has an allocator arena of its own, and activations would leave holes in all of them.
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -193,11 +208,13 @@ class Worker:
         """What every worker of this one's run must be set up with."""
         if self.settings.pinned is not None:
             return self.settings
-        return pin_settings(self.settings, self.device, self.dtype, self.encoder, self.batch, compiled=self._compiled)
+        pinned = pin_settings(self.settings, self.device, self.dtype, self.encoder, self.batch)
+        return replace(pinned, compile=False) if self.settings.compile and not self.compile() else pinned
 
     def program_bytes(self) -> int:
-        """Resident memory of the worker before it reads: its own so far, its children's (a compiler's too), and what decoding adds to theirs."""
-        return peak_memory() + children_memory() + CHILD_BYTES // 2 * (self.processes.count if self.processes else 0)
+        """Resident memory of the worker before it reads: its own so far, its children's, what decoding adds to theirs, and a compiler."""
+        compiler = COMPILER_BYTES if self.graphs is not None and self.settings.compile is None else 0
+        return peak_memory() + children_memory() + compiler + CHILD_BYTES // 2 * (self.processes.count if self.processes else 0)
 
     def embed_tiles(
         self,
@@ -208,23 +225,24 @@ class Worker:
         clock: Clock,
         cuts: Sequence[int] = (),
         *,
-        whose: str = "tiles",
-        first_row: int = 0,
+        listed: TileList = TileList(),
     ) -> Generator[Embedded, None, None]:
         """Read tiles and run them through the encoder, one caller at a time; reading starts before the caller's turn.
 
         Tiles come as their last piece is decoded, in any order. A list is read in parts that end at `cuts`, one after another: every tile
         of a part comes before any of the next. Closing the generator stops the reading.
 
-        Where the encoder fails, CodeError names it, `whose` tiles these are, and their rows, counted from `first_row`.
+        Where the encoder fails, CodeError names it, whose tiles these are, and their rows.
         """
         batches = read_ahead(self._read_parts(source, spec, l0_y, l0_x, cuts), clock)
         try:
             first = next(batches, None)
             with self.device_lock:
+                if listed.compiled:
+                    self._check_compiled()
                 pending: deque[_Launched] = deque()
                 while first is not None:
-                    pending.append(self._launch(first, whose, first_row))
+                    pending.append(self._launch(first, listed))
                     if len(pending) > self.reading.in_flight:
                         yield self._land(pending.popleft(), clock)
                     with clock.timed("wait"):
@@ -243,12 +261,21 @@ class Worker:
                 failed = {start + k: message for k, message in batch.failed.items()}
                 yield replace(batch, index=batch.index + start, failed=failed) if start else batch
 
-    def _launch(self, batch: Batch, whose: str, first_row: int) -> _Launched:
+    def compile(self) -> bool:
+        """Compile the encoder, where it is not by now; whether it is. There is nothing to compile on a processor."""
+        return self.graphs is not None and self.graphs.compile()
+
+    def _check_compiled(self) -> None:
+        """Refuse this worker where it cannot do what is asked of it. Raises UnfitWorkerError."""
+        if self.graphs is not None and not self.compile():
+            raise unfit("it cannot compile the encoder, and the run's first worker could", "Set compute.compile to false")
+
+    def _launch(self, batch: Batch, listed: TileList) -> _Launched:
         """Start the encoder on a batch."""
 
         def rows(start: int, end: int) -> str:
-            places = first_row + batch.index[start:end]
-            return f"{whose}: rows {places.min()} to {places.max()}"
+            places = listed.first_row + batch.index[start:end]
+            return f"{listed.whose}: rows {places.min()} to {places.max()}"
 
         if self.device.type == "cpu":
             start = time.perf_counter()
@@ -261,7 +288,7 @@ class Worker:
             batch.pixels.record_stream(stream)
         started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         started.record()
-        found = self.encode(batch.pixels, rows).float()
+        found = self.encode(batch.pixels, rows, compiled=listed.compiled).float()
         out = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
         out.copy_(found, non_blocking=True)
         ended.record()
@@ -281,13 +308,13 @@ class Worker:
         return Embedded(batch.index, launched.out.float().numpy(), batch.failed)
 
     @torch.inference_mode()
-    def encode(self, pixels: NDArray[np.uint8] | Tensor, whose: Callable[[int, int], str]) -> Tensor:
+    def encode(self, pixels: NDArray[np.uint8] | Tensor, whose: Callable[[int, int], str], *, compiled: bool = False) -> Tensor:
         """(n, tile, tile, 3) uint8 -> (n, dim) or (n, tokens, dim) on the device, in batches of one size; `whose` says what tiles i to j are."""
         tiles = (torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels).to(self.device, non_blocking=True)
         parts, start = [], 0
         for part in torch.split(tiles, self.batch):
             with user_code(f"encoder {self.settings.encoder}", whose(start, start + len(part)), passing=DEVICE_ERRORS):
-                parts.append(self._encode_batch(part))
+                parts.append(self._encode_on_host(part) if self.graphs is None else self.graphs(part, compiled=compiled))
             start += len(part)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

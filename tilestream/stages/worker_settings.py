@@ -101,7 +101,7 @@ class WorkerSettings:
     """Tiles a batch; None takes what suits the device."""
     threads: int
     compile: bool | None
-    """Whether the encoder is compiled; None where it pays: on CUDA."""
+    """Whether the encoder is compiled on CUDA; None for slides that begin when it pays and is ready."""
     isolate: bool
     """Whether tiles are read in a child process."""
     decode: str
@@ -159,6 +159,8 @@ class EncoderFacts:
     """What the vector of a tile is; None where the encoder does not say."""
     cpu_capability: str | None = None
     """The instruction set of the CPU's kernels, where the output depends on it: in exact mode."""
+    tile_seconds: float | None = None
+    """Seconds a tile on a CUDA device, without compiling."""
     takes_larger_tiles: bool = False
     """Whether the encoder brings tiles above `tile_size` to it."""
 

@@ -18,7 +18,7 @@ from tilestream.stages.heads.answers import activate, write_answers
 from tilestream.stages.heads.describe import head_for
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped, outlast_outages
-from tilestream.stages.worker import Worker
+from tilestream.stages.worker import TileList, Worker
 from tilestream.stages.worker_settings import WorkerSettings
 from tilestream.store.heads.columns import head_stage, rows_of_unit
 from tilestream.store.slide_store import SlideStore
@@ -75,7 +75,7 @@ def _classify(task: SlideTask, worker: Worker, store: SlideStore, rows: slice, c
     y, x = task.grid.l0_y(tile_row), task.grid.l0_x(tile_col)
     with worker.lanes:
         source = worker.images.get(task.image)
-        with closing(worker.embed_tiles(source, task.spec, y, x, clock, whose=task.slide, first_row=rows.start)) as embedded:
+        with closing(worker.embed_tiles(source, task.spec, y, x, clock, listed=TileList(task.slide, rows.start))) as embedded:
             for part in embedded:
                 check_stopped()
                 good = np.array([tile not in part.failed for tile in part.index.tolist()], np.bool_)
