@@ -25,6 +25,10 @@ from tilestream.store.slide_store import CONTEXT, ROWS, SlideStore
 BATCH = 2048
 """Rows that a head gets at once: always as many, and each at the same place among them, so that no bit depends on units or shards."""
 
+SMALL, SMALL_BATCH = 128 * 1024, 128
+"""Bytes up to which a head's multiplications are too small to be shared between threads of a processor, which would wait for each other longer than they
+compute: such a head gets its rows in parts that stay in one thread."""
+
 
 class ClassifyKind(HeadKind):
     """Heads that answer for each tile, in units of rows."""
@@ -74,17 +78,24 @@ def row_answers(
     """(m, columns) answers of stored rows; NaN where a row is, or where the head gives none."""
     array = store.array(ROWS if facts.head.input == "tiles" else CONTEXT)
     values = np.full((rows.stop - rows.start, facts.answer.columns), np.nan, np.float32)
-    batch = np.zeros((BATCH, array.shape[1]), np.float32)
+    step = SMALL_BATCH if facts.bytes <= SMALL and device.type == "cpu" else BATCH
     start = rows.start - rows.start % BATCH
-    for block in map_blocks(array, lambda rows: rows, block_rows=BATCH, start=start, stop=rows.stop):
-        first = max(start, rows.start)
-        batch[: len(block)], batch[len(block) :] = block, 0
-        bad = ~np.isfinite(block).all(axis=1)
-        batch[: len(block)][bad] = 0
-        with user_code(f"heads.{facts.name}.model: {facts.head.model}", f"{slide}: rows {first} to {start + len(block) - 1}"):
-            out = module(torch.from_numpy(batch).to(device)).float().cpu()
-        answers = activate(out[: len(block)], facts.answer)
+    for batch, bad in map_blocks(array, _whole_batch, block_rows=BATCH, start=start, stop=rows.stop):
+        first, end = max(start, rows.start), min(start + BATCH, rows.stop)
+        with user_code(f"heads.{facts.name}.model: {facts.head.model}", f"{slide}: rows {first} to {end - 1}"):
+            out = torch.cat([module(part.to(device)) for part in torch.from_numpy(batch).split(step)]).float().cpu()
+        answers = activate(out, facts.answer)
         answers[bad] = np.nan
-        values[first - rows.start : start + len(block) - rows.start] = answers[first - start :]
+        values[first - rows.start : end - rows.start] = answers[first - start : end - start]
         start += BATCH
     return values
+
+
+def _whole_batch(block: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A block as (`BATCH`, d) with zeros where nothing is, and which of its rows that are."""
+    if len(block) < BATCH:
+        block = np.concatenate([block, np.full((BATCH - len(block), block.shape[1]), np.nan, np.float32)])
+    bad = np.asarray(~np.isfinite(block).all(axis=1))
+    if bad.any():
+        block[bad] = 0
+    return block, bad
