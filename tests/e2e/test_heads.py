@@ -12,10 +12,10 @@ import torch
 import tilestream
 from tests.support.heads import CLASSES, head_file
 from tests.support.images import make_image, write_pyramid
-from tests.support.runs import config
+from tests.support.runs import config, opened
 from tilestream.cli import main
 from tilestream.encoders.heads.head_file import Fitted
-from tilestream.errors import ConfigError, InterruptedRunError, OutputError
+from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
 
@@ -60,6 +60,14 @@ def test_a_head_with_the_encoder_or_later_leaves_the_same_bytes_and_is_what_torc
     expected = torch.softmax(module(torch.from_numpy(found.X)), dim=1).numpy()
     assert np.abs(found.obsm["tumour"] - expected).max() < 1e-6
     assert list(found.obs["tumour"]) == [CLASSES[k] for k in expected.argmax(axis=1)]
+    slide = opened(tmp_path / "out", "a")
+    assert (list(slide.heads), slide.head_answer("tumour").classes) == (["tumour"], CLASSES)
+    assert np.array_equal(slide.read_head("tumour"), found.obsm["tumour"])
+    assert list(slide.read_head_classes("tumour")) == list(slide.obs["tumour"]) == list(found.obs["tumour"])
+    with pytest.raises(InputError, match="has no head 'tumor'; it has tumour"):
+        slide.read_head("tumor")
+    with pytest.raises(InputError, match="holds no attention of head tumour"):
+        slide.read_head_attention("tumour")
 
 
 def test_adding_a_head_touches_no_other_and_another_model_is_refused_until_it_is_told_to(image, tmp_path, capsys):

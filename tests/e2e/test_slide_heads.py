@@ -10,6 +10,7 @@ from tests.e2e.test_heads import bytes_of, given, table
 from tests.support.heads import head_file
 from tests.support.images import make_image, write_pyramid
 from tilestream.encoders.heads.head_file import HeadAbout, build_model, write_head
+from tilestream.errors import InputError
 from tilestream.models.heads.bags import BagRows
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
@@ -45,6 +46,11 @@ def test_a_slides_answer_is_that_of_all_its_rows_at_once_whatever_the_shards(ima
     shares = torch.softmax(logits.double(), dim=1).mean(dim=0).numpy()
     assert np.abs(found.obsm["bag_attention"][good, 0] - shares).max() < 1e-6
     assert np.isnan(found.obsm["bag_attention"][~good]).all()
+    slide = tilestream.open(tmp_path / "16" / "a.zarr")
+    assert np.array_equal(slide.read_head("bag"), answers(tmp_path / "16")["bag"])
+    assert np.array_equal(slide.read_head_attention("bag"), found.obsm["bag_attention"][:, 0], equal_nan=True)
+    with pytest.raises(InputError, match="head bag gives no classes of tiles"):
+        slide.read_head_classes("bag")
     assert np.array_equal(answers(tmp_path / "64")["bag"], answers(tmp_path / "16")["bag"])
     assert np.array_equal(table(tmp_path / "64").obsm["bag_attention"], found.obsm["bag_attention"], equal_nan=True)
 

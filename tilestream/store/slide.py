@@ -15,6 +15,7 @@ from tilestream.errors import IncompleteError, InputError
 from tilestream.geometry import PlacedGrid, Size, TileGrid
 from tilestream.store.blocks import BLOCK_ROWS, map_blocks
 from tilestream.store.folder import Folder
+from tilestream.store.heads.reading import StoredHeads
 from tilestream.store.layout import OK, PADDED, STATUSES, Layout, tile_names
 from tilestream.store.ownership import is_begun, is_ours
 from tilestream.store.picture import plot_picture, slide_html
@@ -68,12 +69,10 @@ def is_good(status: NDArray[np.int8]) -> NDArray[np.bool_]:
     return good
 
 
-class Slide:
+class Slide(StoredHeads):
     """One slide's embeddings. Nothing is read before it is asked for, and nothing can be written.
 
-    Order: tiles as they are numbered, row-major.
-
-    Memory bound: `BLOCK_ROWS` rows in `blocks`; else what is asked for.
+    Order: tiles as they are numbered, row-major. Memory bound: `BLOCK_ROWS` rows in `blocks`; else what is asked for.
 
     Parameters
     ----------
@@ -272,13 +271,14 @@ class Slide:
 
     @property
     def obs(self) -> pd.DataFrame:
-        """One row a tile, named `<slide id>_<row>_<col>`: row, col, y, x, tissue, status, slide, and what the list of slides says of it."""
+        """One row a tile, named `<slide id>_<row>_<col>`: row, col, y, x, tissue, status, slide, what the list of slides says, and classes by heads."""
         import pandas as pd
 
         columns: dict[str, Any] = {name: self.read_column(name) for name in ("row", "col", "y", "x", "tissue")}
         columns["status"] = pd.Categorical.from_codes(self.read_column("status/codes"), categories=list(STATUSES))
         for name, value in {"slide": self.id, **self.listed}.items():
             columns[name] = pd.Categorical.from_codes(np.zeros(self.layout.tiles, np.int8), categories=[value])
+        columns |= {name: self.read_head_classes(name) for name in self.heads if self.has(f"{TILES}/obs/{name}")}
         return pd.DataFrame(columns, index=tile_names(self.id, columns["row"], columns["col"]))
 
     def blocks(self) -> Iterator[Rows]:
