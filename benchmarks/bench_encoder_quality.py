@@ -22,7 +22,6 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,71 +31,19 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.encoder_gate import channel_histogram, encode_tiles, measure_formats, measure_gate, passes_gate
-from benchmarks.pretrain.colour import ColourConfig, Recolour, jitter_stain
+from benchmarks.encoder_gate import hold_to_gate
 from benchmarks.probing import bootstrap_accuracy, cross_validate, stratified_folds
-from tilestream.encoders.catalogue import EncoderSpec
-from tilestream.encoders.registry import build_encoder
+from benchmarks.tile_features import TILE, change_stain, colour_histogram, cut_tiles, grey_tiles, halve_images, load_images
 from tilestream.encoders.weights import apply_weights, load_weights
-from tilestream.models.efficientnet_lite import EfficientNetLite
 from tilestream.models.patch_embed import normalise_pixels
 from tilestream.models.vit import VisionTransformer, vit_tiny_patch16_224
 
-TILE = 224
 FOLDS, REPEATS = 5, 4
 TASKS = {"all": "", "colon": "colon", "lung": "lung"}
 """Classes of a task begin with these letters."""
 
 Features = Callable[[Tensor], dict[str, Tensor]]
 """(n, 3, 224, 224) uint8 to the named features, each (n, d) float32."""
-
-
-def load_images(folder: Path, limit: int | None) -> tuple[np.ndarray, list[str]]:
-    """(n, side, side, 3) uint8 and the class of each; `limit` is of images of a class."""
-    paths = sorted(p for p in folder.iterdir() if "___" in p.name)
-    names = [p.name.partition("___")[0] for p in paths]
-    kept = [i for i, name in enumerate(names) if limit is None or names[:i].count(name) < limit]
-    if not kept:
-        raise FileNotFoundError(f"{folder}: no file with ___ in its name. Set --data to the folder of validation images.")
-    pictures = []
-    for i in kept:
-        with Image.open(paths[i]) as picture:
-            pictures.append(np.asarray(picture.convert("RGB")))
-    return np.stack(pictures), [names[i] for i in kept]
-
-
-def cut_tiles(images: np.ndarray, shift: int = 0) -> tuple[Tensor, Tensor]:
-    """Tiles that do not overlap, from the middle of each image, moved by `shift` px along both axes.
-
-    (n, side, side, 3) uint8 to (n * t, 3, 224, 224) uint8 and the image of each.
-    """
-    n, side = images.shape[:2]
-    count = side // TILE
-    first = (side - count * TILE) // 2 + shift
-    inner = torch.from_numpy(images[:, first : first + count * TILE, first : first + count * TILE])
-    tiles = inner.reshape(n, count, TILE, count, TILE, 3).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, TILE, TILE)
-    return tiles, torch.arange(n).repeat_interleave(count**2)
-
-
-def halve_images(images: np.ndarray) -> np.ndarray:
-    """Images at half scale by the mean of 2 x 2 px."""
-    n, h, w, c = images.shape
-    return np.round(images.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))).astype(np.uint8)
-
-
-def grey_tiles(tiles: Tensor) -> Tensor:
-    """Tiles whose three channels are their luma."""
-    luma = (tiles.float() * torch.tensor([0.299, 0.587, 0.114], device=tiles.device)[:, None, None]).sum(dim=1, keepdim=True)
-    return luma.round().to(torch.uint8).expand(-1, 3, -1, -1)
-
-
-def colour_histogram(tiles: Tensor) -> dict[str, Tensor]:
-    """Square roots of the parts of pixels in 8 x 8 x 8 bins of red, green and blue: their cosine is Bhattacharyya's coefficient."""
-    cell = (tiles.long() // 32).flatten(2)  # (n, 3, pixels)
-    cell = cell[:, 0] * 64 + cell[:, 1] * 8 + cell[:, 2]
-    counts = torch.zeros(len(tiles), 512, device=tiles.device)
-    counts.scatter_add_(1, cell, torch.ones(cell.shape, device=tiles.device))
-    return {"colour histogram": (counts / cell.shape[1]).sqrt()}
 
 
 def vit_features(vit: VisionTransformer, prefix: str, batch: int) -> Features:
@@ -168,18 +115,9 @@ def _accuracy_of_tasks(features: Tensor, image: Tensor, names: list[str], seed: 
 def change_tiles(images: np.ndarray, kept: Tensor, device: torch.device, seed: int) -> dict[str, Tensor]:
     """The kept tiles of the images, as they are and changed in each way."""
     clean = cut_tiles(images)[0][kept].to(device)
-    generator = torch.Generator().manual_seed(seed)
-    factor, offset = (torch.rand(2, len(clean), 3, generator=generator) * 2 - 1).to(device)
-    recolour = Recolour(ColourConfig()).to(device)
-    stained = torch.cat(
-        [
-            jitter_stain(part.float() / 255, *recolour.stain_change(1 + 0.2 * f, 0.03 * o))
-            for part, f, o in zip(clean.split(64), factor.split(64), offset.split(64), strict=True)
-        ]
-    )
     return {
         "as it is": clean,
-        "stain": (stained * 255).round().to(torch.uint8),
+        "stain": change_stain(clean, 0.2, 0.03, seed),
         "JPEG 50": torch.stack([_through_jpeg(tile) for tile in clean.cpu()]).to(device),
         "shift 1 px": cut_tiles(images, shift=1)[0][kept].to(device),
         "mirrored": clean.flip(3),
@@ -213,29 +151,6 @@ def measure_robustness(images: np.ndarray, encoders: list[Features], device: tor
                 centred = F.cosine_similarity(clean - middle, features - middle).mean()
                 rows.append({"features": key, "change": change, "cosine": float(plain), "centred": float(centred)})
     return rows
-
-
-def hold_to_gate(
-    encoders: list[str], images: np.ndarray, names: list[str], device: torch.device, seed: int, *, formats: bool
-) -> dict[str, Any]:
-    """The gate's rows for encoders by name, histograms and an untrained network, in colour and in grey."""
-    known = sorted(set(names))
-    classes = np.array([known.index(name) for name in names])
-    tiles, image = cut_tiles(images)
-    tiles, image = tiles.to(device), image.to(device)
-    shifted = change_tiles(images, torch.arange(len(tiles)), device, seed)["stain"]
-    batch = 256 if device.type == "cuda" else 16
-    builds = {name: partial(build_encoder, EncoderSpec(name)) for name in encoders} | {"untrained network": EfficientNetLite}
-    ways = {"histogram 3 x 16": channel_histogram, "histogram 8 x 8 x 8": lambda shown: colour_histogram(shown)["colour histogram"]}
-    ways |= {name: encode_tiles(build().to(device), batch) for name, build in builds.items()}
-    rows = []
-    for name, encode in ways.items():
-        for colour, shown, changed in (("colour", tiles, shifted), ("grey", grey_tiles(tiles), grey_tiles(shifted))):
-            row = measure_gate(encode(shown), encode(changed), image, classes, seed)
-            rows.append({"features": name, "colour": colour, **row, "passes": passes_gate(row)})
-    if not formats:
-        return {"gate": rows}
-    return {"gate": rows, "formats": {name: measure_formats(build, tiles[:batch]) for name, build in builds.items() if name in encoders}}
 
 
 def _print_gate(found: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.bench_encoder_quality import cut_tiles, main
+from benchmarks.bench_encoder_quality import main
 from benchmarks.pretrain.chunks import find_chunks, halve_chunks
 from benchmarks.pretrain.colour import ColourConfig, Recolour, jitter_stain
 from benchmarks.pretrain.geometry import ViewConfig, cut_crops, draw_crops, draw_masks
@@ -21,6 +21,7 @@ from benchmarks.pretrain.methods import METHODS, MethodConfig
 from benchmarks.pretrain.network import Backbone, resample_positions
 from benchmarks.pretrain.train import CollapseError, Run, TrainConfig, Trainer
 from benchmarks.probing import bootstrap_accuracy, cross_validate, fit_probe, knn_predict, probe_predict, stratified_folds
+from benchmarks.tile_features import cut_tiles
 from tilestream.encoders.weights import apply_weights, load_weights
 from tilestream.models.vit import VisionTransformer
 from tilestream.models.vit_config import ViTConfig
