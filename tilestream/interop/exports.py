@@ -138,7 +138,7 @@ def _open_slides(stores: dict[str, Folder], what: str, *, allow_unfinished: bool
                 slides[-1].vectors()  # refuses before anything is written
             else:
                 slides.append(Slide(folder, allow_unfinished=allow_unfinished))
-                ShapesFile(folder, what)
+                ShapesFile.of(folder, what)
         except IncompleteError as error:
             unfinished.append(error)
     return slides, unfinished

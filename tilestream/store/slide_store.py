@@ -151,7 +151,8 @@ class SlideStore(Ledger):
         """Remove what a head has left."""
         for place in head_places(head):
             self.folder.delete_all(place)
-        self.folder.delete(f"shapes/{head}.parquet")
+        for end in ("parquet", "png"):
+            self.folder.delete(f"shapes/{head}.{end}")
 
     def make_arrays(self, windows: Iterable[WindowGrid] = ()) -> None:
         """Make the arrays that stages after the tiles fill, or their metadata anew where it is not as it should be; windows of other sides go."""

@@ -60,7 +60,7 @@ def test_a_slide_without_a_scale_has_no_areas_and_one_without_objects_a_file(tmp
     written(folder, [made(2, mpp=None)])
     assert pq.read_table(tmp_path / SHAPES / "nuclei.parquet")["area_um2"].to_pylist() == [None, None]
     assert written(folder, []) == 0
-    assert len(ShapesFile(folder, "nuclei")) == 0
+    assert len(ShapesFile.of(folder, "nuclei")) == 0
 
 
 @pytest.mark.parametrize("kind", ["local", "remote"])
@@ -68,7 +68,7 @@ def test_what_lies_in_a_region_is_found_and_row_groups_elsewhere_are_not_read(tm
     folder = Folder(str(tmp_path) if kind == "local" else f"file://{tmp_path}")
     parts = [made(40, seed) for seed in range(3)]
     written(folder, parts)
-    file, read = ShapesFile(folder, "nuclei"), []
+    file, read = ShapesFile.of(folder, "nuclei"), []
     table = file.table
     monkeypatch.setattr(file, "table", lambda group: read.append(group) or table(group))
     found = list(file.within(1000, 1000, 1500, 1500))
@@ -103,4 +103,4 @@ def test_a_head_that_is_not_there_is_told_with_those_that_are(tmp_path):
     folder = Folder(str(tmp_path))
     written(folder, [made(1)])
     with pytest.raises(InputError, match="no objects of 'glands'; it has nuclei"):
-        ShapesFile(folder, "glands")
+        ShapesFile.of(folder, "glands")

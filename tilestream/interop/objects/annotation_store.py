@@ -40,7 +40,7 @@ def write_annotation_store(slide: Slide, target: Target, *, head: str) -> Writte
 
     Memory bound: a row group of objects, and SQLite's cache.
     """
-    file = ShapesFile(slide.folder, head)
+    file = ShapesFile.of(slide.folder, head)
     about = {"version": "1.0.1", "compression": "zlib", "compression_level": LEVEL}
     told = [
         {"type": name, "color": [round(part / 255, 4) for part in colour]}

@@ -37,7 +37,7 @@ def write_objects_geojson(slide: Slide, target: Target, *, head: str, in_bounds:
 
     Memory bound: a row group of objects.
     """
-    file, on_map = ShapesFile(slide.folder, head), MapPlaces.of(slide)
+    file, on_map = ShapesFile.of(slide.folder, head), MapPlaces.of(slide)
     corner = bounds_corner(slide) if in_bounds else (0, 0)
     classes = [json.dumps({"name": name, "color": colour}) for name, colour in zip(file.classes, class_colours(len(file.classes)), strict=True)]  # fmt: skip
     with target.writing() as path, _text(path) as out:

@@ -22,7 +22,7 @@ def write_objects_spatialdata(slide: Slide, target: Target, *, head: str) -> Wri
     Memory bound: a row group of objects.
     """
     pa, pq = load_pyarrow()
-    file = ShapesFile(slide.folder, head)
+    file = ShapesFile.of(slide.folder, head)
     fields: list[tuple[str, Any]] = [("geometry", pa.binary()), ("class", pa.string()), ("score", pa.float32()), ("area_um2", pa.float64())]
     metadata = index_metadata(INDEX, file.geo["columns"]["geometry"]["geometry_types"])
     schema = pa.schema([*fields, (INDEX, pa.int64())], metadata=metadata)

@@ -30,7 +30,7 @@ def write_objects_parquet(slide: Slide, target: Target, *, head: str) -> Written
     ConfigError
         The image lies on a map, and pyproj is not installed.
     """
-    file, on_map = ShapesFile(slide.folder, head), MapPlaces.of(slide)
+    file, on_map = ShapesFile.of(slide.folder, head), MapPlaces.of(slide)
     with target.writing() as path:
         if on_map is None:
             _copy(slide, head, path)
@@ -56,7 +56,7 @@ def _placed(file: ShapesFile, on_map: MapPlaces) -> Iterator[ShapeRows]:
 
 def write_objects_csv(slide: Slide, target: Target, *, head: str) -> Written:
     """A header and one line an object; cells of what is not known are empty."""
-    file = ShapesFile(slide.folder, head)
+    file = ShapesFile.of(slide.folder, head)
     with target.writing() as path, path.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(COLUMNS)

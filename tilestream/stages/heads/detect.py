@@ -85,7 +85,7 @@ class DetectKind(HeadKind):
     def finish(self, task: SlideTask, units: range) -> Report:
         store, clock = task.open_store(), Clock()
         with clock.timed("join"):
-            join(task, store, detect_grid(task, task.head_facts), units.start)
+            join(task, store, detect_grid(task, task.head_facts), units.start, _reading(task.line.worker).images)
         return Report(task.slide, units, clock.seconds)
 
     def memory(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
@@ -94,7 +94,7 @@ class DetectKind(HeadKind):
         grid = detect_grid(task, facts)
         size, threads = grid.rows.size, task.line.worker.threads
         area, batch = size**2, batch_of(size)
-        cover = (1 + max(1.0, grid.scale / task.spec.downsample)) ** 2
+        cover = 1 + max(1.0, grid.scale / task.spec.downsample) ** 2
         read = area * 3 * (2 * batch + int((2 * grid.side + threads) * cover))
         objects = OBJECT_BYTES * min((grid.side * size) ** 2, max(UNIT, size) ** 2) // PIXELS_AN_OBJECT
         return facts.bytes + LANES * (read + objects) + (AHEAD + 1) * threads * area * 20 + threads * (POST_BYTES * area + THREAD_BYTES)

@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from tilestream.errors import InputError, ReadError
 from tilestream.models.heads.objects.detect_grid import DetectGrid
 from tilestream.models.heads.objects.in_tiles import TilePlaces, count_in_tiles
+from tilestream.sources.open_images import OpenImages
+from tilestream.stages.heads.draw_objects import SlideDots, compose, draw_close_up
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.slide_task import SlideTask
 from tilestream.store.heads.columns import TILES, count_objects, head_stage, parts_place
-from tilestream.store.heads.shapes import CORNERS, ShapeRows, join_parts, pack_part, shapes_key
+from tilestream.store.heads.shapes import CORNERS, ShapeRows, ShapesFile, join_parts, pack_part, picture_key, shapes_key
 from tilestream.store.ledger import entry_key, pack
-from tilestream.store.slide_store import SlideStore
+from tilestream.store.slide_store import THUMBNAIL, SlideStore
 
 FAILED = "failed_patches"
 """In the entry of a unit: rows, columns and causes of the patches that gave nothing."""
@@ -51,8 +55,8 @@ def reopen(store: SlideStore, head: str, units: int) -> None:
             store.folder.delete(entry_key(stage, unit))
 
 
-def join(task: SlideTask, store: SlideStore, grid: DetectGrid, unit: int) -> int:
-    """Join the parts of all units, count what lies in each tile, and commit both as entry `unit`, the one behind the last; how many objects there are.
+def join(task: SlideTask, store: SlideStore, grid: DetectGrid, unit: int, images: OpenImages) -> int:
+    """Join the parts of all units, count what lies in each tile, draw a picture, and commit all as entry `unit`, the one behind the last; how many objects.
 
     Memory bound: a row group of a part, and the counts of all tiles.
     """
@@ -61,13 +65,20 @@ def join(task: SlideTask, store: SlideStore, grid: DetectGrid, unit: int) -> int
     tiles = tile_places(task, store)
     counts = np.zeros((len(tiles.l0_y), len(facts.answer.classes)), np.float32)
     number = {name: k for k, name in enumerate(facts.answer.classes)}
+    dots = SlideDots.on(
+        store.folder.get(THUMBNAIL), task.grid.l0_size, len(number), sum(entry.get("found", 0) for entry in entries.values())
+    )
+    by_class = np.zeros(len(number), np.int64)
 
     def count(group: Any) -> None:
         box = group["bbox"].combine_chunks()
         x0, y0, x1, y1 = (box.field(corner).to_numpy() for corner in CORNERS)
         names = group["class"].combine_chunks().dictionary_encode()
         codes = np.array([number[name] for name in names.dictionary.to_pylist()], np.int64)[names.indices.to_numpy()]
-        count_in_tiles(tiles, np.stack([y0 + y1, x0 + x1], axis=1) / 2, codes, counts)
+        middles = np.stack([y0 + y1, x0 + x1], axis=1) / 2
+        count_in_tiles(tiles, middles, codes, counts)
+        dots.add(middles, codes)
+        by_class[:] += np.bincount(codes, minlength=len(by_class))
 
     failed = [(row, col) for entry in entries.values() for row, col, _ in entry.get(FAILED, [])]
     told = {"head": task.head, "slide": task.slide, "classes": list(facts.answer.classes), "mpp": task.mpp, FAILED: len(failed)}
@@ -78,6 +89,9 @@ def join(task: SlideTask, store: SlideStore, grid: DetectGrid, unit: int) -> int
         _forget_failed(counts, tiles, grid, failed)
         own = store.heads[task.head]
         objects = count_objects(task.head, own, store.layout, counts, _tile_mm2(task))
+        close_up = _close_up(task, ShapesFile(path), counts, tiles, grid.scale, images) if found else None
+        title = f"{task.slide}: {found:,} objects of head {task.head}"
+        objects[picture_key(task.head)] = compose(dots, close_up, title, facts.answer.classes, by_class.tolist())
         with store.committing():
             writing.close()
             for key, data in objects.items():
@@ -85,6 +99,18 @@ def join(task: SlideTask, store: SlideStore, grid: DetectGrid, unit: int) -> int
             store.record(stage, unit, [shapes_key(task.head), *objects], {"found": found})
     _drop_parts(store, task.head)
     return found
+
+
+def _close_up(
+    task: SlideTask, file: ShapesFile, counts: NDArray[np.float32], tiles: TilePlaces, scale: float, images: OpenImages
+) -> Image.Image | None:
+    """The tile with the most objects; None where the image does not answer any more."""
+    densest = int(np.argmax(np.nan_to_num(counts.sum(axis=1))))
+    y, x = (float(place[densest]) + tiles.l0_extent / 2 for place in (tiles.l0_y, tiles.l0_x))
+    try:
+        return draw_close_up(images.get(task.image), file, y, x, scale)
+    except (ReadError, InputError):
+        return None
 
 
 def tile_places(task: SlideTask, store: SlideStore) -> TilePlaces:

@@ -65,6 +65,11 @@ def shapes_key(head: str) -> str:
     return f"{SHAPES}/{head}.parquet"
 
 
+def picture_key(head: str) -> str:
+    """Where the picture of a head's objects lies."""
+    return f"{SHAPES}/{head}.png"
+
+
 def pack_part(rows: ShapeRows, classes: Sequence[str]) -> bytes:
     """The objects of a block as a Parquet file of its own."""
     import shapely
@@ -144,30 +149,28 @@ class ShapesFile:
 
     Parameters
     ----------
-    folder : Folder
-        The slide's store.
-    head : str
-        Name of the head.
-
-    Raises
-    ------
-    InputError
-        There are none.
+    file : path or file
+        As `join_parts` wrote it.
     """
 
-    def __init__(self, folder: Folder, head: str) -> None:
+    def __init__(self, file: Any) -> None:
         _, pq = load_pyarrow()
-        key = shapes_key(head)
-        if not folder.exists(key):
-            there = [name.removesuffix(".parquet").rpartition("/")[2] for name in folder.names(SHAPES)]
-            held = f"it has {', '.join(there)}" if there else "it has none of any head"
-            raise InputError(f"{folder.address} has no objects of {head!r}; {held}. Run with that head, of kind detect.")
-        self._file = pq.ParquetFile(folder.file(key))
+        self._file = pq.ParquetFile(file)
         metadata = self._file.metadata
         self.told: dict[str, Any] = json.loads(metadata.metadata[b"tilestream"])
         self.geo: dict[str, Any] = json.loads(metadata.metadata[b"geo"])
         self.classes: list[str] = self.told["classes"]
         self._number = {name: k for k, name in enumerate(self.classes)}
+
+    @classmethod
+    def of(cls, folder: Folder, head: str) -> ShapesFile:
+        """The objects of a head in a slide's store. Raises InputError where there are none."""
+        key = shapes_key(head)
+        if not folder.exists(key):
+            there = [name.removesuffix(".parquet").rpartition("/")[2] for name in folder.names(SHAPES) if name.endswith(".parquet")]
+            held = f"it has {', '.join(there)}" if there else "it has none of any head"
+            raise InputError(f"{folder.address} has no objects of {head!r}; {held}. Run with that head, of kind detect.")
+        return cls(folder.file(key))
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
