@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import gc
 import os
 import sys
 
@@ -14,11 +15,14 @@ def leave() -> None:
 
     The script finds `module:factory` in the folder it is called from, as `python -m` does.
 
+    Libraries make many objects that stay; left as it is, the garbage collector goes through them again and again while they are imported, 0.1 s in all.
+
     The interpreter is not taken down part by part: that takes 0.3 s once torch was imported, and a thread of an object store's library that answers
     meanwhile would abort the process, as one command in ten ended, whatever its exit code. Where somebody profiles or traces it, it is.
     """
     if not sys.flags.safe_path and "" not in sys.path and (here := os.path.realpath(os.curdir)) not in sys.path:
         sys.path.append(here)
+    gc.set_threshold(50_000, 20, 50)
     try:
         main(began=process_began())
     except SystemExit as ended:

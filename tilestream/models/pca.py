@@ -9,7 +9,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import scipy.linalg
-import scipy.sparse.linalg
 from numpy.typing import NDArray
 
 T = TypeVar("T")
@@ -21,6 +20,10 @@ Scatter = NDArray[np.float64]
 
 AXES_ROWS = 4096
 """Rows that the principal axes of a slide are taken from, about."""
+
+
+LANCZOS_FROM = 1024
+"""Dimensions from which on a few axes come faster by Lanczos' way, the import of SciPy's sparse matrices included."""
 
 
 LARGEST = 1e15
@@ -147,10 +150,12 @@ def _axes(parts: Iterable[Moments], most: int) -> NDArray[np.float64] | None:
 def _largest(scatter: Scatter, count: int) -> Scatter:
     """Eigenvectors (d, count) of the largest eigenvalues, largest first."""
     dim = len(scatter)
-    if count < dim:
-        try:  # a few of many come five times faster by Lanczos' way; the start is fixed, so that the same rows give the same axes
-            values, axes = scipy.sparse.linalg.eigsh(scatter, count, v0=np.random.default_rng(0).standard_normal(dim))
+    if count < dim and dim >= LANCZOS_FROM:
+        from scipy.sparse.linalg import ArpackError, eigsh
+
+        try:  # the start is fixed, so that the same rows give the same axes
+            values, axes = eigsh(scatter, count, v0=np.random.default_rng(0).standard_normal(dim))
             return np.asarray(axes[:, np.argsort(values)[::-1]])
-        except scipy.sparse.linalg.ArpackError:  # rows that are all the same, among others
+        except ArpackError:  # rows that are all the same, among others
             pass
     return np.asarray(scipy.linalg.eigh(scatter, subset_by_index=[dim - count, dim - 1])[1][:, ::-1])

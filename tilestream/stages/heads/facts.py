@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tilestream.config.heads import Head
-from tilestream.encoders.heads.head_file import Fitted
 from tilestream.store.heads.columns import Answer
+
+if TYPE_CHECKING:
+    from tilestream.encoders.heads.head_file import Fitted
 
 
 @dataclass(frozen=True)
