@@ -69,3 +69,28 @@ def strided_net(field: int, channels: int = 8, classes: int = 4, seed: int = 0) 
         layers.append(nn.Conv2d(channels, out, kernel, padding=dilation * (kernel // 2), dilation=dilation))
     layers.insert(-1, nn.ReLU())
     return Dense(settled(nn.Sequential(*layers), seed), classes).eval()
+
+
+def dilated41() -> Dense:
+    return dilated_net(20)
+
+
+def dilated95() -> Dense:
+    return dilated_net(47)
+
+
+def strided41() -> Dense:
+    return strided_net(41)
+
+
+def strided95() -> Dense:
+    return strided_net(95)
+
+
+def values41() -> Dense:
+    """The logits of `dilated41` as values, which are stored as they are."""
+    return Dense(dilated_net(20).layers, regression=True).eval()
+
+
+def values_strided95() -> Dense:
+    return Dense(strided_net(95).layers, regression=True).eval()

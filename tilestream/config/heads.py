@@ -17,13 +17,23 @@ TAKEN = frozenset({"row", "col", "y", "x", "tissue", "status", "slide", "spatial
 NO_ENCODER = "none"
 """Name of the encoder that there is not."""
 
-INPUTS = {"classify": ("tiles", "context", "pixels"), "slide": ("tiles", "context", "vector"), "detect": ("pixels",)}
+INPUTS = {
+    "classify": ("tiles", "context", "pixels"),
+    "slide": ("tiles", "context", "vector"),
+    "detect": ("pixels",),
+    "segment": ("pixels",),
+}
 """What each kind of head can be made of, the default first."""
 
-SAVES: dict[str, tuple[str, ...]] = {"classify": ("probabilities",), "slide": ("attention",), "detect": ("shapes",)}
-"""What each kind of head can store beside its answers, all of it by default."""
+SAVES: dict[str, tuple[str, ...]] = {
+    "classify": ("probabilities",), "slide": ("attention",), "detect": ("shapes",), "segment": ("labels", "probabilities"),
+}  # fmt: skip
+"""What each kind of head can store beside its answers."""
 
-Kind = Literal["classify", "slide", "detect"]
+SAVED = {**SAVES, "segment": ("labels",)}
+"""The same where a config does not say."""
+
+Kind = Literal["classify", "slide", "detect", "segment"]
 Input = Literal["tiles", "context", "tokens", "pixels", "vector"]
 
 
@@ -34,10 +44,10 @@ class Head(Section):
 
     kind: Kind
     """classify: a class and probabilities of each tile; slide: an answer for the whole slide, with the share that each tile has in it;
-    detect: the objects in the pixels, each once."""
+    detect: the objects in the pixels, each once; segment: a class of each pixel, as a label image."""
     input: Input = Field(default=None, validate_default=True)
     """What it reads: tiles (their embeddings), context (the same behind the context), pixels; a head of kind slide also vector, the pooled one. The default is
-    tiles."""
+    tiles; a head of kind segment reads pixels."""
     model: PathText
     """A `.safetensors` of `tilestream fit`; a folder or repository of the hub with config.json and safetensors (timm, transformers, WSInfer); an `.onnx`
     file; or `module:factory`."""
@@ -50,7 +60,7 @@ class Head(Section):
     overlap: Index | None = None
     """How far neighbouring patches overlap, in px, where the model does not say."""
     save: Names = Field(default=None, validate_default=True)
-    """What is stored beside the answers: of classify probabilities, of slide attention, of detect shapes."""
+    """What is stored beside the answers: of classify probabilities, of slide attention, of detect shapes, of segment labels, and probabilities of all classes too."""
 
     @field_validator("input", mode="before")
     @classmethod
@@ -75,7 +85,7 @@ class Head(Section):
     def _check_save(cls, given: object, info: ValidationInfo) -> object:
         kind = info.data.get("kind")
         known = SAVES.get(kind or "", ())
-        asked = known if given is None else (given,) if isinstance(given, str) else given
+        asked = SAVED.get(kind or "", ()) if given is None else (given,) if isinstance(given, str) else given
         unknown = [part for part in asked if part not in known] if isinstance(asked, tuple | list) and kind else []
         if unknown:
             raise ValueRefusedError(f"{yaml_word(unknown[0])}, but a head of kind {kind} stores {', '.join(known)}")

@@ -89,7 +89,7 @@ class PreparedSlide:
 
 def _make_task(plan: SlidePlan, setup: Setup, schedule: str, address: str, token: str | None) -> SlideTask:
     image = ImageAddress(plan.ref.address, source_options(setup.config, plan.ref), plan.info.fingerprint)
-    return SlideTask(plan.ref.id, image, address, token, plan.spec, plan.grid, plan.info.mpp, schedule, setup.line)
+    return SlideTask(plan.ref.id, image, address, token, plan.spec, plan.grid, plan.info.mpp, schedule, setup.line, levels=plan.info.levels)
 
 
 def set_up(

@@ -190,6 +190,14 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def resident_memory() -> int:
+    """Bytes of this process's resident memory now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    except OSError:
+        return 0
+
+
 def children_memory() -> int:
     """Bytes of resident memory that this process's children hold now, without shared memory (`RssAnon` and `RssFile` of proc(5))."""
     total = 0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tilestream.config.schema import Context, Pool, Windows
 from tilestream.errors import InterruptedRunError, OutageError
-from tilestream.geometry import TileGrid
+from tilestream.geometry import Level, TileGrid
 from tilestream.sources.base import ImageAddress
 from tilestream.stages.hardware import children_memory, peak_memory
 from tilestream.stages.heads.facts import HeadFacts
@@ -72,6 +72,8 @@ class SlideTask:
     """The head that the stage in work is of."""
     compiled: bool = False
     """Whether its tiles go through the compiled encoder, where they go through a CUDA device: settled when its store was made, to its end."""
+    levels: tuple[Level, ...] = field(default=(), repr=False)
+    """Of the image, for heads that read it at a resolution of their own."""
 
     @property
     def head_facts(self) -> HeadFacts:

@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 BLOCK_SIDE = 2048
 """Side of a block that is aimed at, output px."""
 
-STRIPE_CORES = 16
-"""Cores across a stripe, about: with one patch more on either side, an eighth is computed twice."""
+STRIPE_CORES = 24
+"""Cores across a stripe, about: with one patch more on either side, a twelfth is computed twice."""
+
+UNIT_BYTES = 256 * 1024**2
+"""Bytes of a unit's output that are not to be exceeded, as long as it has a block."""
 
 CHUNK_SIDE = 512
 """Side of a chunk of a block that is aimed at, output px."""
@@ -104,11 +107,13 @@ class BlockGrid:
             raise ValueError(f"BlockGrid blocks must have at least 1 core, and units at least 1 block, got {self}")
 
     @classmethod
-    def of(cls, patches: PatchGrid, side: int = BLOCK_SIDE) -> BlockGrid:
-        """Blocks of about `side` output px, and units of about `STRIPE_CORES` cores across, as even as they go."""
+    def of(cls, patches: PatchGrid, pixel_bytes: int = 1) -> BlockGrid:
+        """Blocks of about `BLOCK_SIDE` output px, half of that where a pixel has several bytes, and units of about `STRIPE_CORES` cores across."""
+        side = BLOCK_SIDE if pixel_bytes == 1 else BLOCK_SIDE // 2
         cores = max(1, round(side / patches.core))
+        most = max(1, UNIT_BYTES // (pixel_bytes * (cores * patches.core) ** 2))
         across = -(-patches.cols // cores)
-        stripes = max(1, round(across * cores / STRIPE_CORES))
+        stripes = max(1, round(across * cores / STRIPE_CORES), -(-across // most))
         return cls(patches, cores, -(-across // stripes))
 
     @property
@@ -177,6 +182,10 @@ class CoreRect:
     row_end: int
     col: int
     col_end: int
+
+    def holds(self, row: int, col: int) -> bool:
+        """Whether a core is one of it."""
+        return self.row <= row < self.row_end and self.col <= col < self.col_end
 
     def needed(self, kept: NDArray[np.bool_], ring: int) -> NDArray[np.bool_]:
         """(rows, cols) the kept patches that touch a kept core of the rectangle, up to `ring` cores away."""

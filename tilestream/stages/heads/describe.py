@@ -19,6 +19,7 @@ from tilestream.models.heads.bags import Bag, BagRows
 from tilestream.models.heads.objects.detect_grid import batch_of
 from tilestream.models.heads.objects.detections import find_objects, split_outputs
 from tilestream.stages.hardware import pick_device
+from tilestream.stages.heads.describe_dense import check_classes, describe_dense
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.store.heads.columns import Answer
 
@@ -97,6 +98,8 @@ def _describe(name: str, head: Head, asked: HeadsAsked) -> HeadFacts:
     module = loaded.module.to(device)
     on_processor = any(getattr(part, "on_processor", False) for part in module.modules())
     device = torch.device("cpu") if on_processor else device
+    if head.kind == "segment":
+        return describe_dense(name, head, replace(loaded, module=module), device, on_processor=on_processor)
     with user_code(f"heads.{name}.model: {head.model}", f"{PROBED} {'patches' if head.input == 'pixels' else 'rows'} of noise"):
         if head.kind == "detect":
             outputs, largest = _measured(module, lambda: _probe_detector(module, loaded.classes, size or asked.tile, device))
@@ -107,17 +110,12 @@ def _describe(name: str, head: Head, asked: HeadsAsked) -> HeadFacts:
         largest = max(largest, PROBED * (size or asked.tile) ** 2 * UNSEEN)
     batch = batch_of(size or asked.tile) if head.kind == "detect" else asked.batch
     activations = largest // PROBED * batch * LAYERS if head.input == "pixels" else 0
-    classes = loaded.classes
-    if head.kind == "detect" and not classes:
+    if head.kind == "detect" and not loaded.classes:
         raise ConfigError(f"heads.{name}.classes: {head.model} does not name its classes. Name them here.")
-    if loaded.task == "classification" and len(classes) != max(2, outputs):
-        raise ConfigError(
-            f"heads.{name}.classes: {head.model} gives {outputs} {'logit' if outputs == 1 else 'logits'}, but "
-            f"{f'{len(classes)} classes are named' if classes else 'its classes have no names'}. Name {max(2, outputs)} of them."
-        )
+    check_classes(name, head, loaded, outputs)
     kept = attention if head.kind == "slide" and "attention" in head.save else 0
     return HeadFacts(
-        name, head, Answer(loaded.task, outputs, classes, kept), loaded.digest, 2 * module_bytes(loaded.module) + activations, loaded.fitted, size,
+        name, head, Answer(loaded.task, outputs, loaded.classes, kept), loaded.digest, 2 * module_bytes(loaded.module) + activations, loaded.fitted, size,
         head.mpp or loaded.mpp, loaded.overlap if head.overlap is None else head.overlap, loaded.context, loaded.streams, on_processor, loaded.untrained, loaded.notes,
     )  # fmt: skip
 

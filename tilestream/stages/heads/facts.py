@@ -10,6 +10,32 @@ from tilestream.store.heads.columns import Answer
 
 if TYPE_CHECKING:
     from tilestream.encoders.heads.head_file import Fitted
+    from tilestream.models.heads.blending import Blend
+
+
+@dataclass(frozen=True)
+class DenseFacts:
+    """How a head that segments is run over pixels."""
+
+    size: int
+    """Side of a patch, px."""
+    margin: int
+    """Border of a patch that its neighbours own, px."""
+    stride: int
+    """Px a side that become one output px."""
+    blend: Blend
+    """How patches meet; crop where output in the core does not depend on what lies outside the patch."""
+    exact: bool
+    """Whether that is so: then the output is what one pass over the whole image would give."""
+    batch: int
+    """Patches that the model gets at once."""
+    bytes: int
+    """What a batch takes beside the weights."""
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What of it decides numbers."""
+        return {"size": self.size, "margin": self.margin, "stride": self.stride, "blend": self.blend}
 
 
 @dataclass(frozen=True)
@@ -42,10 +68,13 @@ class HeadFacts:
     """Whether its weights are random."""
     notes: tuple[str, ...] = ()
     """What a person should know of it."""
+    dense: DenseFacts | None = None
+    """Of a head that segments."""
 
     @property
     def recipe(self) -> dict[str, Any]:
         """What of it decides numbers, as a store keeps it."""
         told = {"size": self.size, "mpp": self.mpp, "overlap": self.overlap, "context": self.context or None}
         own = {f"own_{key}": value for key, value in told.items() if value is not None}
-        return {"answer": asdict(self.answer) | {"classes": list(self.answer.classes)}, "weights_sha256": self.digest, **own}
+        dense = {} if self.dense is None else {"patches": self.dense.recipe}
+        return {"answer": asdict(self.answer) | {"classes": list(self.answer.classes)}, "weights_sha256": self.digest, **own, **dense}

@@ -1,0 +1,119 @@
+"""What the plan must know of a head that segments: how far it sees, and so how its patches lie and meet."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+
+from tilestream.config.heads import Head
+from tilestream.encoders.heads.loaded import LoadedHead, module_bytes
+from tilestream.errors import ConfigError, user_code
+from tilestream.models.heads.blending import Blend
+from tilestream.models.heads.reach import Reach, measure_reach
+from tilestream.stages.hardware import resident_memory
+from tilestream.stages.heads.dense_model import DenseModel, dense_threads
+from tilestream.stages.heads.facts import DenseFacts, HeadFacts
+from tilestream.store.heads.columns import Answer
+from tilestream.store.heads.labels import MOST_CLASSES
+
+SIZE = 1024
+"""Side of a patch, px, where neither the config nor the model says."""
+
+OVERLAP = 0.25
+"""Of a patch, where neither says, and the model sees further than a quarter of it."""
+
+BATCH_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 23}
+"""Pixels of a batch, about: a CPU gains nothing from more."""
+
+
+def describe_dense(name: str, head: Head, loaded: LoadedHead, device: torch.device, *, on_processor: bool = False) -> HeadFacts:
+    """Probe a dense model, on its device.
+
+    Raises
+    ------
+    ConfigError
+        It is no dense model, or not in inference mode; or size and overlap do not suit it.
+    """
+    size = head.size or loaded.size or SIZE
+    with user_code(f"heads.{name}.model: {head.model}", f"patches of {size} px", passing=(ConfigError,)), dense_threads(device):
+        try:
+            reach = measure_reach(loaded.module, size)
+        except ValueError as error:
+            raise ConfigError(f"heads.{name}.model: {head.model} cannot segment: {error}.") from error
+    overlap = loaded.overlap if head.overlap is None else head.overlap
+    margin, blend = _choose_margin(name, size, overlap, reach)
+    check_classes(name, head, loaded, reach.channels)
+    if loaded.task == "classification" and len(loaded.classes) > MOST_CLASSES:
+        raise ConfigError(f"heads.{name}.classes: {len(loaded.classes)}, but a label image holds {MOST_CLASSES}. Give a model of fewer.")
+    batch = max(1, BATCH_PIXELS[device.type] // size**2)
+    answer = Answer(loaded.task, reach.channels, loaded.classes)
+    model = DenseModel(loaded.module, answer, device, "auto", as_logits=False, what=f"heads.{name}.model: {head.model}", whose="grey")
+    taken = _peak(lambda: model.warm(batch, size), device)
+    dense = DenseFacts(size, margin, reach.stride, blend, blend == "crop", batch, taken)
+    seen = (
+        f"sees {reach.margin} px beyond a pixel"
+        if reach.margin is not None
+        else f"sees further than a quarter of a patch of {size} px, or everything"
+    )
+    met = "equals one pass over the whole image" if dense.exact else f"is blended over {2 * margin} px ({blend})"
+    return HeadFacts(
+        name, head, answer, loaded.digest, module_bytes(loaded.module), size=size, mpp=head.mpp or loaded.mpp, overlap=2 * margin,
+        on_processor=on_processor, untrained=loaded.untrained, notes=(*loaded.notes, f"{seen}; {met}"), dense=dense,
+    )  # fmt: skip
+
+
+def check_classes(name: str, head: Head, loaded: LoadedHead, outputs: int) -> None:
+    """Refuse names of classes that are not as many as a model has. Raises ConfigError."""
+    classes = loaded.classes
+    wanted = max(2, outputs) if loaded.task == "classification" else outputs
+    if loaded.task == "classification" and len(classes) != wanted:
+        raise ConfigError(
+            f"heads.{name}.classes: {head.model} gives {outputs} {'logit' if outputs == 1 else 'logits'}, but "
+            f"{f'{len(classes)} classes are named' if classes else 'its classes have no names'}. Name {wanted} of them."
+        )
+
+
+def _choose_margin(name: str, size: int, overlap: int | None, reach: Reach) -> tuple[int, Blend]:
+    """The margin of patches, and how they meet."""
+    if overlap is None and reach.margin is not None:
+        margin = reach.margin
+    else:
+        wanted = int(size * OVERLAP) if overlap is None else overlap
+        margin = wanted // 2 // reach.period * reach.period
+        if overlap is not None and (2 * margin != overlap or 2 * overlap > size):
+            raise ConfigError(
+                f"heads.{name}.overlap: {overlap} px, but it must be a multiple of {2 * reach.period}, and at most half of the size, {size}. "
+                f"Set it to {min(2 * margin, size // 4 // reach.period * reach.period * 2)}, or leave it out."
+            )
+    if (size - 2 * margin) % reach.period:
+        raise ConfigError(
+            f"heads.{name}.size: {size} px, but the model works in steps of {reach.period} px. Set it to {size // reach.period * reach.period}."
+        )
+    exact = reach.margin is not None and margin >= reach.margin
+    return margin, "crop" if exact or margin == 0 else "hann"
+
+
+def _peak(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes by which memory rises while `work` is done."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    before, most, done = resident_memory(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.001):
+            most = max(most, resident_memory())
+
+    watcher = threading.Thread(target=watch, name="memory", daemon=True)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return max(0, most - before)

@@ -1,0 +1,281 @@
+"""A class, or values, of each pixel: patches through a dense model, blended, and written block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tilestream.errors import InputError
+from tilestream.geometry import level_for_scale
+from tilestream.models.heads.blending import Blender, Piece
+from tilestream.models.heads.patch_grid import BlockGrid, PatchGrid
+from tilestream.stages.clock import Clock
+from tilestream.stages.hardware import THREAD_BYTES, one_thread, pick_device
+from tilestream.stages.heads.dense_model import DenseModel, dense_threads, probabilities
+from tilestream.stages.heads.describe import head_for
+from tilestream.stages.heads.facts import DenseFacts, HeadFacts
+from tilestream.stages.heads.kind import HeadKind
+from tilestream.stages.heads.patch_reading import READ_AT_ONCE, PatchReader
+from tilestream.stages.pinning import check_machine
+from tilestream.stages.prefetch import QUEUE_BATCHES
+from tilestream.stages.slide_task import Report, SlideTask, check_stopped
+from tilestream.store.heads.columns import Answer, head_stage
+from tilestream.store.heads.labels import Block, LabelImage, make_labels, write_levels, write_unit
+from tilestream.store.layout import Layout
+from tilestream.store.slide_store import SlideStore
+from tilestream.tiles.read_spec import ReadSpec
+from tilestream.tiles.tile_reader import Failure
+
+CAUSES_A_UNIT = 20
+"""Failed patches of a unit whose causes are kept."""
+
+
+class SegmentKind(HeadKind):
+    """Heads that label pixels, in units of blocks."""
+
+    together = 16
+    finishes = True
+
+    def units(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
+        return Canvas(task, facts).blocks.units
+
+    def make(self, task: SlideTask, facts: HeadFacts, store: SlideStore) -> None:
+        segmenting = [name for name, own in store.heads.items() if own["kind"] == "segment" and own["answer"]["task"] == "classification"]
+        make_labels(store, Canvas(task, facts).image, segmenting)
+
+    def work(self, task: SlideTask, units: range) -> Report:
+        check_machine(task.line.worker)
+        return _segment(task, units, pick_device(task.line.worker.device))
+
+    def finish(self, task: SlideTask, units: range) -> Report:
+        clock, canvas = Clock(), Canvas(task, task.head_facts)
+        with clock.timed("write"):
+            write_levels(task.open_store(), canvas.image, units.start)
+        return Report(task.slide, units, clock.seconds)
+
+    def memory(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
+        return THREAD_BYTES + facts.bytes + Canvas(task, facts).memory(task.line.worker.threads)
+
+    def output(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
+        canvas = Canvas(task, facts)
+        extent = math.ceil(task.grid.l0_extent / canvas.spec.scale / canvas.patches.step) + 1
+        cores = min(canvas.patches.rows * canvas.patches.cols, layout.tiles * extent**2)
+        return canvas.image.stored_bytes(cores * canvas.patches.core**2)
+
+
+class Canvas:
+    """Where everything lies of one head on one slide, from sizes alone.
+
+    Raises
+    ------
+    InputError
+        The image is coarser than what the head reads.
+    """
+
+    def __init__(self, task: SlideTask, facts: HeadFacts) -> None:
+        assert facts.dense is not None, "a head that segments was probed"
+        self.dense: DenseFacts = facts.dense
+        self.answer = facts.answer
+        scale = facts.mpp / task.mpp if facts.mpp is not None and task.mpp is not None else task.grid.scale
+        level = level_for_scale(task.levels, scale)
+        if level is None:
+            raise InputError(
+                f"{task.slide}: heads.{facts.name}.mpp is {facts.mpp}, but the finest level has {task.mpp:.4g} µm/px. "
+                f"Set heads.{facts.name}.mpp to {task.mpp:.4g} or more, or leave this slide out."
+            )
+        self.spec = ReadSpec(level, task.levels[level].downsample, self.dense.size, scale)
+        size = task.grid.l0_size
+        height, width = (max(1, math.ceil(side / scale - 1e-6)) for side in (size.height, size.width))
+        self.patches = PatchGrid(height, width, self.dense.size, self.dense.margin, self.dense.stride)
+        labels = facts.answer.task == "classification"
+        channels = 0 if labels else facts.answer.outputs
+        keeps = labels and "probabilities" in facts.head.save
+        classes = facts.answer.classes or tuple(f"channel {k}" for k in range(channels))
+        pixel = 4 * channels or 1 + len(classes) * keeps
+        self.blocks = BlockGrid.of(self.patches, pixel)
+        self.image = LabelImage(
+            facts.name,
+            *self.patches.shape,
+            self.blocks.side,
+            self.blocks.chunk,
+            scale * self.dense.stride,
+            task.mpp,
+            classes,
+            channels,
+            keeps,
+        )
+
+    @property
+    def channels(self) -> int:
+        """Numbers of a pixel while patches meet."""
+        return self.answer.outputs if self.dense.blend == "crop" else self.answer.columns
+
+    def kept(self, task: SlideTask, store: SlideStore) -> NDArray[np.bool_]:
+        """(rows, cols) the cores that meet a tile of the slide: there is nothing to be seen in others."""
+        edges = np.zeros((self.patches.rows + 1, self.patches.cols + 1), np.int64)
+        tile_row, tile_col = task.read_places(store)
+        step = self.patches.step * self.spec.scale
+        first, end = [], []
+        for l0, count in ((task.grid.l0_y(tile_row), self.patches.rows), (task.grid.l0_x(tile_col), self.patches.cols)):
+            first.append(np.clip(np.floor(l0 / step).astype(np.int64), 0, count))
+            end.append(np.clip(np.ceil((l0 + task.grid.l0_extent) / step - 1e-6).astype(np.int64), 0, count))
+        for y, x, sign in ((first[0], first[1], 1), (first[0], end[1], -1), (end[0], first[1], -1), (end[0], end[1], 1)):
+            np.add.at(edges, (y, x), sign)
+        covered: NDArray[np.bool_] = edges.cumsum(0).cumsum(1)[:-1, :-1] > 0
+        return covered
+
+    def memory(self, threads: int) -> int:
+        """Bytes that a worker holds beside the model's weights."""
+        grid, dense = self.patches, self.dense
+        patch = grid.side**2 * 4 * (self.channels + 1)
+        flight = (3 * dense.batch + 6) * patch
+        across = (self.blocks.blocks * self.blocks.cores + 2) * grid.core + 2 * grid.border
+        carry = 0 if dense.blend == "crop" else 2 * grid.border * across * 4 * (self.channels + 1)
+        unit = self.blocks.blocks * self.blocks.side**2 * self.image.pixel_bytes
+        written = 4 * self.blocks.side**2 * self.image.pixel_bytes
+        tiles = dense.size**2 * 3 + (self.spec.cover**2 * 3 if self.spec.resampled else 0)
+        batches = (QUEUE_BATCHES + 3) * READ_AT_ONCE * dense.size**2 * 3
+        reading = batches + (2 * threads + 6) * tiles + dense.batch * dense.size**2 * 3 * 2
+        return dense.bytes * 5 // 4 + flight + carry + 2 * unit + written + reading
+
+
+@one_thread
+@torch.inference_mode()
+def _segment(task: SlideTask, units: range, device: torch.device) -> Report:
+    facts, store, clock = task.head_facts, task.open_store(), Clock()
+    canvas = Canvas(task, facts)
+    done = store.ledger(head_stage(facts.name))
+    kept = canvas.kept(task, store)
+    with dense_threads(device):
+        for run in canvas.blocks.runs(units):
+            for part in _missing(run, done):
+                _Segmenting(task, store, canvas, device, clock).run(part, kept)
+    return Report(task.slide, units, clock.seconds)
+
+
+def _missing(run: range, done: dict[int, dict[str, object]]) -> Iterator[range]:
+    start = run.start
+    for unit in run:
+        if unit in done:
+            if start < unit:
+                yield range(start, unit)
+            start = unit + 1
+    if start < run.stop:
+        yield range(start, run.stop)
+
+
+class _Segmenting:
+    """Consecutive units of one stripe, from patches to blocks in the store.
+
+    Memory bound: the units that a row of patches reaches into, two at most.
+    """
+
+    def __init__(self, task: SlideTask, store: SlideStore, canvas: Canvas, device: torch.device, clock: Clock) -> None:
+        self.task, self.store, self.canvas, self.device, self.clock = task, store, canvas, device, clock
+        facts = task.head_facts
+        loaded = head_for(facts, device)
+        self.model = DenseModel(
+            loaded.module, facts.answer, device, task.line.worker.precision, as_logits=canvas.dense.blend == "crop",
+            what=f"heads.{facts.name}.model: {facts.head.model}", whose=task.slide,
+        )  # fmt: skip
+        self.failed: dict[tuple[int, int], Failure] = {}
+
+    def run(self, units: range, kept: NDArray[np.bool_]) -> None:
+        """Compute and commit units."""
+        canvas = self.canvas
+        rect = canvas.blocks.cores_of(units)
+        blender = Blender(canvas.patches, rect, canvas.dense.blend, canvas.channels, self.device)
+        needed = rect.needed(kept, blender.ring)
+        opened = _Unit(canvas, units[0], self.device)
+        following: _Unit | None = None
+        reader = PatchReader(self.task, canvas.patches, canvas.spec, self.device, self.clock)
+        with closing(reader.read(needed)) as pixels:
+            for piece in blender.run(self.model.run(pixels, canvas.dense.batch, self.failed), needed):
+                check_stopped()
+                while piece.y >= opened.end:
+                    opened, following = self._commit(opened, kept, following), None
+                opened.add(piece)
+                if piece.y + piece.computed.shape[0] > opened.end and opened.unit + 1 in units:
+                    following = following or _Unit(canvas, opened.unit + 1, self.device)
+                    following.add(piece)
+        while opened.unit in units:
+            opened, following = self._commit(opened, kept, following), None
+
+    def _commit(self, unit: _Unit, kept: NDArray[np.bool_], following: _Unit | None) -> _Unit:
+        """Write a unit that is complete; the one after it."""
+        rect = self.canvas.blocks.cores_of(range(unit.unit, unit.unit + 1))
+        own = {place: failure for place, failure in self.failed.items() if rect.holds(*place)}
+        patches = int(kept[rect.row : rect.row_end, rect.col : rect.col_end].sum())
+        causes = {f"{row},{col}": failure.words for (row, col), failure in sorted(own.items())[:CAUSES_A_UNIT]}
+        with self.clock.timed("write"):
+            blocks, likely = unit.blocks()
+            write_unit(self.store, self.canvas.image, unit.unit, blocks, likely, {"patches": patches, "failed": len(own), "causes": causes})
+        return following or _Unit(self.canvas, unit.unit + 1, self.device)
+
+
+class _Unit:
+    """The output of one unit while it is filled, on the device."""
+
+    def __init__(self, canvas: Canvas, unit: int, device: torch.device) -> None:
+        self.canvas, self.unit, self.device = canvas, unit, device
+        stripe, row = canvas.blocks.place(unit)
+        image, side = canvas.image, canvas.blocks.side
+        self.y, self.x = row * side, stripe * canvas.blocks.blocks * side
+        self.end = self.y + side
+        self._height = min(self.end, image.height) - self.y
+        self._width = min(self.x + canvas.blocks.blocks * side, image.width) - self.x
+        self._values: Tensor | None = None
+        self._likely: Tensor | None = None
+
+    def add(self, piece: Piece) -> None:
+        """Take the part of a piece that is the unit's."""
+        y, x = piece.y - self.y, piece.x - self.x
+        height, width = piece.computed.shape
+        low_y, low_x = max(0, -y), max(0, -x)
+        high_y, high_x = min(height, self._height - y), min(width, self._width - x)
+        if high_y <= low_y or high_x <= low_x:
+            return
+        inner = (slice(low_y, high_y), slice(low_x, high_x))
+        place = (slice(y + low_y, y + high_y), slice(x + low_x, x + high_x))
+        values, computed = piece.values[:, inner[0], inner[1]], piece.computed[inner]
+        image, answer = self.canvas.image, self.canvas.answer
+        if image.channels:
+            self._values = self._made(self._values, (image.channels,), torch.float32, math.nan)
+            self._values[:, place[0], place[1]] = torch.where(computed, values, torch.nan)
+            return
+        self._values = self._made(self._values, (), torch.uint8, 0)
+        self._values[place] = torch.where(computed, labels_of(values, answer), 0)
+        if image.probabilities:
+            likely = probabilities(values, answer) if self.canvas.dense.blend == "crop" else values
+            self._likely = self._made(self._likely, (answer.columns,), torch.uint8, 0)
+            self._likely[:, place[0], place[1]] = torch.where(computed, (likely * 255).round(), 0).to(torch.uint8)
+
+    def blocks(self) -> tuple[dict[Block, NDArray[Any]], dict[Block, NDArray[Any]]]:
+        """What was computed, block by block, and the probabilities; nothing where nothing was."""
+        return self._cut(self._values), self._cut(self._likely)
+
+    def _made(self, there: Tensor | None, lead: tuple[int, ...], dtype: torch.dtype, fill: float) -> Tensor:
+        return torch.full((*lead, self._height, self._width), fill, dtype=dtype, device=self.device) if there is None else there
+
+    def _cut(self, values: Tensor | None) -> dict[Block, NDArray[Any]]:
+        if values is None:
+            return {}
+        found, side = values.cpu().numpy(), self.canvas.blocks.side
+        return {
+            (row, col): found[..., : self._height, start : start + side]
+            for (row, col), start in zip(self.canvas.blocks.blocks_of(self.unit), range(0, self._width, side), strict=True)
+        }
+
+
+def labels_of(values: Tensor, answer: Answer) -> Tensor:
+    """(h, w) uint8 the class, counted from 1, of (c, h, w) logits or probabilities."""
+    if answer.outputs == 1 and len(values) == 1:
+        return ((values[0] > 0) + 1).to(torch.uint8)
+    return (values.argmax(0) + 1).to(torch.uint8)
