@@ -22,7 +22,6 @@ from tilestream.store.folder import Folder
 from tilestream.store.heads.shapes import ShapesFile
 from tilestream.store.ownership import is_ours
 from tilestream.store.slide import VECTORS, Slide
-from tilestream.store.slide_store import SlideStore
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,8 @@ def export_slides(
         )
         try:
             written = write(found, Target(path, force, records))
-        except (OSError, RuntimeError, ValueError):  # of whoever decodes rows
-            if (harm := _damage(found)) is None:
-                raise
-            unfinished.append(harm)
+        except IncompleteError as error:
+            unfinished.append(error)
             continue
         yield f"{found.id}: {written.tiles} {written.what} -> {path}" + "".join(f"; {note}" for note in written.notes)
     if unfinished:
@@ -142,15 +139,6 @@ def _open_slides(stores: dict[str, Folder], what: str, *, allow_unfinished: bool
         except IncompleteError as error:
             unfinished.append(error)
     return slides, unfinished
-
-
-def _damage(slide: Slide) -> IncompleteError | None:
-    """Why a slide that could not be read is not as it was written; None where it is."""
-    try:
-        SlideStore(slide.folder).refuse_damaged(rows=True)
-    except IncompleteError as error:
-        return error
-    return None
 
 
 def _writer(name: str, what: str) -> Callable[[Slide, Target], Written]:

@@ -20,6 +20,7 @@ from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, Sour
 from tilestream.sources.channel_names import list_channels
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.zarr_meta import ZarrImage, find_image, fingerprint_of, resolution_of
+from tilestream.store.folder import LocalObjects
 from tilestream.store.object_store import open_remote
 from tilestream.store.zarr_chunks import ChunkReader, chunk_reader
 
@@ -178,7 +179,7 @@ def open_node(address: str) -> Any:
         if "://" not in address:
             for name in METADATA:
                 refuse_special(f"{address}/{name}")
-            return zarr.open(store=address, mode="r")
+            return zarr.open(store=LocalObjects(address, read_only=True), mode="r")
         try:
             store = open_remote(address, read_only=True)
         except ModuleNotFoundError:

@@ -22,6 +22,7 @@ from tilestream.geometry import Level, Size, downsample_from_sizes
 from tilestream.sources.files import SAMPLE_BYTES, WHOLE_BYTES, fingerprint_file
 from tilestream.sources.resolution import UNKNOWN, Resolution, micrometres_from_unit, resolution_from_config, resolution_from_file
 from tilestream.sources.sample_values import Choices
+from tilestream.store.folder import open_regular
 
 MAX_SCENES = 1000
 
@@ -200,7 +201,7 @@ def _sampled_objects(array: Any, root: Path) -> list[Path]:
 def _head(path: Path, most: int) -> bytes:
     """An object of up to `most` bytes, else its size and first and last 4 KiB; nothing where it was never written."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if path.stat().st_size <= most:
                 return file.read()
             head = file.read(SAMPLE_BYTES)

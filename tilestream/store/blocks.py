@@ -1,16 +1,20 @@
-"""Rows of an array in blocks that do not depend on how they were cut into shards, read ahead by threads."""
+"""Rows of arrays: in blocks that do not depend on how they were cut into shards, read ahead by threads; and damage in them by its name."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from tilestream.errors import IncompleteError
+from tilestream.store.folder import Folder
+from tilestream.store.ledger import Ledger
 from tilestream.store.zarr_chunks import chunk_reader
 
 T = TypeVar("T")
@@ -20,6 +24,81 @@ BLOCK_ROWS = 2048
 
 BLOCKS_AHEAD = 4
 """Blocks that are read while the caller works on one."""
+
+
+READ_ERRORS = (RuntimeError, ValueError, OSError, KeyError, TypeError)
+"""What zarr and its codecs raise on damaged objects; some of it also on a selection that cannot be."""
+
+
+@contextmanager
+def damage_named(folder: Folder, path: str) -> Iterator[None]:
+    """Where reading below `path` fails and bytes there are not as they were written, say so in our words; any other error stays what it is.
+
+    Raises
+    ------
+    IncompleteError
+        Naming the store, the object, its rows, and the way out.
+    """
+    try:
+        yield
+    except READ_ERRORS as error:
+        harm = Ledger(folder).damage_below(path)
+        if not harm:
+            raise
+        more = f" (and {len(harm) - 1} more)" if harm[1:] else ""
+        raise IncompleteError(
+            f"{folder.address} is damaged: {harm[0]}{_rows_of(folder, harm[0])}{more}. Run `tilestream verify --repair` on it and then its command again."
+        ) from error
+
+
+def _rows_of(folder: Folder, harm: str) -> str:
+    """Which rows an object holds, in words; nothing for one that is no shard of an array of tiles."""
+    path, between, number = harm.partition(": ")[0].partition("/c/")
+    number = number.partition("/")[0]
+    if not between or not number.isdecimal():
+        return ""
+    try:
+        array = zarr.open_array(folder.store, path=path, mode="r")
+    except READ_ERRORS:
+        return ""
+    step = (array.shards or array.chunks)[0]
+    first = int(number) * step
+    return f" (rows {first} to {min(first + step, array.shape[0]) - 1})"
+
+
+class StoredArray(zarr.Array[Any]):
+    """A Zarr array of a store of ours, which names damage where it meets it."""
+
+    @classmethod
+    def of(cls, folder: Folder, path: str) -> StoredArray:
+        """The array at `path`, for reading."""
+        with damage_named(folder, path):
+            array = cls(zarr.open_array(folder.store, path=path, mode="r").async_array)
+        object.__setattr__(array, "_folder", folder)  # zarr's arrays are frozen
+        return array
+
+    def _read(self, read: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        folder: Folder | None = getattr(self, "_folder", None)
+        if folder is None:  # made of another one by zarr
+            return read(*args, **kwargs)
+        with damage_named(folder, self.path):
+            return read(*args, **kwargs)
+
+    def __getitem__(self, selection: Any) -> Any:
+        """What is selected, as zarr gives it. Raises IncompleteError where what is read is damaged."""
+        return self._read(super().__getitem__, selection)
+
+    def get_basic_selection(self, *args: Any, **kwargs: Any) -> Any:
+        """As zarr's."""
+        return self._read(super().get_basic_selection, *args, **kwargs)
+
+    def get_orthogonal_selection(self, *args: Any, **kwargs: Any) -> Any:
+        """As zarr's."""
+        return self._read(super().get_orthogonal_selection, *args, **kwargs)
+
+    def get_coordinate_selection(self, *args: Any, **kwargs: Any) -> Any:
+        """As zarr's."""
+        return self._read(super().get_coordinate_selection, *args, **kwargs)
 
 
 def map_blocks(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import fcntl
 import hashlib
+import io
 import os
+import stat
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
@@ -31,6 +35,58 @@ PARTIAL = ".partial"
 """How names end that zarr gives to local objects while it writes them; a process that dies leaves them behind."""
 
 
+class NoFileError(OSError):
+    """A FIFO, a socket or a device lies where a file belongs; reading it might wait for ever or never end."""
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file, open for reading. Raises OSError: a NoFileError at once where it is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise NoFileError(f"{os.fspath(path)} is not a file") from error
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(mode):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise NoFileError(f"{os.fspath(path)} is not a file")
+    return os.fdopen(descriptor, "rb")
+
+
+class LocalObjects(LocalStore):
+    """Zarr's store of local files, which waits for nothing: what is no file is an error where it is read."""
+
+    async def get(self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """The bytes of an object, or a part of them; None where there is none. Raises OSError."""
+        try:
+            data = await asyncio.to_thread(_read_part, self.root / key, byte_range)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+        return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """As `get`, for several."""
+        return list(await asyncio.gather(*(self.get(key, prototype, byte_range) for key, byte_range in key_ranges)))
+
+
+def _read_part(path: Path, part: ByteRequest | None) -> bytes:
+    with open_regular(path) as file:
+        if isinstance(part, RangeByteRequest):
+            file.seek(part.start)
+            return file.read(part.end - part.start)
+        if isinstance(part, OffsetByteRequest):
+            file.seek(part.offset)
+        elif isinstance(part, SuffixByteRequest):
+            file.seek(max(0, file.seek(0, io.SEEK_END) - part.suffix))
+        return file.read()
+
+
 class Folder:
     """A local directory or an object-store prefix, addressed by `/`-separated keys.
 
@@ -42,7 +98,7 @@ class Folder:
         self.address, self.read_only = address, read_only
         self.local = None if "://" in address else Path(address)
         self.store: Store = (
-            LocalStore(self.local, read_only=read_only) if self.local is not None else _remote_store(address, read_only=read_only)
+            LocalObjects(self.local, read_only=read_only) if self.local is not None else _remote_store(address, read_only=read_only)
         )
 
     @classmethod
@@ -73,11 +129,12 @@ class Folder:
         return Folder(f"{self.address.rstrip('/')}/{key}", read_only=self.read_only)
 
     def get(self, key: str) -> bytes | None:
-        """The bytes of an object, or None where there is none; looking makes no folder."""
+        """The bytes of an object, or None where there is none, or no file; looking makes no folder."""
         if self.local is not None:
             try:
-                return (self.local / key).read_bytes()
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                with open_regular(self.local / key) as file:
+                    return file.read()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, NoFileError):
                 return None
         buffer = sync(self.store.get(key, default_buffer_prototype()))
         return None if buffer is None else bytes(buffer.to_bytes())
@@ -114,10 +171,10 @@ class Folder:
             data = self.get(key)
             return None if data is None else (len(data), hashlib.blake2b(data, digest_size=16).hexdigest())
         try:
-            with (self.local / key).open("rb") as file:
+            with open_regular(self.local / key) as file:
                 digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
                 return file.tell(), digest.hexdigest()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, NoFileError):
             return None
 
     def file(self, key: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 from tilestream.errors import IncompleteError, OutputError
 from tilestream.store.folder import Folder
 from tilestream.store.heads.columns import head_of_stage, head_stage
-from tilestream.store.ownership import claim
+from tilestream.store.ownership import MARK, claim, is_ours, mark_harm
 
 HOME = ".tilestream"
 LEDGER, BASE, COMPLETE, FENCE = f"{HOME}/shards", f"{HOME}/base.json", f"{HOME}/complete.json", f"{HOME}/fence.json"
@@ -239,12 +239,23 @@ class Ledger:
 
     def damage(self) -> list[str]:
         """What is wrong with a finished slide, object by object; empty where all bytes are as they were written."""
+        harm = mark_harm(self.folder)
         if not self.folder.exists(COMPLETE):
-            return ["not finished: the completion mark is missing"]
+            return [*harm, f"{COMPLETE}: missing; the slide is not finished, or its completion was lost"]
         mark = self.completion
         if mark is None:
-            return [f"{COMPLETE}: bytes differ from what was written"]
-        told: Sums = {**mark["objects"], **mark["rows"]}
+            return [*harm, f"{COMPLETE}: bytes differ from what was written"]
+        return harm + self._differences({**mark["objects"], **mark["rows"]})
+
+    def damage_below(self, prefix: str) -> list[str]:
+        """What is wrong with the objects below a prefix that the completion, or the entries of a slide that is not finished, speak of."""
+        mark = self.completion
+        told: Sums = {**mark["objects"], **mark["rows"]} if mark else {}
+        for key in self.folder.names(LEDGER) if mark is None else ():
+            told |= (unpack(self.folder.get(key)) or {"objects": {}})["objects"]
+        return self._differences({key: seen for key, seen in told.items() if key.startswith(f"{prefix}/")})
+
+    def _differences(self, told: Sums) -> list[str]:
         return [f"{key}: {_harm(self.folder.get(key), seen)}" for key, seen in told.items() if self.sums([key]).get(key) != seen]
 
     def quick_damage(self) -> list[str]:
@@ -273,7 +284,15 @@ class Ledger:
             )
 
     def repair(self) -> str:
-        """Make a damaged slide unfinished, so that the next run redoes what is damaged and nothing else; says what that is."""
+        """Make a damaged slide unfinished, so that the next run redoes what is damaged and nothing else; says what that is.
+
+        Of one that is not finished, or whose completion is lost, only the mark is mended: its next run finds the rest.
+        """
+        marked = mark_harm(self.folder) if is_ours(self.folder) else []
+        if marked:
+            claim(self.folder)
+        if self.completion is None or (marked and not self.damage()):
+            return f"{MARK} is written anew" if marked else "its command goes on with it"
         base = self.base
         basic = [BASE] if base is None else [key for key, seen in base["objects"].items() if self.sums([key]).get(key) != seen]
         self.folder.delete(COMPLETE)

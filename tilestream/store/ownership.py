@@ -18,18 +18,33 @@ from tilestream.store.folder import Folder
 MARK = ".tilestream/store.json"
 """Written before anything else of a slide's store, and deleted by nothing: whatever else is missing, the folder is ours."""
 
+_MARKED = json.dumps({"tilestream": "store", "format": 1}).encode()
+
+RECORDS = {".tilestream/base.json": "attributes", ".tilestream/complete.json": "objects"}
+"""Our records of a store that tell that it is ours where the mark is lost, with a key that each has."""
+
 _BEGUN = re.compile(r"\.tilestream/store(\.json|\.[0-9a-f]{32}\.partial)")
 """What a process that was killed while it wrote the mark may leave: a place with nothing else in it is free."""
 
 
 def is_ours(folder: Folder) -> bool:
-    """Whether a folder is a slide's store of ours, finished or not: it bears the mark, or the recipe of a store from before there was one."""
+    """Whether a folder is a slide's store of ours, finished or not: it bears the mark, or where that is lost our recipe or another record of ours."""
     mark = _read_json(folder, MARK)
     if isinstance(mark, dict) and mark.get("tilestream") == "store":
         return True
     group = _read_json(folder, "zarr.json")
-    about = group.get("attributes", {}).get("tilestream") if isinstance(group, dict) else None
-    return isinstance(about, dict) and isinstance(about.get("recipe"), dict)
+    about = group.get("attributes") if isinstance(group, dict) else None
+    about = about.get("tilestream") if isinstance(about, dict) else None
+    if isinstance(about, dict) and isinstance(about.get("recipe"), dict):
+        return True
+    kept = ((_read_json(folder, name), key) for name, key in RECORDS.items())
+    return any(isinstance(record, dict) and {key, "check"} <= record.keys() for record, key in kept)
+
+
+def mark_harm(folder: Folder) -> list[str]:
+    """What is wrong with the mark of a store of ours; empty where nothing is."""
+    found = folder.get(MARK)
+    return [] if found == _MARKED else [f"{MARK}: {'missing' if found is None else 'bytes differ from what was written'}"]
 
 
 def is_begun(folder: Folder) -> bool:
@@ -52,8 +67,8 @@ def claim(folder: Folder) -> None:
     """
     if problem := _problem(folder):
         raise ConfigError(problem)
-    if folder.get(MARK) is None or not _read_json(folder, MARK):
-        folder.put(MARK, json.dumps({"tilestream": "store", "format": 1}).encode())
+    if mark_harm(folder):
+        folder.put(MARK, _MARKED)
 
 
 def refuse_foreign(output: Folder, slides: Iterable[SlideRef], files: Iterable[str] = ()) -> None:
@@ -171,5 +186,5 @@ def _read_json(folder: Folder, key: str) -> object:
     """What a JSON object says; None where there is none, or none that can be read."""
     try:
         return json.loads(folder.get(key) or b"null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tilestream.errors import IncompleteError, InputError
 from tilestream.geometry import PlacedGrid, Size, TileGrid
-from tilestream.store.blocks import BLOCK_ROWS, map_blocks
+from tilestream.store.blocks import BLOCK_ROWS, StoredArray, damage_named, map_blocks
 from tilestream.store.folder import Folder
 from tilestream.store.heads.reading import StoredHeads
 from tilestream.store.layout import OK, PADDED, STATUSES, Layout, tile_names
@@ -200,8 +200,8 @@ class Slide(StoredHeads):
         return self.folder.exists(f"{path}/zarr.json")
 
     def array(self, path: str) -> zarr.Array[Any]:
-        """One array of the store, read where it is indexed."""
-        return zarr.open_array(self.folder.store, path=path, mode="r")
+        """One array of the store, read where it is indexed, with IncompleteError where that is damaged."""
+        return StoredArray.of(self.folder, path)
 
     def vectors(self, what: str | None = None) -> zarr.Array[Any]:
         """(n, d) the vectors `what`, by default those that the slide was opened for.
@@ -246,9 +246,7 @@ class Slide(StoredHeads):
             None of this side were kept.
         """
         if not self.has(f"windows/{side}"):
-            raise InputError(
-                f"{self.path} holds no windows of {side} tokens. Run with windows among output.save, and windows.sides: [{side}]."
-            )
+            raise InputError(f"{self.path} holds no windows of {side} tokens. Run with output.save: [windows], windows.sides: [{side}].")
         return self.array(f"windows/{side}")
 
     @property
@@ -297,7 +295,8 @@ class Slide(StoredHeads):
 
     def vector_blocks(self) -> Iterator[NDArray[np.float32]]:
         """The vectors alone, (m, d) float32 in the same order, read ahead by threads."""
-        return map_blocks(self.vectors(), lambda rows: rows)
+        with damage_named(self.folder, VECTORS[self.what]):
+            yield from map_blocks(self.vectors(), lambda rows: rows)
 
     def read_commits(self) -> dict[int, dict[str, Any]]:
         """What was told of each shard that is in the store, by its number."""
@@ -316,7 +315,8 @@ class Slide(StoredHeads):
         """The table of tiles, in memory; with `ok_only`, without those that failed: no row of it is NaN."""
         import anndata
 
-        table = anndata.read_zarr(zarr.open_group(self.folder.store, path=TILES, mode="r"))
+        with damage_named(self.folder, TILES):
+            table = anndata.read_zarr(zarr.open_group(self.folder.store, path=TILES, mode="r"))
         if "slide" not in table.obs:  # a store from before tiles had names
             table.obs = table.obs.set_index(self.obs.index).assign(slide=self.obs["slide"])
         return table[self.read_good()].copy() if ok_only else table

@@ -29,7 +29,7 @@ def verify_output(address: str, say: Callable[[str], None], *, repair: bool = Fa
         say(f"{name}: {'ok' if not found else f'{len(found)} problems'}")
         for line in found:
             say(f"  {line}")
-        if repair and found and store.completion is not None:
+        if repair and found:
             say(f"  {store.repair()}")
     if damaged:
         way = (

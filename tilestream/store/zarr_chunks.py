@@ -9,7 +9,9 @@ Sources: https://zarr-specs.readthedocs.io (v2; v3: core, codecs bytes, zstd, bl
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -166,11 +168,18 @@ def _fetcher(store: Any) -> Fetch | None:
 
 def _pread(path: str, offset: int, length: int | None) -> bytes | None:
     try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # else a FIFO waits for who writes into it
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise OSError(f"{path} is not a file") from None
+        raise
     try:
-        size = os.fstat(file).st_size
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{path} is not a file")
+        size = found.st_size
         start = offset if offset >= 0 else size + offset
         count = size - start if length is None else length
         if start < 0 or start + count > size:

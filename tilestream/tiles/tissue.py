@@ -19,7 +19,7 @@ from tilestream.geometry import TileGrid
 from tilestream.sources.base import Pixels
 from tilestream.tiles.annotations.cover import draw_tissue, is_drawn
 from tilestream.tiles.background.squares import BLOCKS, unscanned
-from tilestream.tiles.background.surface import ENOUGH, Background, distances, find_background
+from tilestream.tiles.background.surface import Background, distances, find_background
 from tilestream.tiles.thumbnail import THUMBNAIL_UM, Thumbnail
 
 DARK = 30
@@ -36,6 +36,9 @@ TYPICAL_PART, MOST_STEPS = 0.3, 2.5
 
 SPREAD_PART = 0.25
 """Part of the strongest distance within 2 px that a pixel of tissue has at least."""
+
+PALE_SIDE = 3
+"""Radius, px, of what is tissue although it is paler than the limit: over so wide a part neither noise nor the spread of a strong colour is what it is."""
 
 FAINT, MOST_NEAR, LEAST_SHARE = 2.2, 0.35, 0.01
 """When the method is unsure: steps of typical tissue below, share of pixels near the limit above, share of background in the image below."""
@@ -159,7 +162,7 @@ def _beyond(pixels: Pixels, background: Background, ignored: Mask) -> tuple[Mask
     steps[ignored] = 0
     if not background.dark:
         steps[pixels.max(axis=2) < DARK] = 0
-    one = 255 / ENOUGH
+    one = 255 / background.enough
     counts = _counts(steps)
     beyond = np.where(np.arange(256) > one, counts, 0).cumsum()
     typical = max(one, float(np.searchsorted(beyond, beyond[-1] / 2)))
@@ -167,6 +170,8 @@ def _beyond(pixels: Pixels, background: Background, ignored: Mask) -> tuple[Mask
     near = int(counts[int(0.6 * level) : int(1.6 * level)].sum()) / max(1, int(beyond[-1]))
     # A JPEG and the scanner's optics spread strong colours over their border.
     mask: Mask = (steps > level) & (steps > SPREAD_PART * ndimage.maximum_filter(steps, 5))
+    if level > one:
+        mask |= opening((steps > one) & ~mask, disk(PALE_SIDE))
     if mask.sum() <= LEAST_TISSUE * mask.size:
         return mask, (FAINT_THINGS,) if background.structure > 1 else ()
     return mask, tuple(_doubts(background, typical / one, near))

@@ -65,6 +65,11 @@ class Background:
     """Standard deviation between its squares, grey levels; 0 where it is no more than their noise explains."""
 
     @property
+    def enough(self) -> float:
+        """Distance from the background, in steps of what counts as tissue at least, that is told apart; light has a wider range than absorption."""
+        return 48.0 if self.dark else 16.0
+
+    @property
     def bright(self) -> float:
         """Mean grey level of the channels in the middle of the image."""
         return float(self.base.mean() if self.dark else np.exp(self.base).mean())
@@ -182,12 +187,8 @@ def _least_squares(terms: Floats, values: Floats) -> tuple[Floats, Floats]:
     return level - middle @ slopes, slopes
 
 
-ENOUGH = 16.0
-"""Distance from the background, in steps of what counts as tissue at least, that is told apart."""
-
-
 def distances(pixels: Pixels, background: Background) -> NDArray[np.uint8]:
-    """(h, w) uint8 how far each pixel is from the background on the side of tissue: 255 is `ENOUGH` times the least that counts, 0 none.
+    """(h, w) uint8 how far each pixel is from the background on the side of tissue: 255 is `enough` times the least that counts, 0 none.
 
     On glass, the light absorbed in the channel that absorbs most (log of glass over pixel), or the difference between the channels that absorb most
     and least, which a wrong guess of the light leaves alone; on a dark ground, the light above it.
@@ -204,5 +205,5 @@ def distances(pixels: Pixels, background: Background) -> NDArray[np.uint8]:
             most = absorbed.max(axis=1)
             tint = (most - absorbed.min(axis=1)) / max(LEAST_TINT, 4 * background.tint_noise)
             steps = np.maximum(most / max(LEAST_ABSORBED, 4 * background.noise), np.where(most > 0, tint, 0))
-        out[row] = np.clip(steps * (255 / ENOUGH), 0, 255)
+        out[row] = np.clip(steps * (255 / background.enough), 0, 255)
     return out
