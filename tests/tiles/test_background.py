@@ -181,3 +181,20 @@ def test_doubts_travel_with_the_plan_into_the_store(tmp_path):
     assert any(words in warning for warning in summary.slides[0].warnings)
     store = tilestream.open(tmp_path / "out" / "full.zarr")
     assert any(words in warning for warning in store.source["warnings"])
+
+
+def test_a_pale_part_beside_strong_tissue_is_tissue() -> None:
+    pixels = np.random.default_rng(0).normal(240, 0.5, (300, 400, 3))
+    pixels[50:200, 50:150] -= (20, 150, 60)
+    pixels[50:200, 150:250] -= 20  # 8 % of the light: less than the limit that strong colours set, far more than noise
+    found = find_tissue(Thumbnail(np.rint(pixels).clip(0, 255).astype(np.uint8), 16.0), Tissue(), 8.0).mask
+    wanted = np.zeros((300, 400), np.bool_)
+    wanted[50:200, 50:250] = True
+    assert (found & wanted).sum() > 0.97 * (found | wanted).sum()
+
+
+def test_fluorescence_in_which_nothing_is_found_says_so() -> None:
+    pixels = np.random.default_rng(0).normal(20, 1, (300, 400, 3)).clip(0, 255).astype(np.uint8)
+    found = find_tissue(Thumbnail(pixels, 16.0), Tissue(), 8.0)
+    assert not found.mask.any()
+    assert found.warnings[0].startswith("nothing stands out from the dark ground")

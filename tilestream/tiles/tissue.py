@@ -45,6 +45,8 @@ FAINT, MOST_NEAR, LEAST_SHARE = 2.2, 0.35, 0.01
 
 FAINT_THINGS = "no tissue stands out, but the background is not even: what lies there may be too faint. Look at the image, or give a mask."
 
+NOTHING_SHINES = "nothing stands out from the dark ground: what lies there may be too dim. Look at the image, or give a mask."
+
 MOST_PEN = 0.3
 """Part of what stands out that pens may be before it is doubted."""
 
@@ -171,9 +173,10 @@ def _beyond(pixels: Pixels, background: Background, ignored: Mask) -> tuple[Mask
     # A JPEG and the scanner's optics spread strong colours over their border.
     mask: Mask = (steps > level) & (steps > SPREAD_PART * ndimage.maximum_filter(steps, 5))
     if level > one:
-        mask |= opening((steps > one) & ~mask, disk(PALE_SIDE))
+        pale: Mask = (steps > one) & ~mask
+        mask |= ndimage.grey_opening(pale.view(np.uint8), footprint=_disk(PALE_SIDE)).view(np.bool_)
     if mask.sum() <= LEAST_TISSUE * mask.size:
-        return mask, (FAINT_THINGS,) if background.structure > 1 else ()
+        return mask, (FAINT_THINGS,) if background.structure > 1 else (NOTHING_SHINES,) if background.dark else ()
     return mask, tuple(_doubts(background, typical / one, near))
 
 
