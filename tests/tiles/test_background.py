@@ -113,7 +113,7 @@ def test_an_image_of_background_alone_has_no_tissue(level):
     noise = np.random.default_rng(0).normal(0, 1, (H, W, 3))
     found = find_tissue(Thumbnail((level + noise).clip(0, 255).astype(np.uint8), 16.0), Tissue(), 8.0)
     assert not found.mask.any()
-    assert not found.warnings
+    assert len(found.warnings) == (max(level) < 110)  # what shines may be too dim to be seen
 
 
 def test_an_image_without_background_is_tissue_and_says_so():
@@ -191,10 +191,3 @@ def test_a_pale_part_beside_strong_tissue_is_tissue() -> None:
     wanted = np.zeros((300, 400), np.bool_)
     wanted[50:200, 50:250] = True
     assert (found & wanted).sum() > 0.97 * (found | wanted).sum()
-
-
-def test_fluorescence_in_which_nothing_is_found_says_so() -> None:
-    pixels = np.random.default_rng(0).normal(20, 1, (300, 400, 3)).clip(0, 255).astype(np.uint8)
-    found = find_tissue(Thumbnail(pixels, 16.0), Tissue(), 8.0)
-    assert not found.mask.any()
-    assert found.warnings[0].startswith("nothing stands out from the dark ground")
