@@ -86,7 +86,7 @@ def measure(folder: Path, tiles: int, models: list[str], threads: int) -> list[d
     start = time.perf_counter()
     for _ in map_blocks(slide.embeddings, np.asarray):
         pass
-    told = [{"head": "read", "tiles": rows, "seconds": time.perf_counter() - start, "computing": 0.0}]
+    told = [{"head": "read", "tiles": rows, "seconds": time.perf_counter() - start, "computing": 0.0, "peak": 0, "projected": 0}]
     for model in models:
         kind, path = make_head(folder, model)
         name = f"{model}_{time.time_ns()}"
@@ -95,7 +95,14 @@ def measure(folder: Path, tiles: int, models: list[str], threads: int) -> list[d
         assert done.exit_code == 0, done.to_json()
         assert done.new_tiles == 0
         told.append(
-            {"head": model, "tiles": rows, "seconds": time.perf_counter() - start, "computing": done.seconds_by_stage[f"head {name}"]}
+            {
+                "head": model,
+                "tiles": rows,
+                "seconds": time.perf_counter() - start,
+                "computing": done.seconds_by_stage[f"head {name}"],
+                "peak": done.peak_bytes,
+                "projected": done.projected_bytes,
+            }
         )
     return told
 
@@ -117,7 +124,9 @@ def main(arguments: list[str] | None = None) -> list[dict]:
         print(json.dumps(rows))
     else:
         for row in rows:
-            print(f"{row['head']:12} {row['tiles']:>9,} tiles {row['seconds']:7.2f} s, of them computing {row['computing']:7.2f} s")
+            print(
+                f"{row['head']:12} {row['tiles']:>9,} tiles {row['seconds']:7.2f} s, of them computing {row['computing']:7.2f} s; peak {row['peak'] / 2**20:6.0f} MiB, projected {row['projected'] / 2**20:6.0f}"
+            )
     return rows
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tilestream.config.schema import Compute, Config
 from tilestream.encoders.catalogue import EncoderSpec
-from tilestream.encoders.heads.address import is_factory
+from tilestream.encoders.heads.address import boxed, is_factory
 from tilestream.encoders.hub import is_hub_id
 from tilestream.stages.hardware import count_cuda
 
@@ -61,8 +61,8 @@ def _weights_address(weights: str | None) -> str | None:
 
 
 def model_address(model: str) -> str:
-    """A head's model as workers can find it: a path made absolute, a repository of the hub and `module:factory` as they are."""
-    return model if is_hub_id(model) or is_factory(model) else absolute(model)
+    """A head's model as workers can find it: a path made absolute, a repository of the hub, `module:factory` and one of the package as they are."""
+    return model if is_hub_id(model) or is_factory(model) or boxed(model) else absolute(model)
 
 
 def untrained_parts(config: Config, facts: EncoderFacts) -> list[str]:

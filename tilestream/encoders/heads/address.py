@@ -9,3 +9,17 @@ from pathlib import Path
 def is_factory(model: str) -> bool:
     """Whether a model's address is `module:factory`."""
     return re.fullmatch(r"\w+(\.\w+)*:\w+", model) is not None and not Path(model).exists()
+
+
+BOX = Path(__file__).parent / "box"
+"""Folder of the small heads that come with the package, each a file of its name and a card."""
+
+
+def boxed(model: str) -> Path | None:
+    """The file of a head that comes with the package; None for another address."""
+    return BOX / f"{model}.safetensors" if model in box_names() else None
+
+
+def box_names() -> list[str]:
+    """Names of the heads that come with the package, to be written as `model`."""
+    return sorted(path.stem for path in BOX.glob("*.safetensors"))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from tilestream.config.heads import Head
-from tilestream.encoders.heads.address import is_factory
+from tilestream.encoders.heads.address import box_names, boxed, is_factory
 from tilestream.encoders.heads.factory import load_factory
 from tilestream.encoders.heads.folders import CONFIG, fetch_folder, load_folder
 from tilestream.encoders.heads.head_file import TASKS, read_about, read_head
@@ -53,10 +53,11 @@ def _load(head: Head, name: str) -> LoadedHead:
         return _made(load_factory(head.model, name), name)
     if is_hub_id(head.model):
         return load_folder(fetch_folder(head.model, name), head, name)
-    path = Path(head.model)
+    path = boxed(head.model) or Path(head.model)
     if not path.exists():
         raise InputError(
-            f"heads.{name}.model: {head.model} does not exist. Give a head's file or folder, a repository of the hub, or module:factory."
+            f"heads.{name}.model: {head.model} does not exist. Give a head's file or folder, a repository of the hub, module:factory, or one of the package: "
+            f"{', '.join(box_names())}."
         )
     if path.is_dir():
         return load_folder(path, head, name)
@@ -65,7 +66,8 @@ def _load(head: Head, name: str) -> LoadedHead:
     if path.suffix == ".safetensors" and (about := read_about(path)) is not None:
         module, _ = read_head(path)
         digest = weights_digest(module)
-        return LoadedHead(module, about.task, about.classes, digest, about.fitted, about.kind, about.input, about.dim)
+        notes = (about.notes,) if about.notes else ()
+        return LoadedHead(module, about.task, about.classes, digest, about.fitted, about.kind, about.input, about.dim, notes=notes)
     if path.suffix == ".safetensors" and (path.parent / CONFIG).is_file():
         return load_folder(path.parent, head, name, path)
     raise ConfigError(
