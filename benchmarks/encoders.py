@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from tilestream.models.efficientnet_lite import EfficientNetLite
 from tilestream.models.vit import VisionTransformer
 from tilestream.models.vit_config import ViTConfig
 
@@ -57,3 +58,8 @@ def one_pixel() -> nn.Module:
 def vit_huge(**options):
     """ViT-H/14: 630 million parameters, 1,280 features."""
     return VisionTransformer(ViTConfig(dim=1280, depth=32, heads=16, patch=14, **options))
+
+
+def lite(**options):
+    """The network of tilestream-lite with random weights, for machines that have not got its weights: as fast, and means nothing."""
+    return EfficientNetLite(**options)
