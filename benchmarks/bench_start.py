@@ -1,24 +1,36 @@
-"""Claim: commands that compute nothing answer without waiting for torch.
+"""Claim: nobody waits for what a command does not need, and little beyond the computing of what it does.
 
-    python -m benchmarks.bench_start [--rounds 7] [--only typo encoders ...] [--json]
+    python -m benchmarks.bench_start [--rounds 5] [--only typo tiny ...] [--slide FILE] [--json]
+    python -m benchmarks.bench_start --device cuda [--only vit-l] [--rounds 1] [--tiles 8000] [--set compute.compile=false]
 
-Each command runs cold, in a fresh process, in turns with an empty Python and with one that imports what a run needs; files lie in the system's cache.
-Printed are medians in seconds, and how many times an empty Python and those bare imports that is.
+Each command runs as a whole in a fresh process, in turns with an empty Python and with one that imports what a run needs; files lie in the
+system's cache. Runs that embed come twice a round: with empty caches of compilers and of our own (cold), then with those that the first one left
+(warm). Printed are medians in seconds; how many times an empty Python and the bare imports that is; and of runs the time until the first shard was
+committed, what the wall clock went into as the run's own record says it, what the end of the process took beyond it, and the share of computing.
 """
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from math import ceil, isqrt
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
+import simplejpeg
 import tifffile
 
 import tilestream
+from benchmarks.pictures import make_tissue
 
 EMPTY, IMPORTS = "python", "imports"
 PYTHON = {EMPTY: "pass", IMPORTS: "import torch, zarr, distributed, anndata"}
@@ -39,6 +51,31 @@ COMMANDS = {
 REFUSED = {"typo": 2}
 """Commands that do not end with 0."""
 
+TILE, MPP, PIECE = 224, 0.25, 256
+"""Side of a tile, px; of the made slide the resolution, and the side of a tile of the file."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run that embeds a slide."""
+
+    encoder: str
+    side: int
+    """Of the made slide, px."""
+    sections: dict[str, Any] = field(default_factory=dict)
+    """What its config has besides."""
+
+
+RUNS = {
+    "cpu": {"tiny": Case("tilestream-tiny", 9 * TILE), "lite": Case("tilestream-lite", 9 * TILE)},
+    "cuda": {
+        "vit-l": Case("vit_large_patch16_224", 40960),
+        "vit-b": Case("vit_base_patch16_224", 40960),
+        "vit-s": Case("vit_small_patch16_224", 40960),
+        "vit-l-averaged": Case("vit_large_patch16_224", 40960, {"tiles": {"size": TILE, "mpp": 2 * MPP, "tissue": "none"}}),
+    },
+}
+
 
 def make_files(folder: Path) -> None:
     """An image, its finished output, and a config without and with a typo."""
@@ -50,8 +87,29 @@ def make_files(folder: Path) -> None:
     }  # fmt: skip
     (folder / "config.yaml").write_text(json.dumps(config))
     (folder / "typo.yaml").write_text(json.dumps({**config, "tiels": {}}))
-    done = tilestream.run({**config, "compute": {"scheduler": "inline"}})
+    done = tilestream.run({**config, "compute": {"scheduler": "inline", "device": "cpu"}})
     assert done.exit_code == 0, done.to_json()
+
+
+def make_slide(folder: Path, side: int) -> Path:
+    """A pyramid of two levels whose JPEG tiles repeat those of a small picture: 40,960 px are written in seconds."""
+    path = folder / f"slide{side}.tif"
+    if path.exists():
+        return path
+    picture = make_tissue(8 * PIECE)
+    coded = [
+        simplejpeg.encode_jpeg(np.ascontiguousarray(picture[y : y + PIECE, x : x + PIECE]), 80, colorsubsampling="420")
+        for y in range(0, 8 * PIECE, PIECE)
+        for x in range(0, 8 * PIECE, PIECE)
+    ]
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for level, extent in enumerate((side, ceil(side / 16))):
+            pieces: Iterator[bytes] = islice(cycle(coded), ceil(extent / PIECE) ** 2)
+            file.write(
+                pieces, shape=(extent, extent, 3), dtype=np.uint8, tile=(PIECE, PIECE), photometric="ycbcr", subsampling=(2, 2), compression="jpeg",
+                subfiletype=int(level > 0), resolution=(1e4 / MPP / 16**level,) * 2, resolutionunit="CENTIMETER", metadata=None,
+            )  # fmt: skip
+    return path
 
 
 def seconds(arguments: list[str], code: int) -> float:
@@ -63,40 +121,97 @@ def seconds(arguments: list[str], code: int) -> float:
     return taken
 
 
-def measure(names: list[str], folder: Path, rounds: int) -> list[dict[str, float | str]]:
-    """Medians of the commands, which take turns."""
-    cases = {name: ["-c", code] for name, code in PYTHON.items()}
-    cases |= {name: ["-m", "tilestream", *(word.format(folder) for word in COMMANDS[name])] for name in names}
-    taken: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(rounds + 1):
-        for name, arguments in cases.items():
+def run_case(case: Case, slide: Path, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    """One run in a fresh process with the caches in `folder`: what it took, and what its record says of that."""
+    output = folder / "out"
+    shutil.rmtree(output, ignore_errors=True)
+    config = {
+        "slides": str(slide), "output": {"path": str(output), "save": ["tiles"]}, "tiles": {"size": TILE, "level": 0, "tissue": "none"},
+        "encoder": case.encoder, "pool": "none", "compute": {"device": chosen.device, "memory_limit": "64GiB"}, **case.sections,
+    }  # fmt: skip
+    (folder / "run.yaml").write_text(json.dumps(config))
+    options = [word for setting in chosen.set for word in ("--set", setting)]
+    caches = {"XDG_CACHE_HOME": f"{folder}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
+    command = [sys.executable, "-m", "tilestream", "run", f"{folder}/run.yaml", "--log-format", "json", *options]
+    began, start = time.time(), time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **caches})
+    taken = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    first = next(event["time"] for event in events if event["event"] == "shard") - began
+    parts = {**record["seconds_by_part"], "ending": taken - record["seconds"]}
+    return {"seconds": taken, "first": first, "tiles": record["tiles"], "computing": parts["computing"] / taken, "parts": parts}
+
+
+def measure(commands: list[str], runs: list[str], folder: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """Medians of the commands and runs, which take turns."""
+    plain = {name: ["-c", code] for name, code in PYTHON.items()}
+    plain |= {name: ["-m", "tilestream", *(word.format(folder) for word in COMMANDS[name])] for name in commands}
+    taken: dict[str, list[dict[str, Any]]] = {}
+    for turn in range(chosen.rounds + (not runs)):
+        for name, arguments in plain.items():
             found = seconds(arguments, REFUSED.get(name, 0))
-            if turn:  # the first one fills the system's cache
-                taken[name].append(found)
-    medians = {name: median(each) for name, each in taken.items()}
+            if turn or runs:  # the first one fills the system's cache, where no slide was written before
+                taken.setdefault(name, []).append({"seconds": found})
+        for name in runs:
+            case, caches = RUNS[chosen.device][name], folder / f"{name}{turn}"
+            caches.mkdir()
+            slide = chosen.slide or make_slide(folder, case.side if chosen.tiles is None else TILE * (isqrt(chosen.tiles - 1) + 1))
+            for state in ("cold", "warm"):
+                taken.setdefault(f"{name} {state}", []).append(run_case(case, slide, caches, chosen))
+            shutil.rmtree(caches)
+    whole = {name: median(each["seconds"] for each in found) for name, found in taken.items()}
     return [
-        {"command": name, "seconds": value, "over_python": value / medians[EMPTY], "over_imports": value / medians[IMPORTS]}
-        for name, value in medians.items()
+        {"command": name, **_middle(found), "over_python": whole[name] / whole[EMPTY], "over_imports": whole[name] / whole[IMPORTS]}
+        for name, found in taken.items()
     ]
 
 
-def main(arguments: list[str] | None = None) -> list[dict[str, float | str]]:
+def _middle(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of the numbers of some turns."""
+    numbers = {key: median(each[key] for each in found) for key in found[0] if key != "parts"}
+    parts = {key: median(each["parts"][key] for each in found) for key in found[0].get("parts", ())}
+    return {**numbers, "parts": parts} if parts else numbers
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print, and return the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--device", choices=RUNS, default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join([*COMMANDS, *RUNS['cpu'], *RUNS['cuda']])}")
+    parser.add_argument("--slide", type=Path, help="instead of a made one")
+    parser.add_argument("--tiles", type=int, help="about so many tiles of the made slide")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the runs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
+    known = {**dict.fromkeys(COMMANDS), **RUNS[chosen.device]}
+    names = chosen.only or [name for name in known if chosen.device == "cpu" or name not in COMMANDS]
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"--only: {unknown[0]} is none of {', '.join(known)} on {chosen.device}")
     with tempfile.TemporaryDirectory() as name:
-        make_files(Path(name))
-        rows = measure(chosen.only, Path(name), chosen.rounds)
+        commands, runs = [n for n in names if n in COMMANDS], [n for n in names if n not in COMMANDS]
+        if commands:
+            make_files(Path(name))
+        rows = measure(commands, runs, Path(name), chosen)
     if chosen.json:
         print(json.dumps(rows))
     else:
-        print(f"{'command':<10}{'seconds':>9}{'/ python':>10}{'/ imports':>11}")
-        for row in rows:
-            print(f"{row['command']:<10}{row['seconds']:>9.2f}{row['over_python']:>10.1f}{row['over_imports']:>11.2f}")
+        print_rows(rows)
     return rows
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """A line a command, and of runs one more on their parts."""
+    print(f"{'command':<20}{'seconds':>9}{'/ python':>10}{'/ imports':>11}{'first shard':>13}{'tiles':>8}{'computing':>11}")
+    for row in rows:
+        print(f"{row['command']:<20}{row['seconds']:>9.2f}{row['over_python']:>10.1f}{row['over_imports']:>11.2f}", end="")
+        if "parts" in row:
+            print(f"{row['first']:>13.2f}{row['tiles']:>8.0f}{row['computing']:>11.0%}")
+            print(f"{'':<4}{', '.join(f'{part} {taken:.2f}' for part, taken in row['parts'].items())}")
+        else:
+            print()
 
 
 if __name__ == "__main__":

@@ -163,7 +163,9 @@ def test_tissue_is_found_on_made_thumbnails(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_start_of_commands_is_measured(capsys):
-    rows = bench_start.main(["--rounds", "1", "--only", "typo", "idle", "--json"])
+    rows = bench_start.main(["--rounds", "1", "--only", "typo", "tiny", "--tiles", "4", "--json"])
     assert json.loads(capsys.readouterr().out) == rows
-    assert [row["command"] for row in rows] == ["python", "imports", "typo", "idle"]
+    assert [row["command"] for row in rows] == ["python", "imports", "typo", "tiny cold", "tiny warm"]
+    assert [sum(row["parts"].values()) for row in rows[3:]] == pytest.approx([row["seconds"] for row in rows[3:]], abs=0.01)
+    assert [row["tiles"] for row in rows[3:]] == [4, 4]
     assert all(row["seconds"] > 0 and row["over_python"] > 0 for row in rows)
