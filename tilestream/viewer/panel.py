@@ -14,6 +14,7 @@ from bokeh.models import Div, Range1d, Select, Slider, WMTSTileSource
 from numpy.typing import NDArray
 
 from tilestream.store.layout import STATUSES
+from tilestream.viewer.answers import CLASSES, DENSITY, OBJECTS, class_counts, class_overlay, density_overlay, head_overlays
 from tilestream.viewer.catalogue import Catalogue, Output
 from tilestream.viewer.clusters import cluster
 from tilestream.viewer.deepzoom import Zoom
@@ -102,15 +103,9 @@ class Panel:
         with self.catalogue.zoom.images.using(number, slide) as (_, why):
             gone = f'<div class="ts-missing">The image cannot be read, the stored thumbnail is shown: {escape(why)}</div>' if why else ""
         self.title.text = f"<b>{escape(slide.id)}</b> <span>{escape(slide.words)}</span>{gone}"
-        self.pictures.set_image(
-            WMTSTileSource(
-                url=f"/tiles/{number}/{{Z}}/{{X}}/{{Y}}.jpg", tile_size=TILE_SIDE, min_zoom=0, max_zoom=zoom.deepest, attribution="", wrap_around=False,
-                x_origin_offset=0, y_origin_offset=zoom.l0_side, initial_resolution=zoom.l0_side / TILE_SIDE,
-            ),
-            slide.size, slide.mpp, move=tile is None,
-        )  # fmt: skip
+        self.pictures.set_image(_tile_source(f"/tiles/{number}/{{Z}}/{{X}}/{{Y}}.jpg", zoom), slide.size, slide.mpp, move=tile is None)
         self.places = slide.places()
-        kinds = [STATUS, TISSUE, EMBEDDINGS, CLUSTERS, SIMILARITY]
+        kinds = [STATUS, TISSUE, *([EMBEDDINGS, CLUSTERS, SIMILARITY] if slide.embedded else []), *head_overlays(slide)]
         kinds += [] if slide.attention is None else [ATTENTION]
         kinds += [f"{WINDOWS} {side}" for side in window_sides(slide)]
         self.choose_overlay.options = [*kinds, NOTHING]
@@ -129,21 +124,27 @@ class Panel:
         if kind not in (None, self.choose_overlay.value):
             self.choose_overlay.value = kind  # which draws
             return
+        self.pictures.set_objects(self._object_tiles())
         turn, slide, chosen, k, places = self.turn, self.slide, self.choose_overlay.value, int(self.groups.value), self.places
         similar = self.similar
 
         def make() -> Overlay | None:
             return make_overlay(slide, places, chosen, k, similar)
 
-        def lay(overlay: Overlay | None) -> None:
+        def lay(made: tuple[Overlay | None, str]) -> None:
+            overlay, words = made
             if turn == self.turn and chosen == self.choose_overlay.value and k == int(self.groups.value):
                 self.pictures.set_overlay(overlay)
-                self.legend.text = legend(chosen, slide, k, overlay)
+                self.legend.text = words
+
+        def make_both() -> tuple[Overlay | None, str]:
+            overlay = make()
+            return overlay, legend(chosen, slide, k, overlay)
 
         if chosen in (STATUS, NOTHING, SIMILARITY):
-            lay(make())
+            lay(make_both())
         else:
-            self.later(make, lay)
+            self.later(make_both, lay)
 
     def regroup(self) -> None:
         """Group the tiles anew, and show the groups on the slide and in the scatter."""
@@ -260,12 +261,28 @@ class Panel:
 
         self.workers.submit(done)
 
+    def _object_tiles(self) -> WMTSTileSource | None:
+        """Where the objects of the chosen overlay come from, tile by tile; None where it has none."""
+        chosen = self.choose_overlay.value
+        if not chosen.startswith(OBJECTS):
+            return None
+        head = sorted(self.slide.heads).index(chosen.removeprefix(OBJECTS))
+        return _tile_source(f"/objects/{self.number}/{head}/{{Z}}/{{X}}/{{Y}}.png", Zoom(self.slide.size))
+
     def _centre(self, tile: int) -> tuple[float, float]:
         half = self.slide.l0_extent / 2
         return float(self.slide.y[tile]) + half, float(self.slide.x[tile]) + half
 
     def _name(self, number: int) -> str:
         return next(entry.id for entry in self.output.entries if entry.number == number)
+
+
+def _tile_source(url: str, zoom: Zoom) -> WMTSTileSource:
+    """Tiles of a deep zoom, as Bokeh asks for them."""
+    return WMTSTileSource(
+        url=url, tile_size=TILE_SIDE, min_zoom=0, max_zoom=zoom.deepest, attribution="", wrap_around=False,
+        x_origin_offset=0, y_origin_offset=zoom.l0_side, initial_resolution=zoom.l0_side / TILE_SIDE,
+    )  # fmt: skip
 
 
 def make_overlay(slide: ViewedSlide, places: PlaceMap, chosen: str, k: int, similar: Floats | None) -> Overlay | None:
@@ -276,6 +293,9 @@ def make_overlay(slide: ViewedSlide, places: PlaceMap, chosen: str, k: int, simi
 
     if chosen.startswith(WINDOWS):
         return window_overlay(slide, int(chosen.rpartition(" ")[2]))
+    for begins, lay in ((CLASSES, class_overlay), (DENSITY, density_overlay)):
+        if chosen.startswith(begins):
+            return lay(slide, places, chosen.removeprefix(begins))
     makers: dict[str, Callable[[], Overlay | None]] = {
         TISSUE: lambda: tissue_overlay(slide, places),
         EMBEDDINGS: lambda: on_tiles(component_colours(slide.scores(), slide.good), "first three principal components as colours"),
@@ -296,6 +316,8 @@ def legend(chosen: str, slide: ViewedSlide, k: int, overlay: Overlay | None) -> 
     if chosen == STATUS:
         present = [(code, name) for code, name in enumerate(STATUSES) if (slide.status == code).any()]
         return "".join(_patch(STATUS_COLOURS[code], f"{name} {int((slide.status == code).sum()):,}") for code, name in present)
+    if chosen.startswith((CLASSES, OBJECTS)):
+        return "".join(_patch(colour, words) for colour, words in class_counts(slide, chosen))
     return escape(overlay.words) if overlay is not None else ""
 
 

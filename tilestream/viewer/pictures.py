@@ -68,6 +68,7 @@ class Pictures:
         found.grid.visible = False
         found.min_border = 0
         self.tiles = found.add_tile(WMTSTileSource(url=""), smoothing=True)
+        self.objects = found.add_tile(WMTSTileSource(url=""), smoothing=True, alpha=0.5, visible=False)
         where = {"x": "x", "y": "y", "dw": "dw", "dh": "dh", "anchor": "top_left", "origin": "top_left"}
         self.overlay = found.image_rgba(image="image", source=self.image, global_alpha=0.5, **where)
         found.image_rgba(image="image", source=self.lit, global_alpha=0.75, **where)
@@ -146,13 +147,19 @@ class Pictures:
         """Lay a picture over the slide, or none."""
         self.image.data = _image_data(overlay)
 
+    def set_objects(self, tiles: WMTSTileSource | None) -> None:
+        """Lay objects over the slide, tile by tile, or none."""
+        self.objects.visible = tiles is not None
+        if tiles is not None:
+            self.objects.tile_source = tiles
+
     def set_lit(self, overlay: Overlay) -> None:
         """Light up the tiles of a selection."""
         self.lit.data = _image_data(overlay)
 
     def set_opacity(self, alpha: float) -> None:
         """Opacity of the overlay, 0 to 1."""
-        self.overlay.glyph.global_alpha = alpha
+        self.overlay.glyph.global_alpha = self.objects.alpha = alpha
 
     def mark(self, l0_y: float, l0_x: float, l0_side: float) -> None:
         """Draw a frame around a tile whose top-left is at this place."""

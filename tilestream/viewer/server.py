@@ -24,6 +24,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 
 from tilestream.errors import ConfigError, TilestreamError
+from tilestream.viewer.answers import draw_object_tile
 from tilestream.viewer.catalogue import Catalogue
 from tilestream.viewer.deepzoom import encode_jpeg
 from tilestream.viewer.page import make_page
@@ -72,6 +73,8 @@ def _host_name(host: str) -> str:
 class _Pixels(RequestHandler):
     """Pictures by numbers: /tiles/<slide>/<level>/<column>/<row>.jpg and /crops/<slide>/<tile>.jpg."""
 
+    kind = "image/jpeg"
+
     def initialize(self, catalogue: Catalogue, readers: Executor) -> None:
         self.catalogue, self.readers = catalogue, readers
 
@@ -82,7 +85,7 @@ class _Pixels(RequestHandler):
         if data is None:
             self.send_error(404)
             return
-        self.set_header("Content-Type", "image/jpeg")
+        self.set_header("Content-Type", self.kind)
         self.set_header("Cache-Control", "private, max-age=600")
         self.finish(data)
 
@@ -100,6 +103,22 @@ class _Pixels(RequestHandler):
         if tile >= slide.layout.tiles:
             return None
         return encode_jpeg(zoom.square(number, slide, float(slide.y[tile]), float(slide.x[tile]), slide.l0_extent, CROP_PX))
+
+
+class _Objects(_Pixels):
+    """Objects by numbers: /objects/<slide>/<head>/<level>/<column>/<row>.png; heads are counted in the order of their names."""
+
+    kind = "image/png"
+
+    def _draw(self, number: int, rest: list[int]) -> bytes | None:
+        if number >= len(self.catalogue):
+            return None
+        try:
+            slide = self.catalogue.slide(number)
+            heads = sorted(slide.heads)
+            return draw_object_tile(slide, heads[rest[0]], (rest[1], rest[2], rest[3])) if rest[0] < len(heads) else None
+        except TilestreamError:
+            return None
 
 
 class Viewer:
@@ -124,6 +143,7 @@ class Viewer:
         patterns = [
             (rf"/tiles/{digits}/{digits}/{digits}/{digits}\.jpg", _Pixels, pixels),
             (rf"/crops/{digits}/{digits}\.jpg", _Pixels, pixels),
+            (rf"/objects/{digits}/{digits}/{digits}/{digits}/{digits}\.png", _Objects, pixels),
         ]
         page = Application(FunctionHandler(lambda doc: make_page(doc, catalogue, self._workers)))
         try:

@@ -16,7 +16,7 @@ from tilestream.geometry import Size
 from tilestream.models.pca import AXES_ROWS, principal_axes
 from tilestream.store.blocks import BLOCK_ROWS
 from tilestream.store.folder import Folder
-from tilestream.store.slide import Slide, is_good
+from tilestream.store.slide import VECTORS, Slide, is_good
 
 SCORES = 16
 """Leading principal components that are kept of each tile, for clusters and pictures."""
@@ -109,7 +109,9 @@ class ViewedSlide(Slide):
     def __init__(self, place: Folder, cache: BlockCache) -> None:
         super().__init__(place, allow_unfinished=True)
         self.cache, self._lock = cache, threading.Lock()
-        self.rows = self.vectors()
+        self.embedded = self.has(VECTORS["tiles"]) or not self.heads
+        """Whether there are embeddings; where heads alone read pixels, there are none."""
+        self.rows: Any = self.vectors() if self.embedded else np.full((self.layout.tiles, 1), np.nan, np.float16)
         self.row, self.col, self.y, self.x = map(self.read_column, ("row", "col", "y", "x"))
         self.tissue = self.read_column("tissue")
         self.status = self.read_column("status/codes").copy()
@@ -118,7 +120,7 @@ class ViewedSlide(Slide):
         for shard in self.shards:
             committed[self.layout.rows(shard)] = True
         self.status[~committed] = -1  # what a writer has not committed may still change
-        self.good = is_good(self.status)
+        self.good = is_good(self.status) & self.embedded
         self._scores: Floats | None = None
         self._norms: Floats | None = None
 
@@ -130,9 +132,10 @@ class ViewedSlide(Slide):
     @property
     def words(self) -> str:
         """Tiles, failures and what is missing, in words."""
-        done, failed = int(self.good.sum()), int(((self.status >= 0) & ~self.good).sum())
+        good = is_good(self.status)
+        done, failed = int(good.sum()), int(((self.status >= 0) & ~good).sum())
         missing = int((self.status < 0).sum())
-        words = f"{done:,} tiles x {self.layout.dim}, {self.encoder}"
+        words = f"{done:,} tiles x {self.layout.dim}, {self.encoder}" if self.embedded else f"{done:,} tiles without embeddings"
         words += f"; {failed:,} failed" if failed else ""
         words += f"; still being written: {missing:,} tiles to come" if not self.finished else ""
         return words + ("; no tissue was found" if not self.layout.tiles else "")

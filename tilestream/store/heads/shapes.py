@@ -184,6 +184,14 @@ class ShapesFile:
         """One row group, as a pyarrow table."""
         return self._file.read_row_group(group)
 
+    def class_counts(self) -> list[int]:
+        """Objects of each class."""
+        counts = dict.fromkeys(self.classes, 0)
+        for group in range(self.groups):
+            for told in self._file.read_row_group(group, columns=["class"])["class"].value_counts().to_pylist():
+                counts[told["values"]] += told["counts"]
+        return list(counts.values())
+
     def rows(self) -> Iterator[ShapeRows]:
         """All objects, a row group at a time."""
         for group in range(self.groups):

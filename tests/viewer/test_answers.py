@@ -1,0 +1,75 @@
+"""What heads answered, as the viewer shows it: objects by tile of the zoom, densities, classes."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tilestream
+from tests.support.images import write_pyramid
+from tests.support.made_nuclei import CLASSES, draw_nuclei, place_nuclei
+from tests.support.runs import config
+from tests.support.viewing import ask, viewed
+from tilestream.store.heads.palette import class_colours
+from tilestream.viewer.answers import class_counts, density_overlay, draw_object_tile, head_overlays
+from tilestream.viewer.deepzoom import SIDE, Zoom
+
+NUCLEI = place_nuclei(1200, 200, 5)
+KINDS = np.random.default_rng(5).integers(0, 3, 200)
+
+
+@pytest.fixture(scope="module", params=["none", "tests.support.encoders:mean_rgb"])
+def shown(request, tmp_path_factory):
+    """An output of a slide of nuclei that were found, with and without embeddings beside them."""
+    folder = tmp_path_factory.mktemp("nuclei")
+    write_pyramid(folder / "a.tif", draw_nuclei(1200, NUCLEI, KINDS), compression="deflate", levels=1)
+    head = {"kind": "detect", "model": "tests.support.made_nuclei:instances", "size": 400, "overlap": 32}
+    tiles = {"size": 200, "level": 0, "tissue": "none"}
+    tilestream.run(config(folder / "a.tif", folder / "out", encoder=request.param, tiles=tiles, heads={"nuclei": head}))
+    return folder / "out"
+
+
+def test_objects_have_their_outlines_where_they_lie(shown):
+    slide = viewed(shown / "a.zarr")
+    zoom = Zoom(slide.size)
+    level = zoom.deepest
+    scale = zoom.scale(level)
+    seen = 0
+    for (y, x, radius), kind in zip(NUCLEI.tolist(), KINDS.tolist(), strict=True):
+        top, left = (y - radius) / scale, (x + 0.5) / scale
+        col, row = int(left // SIDE), int(top // SIDE)
+        if top % SIDE < 4 or y < radius:
+            continue
+        picture = np.asarray(Image.open(io.BytesIO(draw_object_tile(slide, "nuclei", (level, col, row)))))
+        near = picture[int(top % SIDE) - 2 : int(top % SIDE) + 3, int(left % SIDE)]
+        assert (near == (*class_colours(3)[kind], 255)).all(axis=1).any()
+        seen += 1
+    assert seen > 150
+
+
+def test_a_tile_of_the_whole_slide_shows_every_class(shown):
+    slide = viewed(shown / "a.zarr")
+    picture = np.asarray(Image.open(io.BytesIO(draw_object_tile(slide, "nuclei", (0, 0, 0)))))
+    assert {tuple(colour) for colour in picture[picture[..., 3] > 0][:, :3].tolist()} == set(class_colours(3))
+    assert draw_object_tile(slide, "nuclei", (0, 1, 0)) is None
+
+
+def test_the_server_gives_tiles_of_objects_by_number(shown):
+    answers = ask(shown, [("/objects/0/0/0/0/0.png", {}), ("/objects/0/1/0/0/0.png", {}), ("/objects/7/0/0/0/0.png", {}), ("/", {})])
+    assert [code for code, _ in answers] == [200, 404, 404, 200]
+    assert Image.open(io.BytesIO(answers[0][1])).size == (SIDE, SIDE)
+
+
+def test_densities_and_counts_are_those_of_the_store(shown):
+    slide = viewed(shown / "a.zarr")
+    assert head_overlays(slide) == ["objects: nuclei", "density: nuclei"]
+    counted = np.bincount(KINDS, minlength=3)
+    assert [words for _, words in class_counts(slide, "objects: nuclei")] == [f"{name} {n}" for name, n in zip(CLASSES, counts_of(counted), strict=True)]  # fmt: skip
+    overlay = density_overlay(slide, slide.places(), "nuclei")
+    assert "objects a mm²" in overlay.words
+    assert overlay.rgba.shape == (6, 6)
+
+
+def counts_of(counts):
+    return [f"{count:,}" for count in counts.tolist()]
