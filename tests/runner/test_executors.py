@@ -1,7 +1,6 @@
 """One process, worker processes and an external cluster give equal outputs, and no pixel crosses the scheduler."""
 
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -17,8 +16,9 @@ from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config, opened, same_store
 from tilestream.config.load import load_config
 from tilestream.config.schema import Config
-from tilestream.errors import ConfigError, InputError, InterruptedRunError
-from tilestream.runner.engines.executors import DaskEngine, InlineEngine, _Submitted, open_engine
+from tilestream.errors import ConfigError, InputError, InterruptedRunError, UnfitWorkerError
+from tilestream.runner.engines.dask_engine import DaskEngine, _outcome
+from tilestream.runner.engines.executors import InlineEngine, open_engine
 
 LINE = {
     "encoder": {"name": "vit_tiny_patch16_224", "precision": "fp32"},
@@ -109,6 +109,13 @@ def compute_section(**settings):
     return checked.compute
 
 
+def next_end(engine):
+    """The next task to end, whatever news come in between."""
+    while (ended := engine.wait_next(60)) is None:
+        pass
+    return ended
+
+
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [
@@ -125,17 +132,17 @@ def test_every_engine_keeps_one_contract(settings, kind, tmp_path):
         assert engine.wait_next(0.01) is None
         for k in range(engine.capacity):
             engine.submit(f"key {k}", double, k)
-        seen = dict(engine.wait_next() for _ in range(engine.capacity))
+        seen = dict(next_end(engine) for _ in range(engine.capacity))
         assert {key: outcome.value for key, outcome in seen.items()} == {f"key {k}": 2 * k for k in range(engine.capacity)}
         engine.submit("refused", boom, 7)
-        key, outcome = engine.wait_next()
+        key, outcome = next_end(engine)
         assert (key, outcome.value) == ("refused", None)
         assert isinstance(outcome.error, InputError)
         with pytest.raises(InputError, match="task 8 was refused"):
             engine.call(boom, 8)
         if kind is DaskEngine:
             engine.submit("retried", die_once, str(tmp_path / "died"))
-            assert engine.wait_next()[1].value == "done"
+            assert next_end(engine)[1].value == "done"
             processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
             open_ports = [c.laddr for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
             assert {address.ip for address in open_ports} == {"127.0.0.1"}
@@ -179,9 +186,9 @@ def test_a_result_that_is_lost_with_its_worker_is_computed_again():
 
 
 class Answer:
-    """A future that is done: with a result, with trouble on the way to it, or with the error of its task."""
+    """A future that is done: with trouble on the way to its result, or with the error of its task."""
 
-    status, key = "finished", "task"
+    key = "task"
 
     def __init__(self, trouble=None, error=None):
         self.trouble, self.error = trouble, error
@@ -193,36 +200,28 @@ class Answer:
         raise self.trouble
 
 
-@pytest.mark.parametrize("trouble", [ConnectionResetError(104, "reset by peer"), CancelledError()])
-def test_a_connection_that_breaks_while_a_result_comes_is_a_lost_scheduler(trouble):
-    engine = DaskEngine.__new__(DaskEngine)
-    engine._done, engine._submitted = queue.SimpleQueue(), {"task": _Submitted("key", abs, (-1,), None, frozenset())}
-    engine._done.put(Answer(trouble))
-    key, outcome = engine.wait_next(1)
-    assert key == "key"
-    assert isinstance(outcome.error, InterruptedRunError)
-    assert "the scheduler was lost" in str(outcome.error)
-
-
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
         (Answer(ConnectionResetError(104, "reset by peer")), "the scheduler was lost"),
+        (Answer(CancelledError()), "the scheduler was lost"),
         (Answer(error=CancelledError()), "the scheduler was lost"),
         (Answer(error=OSError("no such device")), "task: OSError: no such device"),
         (Answer(error=distributed.KilledWorker("task", None, 3)), "task killed 4 workers"),
     ],
 )
-def test_preparing_workers_ends_with_our_own_error(answer, words):
-    class Client:
-        def submit(self, *arguments, **options):
-            return answer
+def test_a_task_whose_end_cannot_be_known_ends_with_our_own_error(answer, words):
+    with pytest.raises(InterruptedRunError, match=words):
+        _outcome(answer)
 
-        def scheduler_info(self, **options):
-            return {"workers": {"tcp://a": {}}}
 
-    engine = DaskEngine.__new__(DaskEngine)
-    engine._client, engine._unfit = Client(), set()
-    for call in (engine.call, engine.call_all):
-        with pytest.raises(InterruptedRunError, match=words):
-            call(abs, -1)
+def fail(task):
+    raise RuntimeError(f"task {task} failed in a way of its own")
+
+
+def test_an_error_that_is_not_ours_ends_the_run_with_our_own():
+    with open_engine(compute_section(scheduler="local", workers=1)) as engine:
+        with pytest.raises(InterruptedRunError, match="RuntimeError: task 5 failed in a way of its own"):
+            engine.call(fail, 5)
+        with pytest.raises(UnfitWorkerError, match=r"is refused: .*RuntimeError: task 6 failed in a way of its own"):
+            engine.call_all(fail, 6)

@@ -17,11 +17,14 @@ import tilestream
 from tests.stages.test_worker import settings
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config, opened
+from tilestream.config.load import load_config
 from tilestream.errors import OutputError, UnfitWorkerError
-from tilestream.runner.reporter import Reporter
+from tilestream.runner.engines.executors import open_engine
 from tilestream.stages import pinning
+from tilestream.stages.embed_tiles import describe_encoder
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.worker import Worker
+from tilestream.stages.worker_settings import worker_settings
 
 VIT = {"name": "vit_tiny_patch16_224", "args": {"img_size": 64}}
 TILES = {"size": 64, "level": 0, "tissue": "none"}
@@ -43,19 +46,6 @@ class Finder(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Finder())
 """
 """A machine that has matrix units for bf16, or none: sitecustomize of its processes."""
-
-
-class Heard(Reporter):
-    """What a run says, and a call for each shard that is done."""
-
-    def __init__(self, after_shard=lambda: None):
-        self.words, self.after_shard = [], after_shard
-
-    def message(self, text, *, level="info"):
-        self.words.append((level, text))
-
-    def shard_done(self, report):
-        self.after_shard()
 
 
 class Cluster:
@@ -106,26 +96,32 @@ def rows(image, output, **encoder):
     return opened(output, "a").embeddings[:]
 
 
-def test_workers_of_two_kinds_never_share_a_store(cluster, image, tmp_path):
-    """A worker that joins late, and lacks what the first one has, is refused by name; the others go on."""
+def test_a_worker_that_joins_late_and_lacks_what_the_first_one_has_is_refused_by_name(cluster, image, tmp_path):
     cluster.add_worker(units=True)
-    joined = []
-
-    def join():
-        if not joined:
-            joined.append(cluster.add_worker(units=False))
-
     compute = {"scheduler": f"file:{cluster.file}", "threads": 1, "batch_size": 4, "shard_tiles": 1}
-    heard = Heard(join)
-    summary = tilestream.run(config(image, tmp_path / "out", encoder=VIT, tiles=TILES, compute=compute), reporter=heard)
-    assert summary.exit_code == 0
-    store = opened(tmp_path / "out", "a")
-    assert store.recipe["encoder"]["precision"] == "bf16"
-    np.testing.assert_array_equal(store.embeddings[:], rows(image, tmp_path / "bf16", precision="bf16"))
-    (refused,) = {text for level, text in heard.words if level == "warning" and "is refused" in text}
+    checked, said = load_config(config(image, tmp_path / "out", encoder=VIT, tiles=TILES, compute=compute)), []
+    with open_engine(checked.compute, said.append) as engine:
+        _, pinned = engine.call(describe_encoder, worker_settings(checked))
+        engine.call_all(describe_encoder, pinned)
+        cluster.add_worker(units=False)
+        while not said:
+            engine.wait_next(60)
+        assert engine.workers == 1
+        engine.submit("key", abs, -42)  # the others go on
+        while (ended := engine.wait_next(60)) is None:
+            pass
+        assert (ended[0], ended[1].value) == ("key", 42)
+    (refused,) = said
     assert f"worker {os.uname().nodename} (process" in refused
     assert "no matrix units for bf16" in refused
     assert "Set encoder.precision to fp32 or bf16" in refused
+
+
+def test_a_worker_of_another_version_is_refused():
+    pinned = Worker(settings(precision="fp32")).pinned
+    other = replace(pinned, pinned=replace(pinned.pinned, versions=(("torch", "1.0"),)))
+    with pytest.raises(UnfitWorkerError, match=r"it has torch [\d.]+, and the run's first worker has 1.0. Install the same there"):
+        Worker(other)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ def config_schema() -> dict[str, Any]:
     for name in ("Output", "Tissue", "Encoder", "Pool"):
         parts[name] = {"anyOf": [{"type": "string"}, parts[name]]}
     spec = parts["SchedulerSpec"]
-    mapping = {**spec, "properties": {key: spec["properties"][key] for key in ("class", "args")}, "required": ["class"]}
+    mapping = {**spec, "properties": {key: spec["properties"][key] for key in ("class", "args", "adapt")}, "required": ["class"]}
     parts["SchedulerSpec"] = {"anyOf": [{"type": "string"}, mapping]}
     schema["properties"]["slides"] = {**schema["properties"]["slides"], "type": ["string", "array"]}
     return schema

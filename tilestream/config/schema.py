@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tilestream.config.compute import Compute, OnError
+from tilestream.config.compute import Compute, OnError, SchedulerSpec
 from tilestream.config.heads import NO_ENCODER, Head, Heads, problem_of_heads
 from tilestream.config.python_objects import is_object_name, name_object, told_elsewhere
 from tilestream.config.types import (
@@ -25,7 +25,6 @@ from tilestream.config.types import (
     PathText,
     Positive,
     Saved,
-    SchedulerSpec,
     Section,
     Sides,
     Switch,

@@ -14,7 +14,7 @@ from tilestream.config.slide_list import SlideRef
 from tilestream.errors import InputError, InterruptedRunError
 from tilestream.runner.cohort import Cohort, open_slide
 from tilestream.runner.compiling import CompileChoice
-from tilestream.runner.engines.executors import Engine
+from tilestream.runner.engines.engine import Engine
 from tilestream.runner.heads.stored import StoredImage, lacks_answers_only
 from tilestream.runner.pipeline import Job, SlideRun, stages_of
 from tilestream.runner.prepare import PreparedSlide, Setup

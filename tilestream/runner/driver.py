@@ -19,7 +19,8 @@ from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
 from tilestream.runner.cohort import Cohort, list_cohort, share_out
 from tilestream.runner.engines.clusters import check_main_guard
-from tilestream.runner.engines.executors import Engine, Outcome, open_engine
+from tilestream.runner.engines.engine import Engine, Outcome
+from tilestream.runner.engines.executors import open_engine
 from tilestream.runner.heads.stored import stored_encoder
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.reporter import Reporter
@@ -207,6 +208,7 @@ class Run:
             if time.monotonic() - looked >= LOOK_EVERY:
                 looked = time.monotonic()
                 self._look()
+            self.summary.workers = max(self.summary.workers, self.engine.workers)
             if ended is None:  # the engine or the planner has news, or time has passed
                 continue
             in_flight -= 1

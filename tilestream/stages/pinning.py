@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from tilestream import __version__
 from tilestream.encoders.weights import weights_digest
 from tilestream.errors import UnfitWorkerError
 from tilestream.stages.hardware import has_matrix_units
@@ -22,6 +23,11 @@ def cpu_capability() -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
+def _torch() -> str:
+    """The version of torch, whatever it was built for."""
+    return str(torch.__version__).partition("+")[0]
+
+
 def pin_settings(settings: WorkerSettings, device: torch.device, dtype: torch.dtype, encoder: nn.Module, batch: int) -> WorkerSettings:
     """The settings of a worker with nothing left open, as all workers of its run are to have them."""
     units = settings.precision == "auto" and dtype is torch.bfloat16
@@ -32,7 +38,9 @@ def pin_settings(settings: WorkerSettings, device: torch.device, dtype: torch.dt
         precision=PRECISIONS[dtype],
         batch=batch,
         compute_threads=torch.get_num_threads() if exact_on_cpu else settings.compute_threads,
-        pinned=Pinned(weights_digest(encoder), units, cpu_capability() if exact_on_cpu else None),
+        pinned=Pinned(
+            weights_digest(encoder), units, cpu_capability() if exact_on_cpu else None, (("tilestream", __version__), ("torch", _torch()))
+        ),
     )
 
 
@@ -47,6 +55,9 @@ def check_machine(settings: WorkerSettings) -> None:
     pinned = settings.pinned
     if pinned is None:  # the first of its run
         return
+    for name, wanted in pinned.versions:
+        if (there := _torch() if name == "torch" else __version__) != wanted:
+            raise unfit(f"it has {name} {there}, and the run's first worker has {wanted}", "Install the same there")
     cuda = settings.device.startswith("cuda")
     if cuda and not torch.cuda.is_available():
         raise unfit("it has no CUDA device, and the run's first worker has one", "Set compute.device to cpu")

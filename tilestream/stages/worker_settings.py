@@ -84,6 +84,8 @@ class Pinned:
     """Whether bf16 was chosen because the device has matrix units for it."""
     cpu_capability: str | None
     """The instruction set of the CPU's kernels, as torch names it, in exact mode."""
+    versions: tuple[tuple[str, str], ...] = ()
+    """Versions of what rows are computed with, by name."""
 
 
 @dataclass(frozen=True)

@@ -6,30 +6,151 @@ import ast
 import importlib
 import json
 import multiprocessing
+import platform
 import re
+import shlex
+import shutil
+import socket
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tilestream.config.compute import Compute, SchedulerSpec
 from tilestream.config.local_files import read_small_file
-from tilestream.config.schema import SchedulerSpec
-from tilestream.errors import ConfigError
-from tilestream.stages.worker_settings import LANES
+from tilestream.errors import LONGEST_REASON, ConfigError
+from tilestream.stages.worker_settings import LANES, worker_count
+
+ANSWER = 5.0
+"""Seconds within which a scheduler must take a connection."""
 
 
-def start_cluster(spec: SchedulerSpec, workers: int) -> Any:
-    """The cluster that `compute.scheduler` asks for, with so many workers on their way. Raises ConfigError."""
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that was started here or found, and this process's connection to it."""
+
+    client: Any
+    started: Any = None
+    """The cluster itself, where it was started here."""
+    expected: int | None = None
+    """Workers that were asked for; None where others start them."""
+    most: int | None = None
+    """Workers that it may start by itself once there is work for them; None where it starts none."""
+
+    def close(self) -> None:
+        """Let go of it; what was started here ends."""
+        self.client.close()
+        if self.started is not None:
+            self.started.close()
+
+
+def open_cluster(compute: Compute) -> Cluster:
+    """The cluster that `compute.scheduler` asks for; its workers may still be on their way.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be reached or started.
+    """
+    import distributed
+
+    spec = compute.scheduler
+    if spec.kind in ("address", "file"):
+        return Cluster(_connect(spec))
     if spec.kind == "local":
-        return _start_local_cluster(workers)
+        started = _start_local_cluster(worker_count(compute))
+    else:
+        started = _start_class(spec, None if compute.workers == "auto" else int(compute.workers))
+    try:
+        client = distributed.Client(started, set_as_default=False)
+        plan = getattr(started, "plan", ())
+        most = None if spec.adapt is None else spec.adapt.maximum
+        return Cluster(client, started, most or len(plan) or None, most)
+    except BaseException:
+        started.close()
+        raise
+
+
+def _connect(spec: SchedulerSpec) -> Any:
+    """A client of a scheduler that is running already. Raises ConfigError, soon where nothing answers."""
+    import distributed
+
+    address = spec.address or address_in_file(spec.path or "")
+    try:
+        _expect_greeting(address)
+        return distributed.Client(address, set_as_default=False, timeout=2 * ANSWER)
+    except (OSError, ValueError) as error:
+        where = address if spec.path is None else f"{address}, which {spec.path} names"
+        raise ConfigError(
+            f"compute.scheduler: no cluster answers at {where}: {first_line(error)}. Start one, or set it to local."
+        ) from error
+
+
+def _expect_greeting(address: str) -> None:
+    """Connect to a scheduler as anybody may, and hear its first bytes. distributed would try for half a minute, and for ever where nobody speaks."""
+    match = re.fullmatch(r"(tcp|tls)://\[?([^\s/]+?)\]?:(\d+)/?", address)
+    if match is None:
+        return
+    with socket.create_connection((match[2], int(match[3])), timeout=ANSWER) as connection:
+        if match[1] == "tcp" and not connection.recv(1):
+            raise ConnectionError("what listens there is no scheduler")
+
+
+def _start_class(spec: SchedulerSpec, workers: int | None) -> Any:
+    """The cluster of a class of dask, with `workers` on their way; None: as many as its own arguments say, else one."""
     module, _, name = (spec.cls or "").rpartition(".")
     try:
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"compute.scheduler.class: {spec.cls} cannot be imported: {error}.") from error
-    cluster = factory(**spec.args)
-    cluster.scale(workers)
+    job, args = getattr(factory, "job_cls", None), dict(spec.args)
+    command = shlex.split(getattr(job, "submit_command", None) or "")
+    if command and shutil.which(command[0]) is None:
+        raise ConfigError(
+            f"compute.scheduler.class: {spec.cls} submits jobs with {command[0]}, which is not on the PATH of {platform.node()}. "
+            "Start the run where jobs are submitted, or set compute.scheduler to local."
+        )
+    if job is not None:  # it would start them without telling whether that went well
+        workers = workers or args.pop("n_workers", None)
+        args["n_workers"] = 0
+    cluster = None
+    try:
+        cluster = factory(**args)
+        if spec.adapt is not None:
+            cluster.adapt(minimum=spec.adapt.minimum, maximum=spec.adapt.maximum)
+        elif job is not None:
+            _submit_jobs(cluster, workers or 1)
+        elif workers is not None or not getattr(cluster, "plan", (1,)):
+            cluster.scale(workers or 1)
+    except Exception as error:
+        if cluster is not None:
+            _close_failed(cluster)
+        raise ConfigError(f"compute.scheduler: {spec.cls} does not start: {first_line(error)}") from error
     return cluster
+
+
+def _close_failed(cluster: Any) -> None:
+    """Close a cluster some of whose jobs were refused: left alone, it would insist that each was closed."""
+    from distributed.core import Status
+
+    for job in getattr(cluster, "workers", {}).values():
+        if job.status == Status.created:
+            job.status = Status.failed
+    cluster.close()
+
+
+def _submit_jobs(cluster: Any, workers: int) -> None:
+    """Have a cluster of a batch system submit the jobs for so many workers, and raise what that raised: `scale` keeps it for itself."""
+    while len(cluster.plan) < workers:
+        cluster.worker_spec.update(cluster.new_worker_spec())
+    cluster.sync(cluster._correct_state)  # noqa: SLF001  # there is no other way to learn of it
+
+
+def first_line(error: BaseException) -> str:
+    """An error of a foreign library on one line, with what it came from."""
+    words = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+    return words if error.__cause__ is None else f"{words} ({first_line(error.__cause__)})"
 
 
 def address_in_file(path: str) -> str:
