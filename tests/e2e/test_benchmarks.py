@@ -8,6 +8,7 @@ from benchmarks import (
     bench_context,
     bench_durability,
     bench_export,
+    bench_heads,
     bench_memory,
     bench_objects,
     bench_pipeline,
@@ -169,3 +170,9 @@ def test_the_start_of_commands_is_measured(capsys):
     assert [sum(row["parts"].values()) for row in rows[3:]] == pytest.approx([row["seconds"] for row in rows[3:]], abs=0.01)
     assert [row["tiles"] for row in rows[3:]] == [4, 4]
     assert all(row["seconds"] > 0 and row["over_python"] > 0 for row in rows)
+
+
+def test_heads_on_stored_rows_stay_below_their_projection(tmp_path):
+    rows = bench_heads.main(["--tiles", "3000", "--heads", "linear", "knn", "transformer", "--folder", str(tmp_path), "--json"])
+    assert [row["head"] for row in rows] == ["read", "linear", "knn", "transformer"]
+    assert [row["head"] for row in rows[1:] if not 0 < row["peak"] <= row["projected"]] == []

@@ -207,3 +207,33 @@ def test_a_run_that_is_killed_in_a_head_goes_on_from_there(image, tmp_path, monk
     assert bytes_of(tmp_path / "out" / "a.zarr") == bytes_of(tmp_path / "small" / "a.zarr")
     whole, small = (table(tmp_path / name) for name in ("whole", "small"))
     assert np.array_equal(whole.obsm["one"], small.obsm["one"])
+
+
+@pytest.mark.slow
+def test_two_worker_processes_leave_the_bytes_of_one(image, tmp_path):
+    path, _ = head_file(tmp_path / "one.safetensors")
+    bag, _ = head_file(tmp_path / "bag.safetensors", kind="slide", model="abmil")
+    heads = {
+        "one": {"kind": "classify", "model": path}, "bag": {"kind": "slide", "model": bag},
+        "red": {"kind": "classify", "input": "pixels", "model": "tests.support.heads:redness"},
+    }  # fmt: skip
+    for name, compute in (("inline", {}), ("two", {"scheduler": "local", "workers": 2, "threads": 1})):
+        assert tilestream.run(given(image, tmp_path / name, heads=heads, compute=compute)).exit_code == 0
+    assert bytes_of(tmp_path / "inline" / "a.zarr") == bytes_of(tmp_path / "two" / "a.zarr")
+
+
+def test_a_plan_says_what_heads_leave_and_take_and_a_heads_name_is_no_column_of_the_list(image, tmp_path, capsys):
+    path, _ = head_file(tmp_path / "one.safetensors")
+    settings = given(image, tmp_path / "out", heads={"one": {"kind": "classify", "model": path}})
+    (tmp_path / "c.yaml").write_text(json.dumps(settings))
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(tmp_path / "c.yaml")])
+    assert not ended.value.code
+    assert "head one: classify on tiles, classification: stroma, epithelium, fat; 0 MiB of output" in capsys.readouterr().out
+    tight = {**settings, "compute": {**settings["compute"], "memory_limit": "64MiB"}}
+    with pytest.raises(ConfigError, match=r"compute.memory_limit: .* heads [\d.]+ "):
+        tilestream.run(tight)
+    listed = tmp_path / "slides.csv"
+    listed.write_text(f"path,id,one\n{image},a,x\n")
+    with pytest.raises(ConfigError, match=r"heads\.one: the list of slides has a column of that name"):
+        tilestream.run(given(listed, tmp_path / "out", heads=settings["heads"]))

@@ -67,7 +67,7 @@ def list_cohort(config: Config, shard: tuple[int, int] | None = None, *, restart
 
 def refuse_taken_columns(config: Config, refs: list[SlideRef]) -> None:
     """Refuse a head whose name is a column of the list of slides, which becomes one of the tiles."""
-    listed = {column for ref in refs for column in ref.extra}
+    listed = {column for ref in refs for column, _ in ref.extra}
     if taken := sorted(listed & config.heads.keys()):
         raise ConfigError(
             f"heads.{taken[0]}: the list of slides has a column of that name, which becomes one of the tiles. Give the head another name."
