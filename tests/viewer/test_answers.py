@@ -14,6 +14,7 @@ from tests.support.viewing import ask, viewed
 from tilestream.store.heads.palette import class_colours
 from tilestream.viewer.answers import class_counts, density_overlay, draw_object_tile, head_overlays
 from tilestream.viewer.deepzoom import SIDE, Zoom
+from tilestream.viewer.report import write_report
 
 NUCLEI = place_nuclei(1200, 200, 5)
 KINDS = np.random.default_rng(5).integers(0, 3, 200)
@@ -69,6 +70,13 @@ def test_densities_and_counts_are_those_of_the_store(shown):
     overlay = density_overlay(slide, slide.places(), "nuclei")
     assert "objects a mm²" in overlay.words
     assert overlay.rgba.shape == (6, 6)
+
+
+def test_the_report_counts_objects_by_class(shown, tmp_path):
+    write_report(str(shown), str(tmp_path / "r.html"))
+    text = (tmp_path / "r.html").read_text()
+    counted = np.bincount(KINDS, minlength=3)
+    assert f"nuclei: 200 objects ({', '.join(f'{name} {n}' for name, n in zip(CLASSES, counted, strict=True))})" in text
 
 
 def counts_of(counts):

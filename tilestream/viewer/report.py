@@ -19,6 +19,7 @@ from tilestream.store.folder import Folder
 from tilestream.store.ownership import is_zarr
 from tilestream.store.picture import small_image
 from tilestream.store.slide import Slide
+from tilestream.viewer.answer_words import answer_words
 from tilestream.viewer.assets import read_asset
 
 PICTURE_BYTES = 24 * 1024**2
@@ -187,11 +188,13 @@ class _Row:
         causes = self.causes()
         words = escape(f"{self.name} {self.status} {' '.join(causes)}".lower(), quote=True)
         progress = f"{self.tiles:,}" if self.status == "done" else f"{self.embedded:,} of {self.tiles:,}"
+        answers = [] if self.slide is None else answer_words(self.slide)
         causes_list = f"<ul>{''.join(f'<li>{escape(cause)}</li>' for cause in causes)}</ul>" if causes else ""
         address = str(self.told.get("address", "") if self.slide is None else self.slide.source["address"])
         total = sum(self.seconds.values())
         return (
-            f'<tr data-text="{words}"><td class=id><b>{escape(self.name)}</b><br><span class=soft>{escape(without_credentials(address))}</span></td>'
+            f'<tr data-text="{words}"><td class=id><b>{escape(self.name)}</b><br><span class=soft>{escape(without_credentials(address))}</span>'
+            f"{''.join(f'<br>{escape(line)}' for line in answers)}</td>"
             f"<td class=pic>{self._picture(side, most)}</td><td class={self.status}>{self.status}</td>"
             f'<td class=n data-v="{self.tiles}">{progress}</td><td class="n{" failed" if self.failed else ""}" data-v="{self.failed}">{self.failed:,}</td>'
             f'<td data-v="{total:.2f}">{_bar(self.seconds)}</td><td class=why>{causes_list}</td></tr>\n'
