@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from PIL import Image
 
 import tilestream
 from tests.support import dense_models
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config
+from tilestream.config.load import load_config
+from tilestream.errors import InputError, InterruptedRunError
+from tilestream.models.heads import patch_grid
+from tilestream.runner.plan_command import plan_slides
+from tilestream.store.heads import labels
 
 MODELS = "tests.support.dense_models:"
 HEIGHT, WIDTH = 530, 391
@@ -50,3 +56,141 @@ def test_labels_equal_one_pass_over_the_whole_image(image, tmp_path, model):
     assert summary.exit_code == 0
     expected = whole_pass(getattr(dense_models, model)(), 100).argmax(0) + 1
     np.testing.assert_array_equal(level(tmp_path / "out"), expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "cut"),
+    [
+        ("values41", {}),
+        ("values_strided95", {"BLOCK_SIDE": 130, "STRIPE_CORES": 2}),
+        ("values_strided95", {"BLOCK_SIDE": 600, "STRIPE_CORES": 1}),
+    ],
+)
+def test_values_equal_one_pass_bit_for_bit_whatever_the_blocks(image, tmp_path, monkeypatch, model, cut):
+    for name, value in cut.items():
+        monkeypatch.setattr(patch_grid, name, value)
+    segment(image, tmp_path / "out", {"model": MODELS + model, "size": 256 if "95" in model else 160, "classes": ["a", "b", "c", "d"]})
+    expected = whole_pass(getattr(dense_models, model)(), 100)
+    assert level(tmp_path / "out").tobytes() == expected.tobytes()
+
+
+@torch.inference_mode()
+def test_tiles_that_are_stitched_naively_differ_from_one_pass():
+    """What the tests above would say of the plain way: every tile on its own, put side by side."""
+    model, pixels = dense_models.dilated41(), torch.from_numpy(make_image(HEIGHT, WIDTH, 1)).permute(2, 0, 1)[None].contiguous()
+    stitched = np.zeros((HEIGHT, WIDTH), np.int64)
+    for y in range(0, HEIGHT, 160):
+        for x in range(0, WIDTH, 160):
+            part = model(pixels[..., y : y + 160, x : x + 160])[0].argmax(0) + 1
+            stitched[y : y + 160, x : x + 160] = part.numpy()
+    differs = stitched != whole_pass(model, 100).argmax(0) + 1
+    assert differs.any()
+    near_y, near_x = (
+        (at % 160 < 20) | (at % 160 >= 140) | (at >= side - 20) for side, at in ((side, np.arange(side)) for side in differs.shape)
+    )
+    assert not differs[~near_y][:, ~near_x].any()  # and only where tiles meet
+
+
+def bytes_of(output):
+    folder = output / "a.zarr"
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+UNET = {"model": MODELS + "small_unet", "size": 96, "overlap": 32, "save": ["labels", "probabilities"]}
+
+
+def test_workers_and_cuts_leave_the_same_bytes_for_a_model_that_is_blended(image, tmp_path, monkeypatch):
+    monkeypatch.setattr(patch_grid, "BLOCK_SIDE", 200)
+    segment(image, tmp_path / "one", UNET)
+    monkeypatch.setattr("tilestream.stages.heads.segment.SegmentKind.together", 1)
+    segment(image, tmp_path / "many", UNET)
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "many")
+
+
+def test_a_run_that_was_cut_short_ends_with_the_same_bytes(image, tmp_path, monkeypatch):
+    monkeypatch.setattr(patch_grid, "BLOCK_SIDE", 200)
+    segment(image, tmp_path / "whole", UNET)
+    written = []
+
+    def dying(*args):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(args[2])
+        return labels.write_unit(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tilestream.stages.heads.segment.write_unit", dying)
+        with pytest.raises((KeyboardInterrupt, InterruptedRunError)):
+            segment(image, tmp_path / "cut", UNET)
+    assert len(written) == 2
+    before = {path: data for path, data in bytes_of(tmp_path / "cut").items() if "/0/c/" in str(path)}
+    segment(image, tmp_path / "cut", UNET)
+    after = bytes_of(tmp_path / "cut")
+    assert before
+    assert all(after[path] == data for path, data in before.items())
+    assert after == bytes_of(tmp_path / "whole")
+
+
+def test_labels_are_ome_zarr_with_names_and_a_pyramid_of_every_second_pixel(tmp_path):
+    image = write_pyramid(tmp_path / "a.tif", make_image(700, 900, 2), compression="deflate", levels=1, mpp=0.5)
+    segment(image, tmp_path / "out", {"model": MODELS + "dilated41", "size": 256})
+    group = zarr.open_group(tmp_path / "out" / "a.zarr" / "labels", mode="r")
+    assert group.attrs["ome"]["labels"] == ["kinds"]
+    about = group["kinds"].attrs["ome"]
+    assert [each["path"] for each in about["multiscales"][0]["datasets"]] == ["0", "1"]
+    assert about["multiscales"][0]["datasets"][1]["coordinateTransformations"][0]["scale"] == [1.0, 1.0]
+    assert [each["class"] for each in about["image-label"]["properties"]] == ["not computed", "class0", "class1", "class2", "class3"]
+    np.testing.assert_array_equal(level(tmp_path / "out", "1"), level(tmp_path / "out")[::2, ::2])
+    assert level(tmp_path / "out").shape == (700, 900)
+
+
+def test_what_holds_no_tile_is_not_computed_and_takes_no_space(tmp_path):
+    image = write_pyramid(tmp_path / "a.tif", make_image(600, 600, 1), compression="deflate", levels=1, mpp=0.5)
+    mask = np.zeros((600, 600), np.uint8)
+    mask[200:330, 200:330] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    tiles = {"size": 32, "tissue": {"mask": str(tmp_path / "mask.png")}}
+    segment(image, tmp_path / "out", {"model": MODELS + "counting", "size": 64}, tiles=tiles)
+    found = level(tmp_path / "out")
+    assert (found[220:310, 220:310] > 0).all()
+    assert not found[:100].any()
+    assert not found[450:].any()
+    assert (found > 0).mean() < 0.2
+
+
+@pytest.mark.parametrize("blend", [{"overlap": 32}, {}])
+def test_failed_patches_and_values_that_are_not_finite_are_not_computed(tmp_path, blend):
+    pixels = make_image(400, 400, 1)
+    pixels[128:136, 256:264] = 7  # by which the model is told to fail
+    image = write_pyramid(tmp_path / "a.tif", pixels, compression="deflate", levels=1, mpp=0.5)
+    model = "small_unet_that_fails" if blend else "dilated_that_fails"
+    summary = segment(image, tmp_path / "out", {"model": MODELS + model, "size": 128, **blend})
+    assert summary.exit_code == 4
+    assert summary.slides[0].unanswered["kinds"] >= 1
+    found = level(tmp_path / "out")
+    missing = found == 0
+    assert missing[128:136, 256:264].all()
+    assert 0 < missing.mean() < 0.5
+    assert set(np.unique(found)) <= {0, 1, 2, 3, 4}
+    with pytest.raises(InputError, match=r"patch \d+,\d+ failed: the head's output is not finite"):
+        raise InputError(
+            segment(image, tmp_path / "no", {"model": MODELS + model, "size": 128, **blend}, on_error={"tile": "fail"}).slides[0].error
+        )
+
+
+def test_an_image_that_is_too_coarse_is_refused(image, tmp_path):
+    summary = segment(image, tmp_path / "out", {"model": MODELS + "dilated41", "size": 128, "mpp": 0.25})
+    assert "heads.kinds.mpp is 0.25, but the finest level has 0.5" in summary.slides[0].error
+
+
+def test_a_finer_grid_than_that_of_the_tiles_is_read_where_a_head_asks_for_it(image, tmp_path):
+    segment(image, tmp_path / "out", {"model": MODELS + "dilated41", "size": 128, "mpp": 1.0})
+    assert level(tmp_path / "out").shape == (-(-HEIGHT // 2), -(-WIDTH // 2))
+
+
+def test_the_projection_holds_what_is_left(image, tmp_path):
+    given = config(image, tmp_path / "out", encoder="none", tiles={"size": 128}, heads={"kinds": {"kind": "segment", **UNET}})
+    (slide,) = plan_slides(load_config(given)).slides
+    tilestream.run(given)
+    stored = sum(path.stat().st_size for path in (tmp_path / "out" / "a.zarr" / "labels").rglob("*") if path.is_file())
+    assert stored <= slide.heads["kinds"]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from tests.support.images import make_image
+
 
 class Dense(nn.Module):
     """Layers on pixels scaled to one."""
@@ -37,11 +39,22 @@ def settled(layers: nn.Module, seed: int) -> nn.Module:
         for tensor in layers.state_dict().values():
             if tensor.is_floating_point():
                 fan = max(1, tensor[0].numel()) if tensor.ndim > 1 else 16
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) / fan**0.5)
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) / fan**0.5 * (2 if tensor.ndim > 1 else 0.2))
         for module in layers.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_var = torch.rand(module.num_features, generator=generator) + 0.5
     return layers.eval()
+
+
+def balanced(model: Dense) -> Dense:
+    """The same model, with a last bias by which every class occurs on made images."""
+    last = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
+    assert last.bias is not None
+    with torch.inference_mode():
+        out = model(torch.from_numpy(make_image(192, 192, 1)).permute(2, 0, 1)[None])
+    with torch.no_grad():
+        last.bias -= out.mean((0, 2, 3)).clone()
+    return model
 
 
 def dilated_net(radius: int, channels: int = 8, classes: int = 4, seed: int = 0) -> Dense:
@@ -53,7 +66,7 @@ def dilated_net(radius: int, channels: int = 8, classes: int = 4, seed: int = 0)
         if here:
             layers += [nn.Conv2d(before, channels, 3, padding=here, dilation=here), nn.BatchNorm2d(channels), nn.ReLU()]
             before, left = channels, left - here
-    return Dense(settled(nn.Sequential(*layers, nn.Conv2d(before, classes, 1)), seed), classes).eval()
+    return balanced(Dense(settled(nn.Sequential(*layers, nn.Conv2d(before, classes, 1)), seed), classes).eval())
 
 
 def strided_net(field: int, channels: int = 8, classes: int = 4, seed: int = 0) -> Dense:
@@ -68,7 +81,7 @@ def strided_net(field: int, channels: int = 8, classes: int = 4, seed: int = 0) 
     for kernel, out in zip(kernels, (channels, classes), strict=True):
         layers.append(nn.Conv2d(channels, out, kernel, padding=dilation * (kernel // 2), dilation=dilation))
     layers.insert(-1, nn.ReLU())
-    return Dense(settled(nn.Sequential(*layers), seed), classes).eval()
+    return balanced(Dense(settled(nn.Sequential(*layers), seed), classes).eval())
 
 
 def dilated41() -> Dense:
@@ -94,3 +107,51 @@ def values41() -> Dense:
 
 def values_strided95() -> Dense:
     return Dense(strided_net(95).layers, regression=True).eval()
+
+
+class SmallUnet(Dense):
+    """Two levels with a skip, a squeeze over the whole patch, and bilinear enlarging: it can only be blended."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__(nn.Identity(), classes)
+        self.down = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.up = nn.Conv2d(11, classes, 3, padding=1)
+        settled(self, 3)
+        balanced(self)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        floats = pixels.float() / 255
+        deep = self.down(floats)
+        deep = deep * torch.sigmoid(deep.mean((2, 3), keepdim=True))
+        deep = nn.functional.interpolate(deep, scale_factor=4, mode="bilinear", align_corners=False)
+        out: Tensor = self.up(torch.cat([floats, deep], dim=1)) * 8
+        return out
+
+
+class Failing(nn.Module):
+    """NaN for patches that hold a square of 7."""
+
+    def __init__(self, model: Dense) -> None:
+        super().__init__()
+        self.model, self.classes = model, model.classes
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        out: Tensor = self.model(pixels)
+        told = (pixels[..., ::4, ::4] == 7).all(1).flatten(1).any(1)
+        return torch.where(told[:, None, None, None], torch.nan, out)
+
+
+def small_unet() -> Dense:
+    return SmallUnet().eval()
+
+
+def small_unet_that_fails() -> nn.Module:
+    return Failing(SmallUnet()).eval()
+
+
+def dilated_that_fails() -> nn.Module:
+    return Failing(dilated_net(20)).eval()
+
+
+def counting() -> Dense:
+    return dilated_net(7)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tilestream.config.heads import Head
+from tilestream.encoders.heads.dense import load_semantic, load_smp
 from tilestream.encoders.heads.libraries import load_timm, load_transformers
 from tilestream.encoders.heads.loaded import HeadFolder, LoadedHead
 from tilestream.encoders.heads.three_branch import load_three_branch
@@ -26,6 +27,7 @@ LOADERS: tuple[tuple[frozenset[str], Loader], ...] = (
     (frozenset({"architecture", "pretrained_cfg"}), load_timm),
     (frozenset({"model_type", "architectures"}), load_transformers),
     (frozenset({"detector", "classes"}), load_three_branch),
+    (frozenset({"_model_class"}), load_smp),
 )
 """Keys of a `config.json` by which each is known, and who loads it, the first that fits."""
 
@@ -52,6 +54,8 @@ def load_folder(folder: Path, head: Head, name: str, weights: Path | None = None
             f"heads.{name}.model: {folder / CONFIG} is of no library that is known here: it has {', '.join(sorted(keys)[:6])}, but one of these is looked "
             f"for: {known}. Wrap the model in a module:factory."
         )
+    if loader is load_transformers and head.kind == "segment":
+        loader = load_semantic
     return loader(HeadFolder(folder, config, head, name, weights))
 
 

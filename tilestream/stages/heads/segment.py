@@ -52,7 +52,7 @@ class SegmentKind(HeadKind):
 
     def work(self, task: SlideTask, units: range) -> Report:
         check_machine(task.line.worker)
-        return _segment(task, units, pick_device(task.line.worker.device))
+        return _segment(task, units, torch.device("cpu") if task.head_facts.on_processor else pick_device(task.line.worker.device))
 
     def finish(self, task: SlideTask, units: range) -> Report:
         clock, canvas = Clock(), Canvas(task, task.head_facts)
@@ -214,6 +214,9 @@ class _Segmenting:
         own = {place: failure for place, failure in self.failed.items() if rect.holds(*place)}
         patches = int(kept[rect.row : rect.row_end, rect.col : rect.col_end].sum())
         causes = {f"{row},{col}": failure.words for (row, col), failure in sorted(own.items())[:CAUSES_A_UNIT]}
+        if own and self.task.line.fail_tiles:
+            place, words = next(iter(causes.items()))
+            raise InputError(f"{self.task.slide}: head {self.task.head}, patch {place} failed: {words} (on_error.tile is fail)")
         with self.clock.timed("write"):
             blocks, likely = unit.blocks()
             write_unit(self.store, self.canvas.image, unit.unit, blocks, likely, {"patches": patches, "failed": len(own), "causes": causes})
