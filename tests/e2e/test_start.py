@@ -88,3 +88,18 @@ def test_a_run_in_its_own_process_imports_no_cluster_and_no_tables(finished, tmp
     code, said, imported = start("run", finished / "config.yaml", "--set", f"output={tmp_path / 'other'}", "--set", "compute.device=cpu")
     assert code == 0, said
     assert imported & {"distributed", "dask", "anndata", "skimage", "sympy"} == set()
+
+
+def test_a_plan_with_an_encoder_of_ours_builds_none(finished):
+    ours = ["--set", "encoder=tilestream-lite", "--set", "context=null", "--set", "compute.device=cpu"]
+    code, said, imported = start("plan", finished / "config.yaml", *ours, "--set", "output.save=[tiles]", "--set", "tiles.tissue=otsu")
+    assert code == 0, said
+    assert "tilestream-lite, 688 dims" in said
+    assert imported & {"torch", "distributed", "dask", "anndata", "skimage", "sympy"} == set()
+
+
+def test_a_plan_says_that_an_encoder_had_to_be_built(finished):
+    code, said, imported = start("plan", finished / "config.yaml")
+    assert code == 0, said
+    assert "The encoder was built to know this" in said
+    assert "torch" in imported

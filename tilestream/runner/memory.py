@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.buffers import gib
-from tilestream.config.schema import Config, Context, Windows
+from tilestream.config.schema import Config, Context, Pool, Windows
 from tilestream.errors import ConfigError
 from tilestream.models.context_spec import BAND_BYTES, ContextSpec, choose_schedule
-from tilestream.models.pooling import pool_bytes
 from tilestream.runner.slide_plan import SlidePlan
-from tilestream.stages.finish_slide import drawing_bytes, rows_bytes
 from tilestream.stages.hardware import peak_memory
-from tilestream.stages.worker import results_bytes
+from tilestream.stages.shares import drawing_bytes, results_bytes, rows_bytes
 from tilestream.stages.worker_settings import LANES, EncoderFacts, works_here
 from tilestream.store.layout import Layout
 from tilestream.tiles.buffer_limits import CIRCULATING, average_bytes, count_open, device_group_bytes, read_batch
@@ -98,7 +96,7 @@ def project_memory(
         heads=heads,
         finishing=drawing_bytes(len(plan), facts.dim, facts.threads)
         + rows_bytes(len(plan), facts.dim)
-        + pool_bytes(config.pool.name, config.pool.weights, facts.dim),
+        + _pool_bytes(config.pool, facts.dim),
         seen=peak_memory(),
     )
     if config.context is None:
@@ -106,6 +104,15 @@ def project_memory(
     windows = config.windows if "windows" in config.output.save else None
     context = plan_context(plan, layout, config.context, windows, facts, config.compute.memory_limit - projection.worker, workers)
     return replace(projection, context=context.bytes), context
+
+
+def _pool_bytes(pool: Pool, dim: int) -> int:
+    """What a pool takes, where it learns: only then torch is needed to say so."""
+    if pool.name not in ("gated_attention", "queries"):
+        return 0
+    from tilestream.models.pooling import pool_bytes
+
+    return pool_bytes(pool.name, pool.weights, dim)
 
 
 def _reading(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts) -> tuple[int, int]:

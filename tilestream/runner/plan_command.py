@@ -8,13 +8,21 @@ from rich.console import Console
 from rich.table import Table
 
 from tilestream.buffers import gib
+from tilestream.config.heads import NO_ENCODER
 from tilestream.config.schema import Config
+from tilestream.encoders.stated import SCRATCH, state_encoder
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, InputError
 from tilestream.runner.cohort import list_cohort, open_slide
 from tilestream.runner.prepare import PreparedSlide, Setup, prepare_slide, set_up
 from tilestream.runner.recipe import Recipes
+from tilestream.runner.slide_plan import check_encoder
 from tilestream.runner.summary import same_image
-from tilestream.stages.worker_settings import worker_count, worker_settings
+from tilestream.stages.hardware import count_cuda, has_amx
+from tilestream.stages.shares import CPU_BATCH
+from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, worker_count, worker_settings
+
+PROGRAM_BYTES = 320 * 1024**2
+"""Resident memory of a process that has imported what a run on a processor needs; a run measures its own."""
 
 
 @dataclass
@@ -24,6 +32,8 @@ class Planned:
     setup: Setup
     slides: list[PreparedSlide] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    built: bool = False
+    """Whether the encoder had to be built to know what it is."""
 
     @property
     def exit_code(self) -> int:
@@ -42,10 +52,12 @@ def plan_slides(config: Config) -> Planned:
         The config cannot work, or a worker's memory would exceed the limit.
     """
     refs = list_cohort(config).refs
-    setup = set_up(
-        config, worker_settings(config), lambda work, asked: work(asked), worker_count(config.compute), len(refs), Recipes(config)
+    settings, workers = worker_settings(config), worker_count(config.compute)
+    setup = state_setup(config, settings, workers, len(refs))
+    planned = Planned(
+        setup or set_up(config, settings, lambda work, asked: work(asked), workers, len(refs), Recipes(config)), built=setup is None
     )
-    planned = Planned(setup)
+    setup = planned.setup
     for ref in refs:
         try:
             with open_slide(ref, config) as source:
@@ -53,6 +65,26 @@ def plan_slides(config: Config) -> Planned:
         except InputError as error:
             planned.refused[ref.id] = str(error)
     return planned
+
+
+def state_setup(config: Config, settings: WorkerSettings, workers: int, slides: int) -> Setup | None:
+    """What holds for all slides where that can be told without building the encoder; None where it cannot: it is not ours, runs on a GPU or has parts behind it."""
+    on_processor = settings.device == "cpu" or (settings.device == "auto" and count_cuda() == 0)
+    if not on_processor or config.heads or config.context is not None or settings.encoder == NO_ENCODER:
+        return None
+    known = state_encoder(settings.spec, settings.tile)
+    if known is None:
+        return None
+    batch, precision = settings.batch or CPU_BATCH, settings.precision
+    weights = known.parameters * 4 * (1 if known.untrained else 2)  # those of a file beside the module's
+    facts = EncoderFacts(
+        name=settings.encoder, dim=known.dim, tokens=known.tokens, tile_size=known.tile_size, mpp=known.mpp, parameters=known.parameters, digest="",
+        untrained=known.untrained, peak_bytes=PROGRAM_BYTES + weights + SCRATCH + batch * known.a_tile, device="cpu",
+        precision=("bf16" if has_amx() else "fp32") if precision == "auto" else precision, batch=batch, threads=settings.threads,
+        mpp_range=known.mpp_range, vector=known.vector,
+    )  # fmt: skip
+    check_encoder(facts, config)
+    return Setup(config, settings, facts, workers, slides)
 
 
 def named(slide: str, words: str) -> str:
@@ -98,5 +130,11 @@ def print_plan(planned: Planned, console: Console) -> None:
         )
     for note in planned.setup.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
+    if planned.built:
+        console.print(
+            "The encoder was built to know this: of others than tilestream's own on a processor, only that tells.",
+            highlight=False,
+            markup=False,
+        )
     for part in planned.setup.untrained:
         console.print(f"{part} has random, untrained weights.", style="yellow", highlight=False, markup=False)

@@ -10,19 +10,13 @@ from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.runner.cohort import source_options
 from tilestream.runner.heads.fitting import check_head_resolution, check_heads, precision_notes
-from tilestream.runner.heads.stages import heads_memory, heads_output
 from tilestream.runner.memory import ContextPlan, Projection, check_memory, project_memory
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.slide_plan import SlidePlan, check_encoder, make_layout, make_slide_plan
 from tilestream.sources.base import ImageAddress, Source
-from tilestream.stages.embed_tiles import describe_encoder
 from tilestream.stages.hardware import describe_device
-from tilestream.stages.heads.describe import HeadsAsked, describe_heads
 from tilestream.stages.heads.facts import HeadFacts
-from tilestream.stages.mix_context import build_context
-from tilestream.stages.region_vectors import window_grids
 from tilestream.stages.slide_task import LineSettings, SlideTask
-from tilestream.stages.token_grid import tokens_a_side
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, model_address, untrained_parts
 from tilestream.store.layout import Layout, WindowGrid
 from tilestream.store.slide_store import SlideStore
@@ -111,11 +105,15 @@ def set_up(
         The encoder, the context on top of it, or a head does not suit the config.
     """
     if stored is None:
+        from tilestream.stages.embed_tiles import describe_encoder  # here and below: a plan without such parts needs no torch
+
         facts, pinned = call(describe_encoder, settings)
     else:
         facts, pinned = replace(stored, device=call(describe_device, settings.device), threads=settings.threads), settings
     check_encoder(facts, config)
     if config.context is not None:
+        from tilestream.stages.mix_context import build_context
+
         build_context(config.context, facts.dim)
     heads = learn_heads(config, facts, pinned, call, recipes) if config.heads else ()
     return Setup(config, pinned, facts, workers, slides, heads, stored is not None)
@@ -125,6 +123,8 @@ def learn_heads(
     config: Config, facts: EncoderFacts, settings: WorkerSettings, call: Callable[[Callable[[Any], Any], Any], Any], recipes: Recipes
 ) -> tuple[HeadFacts, ...]:
     """What a worker says of the heads of a config, which are refused where they do not fit it."""
+    from tilestream.stages.heads.describe import HeadsAsked, describe_heads
+
     named = tuple((name, head.model_copy(update={"model": model_address(head.model)})) for name, head in config.heads.items())
     asked = HeadsAsked(named, facts.dim, config.tiles.size, settings.device, facts.batch)
     heads: tuple[HeadFacts, ...] = call(describe_heads, asked)
@@ -151,16 +151,24 @@ def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStor
         there = stored.layout
         layout = replace(there, context_dim=layout.context_dim or there.context_dim)
     if config.context is not None:
+        from tilestream.stages.token_grid import tokens_a_side
+
         tokens_a_side(facts.tokens, plan.grid)
     check_head_resolution(setup.heads, config, source.info.mpp, ref.id)
     task = _make_task(plan, setup, "", "", None)
-    projection, context = project_memory(
-        plan, layout, config, facts, setup.workers, alone=setup.slides == 1, heads=heads_memory(task, layout)
-    )
+    taken, left = _heads_take(task, layout) if setup.heads else (0, {})
+    projection, context = project_memory(plan, layout, config, facts, setup.workers, alone=setup.slides == 1, heads=taken)
     if any(head.head.input == "pixels" for head in setup.heads):  # who reads for a head has buffers of its own
         projection = replace(projection, heads=projection.heads + projection.tiles + projection.decoding)
     check_memory(projection, config, plan)
-    return PreparedSlide(plan, layout, projection, context, heads_output(task, layout))
+    return PreparedSlide(plan, layout, projection, context, left)
+
+
+def _heads_take(task: SlideTask, layout: Layout) -> tuple[int, dict[str, int]]:
+    """Bytes that heads add to a worker, and that each leaves in the slide's store."""
+    from tilestream.runner.heads.stages import heads_memory, heads_output
+
+    return heads_memory(task, layout), heads_output(task, layout)
 
 
 def windows_of(slide: PreparedSlide, setup: Setup) -> list[WindowGrid]:
@@ -168,4 +176,7 @@ def windows_of(slide: PreparedSlide, setup: Setup) -> list[WindowGrid]:
     config, grid = setup.config, slide.plan.grid
     if "windows" not in config.output.save:
         return []
+    from tilestream.stages.region_vectors import window_grids
+    from tilestream.stages.token_grid import tokens_a_side
+
     return window_grids(config.windows, grid, tokens_a_side(setup.facts.tokens, grid), setup.facts.dim)

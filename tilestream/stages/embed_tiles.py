@@ -26,8 +26,9 @@ from tilestream.sources.base import Source
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import device_name, peak_memory, pick_device
 from tilestream.stages.pinning import PRECISIONS
+from tilestream.stages.shares import CPU_BATCH
 from tilestream.stages.slide_task import Report, SlideTask, add_counts, check_stopped, outlast_outages
-from tilestream.stages.worker import CPU_BATCH, Embedded, TileList, Worker, worker_for
+from tilestream.stages.worker import Embedded, TileList, Worker, worker_for
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, uses_processes
 from tilestream.store.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES, TIMEOUT
 from tilestream.store.slide_store import CODES, ROWS, SlideStore

@@ -17,20 +17,14 @@ from tilestream.models.context_streaming import TokenBand
 from tilestream.models.pca import principal_colours
 from tilestream.models.pooling import SoftmaxPool, make_pool
 from tilestream.stages.clock import Clock
-from tilestream.stages.hardware import THREAD_BYTES, one_thread
+from tilestream.stages.hardware import one_thread
 from tilestream.stages.overview import SlidePanel, draw_overview, draw_slide_panel
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.region_vectors import WindowWriter, write_larger_windows
+from tilestream.stages.shares import OVERVIEW_ROWS, OVERVIEW_THREADS
 from tilestream.stages.slide_task import Report, SlideTask
-from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import CONTEXT, ROWS, THUMBNAIL, TISSUE, SlideStore
-
-PICTURE_BYTES = 40 * 1024**2
-"""Both panels of the overview with the tile under each of their pixels, the canvas, and its PNG."""
-
-OVERVIEW_ROWS, OVERVIEW_THREADS = 1024, 8
-"""Rows of a block that the overview reads, and threads that do it, at most: more of either took longer."""
 
 
 @one_thread
@@ -78,17 +72,6 @@ def finish_slide(task: SlideTask, shards: range) -> Report:
     with clock.timed("seal"):
         store.seal()
     return Report(task.slide, shards, clock.seconds)
-
-
-def rows_bytes(tiles: int, dim: int) -> int:
-    """What pooling holds of the rows that pass by, beside the block in work in float64, twice; and the thread in which it multiplies."""
-    return THREAD_BYTES + (min(tiles, BLOCK_ROWS * (BLOCKS_AHEAD + 2)) * 4 + min(tiles, BLOCK_ROWS) * 16) * dim
-
-
-def drawing_bytes(tiles: int, dim: int, threads: int) -> int:
-    """What the overview takes: the picture, and of blocks of rows the scatter in float32 and float64, some of them merged."""
-    blocks = min(-(-tiles // OVERVIEW_ROWS), min(OVERVIEW_THREADS, threads) + 2)
-    return PICTURE_BYTES + blocks * (12 * dim**2 + OVERVIEW_ROWS * dim * 8) + 3 * 8 * dim**2
 
 
 def _pooled(task: SlideTask) -> str:

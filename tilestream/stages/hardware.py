@@ -83,6 +83,14 @@ def _has_driver() -> bool:
     return True
 
 
+def has_amx() -> bool:
+    """Whether the processor has matrix units, as its flags say."""
+    try:
+        return "amx_tile" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+
+
 def worker_number() -> int:
     """Number of the Dask worker that runs this task among those of its cluster; 0 outside of one."""
     distributed = sys.modules.get("distributed")

@@ -33,32 +33,21 @@ from tilestream.stages.encoding.host import host_encoder
 from tilestream.stages.hardware import cast_encoder, children_memory, peak_memory, pick_device, settle_allocator
 from tilestream.stages.pinning import check_alike, check_machine, pin_settings, unfit
 from tilestream.stages.prefetch import read_ahead, side_stream
+from tilestream.stages.shares import CPU_BATCH, IN_FLIGHT
 from tilestream.stages.worker_settings import LANES, EncoderFacts, WorkerSettings
 from tilestream.tiles.buffer_limits import read_batch
 from tilestream.tiles.decode_processes import CHILD_BYTES, DecodeProcesses
 from tilestream.tiles.device_decoding import HostDecoder, NvImageCodecDecoder, StreamDecoder
 from tilestream.tiles.device_reader import DeviceTileBatch, DeviceTileReader, can_decode_on_device
 from tilestream.tiles.isolation import IsolatedReader, Job
-from tilestream.tiles.read_spec import READ_TILES, ReadSpec
+from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.tile_reader import Failure, TileBatch, TileReader
-
-IN_FLIGHT = 2
-"""Batches launched on a device before the results of the first are waited for."""
-
-CPU_BATCH = 16
-"""Tiles a batch where the config leaves it open: a CPU gains nothing from more. On a GPU it is measured."""
 
 DEVICE_ERRORS: tuple[type[BaseException], ...] = (
     torch.OutOfMemoryError,
     *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []),  # since 2.8
 )
 """What is a device's fault, not the encoder's."""
-
-
-def results_bytes(facts: EncoderFacts) -> int:
-    """Host memory of the results of the batches in flight, and of the ones that are put in their places."""
-    batches = IN_FLIGHT + 2 if facts.device.startswith("cuda") else 3 * max(1, READ_TILES // facts.batch)
-    return batches * facts.batch * facts.tokens * facts.dim * 4
 
 
 Batch = TileBatch | DeviceTileBatch

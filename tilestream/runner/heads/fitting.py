@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from tilestream.config.schema import Config
-from tilestream.encoders.heads.head_file import Fitted
 from tilestream.errors import ConfigError, InputError, TilestreamError
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.worker_settings import EncoderFacts
+
+if TYPE_CHECKING:
+    from tilestream.encoders.heads.head_file import Fitted
 
 TOLERANCE = 0.05
 """How far resolutions may be apart, as a share."""
