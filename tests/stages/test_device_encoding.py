@@ -8,9 +8,9 @@ from torch import nn
 
 from tilestream.errors import ConfigError, InterruptedRunError
 from tilestream.stages import hardware as machine
-from tilestream.stages.encoding import compiling
+from tilestream.stages.encoding import compiling, host
 from tilestream.stages.encoding.device import DeviceEncoder
-from tilestream.stages.encoding.host import check_output, host_encoder
+from tilestream.stages.encoding.host import check_output, host_encoder, packs_linear
 
 
 class Greedy(nn.Module):
@@ -146,6 +146,39 @@ def test_batches_are_filled_up_to_one_shape():
     run = host_encoder(encoder, "greedy", 8)
     assert len(run(torch.zeros(3, 4, 4, 3, dtype=torch.uint8))) == 3
     assert encoder.seen == [8]
+
+
+class Layers(nn.Module):
+    """Two layers over the pixels of each row of a tile; the second one's weights are made anew at each call."""
+
+    dim = 32
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(64, 48).requires_grad_(requires_grad=False)
+        self.second = nn.Parameter(torch.randn(48, 32), requires_grad=False)
+
+    def forward(self, tiles):
+        rows = tiles.float().mean(dim=1) / 255
+        return nn.functional.linear(self.first(rows).relu(), self.second.T).mean(dim=1)
+
+
+@pytest.mark.skipif(not packs_linear(), reason="needs a processor with AVX-512")
+@pytest.mark.parametrize("room", [0, 2**20])
+def test_layers_packed_for_a_processor_give_what_they_give_in_float64(room, monkeypatch):
+    monkeypatch.setattr(host, "PACKED_BYTES", room)
+    encoder = Layers()
+    tiles = torch.randint(0, 256, (11, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        run = host_encoder(encoder, "layers", 8)
+        found = torch.cat([run(tiles[:8]), run(tiles[8:])])
+        rows = tiles.permute(0, 3, 1, 2).double().mean(dim=1) / 255
+        first = (rows @ encoder.first.weight.double().T + encoder.first.bias.double()).relu()
+        wanted = (first @ encoder.second.double()).mean(dim=1)
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+        assert torch.equal(run(tiles[8:]), run(tiles.flip(0)[:3].flip(0)))
+        exact = host_encoder(encoder, "layers", 8, exact=True)
+        assert torch.equal(exact(tiles[:8]), encoder(tiles[:8].permute(0, 3, 1, 2)))
 
 
 @pytest.mark.parametrize("out", [torch.zeros(4), torch.zeros(3, 2), torch.zeros(4, 2, dtype=torch.int32), [1, 2, 3, 4]])

@@ -166,7 +166,7 @@ class Worker:
             self.notes += self.graphs.notes
         else:
             self.batch = settings.batch or CPU_BATCH
-            self._encode_on_host = host_encoder(self.encoder, settings.encoder, self.batch)
+            self._encode_on_host = host_encoder(self.encoder, settings.encoder, self.batch, exact=settings.exact)
         if settings.pinned is not None:
             check_alike(settings.pinned, self.encoder)
             if settings.compile:
