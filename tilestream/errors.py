@@ -12,7 +12,8 @@ from typing import Any, ClassVar, TypeVar
 
 _T = TypeVar("_T")
 
-_HIDDEN = "***"
+HIDDEN = "***"
+"""What stands in the place of a secret."""
 _HARMLESS = ("width", "height", "seed", "version", "versionid", "region")
 """Names in a query that let nobody in."""
 _URL = re.compile(r"(?<![\w+.-])(?=[A-Za-z][\w+.-]*://)")
@@ -41,14 +42,14 @@ def _hide(part: str) -> str:
     """The same for a text in which at most one address stands, at its beginning."""
     if "://" not in part or part.startswith("sample://"):
         return part
-    return _QUERY.sub(_hide_value, _USER.sub(f"{_HIDDEN}@", part))
+    return _QUERY.sub(_hide_value, _USER.sub(f"{HIDDEN}@", part))
 
 
 def _hide_value(match: re.Match[str]) -> str:
     sign, key, value, fragment = match.groups()
     if fragment or not (value or "").strip("="):  # the last of a bare secret may be padding: what stands before it is no name
-        return f"{fragment or sign}{_HIDDEN}"
-    return match[0] if key.lower() in _HARMLESS else f"{sign}{key}={_HIDDEN}"
+        return f"{fragment or sign}{HIDDEN}"
+    return match[0] if key.lower() in _HARMLESS else f"{sign}{key}={HIDDEN}"
 
 
 class TilestreamError(Exception):

@@ -191,3 +191,10 @@ def test_a_pale_part_beside_strong_tissue_is_tissue() -> None:
     wanted = np.zeros((300, 400), np.bool_)
     wanted[50:200, 50:250] = True
     assert (found & wanted).sum() > 0.97 * (found | wanted).sum()
+
+
+def test_white_parts_of_a_dim_field_that_count_as_tissue_are_doubted() -> None:
+    pixels = np.random.default_rng(0).normal(20, 1, (300, 400, 3)).clip(0, 255).astype(np.uint8)
+    pixels[:60] = pixels[60:120, 100:200] = 255
+    found = find_tissue(Thumbnail(pixels, 16.0), Tissue(), 8.0)
+    assert any("never scanned" in words for words in found.warnings)

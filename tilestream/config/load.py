@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tilestream.config.schema import Config
 from tilestream.config.types import Section, ValueRefusedError, yaml_word
 from tilestream.config.yaml_reader import Draft, Key, dotted_key, parse_yaml, read_yaml
-from tilestream.errors import ConfigError
+from tilestream.errors import HIDDEN, ConfigError
 
 
 def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides: Sequence[str] = ()) -> Config:
@@ -185,3 +185,33 @@ def _known_keys() -> list[str]:
     ]
     inner = {f"compute.scheduler.{name}" for name in ("kind", "address", "path")}
     return [key for key in keys if key not in inner]
+
+
+HARMLESS_ARGS = frozenset({"account", "cores", "interface", "memory", "n_workers", "name", "processes", "project", "queue", "walltime"})
+"""Arguments of clusters that let nobody in, and may be recorded."""
+
+
+def recorded_config(config: Config) -> dict[str, Any]:
+    """The config as plain data for records: of the arguments of a cluster, texts are hidden but for those that are known to let nobody in."""
+    data = config.model_dump(mode="json")
+    scheduler = data["compute"]["scheduler"]
+    if isinstance(scheduler, dict):
+        scheduler["args"] = {key: value if key in HARMLESS_ARGS else _hidden(value) for key, value in scheduler["args"].items()}
+    return data
+
+
+def secret_texts(value: Any) -> set[str]:
+    """All texts in the arguments of a cluster but those that let nobody in."""
+    if isinstance(value, str):
+        return {value} if value else set()
+    if isinstance(value, dict):
+        return set().union(*(secret_texts(each) for key, each in value.items() if key not in HARMLESS_ARGS))
+    return set().union(*map(secret_texts, value)) if isinstance(value, list | tuple) else set()
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _hidden(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hidden(each) for each in value]
+    return HIDDEN if isinstance(value, str) else value

@@ -7,7 +7,9 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from tilestream.config.python_objects import is_object_name, object_of
@@ -15,6 +17,9 @@ from tilestream.errors import ConfigError, user_code
 
 ENTRY_POINT_GROUP = "tilestream.encoders"
 """Group in which an installed package names its encoder factories."""
+
+LIBRARIES = ("timm", "hf")
+"""What stands before the colon in names that are no module."""
 
 Factory = Callable[..., Any]
 
@@ -50,6 +55,21 @@ def find_factory(name: str, known: Sequence[str]) -> Factory:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"encoder.name: {name!r}, which is {points[name].value}, cannot be imported ({error}). Reinstall it.") from error
     return _checked_callable(name, found)
+
+
+def factory_file(name: str) -> Path | None:
+    """The source file of the module of `module:factory`, found without importing anything; None for other names and where there is none."""
+    module, colon, _ = name.partition(":")
+    if not colon or module in LIBRARIES or is_object_name(name):
+        return None
+    spec, places = None, None
+    parts = module.split(".")
+    for count in range(1, len(parts) + 1):
+        spec = PathFinder.find_spec(".".join(parts[:count]), places) if parts[count - 1] else None
+        if spec is None:
+            return None
+        places = spec.submodule_search_locations
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
 def _import_factory(name: str, module_name: str, attribute: str) -> Factory:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tilestream.config.load import load_config
+from tilestream.config.load import load_config, recorded_config
 from tilestream.config.python_objects import is_object_name
 from tilestream.config.restart import ALL
 from tilestream.config.schema import Config
@@ -104,10 +104,10 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float) -> Su
     recipes = Recipes(config)
     cohort = share_out(cohort)
     results = [SlideResult(ref.id, ref.address, listed=dict(ref.extra)) for ref in cohort.refs]
-    summary = Summary(config.output.path, config.model_dump(mode="json"), results, wall=Wall(began))
+    summary = Summary(config.output.path, recorded_config(config), results, wall=Wall(began))
     todo = look_at_all(cohort, recipes, summary, reporter)
     if not todo and not is_object_name(config.encoder.name):  # an object of this process may be another one by now
-        reporter.message(nothing_to_do(summary))
+        reporter.message(nothing_to_do(summary, cohort, config.encoder.name))
         return summary
     # Only who has work needs torch.
     from tilestream.runner.prepare import set_up

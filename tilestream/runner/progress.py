@@ -47,6 +47,8 @@ class _Counter(Reporter):
         self.since = time.perf_counter()
         self._there: dict[str, int] = {}
         """Tiles of each slide that were in its store when it was planned."""
+        self._known: set[str] = set()
+        """Slides that were planned or done."""
         self._reported: dict[str, int] = {}
         self._looked_up: dict[str, int] = {}
         """Tiles that this run embedded, as its tasks told once they ended, and as the store showed while they were in work."""
@@ -66,6 +68,7 @@ class _Counter(Reporter):
     def planned(self, plan: SlidePlan, projection: Projection, remaining: int) -> None:
         self.tiles += remaining
         self._there[plan.ref.id] = len(plan) - remaining
+        self._know(plan.ref.id)
         level = plan.info.levels[plan.spec.level]
         how = f"level {plan.spec.level} (downsample {level.downsample:.4g}{', averaged' if plan.spec.resampled else ''})"
         resumed = f", {len(plan) - remaining} already there" if remaining < len(plan) else ""
@@ -81,8 +84,14 @@ class _Counter(Reporter):
 
     def slide_done(self, result: SlideResult) -> None:
         self.slides_done += 1
+        self._know(result.id)
         level = "warning" if result.status == "refused" or result.failed_tiles else "info"
         self.message(slide_words(result), level=level)
+
+    def _know(self, slide: str) -> None:
+        """Count a slide: a job of an array may take more than its share."""
+        self._known.add(slide)
+        self.slides = max(self.slides, len(self._known))
 
     @property
     def rate(self) -> float:
@@ -145,6 +154,7 @@ class JsonReporter(_Counter):
 
     def slide_done(self, result: SlideResult) -> None:
         self.slides_done += 1
+        self._know(result.id)
         self._emit("slide", id=result.id, status=result.status, tiles=result.tiles, counts=result.counts, error=result.error)
 
 

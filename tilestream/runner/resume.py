@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from tilestream.config.restart import ALL, restarts
 from tilestream.config.slide_list import SlideRef
+from tilestream.encoders.factories import factory_file
 from tilestream.errors import InputError, without_credentials
 from tilestream.geometry import PlacedGrid, TileGrid
 from tilestream.runner.cohort import Cohort, open_slide
 from tilestream.runner.heads.stored import StoredImage, lacks_answers_only
-from tilestream.runner.recipe import Recipes, check_source
+from tilestream.runner.recipe import Recipes, check_source, file_sha256
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.summary import SlideResult, Summary, same_image
 from tilestream.sources.base import SlideInfo, Source
+from tilestream.store.cohort import some
 from tilestream.store.ledger import COMPLETE, count_failed
 from tilestream.store.picture import png_bytes
 from tilestream.store.slide_store import THUMBNAIL, TILES, TISSUE, SlideStore
@@ -152,11 +154,28 @@ def book_finished(result: SlideResult, store: SlideStore, mark: dict[str, Any], 
     reporter.slide_done(result)
 
 
-def nothing_to_do(summary: Summary) -> str:
-    """Why a run ends before it begins, in words."""
+def nothing_to_do(summary: Summary, cohort: Cohort, encoder: str) -> str:
+    """Why a run ends before it begins, in words; and whether an encoder of the user's own may be another one by now, which was not loaded to see."""
     cause = next((cause for slide in summary.slides for cause in slide.tile_errors.values()), "")
     failed = summary.failed_tiles
-    return "nothing to do" + (f"; {failed} {'tile' if failed == 1 else 'tiles'} failed earlier: {cause}; --retry-failed" if failed else "")
+    return (
+        "nothing to do"
+        + (f"; {failed} {'tile' if failed == 1 else 'tiles'} failed earlier: {cause}; --retry-failed" if failed else "")
+        + _code_words(cohort, encoder)
+    )
+
+
+def _code_words(cohort: Cohort, encoder: str) -> str:
+    file = factory_file(encoder)
+    if file is None:
+        return ""
+    now = file_sha256(file)
+    kept = {ref.id: (cohort.store(ref).attributes or {}).get("encoder_code_sha256") for ref in cohort.refs}
+    changed = [slide for slide, was in kept.items() if was not in (None, now)]
+    if changed:
+        return f"; but {file} of {encoder} is not the file that {some(changed)} were embedded with. Embed them again with --restart, or keep them as they are"
+    by_name = "; its file is the same, what that imports or loads was not looked at" if all(kept.values()) else " only"
+    return f"; {encoder} is known by its name{by_name}"
 
 
 def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, attributes: dict[str, Any]) -> None:
@@ -177,12 +196,18 @@ def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, attribut
     store.create(
         slide.layout,
         plan.columns,
-        {**attributes, "source": source, "listed": dict(plan.ref.extra)},
+        {**attributes, "source": source, "listed": dict(plan.ref.extra), **_code(setup.config.encoder.name)},
         uns=uns,
         objects=pictures,
         windows=windows_of(slide, setup),
         places=_places(plan),
     )
+
+
+def _code(encoder: str) -> dict[str, str]:
+    """Digest of the source file of an encoder's factory, where it has one; no part of the recipe, for a comment in it changes no number."""
+    file = factory_file(encoder)
+    return {} if file is None else {"encoder_code_sha256": file_sha256(file)}
 
 
 def _geo(info: SlideInfo) -> dict[str, Any]:

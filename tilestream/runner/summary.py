@@ -16,6 +16,7 @@ from tilestream import __version__
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, without_credentials
 from tilestream.stages.clock import Wall
 from tilestream.store.folder import Folder
+from tilestream.store.layout import nothing_kept
 from tilestream.store.ownership import is_ours
 from tilestream.store.slide_store import SlideStore
 
@@ -276,7 +277,7 @@ def slide_state(output: Folder, slide: str, seen: dict[str, str]) -> SlideResult
         found.tile_errors |= {int(row): cause for row, cause in entry.get("errors", {}).items()}
     found.warnings = [*source.get("warnings", ()), *same_image(seen, slide, source.get("fingerprint", ""))]
     found.unanswered = store.unanswered
-    found.note = "no tissue found" if mark and found.tiles == 0 else ""
+    found.note = nothing_kept(source) if mark and found.tiles == 0 else ""
     found.error = "" if mark else refusal_of(output, slide)
     found.status = "refused" if found.error else found.status
     return found

@@ -7,9 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tilestream.errors import without_credentials
+from tilestream.errors import ReadError, without_credentials
 from tilestream.sources import open_source
-from tilestream.sources.base import SourceOptions
+from tilestream.sources.base import Source, SourceOptions
 from tilestream.sources.resolution import magnification_words
 
 
@@ -23,7 +23,7 @@ def describe_image(address: str) -> dict[str, Any]:
     """
     with open_source(address, SourceOptions()) as source:
         info = source.info
-        levels = []
+        levels, unread = [], _look_at_picture(source)
         for k, level in enumerate(info.levels):
             pieces = source.segment_grid(k)
             levels.append(
@@ -39,8 +39,20 @@ def describe_image(address: str) -> dict[str, Any]:
         return {
             "address": without_credentials(info.address), "backend": info.backend, "reason": info.reason, "vendor": info.vendor, "compression": info.compression,
             "mpp": info.mpp, "mpp_source": info.mpp_source, "fingerprint": info.fingerprint, "levels": levels,
-            "properties": dict(info.properties), "warnings": list(info.warnings),
+            "properties": dict(info.properties), "warnings": [*info.warnings, *unread],
         }  # fmt: skip
+
+
+def _look_at_picture(source: Source) -> list[str]:
+    """What is wrong with the pixels of a plain picture, which is small enough to be decoded to see; empty where nothing is, and of other images."""
+    if source.info.backend != "picture":
+        return []
+    try:
+        source.read_segment(0, 0, 0)
+    except ReadError as error:
+        words = str(error).removeprefix(f"{source.info.address}: ")
+        return [f"its pixels cannot be read ({words}): the file is cut off or damaged. Copy it again from its origin."]
+    return []
 
 
 def _length(um: float) -> str:

@@ -90,7 +90,8 @@ def _draw(task: SlideTask, store: SlideStore) -> None:
         panel = pool.submit(slide_panel)
         each = partial(store.map_blocks, ROWS, block_rows=OVERVIEW_ROWS, threads=min(OVERVIEW_THREADS, task.line.worker.threads))
         colours = principal_colours(each, store.layout.tiles)
-        store.write_picture(draw_overview(panel.result(), colours, task.title))
+        on_map = ((store.attributes or {}).get("source") or {}).get("geo")
+        store.write_picture(draw_overview(panel.result(), colours, task.title, "what holds data" if on_map else "tissue"))
 
 
 def _pool_rows(task: SlideTask, store: SlideStore, rows: str) -> None:

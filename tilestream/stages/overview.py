@@ -58,7 +58,7 @@ def draw_slide_panel(
     return SlidePanel(slide, place, len(tile_row))
 
 
-def draw_overview(panel: SlidePanel, colours: NDArray[np.uint8], title: str) -> bytes:
+def draw_overview(panel: SlidePanel, colours: NDArray[np.uint8], title: str, outlined: str = "tissue") -> bytes:
     """PNG: the slide's panel beside the map of the embeddings.
 
     Parameters
@@ -69,9 +69,11 @@ def draw_overview(panel: SlidePanel, colours: NDArray[np.uint8], title: str) -> 
         Of the kept tiles' embeddings, from `principal_colours`.
     title : str
         Words above the panels.
+    outlined : str
+        What the mask is of, in words.
     """
     embedding_map = np.concatenate([colours, np.array([EMPTY], np.uint8)])[panel.place]  # -1 picks the last row: no tile
-    return _compose(panel.pixels, embedding_map, title, f"{panel.tiles} tiles kept (blue), tissue outlined (green)")
+    return _compose(panel.pixels, embedding_map, title, f"{panel.tiles} tiles kept (blue), {outlined} outlined (green)")
 
 
 def _tile_of_pixel(grid: TileGrid, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64], panel: tuple[int, int]) -> NDArray[np.int64]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,3 +92,8 @@ class WindowGrid:
 def tile_names(slide: str, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64]) -> list[str]:
     """(n,) names of tiles that no other tile of a cohort has: `<slide id>_<row>_<col>`."""
     return [f"{slide}_{row}_{col}" for row, col in zip(tile_row.tolist(), tile_col.tolist(), strict=True)]
+
+
+def nothing_kept(source: Mapping[str, Any]) -> str:
+    """What is said of an image of which no tile was kept, from what its store says of it: on a map there is no tissue."""
+    return "no tile holds anything" if source.get("geo") else "no tissue found"

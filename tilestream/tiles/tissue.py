@@ -52,6 +52,8 @@ MOST_PEN = 0.3
 
 PENS = f"more than {MOST_PEN:.0%} of what stands out has colours of marker pens and was left out: look at the tissue, or set tiles.tissue.pens to false."
 
+RATHER_UNSCANNED = "what stands out is white or black to the last bit, with straight borders, as parts that were never scanned are: look at the tissue, or give a mask."
+
 NO_BACKGROUND = (
     "no part of the image is flat, so that nothing says what the glass looks like: all of it counts as tissue. Look at it, or give a mask."
 )
@@ -155,6 +157,8 @@ def _apart(pixels: Pixels, missing: Mask) -> tuple[Mask, Background | None, tupl
         mask = ~missing
         return mask, None, (NO_BACKGROUND,) if mask.any() else ()
     mask, warnings = _beyond(pixels, background, missing)
+    if (mask & empty).sum() > mask.sum() / 2:
+        warnings += (RATHER_UNSCANNED,)
     return mask, background, warnings
 
 

@@ -97,17 +97,17 @@ def lit_colours(count: int, lit: NDArray[np.int64]) -> Colours:
 
 def tissue_overlay(slide: ViewedSlide, places: PlaceMap) -> Overlay:
     """The tissue mask over the whole image; where none is stored, the fraction of each tile."""
-    raw = slide.folder.get(TISSUE)
+    raw, what = slide.folder.get(TISSUE), "data" if slide.source.get("geo") else "tissue"
     if raw is not None:
         with Image.open(io.BytesIO(raw)) as opened:
             mask = opened.convert("L")
         mask.thumbnail((MASK_SIDE, MASK_SIDE), Image.Resampling.NEAREST)
         inside = np.asarray(mask) > 0
         rgba = np.where(inside, np.array([0, 150, 70, 255], np.uint8).view(np.uint32)[0], np.uint32(0)).astype(np.uint32)
-        return Overlay(rgba, Extent.of(slide.size), f"tissue: {inside.mean():.0%} of the slide")
+        return Overlay(rgba, Extent.of(slide.size), f"{what}: {inside.mean():.0%} of the image")
     colours, low, high = heat_colours(slide.tissue)
     known = bool(np.isfinite(slide.tissue).any())
-    return on_places(places, colours, f"tissue of a tile, {low:.2f} to {high:.2f}" if known else "no tissue was looked for")
+    return on_places(places, colours, f"{what} of a tile, {low:.2f} to {high:.2f}" if known else f"no {what} was looked for")
 
 
 def similarity_overlay(similar: Floats, places: PlaceMap) -> Overlay:

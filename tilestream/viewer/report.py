@@ -16,6 +16,7 @@ from tilestream.interop.target import Target
 from tilestream.runner.recipe import flatten
 from tilestream.store.cohort import find_stores
 from tilestream.store.folder import Folder
+from tilestream.store.layout import nothing_kept
 from tilestream.store.ownership import is_zarr
 from tilestream.store.picture import small_image
 from tilestream.store.slide import Slide
@@ -180,7 +181,9 @@ class _Row:
         errors = list(self.told.get("tile_errors", {}).items())
         found += [f"tile {row}: {cause}" for row, cause in errors[:TILE_ERRORS]]
         found += [f"and {len(errors) - TILE_ERRORS} more"] if len(errors) > TILE_ERRORS else []
-        note = self.told.get("note") or ("no tissue found" if self.status == "done" and not self.tiles else "")
+        note = self.told.get("note") or (
+            "" if self.tiles or self.status != "done" or self.slide is None else nothing_kept(self.slide.source)
+        )
         return found + ([note] if note else [])
 
     def row(self, side: int, most: int) -> str:

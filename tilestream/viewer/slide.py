@@ -16,6 +16,7 @@ from tilestream.geometry import Size
 from tilestream.models.pca import AXES_ROWS, principal_axes
 from tilestream.store.blocks import BLOCK_ROWS
 from tilestream.store.folder import Folder
+from tilestream.store.layout import nothing_kept
 from tilestream.store.slide import VECTORS, Slide, is_good
 
 SCORES = 16
@@ -138,7 +139,7 @@ class ViewedSlide(Slide):
         words = f"{done:,} tiles x {self.layout.dim}, {self.encoder}" if self.embedded else f"{done:,} tiles without embeddings"
         words += f"; {failed:,} failed" if failed else ""
         words += f"; still being written: {missing:,} tiles to come" if not self.finished else ""
-        return words + ("; no tissue was found" if not self.layout.tiles else "")
+        return words + (f"; {nothing_kept(self.source)}" if not self.layout.tiles else "")
 
     def parts(self) -> list[slice]:
         """Row ranges of at most `BLOCK_ROWS` that are committed, in order."""

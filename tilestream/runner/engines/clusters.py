@@ -18,8 +18,9 @@ from types import FrameType
 from typing import Any
 
 from tilestream.config.compute import Compute, SchedulerSpec
+from tilestream.config.load import secret_texts
 from tilestream.config.local_files import read_small_file
-from tilestream.errors import LONGEST_REASON, ConfigError
+from tilestream.errors import HIDDEN, LONGEST_REASON, ConfigError
 from tilestream.stages.worker_settings import LANES, worker_count
 
 ANSWER = 5.0
@@ -123,10 +124,13 @@ def _start_class(spec: SchedulerSpec, workers: int | None) -> Any:
             _submit_jobs(cluster, workers or 1)
         elif workers is not None or not getattr(cluster, "plan", (1,)):
             cluster.scale(workers or 1)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # of a library that we do not know
         if cluster is not None:
             _close_failed(cluster)
-        raise ConfigError(f"compute.scheduler: {spec.cls} does not start: {first_line(error)}") from error
+        words = first_line(error)
+        for secret in sorted(secret_texts(spec.args), key=len, reverse=True):
+            words = words.replace(secret, HIDDEN)
+        raise ConfigError(f"compute.scheduler: {spec.cls} does not start: {words}") from None  # what it came from may hold the arguments
     return cluster
 
 
