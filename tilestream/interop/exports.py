@@ -11,7 +11,7 @@ from tilestream.errors import ConfigError, IncompleteError
 from tilestream.interop.columns import write_csv, write_parquet
 from tilestream.interop.geojson import write_geojson
 from tilestream.interop.hdf5 import write_clam, write_trident
-from tilestream.interop.objects.formats import OBJECT_FORMATS
+from tilestream.interop.objects.formats import HEAD_SUFFIXES, head_writer, write_head
 from tilestream.interop.omezarr import write_ome_zarr
 from tilestream.interop.spatialdata import write_spatialdata
 from tilestream.interop.target import Records, Target, Written
@@ -19,7 +19,6 @@ from tilestream.interop.tensors import write_tensor
 from tilestream.interop.vectors import VECTOR_WRITERS
 from tilestream.store.cohort import find_stores, some
 from tilestream.store.folder import Folder
-from tilestream.store.heads.shapes import ShapesFile
 from tilestream.store.ownership import is_ours
 from tilestream.store.slide import VECTORS, Slide
 
@@ -44,7 +43,9 @@ FORMATS = {
     "spatialdata": Format(".zarr", write_spatialdata),
 }
 
-SUFFIXES = {name: each.suffix for name, each in FORMATS.items()} | {name: suffix for name, (suffix, _) in OBJECT_FORMATS.items()}
+SUFFIXES = {name: each.suffix for name, each in FORMATS.items()} | {
+    name: suffix for name, suffix in HEAD_SUFFIXES.items() if name not in FORMATS
+}
 """Of the files of every format, behind the slide's id."""
 
 
@@ -68,9 +69,9 @@ def export_slides(
     output : str
         An output folder, or one store in it.
     name : str
-        A key of `FORMATS`, or for objects of `OBJECT_FORMATS`.
+        A key of `FORMATS`, or for answers of heads of `HEAD_SUFFIXES`.
     what : str
-        A key of `VECTORS`: the tiles' embeddings, their context in place of them, or the slide's vector; or the name of a head of kind detect: its objects.
+        A key of `VECTORS`: the tiles' embeddings, their context in place of them, or the slide's vector; or the name of a head of kind detect or segment: its objects, or the regions of its label image.
     slide : str, optional
         Id of the one slide that is wanted.
     out : str, optional
@@ -107,7 +108,7 @@ def export_slides(
             raise ConfigError(f"--slide: {slide!r} is not in {output}, which holds {some(list(stores))}.")
         stores = {wanted: stores[wanted]}
     records = Records(Folder((output.rstrip("/").rpartition("/")[0] or ".") if is_store else output))
-    slides, unfinished = _open_slides(stores, what, allow_unfinished=allow_unfinished)
+    slides, unfinished = _open_slides(stores, what, name, allow_unfinished=allow_unfinished)
     for found in slides:
         path = (
             _default_target(output, found.id, name, what, is_store=is_store)
@@ -125,7 +126,7 @@ def export_slides(
         raise IncompleteError(left + "\n".join(map(str, unfinished)))
 
 
-def _open_slides(stores: dict[str, Folder], what: str, *, allow_unfinished: bool) -> tuple[list[Slide], list[IncompleteError]]:
+def _open_slides(stores: dict[str, Folder], what: str, name: str, *, allow_unfinished: bool) -> tuple[list[Slide], list[IncompleteError]]:
     """The slides that can be exported, and why others are not finished."""
     slides, unfinished = [], []
     for folder in stores.values():
@@ -135,7 +136,7 @@ def _open_slides(stores: dict[str, Folder], what: str, *, allow_unfinished: bool
                 slides[-1].vectors()  # refuses before anything is written
             else:
                 slides.append(Slide(folder, allow_unfinished=allow_unfinished))
-                ShapesFile.of(folder, what)
+                head_writer(slides[-1], what, name)
         except IncompleteError as error:
             unfinished.append(error)
     return slides, unfinished
@@ -144,11 +145,11 @@ def _open_slides(stores: dict[str, Folder], what: str, *, allow_unfinished: bool
 def _writer(name: str, what: str) -> Callable[[Slide, Target], Written]:
     """What writes `what` in a format. Raises ConfigError where that cannot be."""
     if what not in VECTORS:
-        if name not in OBJECT_FORMATS:
+        if name not in HEAD_SUFFIXES:
             raise ConfigError(
-                f"--what {what}: objects of a head are for --to {', '.join(OBJECT_FORMATS)}, not {name}; else --what is one of {', '.join(VECTORS)}."
+                f"--what {what}: answers of a head are for --to {', '.join(HEAD_SUFFIXES)}, not {name}; else --what is one of {', '.join(VECTORS)}."
             )
-        return partial(OBJECT_FORMATS[name][1], head=what)
+        return partial(write_head, head=what, name=name)
     if name not in FORMATS:
         raise ConfigError(f"--to {name}: is for objects. Name a head of kind detect: --what HEAD.")
     if what == "slide":

@@ -40,11 +40,11 @@ def write_objects_geojson(slide: Slide, target: Target, *, head: str, in_bounds:
     file, on_map = ShapesFile.of(slide.folder, head), MapPlaces.of(slide)
     corner = bounds_corner(slide) if in_bounds else (0, 0)
     classes = [json.dumps({"name": name, "color": colour}) for name, colour in zip(file.classes, class_colours(len(file.classes)), strict=True)]  # fmt: skip
-    with target.writing() as path, _text(path) as out:
+    with target.writing() as path, text_file(path) as out:
         out.write('{"type": "FeatureCollection", "features": [')
         before = "\n"
         for rows in file.rows():
-            shapes = _placed(rows, corner, on_map)
+            shapes = placed(rows.shapes, corner, on_map)
             for feature in _features(rows, shapes, classes, uuid.uuid5(uuid.NAMESPACE_URL, f"{slide.id}/{head}")):
                 out.write(before)
                 out.write(feature)
@@ -53,12 +53,12 @@ def write_objects_geojson(slide: Slide, target: Target, *, head: str, in_bounds:
     return Written(len(file), what="objects")
 
 
-def _placed(rows: ShapeRows, corner: tuple[int, int], on_map: MapPlaces | None) -> NDArray[np.object_]:
+def placed(shapes: NDArray[np.object_], corner: tuple[int, int], on_map: MapPlaces | None) -> NDArray[np.object_]:
     """Outlines where the file wants them; outer rings on a map run against the clock."""
     if on_map is not None and on_map.crs:
-        return np.asarray(shapely.orient_polygons(shapely.transform(rows.shapes, on_map.degrees)))
+        return np.asarray(shapely.orient_polygons(shapely.transform(shapes, on_map.degrees)))
     y, x = corner
-    return np.asarray(shapely.transform(rows.shapes, lambda xy: xy - (x, y))) if y or x else rows.shapes
+    return np.asarray(shapely.transform(shapes, lambda xy: xy - (x, y))) if y or x else shapes
 
 
 def _features(rows: ShapeRows, shapes: NDArray[np.object_], classes: list[str], whose: uuid.UUID) -> Iterator[str]:
@@ -74,7 +74,7 @@ def _features(rows: ShapeRows, shapes: NDArray[np.object_], classes: list[str], 
 
 
 @contextmanager
-def _text(path: Path) -> Iterator[io.TextIOBase]:
+def text_file(path: Path) -> Iterator[io.TextIOBase]:
     """A text file, compressed where its name says so; the same text is the same bytes."""
     if path.suffix != ".gz":
         with path.open("w", encoding="utf-8") as plain:
