@@ -13,6 +13,7 @@ from benchmarks import (
     bench_objects,
     bench_pipeline,
     bench_reading,
+    bench_rivals,
     bench_soak,
     bench_start,
     bench_tissue,
@@ -176,3 +177,12 @@ def test_heads_on_stored_rows_stay_below_their_projection(tmp_path):
     rows = bench_heads.main(["--tiles", "3000", "--heads", "linear", "knn", "transformer", "--folder", str(tmp_path), "--json"])
     assert [row["head"] for row in rows] == ["read", "linear", "knn", "transformer"]
     assert [row["head"] for row in rows[1:] if not 0 < row["peak"] <= row["projected"]] == []
+
+
+@pytest.mark.slow
+def test_whole_commands_are_measured_beside_each_other(capsys):
+    arguments = ["--side", "1024", "--encoder", "vit_tiny_patch16_224", "--rounds", "1", "--plain", ""]
+    (row,) = bench_rivals.main([*arguments, "--json"])
+    assert json.loads(capsys.readouterr().out) == [row]
+    assert row["contestant"] == "tilestream"
+    assert 0 < row["wall_ratio"] == row["processor_ratio"] == 1

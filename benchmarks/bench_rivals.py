@@ -1,0 +1,136 @@
+"""Claim: as whole cold commands at equal precision, tilestream embeds a slide faster than the tools that people use.
+
+    python -m benchmarks.bench_rivals [--side 12288] [--mpp 0.5] [--encoder vit_small_patch16_224] [--rounds 3] [--lazyslide PYTHON] [--json]
+
+Each contestant is a fresh process that opens the same made slide, keeps every tile of 224 px, runs timm's model of that name with random
+weights in float32 on the processor, and stores the rows. They take turns; medians are printed, processor seconds beside the wall, which
+a busy machine stretches, and how many times tilestream's time each one takes. Contestants:
+
+tilestream  the command `run`, in its defaults
+plain       OpenSlide, PIL, a DataLoader with as many workers as there are cores, timm
+lazyslide   LazySlide, with `--lazyslide PYTHON`: the interpreter of an environment that holds it (pip install lazyslide)
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from tilestream.sources.made.slide import ensure_sample
+
+TILE = 224
+
+PLAIN = """
+import sys
+import numpy as np, openslide, timm, torch
+path, model, step, out, workers = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+class Tiles(torch.utils.data.Dataset):
+    def __init__(self):
+        width, height = openslide.OpenSlide(path).dimensions
+        self.places, self.slide = [(x, y) for y in range(0, height - step + 1, step) for x in range(0, width - step + 1, step)], None
+    def __len__(self):
+        return len(self.places)
+    def __getitem__(self, index):
+        self.slide = self.slide or openslide.OpenSlide(path)
+        region = self.slide.read_region(self.places[index], 0, (step, step)).convert("RGB").resize((224, 224))
+        return (torch.from_numpy(np.array(region)).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+encoder = timm.create_model(model, num_classes=0).eval()
+loader = torch.utils.data.DataLoader(Tiles(), batch_size=32, num_workers=workers)
+with torch.inference_mode():
+    rows = torch.cat([encoder(batch) for batch in loader])
+np.save(out, rows.numpy())
+print(len(rows))
+"""
+
+LAZYSLIDE = """
+import sys
+import lazyslide as zs, timm, torch
+from wsidata import open_wsi
+path, model, step, out = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+encoder = timm.create_model(model, num_classes=0).eval()
+def transform(image):
+    pixels = torch.as_tensor(image)
+    return ((pixels.permute(2, 0, 1) if pixels.shape[-1] == 3 else pixels).float() / 255 - 0.5) / 0.5
+slide = open_wsi(path, store=out)
+zs.pp.tile_tissues(slide, 224, mpp=step / 224 * slide.properties.mpp, tissue_key=None)
+zs.tl.feature_extraction(slide, encoder, model_name="timm", transform=transform, device="cpu", amp=False, pbar=False)
+slide.write()
+print(len(slide["tiles"]))
+"""
+
+
+def commands(chosen: argparse.Namespace, slide: Path, folder: Path) -> dict[str, list[str]]:
+    """What each contestant is started with."""
+    step = round(TILE * chosen.mpp / 0.25)  # made slides have 0.25 um/px
+    given = [str(slide), chosen.encoder, str(step)]
+    config = {
+        "slides": str(slide), "output": {"path": str(folder / "tilestream"), "save": ["tiles"]}, "pool": "none",
+        "tiles": {"size": TILE, "mpp": chosen.mpp, "tissue": "none", "edge": "drop"},
+        "encoder": {"name": chosen.encoder, "precision": "fp32"}, "compute": {"device": "cpu"},
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(json.dumps(config))
+    found = {"tilestream": [sys.executable, "-m", "tilestream", "run", str(folder / "config.yaml"), "--restart"]}
+    if chosen.plain:
+        found["plain"] = [chosen.plain, "-c", PLAIN, *given, str(folder / "plain.npy"), str(len(os.sched_getaffinity(0)))]
+    if chosen.lazyslide:
+        found["lazyslide"] = [chosen.lazyslide, "-c", LAZYSLIDE, *given, str(folder / "lazyslide.zarr")]
+    return found
+
+
+def seconds(command: list[str]) -> tuple[float, float]:
+    """Wall and processor seconds of a fresh process and those that it starts."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, float | str]]:
+    """Measure, print, and return the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=12288, help="of the made slide, px")
+    parser.add_argument("--mpp", type=float, default=0.5)
+    parser.add_argument("--encoder", default="vit_small_patch16_224", help="a name that timm has as well")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--plain", default=sys.executable, help="interpreter of the plain loop; it needs timm; empty: left out")
+    parser.add_argument("--lazyslide", help="interpreter of an environment with LazySlide")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    chosen = parser.parse_args(arguments)
+    slide = ensure_sample(f"sample://he?width={chosen.side}&height={chosen.side}")
+    taken: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(chosen.rounds):
+        with tempfile.TemporaryDirectory() as name:
+            for contestant, command in commands(chosen, Path(slide), Path(name)).items():
+                taken.setdefault(contestant, []).append(seconds(command))
+    ours = taken["tilestream"]
+    rows: list[dict[str, float | str]] = [
+        {
+            "contestant": name,
+            "wall": median(wall for wall, _ in found),
+            "processor": median(cpu for _, cpu in found),
+            "wall_ratio": median(wall / own for (wall, _), (own, _) in zip(found, ours, strict=True)),
+            "processor_ratio": median(cpu / own for (_, cpu), (_, own) in zip(found, ours, strict=True)),
+        }
+        for name, found in taken.items()
+    ]
+    if chosen.json:
+        print(json.dumps(rows))
+    else:
+        print(f"{'contestant':<12}{'wall s':>8}{'cpu s':>8}{'/ ours':>8}{'cpu / ours':>12}")
+        for row in rows:
+            print(
+                f"{row['contestant']:<12}{row['wall']:>8.1f}{row['processor']:>8.1f}{row['wall_ratio']:>8.2f}{row['processor_ratio']:>12.2f}"
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
