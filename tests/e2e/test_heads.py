@@ -12,35 +12,17 @@ import torch
 import tilestream
 from tests.support.heads import CLASSES, head_file
 from tests.support.images import make_image, write_pyramid
-from tests.support.runs import config, opened
+from tests.support.runs import bytes_of, given, opened
 from tilestream.cli import main
 from tilestream.encoders.heads.head_file import Fitted
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
 
-BASE = {
-    "tiles": {"size": 64, "level": 0, "tissue": "none"},
-    "encoder": "tests.support.encoders:corners",
-    "pool": "mean",
-    "compute": {"shard_tiles": 16},
-}
-
 
 @pytest.fixture
 def image(tmp_path):
     return write_pyramid(tmp_path / "a.tif", make_image(500, 500, 1), compression="deflate", levels=1, mpp=0.5)
-
-
-def given(image, output, /, **sections):
-    base = config(image, output, **BASE)
-    for key, value in sections.items():
-        base[key] = {**base[key], **value} if isinstance(base.get(key), dict) and isinstance(value, dict) else value
-    return base
-
-
-def bytes_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def table(output):
@@ -237,3 +219,17 @@ def test_a_plan_says_what_heads_leave_and_take_and_a_heads_name_is_no_column_of_
     listed.write_text(f"path,id,one\n{image},a,x\n")
     with pytest.raises(ConfigError, match=r"heads\.one: the list of slides has a column of that name"):
         tilestream.run(given(listed, tmp_path / "out", heads=settings["heads"]))
+
+
+def test_what_others_put_where_a_head_would_go_is_left_alone(image, tmp_path):
+    path, _ = head_file(tmp_path / "one.safetensors")
+    tilestream.run(given(image, tmp_path / "out"))
+    own = tmp_path / "out" / "a.zarr" / "labels" / "one" / "zarr.json"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    before = bytes_of(tmp_path / "out" / "a.zarr")
+    with pytest.raises(OutputError, match=r"labels/one is there already, and no head of tilestream made it"):
+        tilestream.run(given(image, tmp_path / "out", heads={"one": {"kind": "classify", "model": path}}))
+    assert bytes_of(tmp_path / "out" / "a.zarr") == before
+    assert tilestream.run(given(image, tmp_path / "out", heads={"two": {"kind": "classify", "model": path}})).exit_code == 0
+    assert own.read_text() == "mine"

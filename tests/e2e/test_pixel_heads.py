@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import tilestream
-from tests.e2e.test_heads import bytes_of, given, table
+from tests.e2e.test_heads import table
 from tests.support.images import make_image, write_pyramid
+from tests.support.runs import bytes_of, given
 from tilestream.errors import ConfigError
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import tilestream
-from tests.e2e.test_heads import bytes_of, given, table
+from tests.e2e.test_heads import table
 from tests.support.heads import head_file
 from tests.support.images import make_image, write_pyramid
+from tests.support.runs import bytes_of, given
 from tilestream.encoders.heads.head_file import HeadAbout, build_model, write_head
 from tilestream.errors import InputError
 from tilestream.models.heads.bags import BagRows

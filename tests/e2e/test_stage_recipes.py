@@ -8,7 +8,7 @@ import pytest
 
 import tilestream
 from tests.support.images import make_image, write_pyramid
-from tests.support.runs import config, newest_record, opened
+from tests.support.runs import bytes_of, given, newest_record, opened
 from tests.support.stores import make_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, OutputError
@@ -17,29 +17,12 @@ from tilestream.store.ledger import pack, unpack
 from tilestream.store.slide_store import SlideStore
 
 CONTEXT = {"window": 4, "depth": 1, "heads": 3}
-BASE = {
-    "tiles": {"size": 64, "level": 0, "tissue": "none"},
-    "encoder": "tests.support.encoders:corners",
-    "pool": "mean",
-    "compute": {"shard_tiles": 16},
-}
 WINDOWS = {"output": {"save": ["tiles", "slide", "windows"]}, "windows": {"sides": [2]}}
 
 
 @pytest.fixture
 def image(tmp_path):
     return write_pyramid(tmp_path / "a.tif", make_image(500, 500, 1), compression="deflate", levels=1, mpp=0.5)
-
-
-def given(image, output, /, **sections):
-    base = config(image, output, **BASE)
-    for key, value in sections.items():
-        base[key] = {**base[key], **value} if isinstance(base.get(key), dict) and isinstance(value, dict) else value
-    return base
-
-
-def bytes_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(

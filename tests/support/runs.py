@@ -45,3 +45,24 @@ def same_store(a, b):
         arrays.append((a.context[:], b.context[:]))
     rows = [store.obs.drop(columns="slide").reset_index(drop=True) for store in (a, b)]
     return all(np.array_equal(x, y, equal_nan=True) for x, y in arrays) and rows[0].equals(rows[1])
+
+
+CORNERS = {
+    "tiles": {"size": 64, "level": 0, "tissue": "none"},
+    "encoder": "tests.support.encoders:corners",
+    "pool": "mean",
+    "compute": {"shard_tiles": 16},
+}
+
+
+def given(image, output, /, **sections):
+    """A config of tiles of 64 px whose vectors are their corners, in shards of 16, unless `sections` say otherwise."""
+    base = config(image, output, **CORNERS)
+    for key, value in sections.items():
+        base[key] = {**base[key], **value} if isinstance(base.get(key), dict) and isinstance(value, dict) else value
+    return base
+
+
+def bytes_of(folder):
+    """Every file below a folder, by its path there."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

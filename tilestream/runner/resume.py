@@ -18,6 +18,7 @@ from tilestream.runner.reporter import Reporter
 from tilestream.runner.summary import SlideResult, Summary, same_image
 from tilestream.sources.base import SlideInfo, Source
 from tilestream.store.cohort import some
+from tilestream.store.heads.columns import refuse_taken
 from tilestream.store.ledger import COMPLETE, count_failed
 from tilestream.store.picture import png_bytes
 from tilestream.store.slide_store import THUMBNAIL, TILES, TISSUE, SlideStore
@@ -80,6 +81,7 @@ def take_up(
 
     # Before anything is written: a slide that is refused leaves no store.
     first = prepare_slide(ref, source, setup) if was is None else None
+    refuse_taken(store.folder, setup.config.heads.keys() - store.heads.keys())
     store.raise_fence()
     if was is None or cohort.restart == ALL:
         return anew(store, first)

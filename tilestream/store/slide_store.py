@@ -24,7 +24,7 @@ from tilestream.store.anndata_tables import (
 )
 from tilestream.store.blocks import BLOCKS_AHEAD, map_blocks
 from tilestream.store.folder import Folder
-from tilestream.store.heads.columns import head_of_stage, head_places, row_paths
+from tilestream.store.heads.columns import head_of_stage, head_places, row_paths, shape_files
 from tilestream.store.layout import STATUSES, Layout, TileColumns, WindowGrid, tile_names
 from tilestream.store.ledger import BASE, COMPLETE, FENCE, HOME, LEDGER, Ledger, Sums, checksum, pack, unpack
 from tilestream.store.ownership import MARK, claim
@@ -122,7 +122,7 @@ class SlideStore(Ledger):
     def own_names(self) -> list[str]:
         """Names of the objects of the slide, without our records of them."""
         own = tuple(f"{name}/" for name in (*OWN_FOLDERS, *(place for name in self.heads for place in head_places(name))))
-        shapes = {f"shapes/{name}.parquet" for name in self.heads}
+        shapes = {key for name in self.heads for key in shape_files(name)}
         files = {*OWN_FILES, *shapes, *(["labels/zarr.json"] if self.heads else [])}
         return [key for key in self.folder.names() if key in files or key.startswith(own)]
 
@@ -140,19 +140,19 @@ class SlideStore(Ledger):
         assert base is not None, "a store is mended before it is added to"
         self.folder.delete(COMPLETE)
         before, after = self.stage_recipes, attributes["stages"]
-        self._write_base(base["objects"], {**base["attributes"], **attributes}, base["others"])
         changed = {stage for stage in after if before.get(stage) != after[stage]}
         self.forget(changed)
-        for head in filter(None, map(head_of_stage, changed)):
+        for head in filter(None, map(head_of_stage, changed & before.keys())):  # what others put where a new one goes is not ours
             self.drop_head(head)
+        self._write_base(base["objects"], {**base["attributes"], **attributes}, base["others"])
         self.make_arrays(windows)
 
     def drop_head(self, head: str) -> None:
         """Remove what a head has left."""
         for place in head_places(head):
             self.folder.delete_all(place)
-        for end in ("parquet", "png"):
-            self.folder.delete(f"shapes/{head}.{end}")
+        for key in shape_files(head):
+            self.folder.delete(key)
 
     def make_arrays(self, windows: Iterable[WindowGrid] = ()) -> None:
         """Make the arrays that stages after the tiles fill, or their metadata anew where it is not as it should be; windows of other sides go."""

@@ -5,7 +5,7 @@ All that is needed to make their arrays stands in the recipe of the head, so tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from tilestream.errors import OutputError
 from tilestream.store.anndata_tables import ARRAY, CATEGORICAL, CHECKED, write_plain, write_strings
 from tilestream.store.folder import Folder
 from tilestream.store.layout import Layout
@@ -94,6 +95,21 @@ def head_places(name: str) -> tuple[str, ...]:
     tables = (f"{TILES}/obsm/{name}", f"{TILES}/obs/{name}", f"{TILES}/obsm/{name}_attention", f"{SLIDE}/obsm/{name}")
     counts = (f"{TILES}/obs/{name}{end}" for end in COUNTS)
     return (*tables, *counts, f"labels/{name}", parts_place(name))
+
+
+def shape_files(name: str) -> tuple[str, ...]:
+    """Files of the shapes of a head of this name."""
+    return f"shapes/{name}.parquet", f"shapes/{name}.png"
+
+
+def refuse_taken(folder: Folder, names: Iterable[str]) -> None:
+    """Refuse new heads where something lies already that others put there. Raises OutputError."""
+    for name in names:
+        found = [place for place in head_places(name) if folder.names(place)] + [key for key in shape_files(name) if folder.exists(key)]
+        if found:
+            raise OutputError(
+                f"{folder.address}/{found[0]} is there already, and no head of tilestream made it. Give the head {name} another name, or move that away."
+            )
 
 
 def row_paths(name: str) -> tuple[str, ...]:
