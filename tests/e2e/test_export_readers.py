@@ -9,9 +9,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import shapely
 from PIL import Image
 
 import tilestream
+from tests.support.made_objects import CLASSES, made_rows, put_objects
 from tests.support.needs import without
 from tests.support.stores import make_store, png
 from tilestream.interop.exports import FORMATS, export_slides
@@ -97,3 +99,37 @@ def test_outlines_of_ragged_tissue_are_valid_polygons(tmp_path, readers):
     ragged = np.random.default_rng(2).random((28, 35)) < 0.6  # pieces and holes that touch at corners, of one px, at every edge
     (tmp_path / "a.zarr" / "tissue.png").write_bytes(png(ragged))
     check(readers, tmp_path, ["geojson"], corner=(30, 100), in_bounds=True)
+
+
+OBJECTS = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import geopandas, spatialdata
+store, parquet, geojson, container = sys.argv[1:]
+file = geopandas.read_parquet(store)
+near = geopandas.read_parquet(store, bbox=(0, 0, 2000, 2000))
+shapes = spatialdata.read_zarr(container).shapes["nuclei"]
+features = geopandas.read_file(geojson)
+assert len(near) == len(file.cx[0:2000, 0:2000]) > 0
+assert geopandas.read_parquet(parquet).equals(file)
+assert list(shapes.index) == list(file["id"])
+assert file.geometry.is_valid.all() and features.geometry.is_valid.all()
+areas = [float(each.area.sum()) for each in (file, shapes, features)]
+print(json.dumps({"count": len(file), "areas": areas, "classes": sorted(set(file["class"]))}))
+"""
+
+
+def test_objects_are_read_by_geopandas_and_spatialdata(tmp_path, readers):
+    make_store(tmp_path / "a.zarr")
+    groups = [made_rows(300, 0), made_rows(200, 1)]
+    put_objects(tmp_path / "a.zarr", groups)
+    for name in ("parquet", "geojson", "spatialdata"):
+        list(export_slides(str(tmp_path), name, what="nuclei"))
+    paths = [tmp_path / "exports" / f"{name}-nuclei" / f"a{end}" for name, end in (("parquet", ".parquet"), ("geojson", ".geojson"), ("spatialdata", ".zarr"))]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [readers, "-c", OBJECTS, str(tmp_path / "a.zarr" / "shapes" / "nuclei.parquet"), *map(str, paths)], capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (told["count"], told["classes"]) == (500, sorted(CLASSES))
+    assert told["areas"] == pytest.approx([sum(shapely.area(rows.shapes).sum() for rows in groups)] * 3, rel=1e-6)
