@@ -145,6 +145,12 @@ def small_unet() -> Dense:
     return SmallUnet().eval()
 
 
+def values_unet() -> nn.Module:
+    model = SmallUnet().eval()
+    model.regression = True  # type: ignore[assignment]
+    return model
+
+
 def small_unet_that_fails() -> nn.Module:
     return Failing(SmallUnet()).eval()
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.heads.bags import AttentionBag, PooledBag, TransformerBag
+from tilestream.models.heads.convolutions import ConvolutionHead
 from tilestream.models.heads.rows import LinearHead, MLPHead, NearestHead, PrototypeHead
 
 KEY, FORMAT = "tilestream_head", 1
@@ -28,6 +29,7 @@ TASKS = ("classification", "regression", "risk")
 MODELS: dict[str, dict[str, type[nn.Module]]] = {
     "classify": {"linear": LinearHead, "mlp": MLPHead, "knn": NearestHead, "prototypes": PrototypeHead},
     "slide": {"linear": LinearHead, "mlp": MLPHead, "pool": PooledBag, "abmil": AttentionBag, "transformer": TransformerBag},
+    "segment": {"convolution": ConvolutionHead},
 }
 """The models of each kind of head; those of a slide that are no bags read its vector."""
 
@@ -55,13 +57,13 @@ class HeadAbout:
     """What a head file says of its head."""
 
     kind: str
-    """classify or slide."""
+    """classify, slide or segment."""
     model: str
     """A key of `MODELS[kind]`."""
     input: str
-    """tiles, context or vector."""
+    """tiles, context, vector or pixels."""
     dim: int
-    """Channels of a row."""
+    """Channels of a row, or of a pixel."""
     outputs: int
     """Logits, values, or 1 for a risk."""
     task: str = "classification"

@@ -67,7 +67,18 @@ def _load(head: Head, name: str) -> LoadedHead:
         module, _ = read_head(path)
         digest = weights_digest(module)
         notes = (about.notes,) if about.notes else ()
-        return LoadedHead(module, about.task, about.classes, digest, about.fitted, about.kind, about.input, about.dim, notes=notes)
+        return LoadedHead(
+            module,
+            about.task,
+            about.classes,
+            digest,
+            about.fitted,
+            about.kind,
+            about.input,
+            about.dim,
+            mpp=getattr(module, "mpp", None),
+            notes=notes,
+        )
     if path.suffix == ".safetensors" and (path.parent / CONFIG).is_file():
         return load_folder(path.parent, head, name, path)
     raise ConfigError(
