@@ -136,6 +136,9 @@ def _open(address: str, options: SourceOptions) -> Source:
         from tilestream.sources.tiff.chain import check_chain
 
         check_chain(address)  # before any library follows the chain
+        from tilestream.sources.containers import refuse_special_beside
+
+        refuse_special_beside(Path(address))
     return openers["zarr" if scheme else options.backend](address, options)
 
 

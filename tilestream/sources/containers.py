@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tilestream.config.dicom_series import is_dicom
+from tilestream.config.local_files import SMALL_FILE, refuse_special
 from tilestream.errors import InputError
 
 TO_OME_ZARR = "Convert it to OME-Zarr, keeping all its levels: bioformats2raw {name} {stem}.zarr"
@@ -80,3 +82,22 @@ def _filled(words: str, path: Path) -> str:
     inside = sorted(str(each.relative_to(path.parent)) for each in folder.glob("**/*.ets")) if folder.is_dir() else []
     place = ", ".join(inside[:3]) if inside else f"_{path.stem}_/stack*/frame_t*.ets, which is not beside it"
     return words.format(name=path.name, stem=path.stem, folder=place)
+
+
+def refuse_special_beside(path: Path) -> None:
+    """Refuse a FIFO, a socket or a device among the files that OpenSlide opens beside the one that is named: it would wait for ever.
+
+    Those are all files in the folder of a DICOM file, those in the folder of a .mrxs, and those that a .vms or .vmu names.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".vms", ".vmu"):
+        with path.open("rb") as file:
+            lines = file.read(SMALL_FILE).decode("utf-8", "replace").splitlines()
+        beside = [path.parent / value for line in lines if (value := line.partition("=")[2].strip())]
+    elif suffix == ".mrxs" or is_dicom(path):
+        folder = path.with_suffix("") if suffix == ".mrxs" else path.parent
+        beside = sorted(folder.iterdir()) if folder.is_dir() else []
+    else:
+        return
+    for each in beside:
+        refuse_special(each)

@@ -28,7 +28,7 @@ from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.tiff.channel_names import read_channel_names
 from tilestream.sources.tiff.coding import JPEG, RGB, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.jpeg import JpegDecoder
-from tilestream.sources.tiff.multi_file import check_files, name_files
+from tilestream.sources.tiff.multi_file import check_files, name_files, refuse_special_files
 from tilestream.sources.tiff.pages import mask_levels, pick_levels, pick_series, vendor_of
 from tilestream.sources.tiff.stated_mpp import is_aperio, read_resolution
 from tilestream.sources.tiff.strips import cut_strips, rows_at_once, sample_type
@@ -128,6 +128,7 @@ def index_tiff(address: str, options: SourceOptions) -> TiffIndex:
 
 def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     address = choices.address
+    refuse_special_files(tif, address)
     number, series = pick_series(tif, choices)
     page = series.keyframe
     refuse_olympus(page, address)

@@ -8,6 +8,7 @@ from typing import Any
 
 import tifffile
 
+from tilestream.config.local_files import refuse_special
 from tilestream.errors import InputError
 from tilestream.sources.files import NoGridError
 
@@ -26,6 +27,12 @@ def name_files(tif: tifffile.TiffFile, address: str) -> tuple[str, ...]:
         f"the image lies in {len(names)} files: {_some(names)}"
         + (f" (not in {Path(address).parent}: {_some(missing)})" if missing else ""),
     )
+
+
+def refuse_special_files(tif: tifffile.TiffFile, address: str) -> None:
+    """Refuse an image of which a file is a FIFO, a socket or a device, before tifffile waits for it. Raises InputError."""
+    for name in _files(tif.pages.first.description, address)[0]:
+        refuse_special(Path(address).parent / name)
 
 
 def _files(description: str, address: str) -> tuple[list[str], list[str]]:
