@@ -212,10 +212,10 @@ def test_a_run_takes_six_late_workers_and_loses_nothing_as_two_leave(tmp_path, m
     "scheduler",
     [
         {
-            "class": "dask_jobqueue.LocalCluster",
+            "class": "dask_jobqueue.local.LocalCluster",
             "args": {"n_workers": 2, "cores": 3, "processes": 1, "memory": "2GB", "scheduler_options": LOCAL},
         },
-        {"class": "distributed.LocalCluster", "args": {"n_workers": 2, "threads_per_worker": 3, "dashboard_address": None}},
+        {"class": "distributed.LocalCluster", "args": {"n_workers": 2, "threads_per_worker": 3, "dashboard_address": "127.0.0.1:0"}},
         {"class": SLURM, "args": {"n_workers": 2, "cores": 3, "processes": 1, "memory": "2GB", "scheduler_options": LOCAL}},
         {
             "class": SLURM,

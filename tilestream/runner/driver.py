@@ -21,6 +21,7 @@ from tilestream.runner.cohort import Cohort, list_cohort, share_out
 from tilestream.runner.engines.clusters import check_main_guard
 from tilestream.runner.engines.engine import Engine, Outcome
 from tilestream.runner.engines.executors import open_engine
+from tilestream.runner.engines.hand_out import HandOut
 from tilestream.runner.heads.stored import stored_encoder
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.reporter import Reporter
@@ -147,10 +148,7 @@ class Run:
         self.recipes, self.claims, self.todo = recipes, claims, todo
         self.config = setup.config
         self.results = {result.id: result for result in summary.slides}
-        self.follow_up: deque[Job] = deque()
-        """Jobs of later stages that may start."""
-        self.first_jobs: deque[Job] = deque()
-        """Jobs of the first stage of the slide that was planned last."""
+        self.hand_out = HandOut(engine)
         self.news: deque[str] = deque()
         """What planning has met and nobody was told yet."""
         self.in_work: list[SlideRun] = []
@@ -189,20 +187,17 @@ class Run:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def _drive(self, planner: Planner) -> None:
-        """Keep `engine.capacity` tasks in flight until no slide is left; follow-up tasks go before new slides."""
-        in_flight = embedding = 0
+        """Hand out work and book what came of it until no slide is left."""
+        hand_out = self.hand_out
         first: float | None = None
         looked = time.monotonic()
         while True:
-            while in_flight < self.engine.capacity and (job := self._next_job(planner)) is not None:
-                if not job.slide.given_up:
-                    first = first or time.perf_counter()
-                    self.engine.submit(job, job.stage.work, job.task, job.shards)
-                    in_flight += 1
-                    embedding += job.embeds
-            if in_flight == 0 and planner.over:
+            while (job := hand_out.next(partial(self._begin_next, planner), lambda: planner.over)) is not None:
+                first = first or time.perf_counter()
+                self.engine.submit(job, job.stage.work, job.task, job.shards)
+            if hand_out.in_flight == 0 and planner.over:
                 break
-            self.summary.wall.enter(EMBEDDING if embedding else "finishing" if in_flight else "planning")
+            self.summary.wall.enter(EMBEDDING if hand_out.embedding else "finishing" if hand_out.in_flight else "planning")
             ended = self.engine.wait_next(LOOK_EVERY)
             self._say_news()
             if time.monotonic() - looked >= LOOK_EVERY:
@@ -211,18 +206,16 @@ class Run:
             self.summary.workers = max(self.summary.workers, self.engine.workers)
             if ended is None:  # the engine or the planner has news, or time has passed
                 continue
-            in_flight -= 1
-            embedding -= ended[0].embeds
-            self.follow_up.extend(self._receive(*ended))
+            hand_out.ended(ended[0])
+            hand_out.add(self._receive(*ended))
             self.summary.embed_seconds = time.perf_counter() - (first or 0.0)
 
-    def _next_job(self, planner: Planner) -> Job | None:
-        """The next task to start, as far as slides are planned by now."""
-        if self.follow_up:
-            return self.follow_up.popleft()
-        while not self.first_jobs and (planned := planner.take()) is not None:
-            self.first_jobs.extend(self._begin(planned))
-        return self.first_jobs.popleft() if self.first_jobs else None
+    def _begin_next(self, planner: Planner) -> list[Job]:
+        """The first jobs of the next slide that has any and is planned by now."""
+        while (planned := planner.take()) is not None:
+            if jobs := self._begin(planned):
+                return jobs
+        return []
 
     def _say_news(self) -> None:
         """Say what planning has met while it goes on."""
@@ -260,6 +253,7 @@ class Run:
             result.counts = add_counts(result.counts, report.counts)
             result.tile_errors |= dict(list(report.errors.items())[: TILE_ERRORS - len(result.tile_errors)])
             self.summary.new_tiles += sum(report.counts.values())
+            self.hand_out.task_seconds = report.seconds.get("compute", 0.0)
             self.reporter.shard_done(report)
 
     def _complete(self, slide: SlideRun) -> None:

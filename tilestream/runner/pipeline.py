@@ -36,12 +36,14 @@ class SlideRun:
     given_up: bool = False
 
     def next_stage(self) -> list[Job]:
-        """The jobs of the next stage that has any; none once the slide is finished."""
-        stage = next((stage for stage in self.stages if stage.parts), None)
-        if stage is None:
-            return []
-        self.in_work = len(stage.parts)
-        return [Job(self, stage, shards) for shards in stage.parts]
+        """The jobs of the next stage that has any, and of those that go beside it; none once the slide is finished."""
+        jobs: list[Job] = []
+        for stage in self.stages:
+            jobs += [Job(self, stage, shards) for shards in stage.parts]
+            if jobs and not stage.beside:
+                break
+        self.in_work = len(jobs)
+        return jobs
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,10 @@ def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore, task: Slide
             mixed = store.ledger(STAGE)
             whole = [every] if passing or len(mixed) < len(every) else []
             yield Stage(mix_context, _missing(every, mixed) if context.schedule == "halo_shards" else whole)
-    if "slide" in save and not store.ledger("pool"):
-        yield Stage(pool_slide, [every])
-    if _open_windows(windows, store):
-        yield Stage(pool_windows, [every])
-    if not store.ledger("picture"):
-        yield Stage(draw_slide, [every])
+    # These three read the same rows and know nothing of each other.
+    yield Stage(pool_slide, [every] if "slide" in save and not store.ledger("pool") else [], beside=True)
+    yield Stage(pool_windows, [every] if _open_windows(windows, store) else [], beside=True)
+    yield Stage(draw_slide, [every] if not store.ledger("picture") else [])
     yield from head_stages(task, store)
     yield Stage(finish_slide, [every])
 

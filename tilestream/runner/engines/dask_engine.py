@@ -278,6 +278,8 @@ class DaskEngine(Engine):
             self.wake()  # there may be room for more tasks
 
     def close(self) -> None:
+        if self._client.status == "running":
+            self._client.unsubscribe_topic("all")  # the scheduler would tell a client that is gone
         self._cluster.close()
 
 

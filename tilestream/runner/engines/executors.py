@@ -16,7 +16,7 @@ from tilestream.stages.worker_settings import LANES, works_here
 
 
 class InlineEngine(Engine):
-    """Tasks in threads of this process: one computes, the next one reads, the one before is written."""
+    """Tasks in threads of this process: one computes, the next one reads, the one before is written, and beside them a slide is finished."""
 
     in_process = True
 
@@ -24,7 +24,7 @@ class InlineEngine(Engine):
         STOP.clear()
         self.workers = 1
         self.capacity = LANES + 1
-        self._pool = ThreadPoolExecutor(LANES + 1, thread_name_prefix="lane")
+        self._pool = ThreadPoolExecutor(LANES + 2, thread_name_prefix="lane")
         self._done: queue.SimpleQueue[tuple[Any, Future[Outcome]] | None] = queue.SimpleQueue()
 
     def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:

@@ -20,6 +20,8 @@ class Stage:
     parts: list[range]
     head: str = ""
     """The head that it is of."""
+    beside: bool = False
+    """Whether the next stage may start together with it."""
 
 
 def head_stages(task: SlideTask, store: SlideStore) -> Iterator[Stage]:
