@@ -10,7 +10,7 @@ from tilestream.config.slide_list import list_slides
 from tilestream.encoders.catalogue import known_encoders
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
-NAMES = ["classify", "cluster", "context", "demo", "detect", "geotiff", "patch_tokens", "slide", "wsi"]
+NAMES = ["classify", "cluster", "context", "demo", "detect", "geotiff", "patch_tokens", "segment", "slide", "wsi"]
 
 
 def test_the_promised_pipelines_are_there():

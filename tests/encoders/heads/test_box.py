@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import zarr
 
 import tilestream
 from benchmarks.fit_sample_heads import BLOOD, SEEN, kinds_of
@@ -19,7 +20,7 @@ def test_a_head_in_the_package_is_small_and_says_what_it_is(name):
     card = (BOX / f"{name}.md").read_text()
     assert "real tissue" in card
     about = read_about(BOX / f"{name}.safetensors")
-    assert about.fitted.encoder == "tilestream-lite"
+    assert about.input == "pixels" or about.fitted.encoder == "tilestream-lite"
     assert "means nothing on real tissue" in about.notes
     for value in about.metrics.values():
         assert isinstance(value, str | int) or f"{value:.1%}".replace("%", " %") in card
@@ -37,3 +38,15 @@ def test_the_pipelines_answer_rightly_for_a_slide_that_was_not_fitted_on(tmp_pat
     assert right[pure].mean() > 0.95
     assert bag.read_head("blood")[0, 1] > 0.5
     assert np.nansum(bag.read_head_attention("blood")[parts[:, BLOOD] >= SEEN]) > 0.5
+
+
+@pytest.mark.slow
+def test_the_pipeline_that_segments_labels_a_slide_that_was_not_fitted_on(tmp_path):
+    config = load_config("pipelines/segment.yaml", [f"slides={SLIDE}", f"output={tmp_path / 'out'}", "compute.scheduler=inline"])
+    assert tilestream.run(config).exit_code == 0
+    found = zarr.open_array(next((tmp_path / "out").glob("*.zarr")) / "labels" / "tissue_kind" / "0", mode="r")[:]
+    labels, cell = sample_labels(SLIDE)
+    known = np.kron(labels, np.ones((cell // 16, cell // 16), np.uint8))[: found.shape[0], : found.shape[1]]
+    computed = found > 0
+    assert computed.any()
+    assert (found[computed] - 1 == known[computed]).mean() > 0.85
