@@ -1,12 +1,14 @@
 """Objects of a slide: each found once, whatever the blocks, workers and kills. Judges: pyarrow, shapely, anndata, and the list of what was drawn."""
 
 import json
+import shutil
 
 import anndata
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import shapely
+import tifffile
 from PIL import Image
 from scipy import ndimage
 
@@ -180,7 +182,7 @@ def test_an_overlap_that_leaves_no_step_is_refused(tmp_path, slide):
 
 def test_a_patch_without_an_answer_is_not_computed(tmp_path, slide):
     path, drawn = slide
-    tilestream.run(wanted(path, tmp_path / "out", form="not_finite"))
+    assert tilestream.run(wanted(path, tmp_path / "out", form="not_finite")).exit_code == 4
     rows = as_rows(*read_shapes(tmp_path / "out"))
     assert len(rows) < len(drawn)
     table = anndata.read_zarr(tmp_path / "out" / "a.zarr" / "tables" / "tiles")
@@ -190,3 +192,51 @@ def test_a_patch_without_an_answer_is_not_computed(tmp_path, slide):
     assert near.any()
     assert np.isnan(table.obs["nuclei_count"][near]).all()
     assert np.isfinite(table.obs["nuclei_count"]).sum() > table.n_obs / 2
+
+
+def test_what_failed_is_done_again_on_request(tmp_path, slide, monkeypatch):
+    path, _ = slide
+    given = wanted(path, tmp_path / "out", form="flaky")
+    assert tilestream.run(given).exit_code == 4
+    monkeypatch.setenv("MENDED", "1")
+    assert tilestream.run(given).exit_code == 4  # finished as it is
+    assert tilestream.run(given, retry_failed=True).exit_code == 0
+    tilestream.run(wanted(path, tmp_path / "clean"))
+    assert (tmp_path / "out" / "a.zarr" / shapes_key("nuclei")).read_bytes() == (
+        tmp_path / "clean" / "a.zarr" / shapes_key("nuclei")
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_a_piece_of_the_file_that_cannot_be_read_costs_its_patches_alone(tmp_path, slide, isolate):
+    path, drawn = slide
+    shutil.copy(path, tmp_path / "a.tif")
+    with tifffile.TiffFile(path) as file:
+        offset, count = file.pages[0].dataoffsets[18], file.pages[0].databytecounts[18]  # rows 512 to 768, columns 512 to 768
+    with (tmp_path / "a.tif").open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(count))
+    given = wanted(tmp_path / "a.tif", tmp_path / "out", compute={"isolate": isolate})
+    assert tilestream.run(given).exit_code == 4
+    found = as_rows(*read_shapes(tmp_path / "out"))
+    # Patches of 256 px every 224 px: those from row, or column, 448 to 704 on meet the piece; who owns an object is where its box ends.
+    owner = [np.searchsorted(np.arange(8) * 224 + 256, drawn[:, axis], side="right") * 224 for axis in (2, 3)]
+    lost = np.all([(start + 256 > 512) & (start < 768) for start in owner], axis=0)
+    assert (found == truth_of(drawn[~lost])).all()
+    assert 0 < lost.sum() < len(drawn) / 4
+    table = anndata.read_zarr(tmp_path / "out" / "a.zarr" / "tables" / "tiles")
+    in_it = (table.obs["y"] < 768) & (table.obs["y"] > 262) & (table.obs["x"] < 768) & (table.obs["x"] > 262)
+    assert np.isnan(table.obs["nuclei_count"][in_it]).all()
+
+
+def test_a_head_beside_an_encoder_and_one_added_later_are_the_same(tmp_path, slide):
+    path, _ = slide
+    both = wanted(path, tmp_path / "both", encoder="tests.support.encoders:mean_rgb")
+    later = {**both, "output": {**both["output"], "path": str(tmp_path / "later")}}
+    tilestream.run(both)
+    tilestream.run({key: value for key, value in later.items() if key != "heads"})
+    before = (tmp_path / "later" / "a.zarr" / "tables" / "tiles" / "X" / "c" / "0" / "0").stat().st_mtime_ns
+    tilestream.run(later)
+    assert (tmp_path / "later" / "a.zarr" / "tables" / "tiles" / "X" / "c" / "0" / "0").stat().st_mtime_ns == before
+    files = [(tmp_path / name / "a.zarr" / shapes_key("nuclei")).read_bytes() for name in ("both", "later")]
+    assert files[0] == files[1]

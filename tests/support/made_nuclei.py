@@ -4,6 +4,7 @@ A nucleus is a disc whose pixels say which one it is: red and green its number, 
 pixels of one number: of a nucleus that a patch cuts, it sees a part, as any detector would.
 """
 
+import os
 import time
 
 import numpy as np
@@ -96,3 +97,14 @@ class Slow(ReadNuclei):
 
 def slow():
     return Slow("instances")
+
+
+class Flaky(NotFinite):
+    """As `not_finite`, until the variable MENDED is set."""
+
+    def read(self, patch):
+        return ReadNuclei.read(self, patch) if "MENDED" in os.environ else super().read(patch)
+
+
+def flaky():
+    return Flaky("instances")
