@@ -9,6 +9,7 @@ from tilestream.errors import ConfigError, InputError
 from tilestream.interop.objects.annotation_store import write_annotation_store
 from tilestream.interop.objects.geojson import write_objects_geojson
 from tilestream.interop.objects.label_polygons import labels_path, write_label_polygons
+from tilestream.interop.objects.label_tiff import write_label_tiff
 from tilestream.interop.objects.spatialdata import write_objects_spatialdata
 from tilestream.interop.objects.tables import write_objects_csv, write_objects_parquet
 from tilestream.interop.target import Target, Written
@@ -26,7 +27,7 @@ OBJECT_FORMATS: dict[str, tuple[str, Writer]] = {
 }
 """Of objects, by the name of `--to`: suffix of the file, and its writer, to which the head is told."""
 
-LABEL_FORMATS: dict[str, tuple[str, Writer]] = {"geojson": (".geojson", write_label_polygons)}
+LABEL_FORMATS: dict[str, tuple[str, Writer]] = {"geojson": (".geojson", write_label_polygons), "cog": (".tif", write_label_tiff)}
 """The same of label images."""
 
 HEAD_SUFFIXES = {name: suffix for formats in (LABEL_FORMATS, OBJECT_FORMATS) for name, (suffix, _) in formats.items()}
