@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tilestream.config.schema import Config
     from tilestream.encoders.load import load_encoder
+    from tilestream.fit.fit import fit
     from tilestream.models.context import ContextTransformer
     from tilestream.runner.driver import run
     from tilestream.sources import open_image
@@ -21,6 +22,7 @@ _PLACES = {
     "ContextTransformer": "tilestream.models.context",
     "embed": "tilestream.stages.embed_tiles",
     "find_tiles": "tilestream.tiles.grid",
+    "fit": "tilestream.fit.fit",
     "load_encoder": "tilestream.encoders.load",
     "open_image": "tilestream.sources",
     "run": "tilestream.runner.driver",
@@ -33,6 +35,7 @@ __all__ = [
     "__version__",
     "embed",
     "find_tiles",
+    "fit",
     "load_encoder",
     "open_image",
     "run",

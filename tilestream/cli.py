@@ -155,6 +155,21 @@ def verify_command(
     raise typer.Exit(verify_output(output, print, repair=repair))
 
 
+@app.command("fit")
+def fit_command(
+    config: Annotated[Path, typer.Argument(help="YAML file, e.g. pipelines/fit.yaml.", show_default=False)], settings: SetOption = None
+) -> None:
+    """Train a head on stored embeddings, judge it on patients that it never saw, and write it with a report."""
+    from tilestream.config.fit_schema import FitConfig
+    from tilestream.config.load import load_section
+
+    checked = load_section(FitConfig, config, settings or ())
+    from tilestream.fit.fit import fit
+
+    for line in fit(checked).lines:
+        print(line)
+
+
 @app.command("export")
 def export_command(
     output: Annotated[str, typer.Argument(help="An output folder, or one <slide id>.zarr in it.", show_default=False)],

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -16,8 +16,15 @@ from tilestream.config.types import Section, ValueRefusedError, yaml_word
 from tilestream.config.yaml_reader import Draft, Key, dotted_key, parse_yaml, read_yaml
 from tilestream.errors import HIDDEN, ConfigError
 
+S = TypeVar("S", bound=Section)
+
 
 def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides: Sequence[str] = ()) -> Config:
+    """The checked config of a run: `load_section` of it."""
+    return load_section(Config, config, overrides)
+
+
+def load_section(root: type[S], config: str | os.PathLike[str] | Mapping[str, Any] | S, overrides: Sequence[str] = ()) -> S:
     """The checked config of a YAML file or of a mapping in the same form, with `a.b=c` settings going before it.
 
     Relative paths in a config are relative to the working directory. A key set to null is absent.
@@ -27,18 +34,17 @@ def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | Config, ove
     ConfigError
         The file cannot be read, or the config is wrong; the message has a line for each problem.
     """
-    if isinstance(config, Config):
-        config = config.model_dump(mode="json", by_alias=True)
-    draft = Draft(_copied(config)) if isinstance(config, Mapping) else read_yaml(Path(config))
+    given = config.model_dump(mode="json", by_alias=True) if isinstance(config, Section) else config
+    draft = Draft(_copied(given)) if isinstance(given, Mapping) else read_yaml(Path(given))
     if not isinstance(draft.raw, dict):
         found = "is empty" if draft.raw is None else f"holds {yaml_word(draft.raw)}"
-        wanted = f"{draft.place(())}{found}, but a config is a mapping of keys: {', '.join(Config.model_fields)}."
+        wanted = f"{draft.place(())}{found}, but a config is a mapping of keys: {', '.join(root.model_fields)}."
         raise ConfigError("\n".join([*draft.problems, wanted]))
-    _override(draft, overrides)
+    _override(root, draft, overrides)
     try:
-        checked = Config.model_validate(draft.raw)
+        checked = root.model_validate(draft.raw)
     except ValidationError as error:
-        draft.problems += [_problem(draft, detail) for detail in error.errors(include_url=False)]
+        draft.problems += [_problem(root, draft, detail) for detail in error.errors(include_url=False)]
     if draft.problems:
         raise ConfigError("\n".join(draft.problems))
     return checked
@@ -51,7 +57,7 @@ def _copied(value: Any) -> Any:
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _override(draft: Draft, overrides: Sequence[str]) -> None:
+def _override(root: type[Section], draft: Draft, overrides: Sequence[str]) -> None:
     for setting in overrides:
         place = f"--set {setting}"
         dotted, equals, text = setting.partition("=")
@@ -61,7 +67,7 @@ def _override(draft: Draft, overrides: Sequence[str]) -> None:
             continue
         try:
             value = text if text.startswith("*") else parse_yaml(text, place, Draft()).raw  # a glob, as a shell user writes it
-            known = _put(draft.raw, key, value)
+            known = _put(root, draft.raw, key, value)
         except ConfigError as error:
             draft.problems.append(str(error))
         except ValueRefusedError as error:
@@ -71,9 +77,9 @@ def _override(draft: Draft, overrides: Sequence[str]) -> None:
             draft.places.update({key[:n]: place for n in range(known + 1, len(key) + 1)})
 
 
-def _put(raw: dict[str, Any], key: tuple[str, ...], value: Any) -> int:
+def _put(root: type[Section], raw: dict[str, Any], key: tuple[str, ...], value: Any) -> int:
     """Set a value below `raw`, writing out the shorthands on the way; returns how many parts of the key were there."""
-    sections = _sections()
+    sections = _sections(root)
     known = 0
     for n, part in enumerate(key[:-1], start=1):
         dotted = ".".join(key[:n])
@@ -99,32 +105,42 @@ _MISSING = {
     "encoder.name": "Write a model, e.g. name: tilestream-lite",
     "heads.*.kind": "Write what it answers: classify, slide or detect",
     "heads.*.model": "Write where its weights are, e.g. model: heads/tumour.safetensors",
+    "embeddings": "Write an output of run, e.g. embeddings: embeddings",
+    "target": "Write what is learned, e.g. target: {slides: labels.csv, column: label}",
+    "head": "Write what is trained, e.g. head: {name: tumour, kind: slide, model: abmil}",
+    "head.name": "Write what outputs call it, e.g. name: tumour",
+    "head.kind": "Write classify (tiles) or slide",
+    "head.model": "Write e.g. model: linear (tiles) or model: abmil (slides)",
+    "save": "Write where the head goes, e.g. save: heads/tumour.safetensors",
     "output.path": "Write where results go, e.g. path: embeddings",
 }
 
 
-def _problem(draft: Draft, detail: Mapping[str, Any]) -> str:
+def _problem(root: type[Section], draft: Draft, detail: Mapping[str, Any]) -> str:
     key: Key = detail["loc"]
-    words = _words(key, detail)
+    words = _words(root, key, detail)
     return f"{draft.place(key)}{dotted_key(key)}: {words}{'' if words.endswith('?') else '.'}"
 
 
-def _words(key: Key, detail: Mapping[str, Any]) -> str:
+def _words(root: type[Section], key: Key, detail: Mapping[str, Any]) -> str:
     """What is wrong with a value, from one of pydantic's error records."""
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "value_error":
         return str(context["error"])
     if kind == "missing":
-        place = ".".join(["heads", "*", *map(str, key[2:])]) if key[0] == "heads" else dotted_key(key)
+        place = ".".join(["heads", "*", *map(str, key[2:])]) if key and key[0] == "heads" else dotted_key(key)
         return f"missing. {_MISSING.get(place, '')}".removesuffix(". ")
     if kind == "extra_forbidden":
-        return f"unknown key; {_suggestion(dotted_key(key))}"
+        return f"unknown key; {_suggestion(root, dotted_key(key))}"
     value = yaml_word(detail["input"])
     if kind == "literal_error":
         return f"{value} {_choices(context['expected'], str(detail['input']))}"
     if kind == "string_pattern_mismatch":
-        return f"{value} is not of the form {'module:function' if key[-1] == 'function' else 'package.Class'}"
+        return f"{value} is not of the form {_FORMS.get(str(key[-1]), 'package.Class')}"
     return f"{value} {_KINDS[kind].format(**context)}" if kind in _KINDS else f"{value}: {detail['msg']}"
+
+
+_FORMS = {"function": "module:function", "name": "tumour_type: a small letter, then small letters, digits and _"}
 
 
 def _choices(expected: str, value: str) -> str:
@@ -150,11 +166,11 @@ _KINDS = {
 }
 
 
-def _suggestion(dotted: str) -> str:
+def _suggestion(root: type[Section], dotted: str) -> str:
     """The nearest known key, or the keys that there are beside an unknown one."""
     if named := re.fullmatch(r"heads\.(\w+)\.(.+)", dotted):  # names of heads are the user's
-        return _suggestion(f"heads.*.{named[2]}").replace("heads.*.", f"heads.{named[1]}.")
-    keys = [(section, name) for section, _, name in (key.rpartition(".") for key in _known_keys())]
+        return _suggestion(root, f"heads.*.{named[2]}").replace("heads.*.", f"heads.{named[1]}.")
+    keys = [(section, name) for section, _, name in (key.rpartition(".") for key in _known_keys(root))]
     section, _, name = dotted.rpartition(".")
     beside = [known for place, known in keys if place == section]
     near = [f"{section}.{known}".removeprefix(".") for known in difflib.get_close_matches(name, beside, 1)]
@@ -166,7 +182,7 @@ def _suggestion(dotted: str) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"known here are {', '.join(beside)}"
 
 
-def _sections(part: type[Section] = Config, prefix: str = "") -> dict[str, type[Section]]:
+def _sections(part: type[Section], prefix: str = "") -> dict[str, type[Section]]:
     """Dotted key to the class of each section below `part`."""
     found: dict[str, type[Section]] = {}
     for name, info in part.model_fields.items():
@@ -177,9 +193,9 @@ def _sections(part: type[Section] = Config, prefix: str = "") -> dict[str, type[
     return found
 
 
-def _known_keys() -> list[str]:
+def _known_keys(root: type[Section]) -> list[str]:
     """Every dotted key that a config may have, in the order of the documentation."""
-    sections = {"": Config} | _sections()
+    sections = {"": root} | _sections(root)
     keys = [
         f"{dotted}.{info.alias or name}".removeprefix(".") for dotted, part in sections.items() for name, info in part.model_fields.items()
     ]

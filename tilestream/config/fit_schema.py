@@ -1,0 +1,161 @@
+"""The config of `fit`: embeddings, what is to be learned from them, by which head, and how it is judged."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from tilestream.config.types import (
+    Arguments,
+    Bytes,
+    Device,
+    Fraction,
+    Index,
+    Names,
+    Paths,
+    PathText,
+    Section,
+    Text,
+    ValueRefusedError,
+    yaml_word,
+)
+
+TILE_MODELS = ("linear", "mlp", "knn", "prototypes")
+SLIDE_MODELS = ("mean", "max", "abmil", "transformer")
+
+Folds = Annotated[int, Field(strict=True, ge=2, le=1000)]
+HeadName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class Survival(Section):
+    """Columns of a table in which patients were followed."""
+
+    section: ClassVar[str] = "target.survival."
+
+    time: Text
+    """Column of the time until death or the last look, in any one unit."""
+    event: Text
+    """Column that says whether the patient died (1, true, yes, dead) or was only seen last (0, false, no, alive)."""
+
+
+class Target(Section):
+    """What is to be learned: exactly one of `slides`, `annotations` and `obs`."""
+
+    section: ClassVar[str] = "target."
+
+    slides: PathText | None = None
+    """CSV, TSV or XLSX with a row for each slide (column slide, slide_id or filename) or each patient (patient, patient_id or case_id)."""
+    column: Text | None = None
+    """Column of `slides` that is learned."""
+    survival: Survival | None = None
+    """In place of a column: `{time: months, event: died}`."""
+    regression: bool = False
+    """Whether the column holds numbers to be predicted, not classes."""
+    slide_table: PathText | None = None
+    """Table of patients and their slides, where `slides` has patients only and the list of slides had no column of them, as STAMP keeps it."""
+    annotations: PathText | None = None
+    """Drawn regions with classes for each slide: a folder with `<slide id>.geojson`, or a pattern such as `annotations/{slide}.geojson`."""
+    min_fraction: Fraction = 0.5
+    """Part of a tile that one class must cover for the tile to have it; tiles of which no class covers as much are left out."""
+    classes: Names = ()
+    """Classes in the order wanted, others are left out; by default all that there are, sorted."""
+    obs: Text | None = None
+    """Column of the list of slides (as patient or diagnosis), whose value all tiles of a slide have; or the name of a classify head."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Target:
+        given = [key for key in ("slides", "annotations", "obs") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueRefusedError(
+                f"{' and '.join(given) if given else 'nothing'} given, but it takes one of slides (a table of labels), annotations (drawn regions), obs"
+            )
+        learned = [key for key in ("column", "survival") if getattr(self, key) is not None]
+        if len(learned) != (given[0] == "slides"):
+            raise ValueRefusedError(
+                f"{' and '.join(learned) or 'neither column nor survival'} given, but slides takes one of column and survival, and {given[0]} "
+                f"{'takes that' if given[0] == 'slides' else 'takes neither'}"
+            )
+        return self
+
+
+class Head(Section):
+    """What is trained."""
+
+    section: ClassVar[str] = "head."
+
+    name: HeadName
+    """What outputs call it: lower-case letters, digits and _."""
+    kind: Literal["classify", "slide"]
+    """A prediction for each tile, or one for each slide."""
+    model: Literal["linear", "mlp", "knn", "prototypes", "mean", "max", "abmil", "transformer"]
+    """Of tiles: linear (logistic regression), mlp, knn, prototypes (few examples). Of slides: mean or max (of the tiles, then linear), abmil (gated
+    attention), transformer."""
+    input: Literal["tiles", "context"] = "tiles"
+    """Which stored vectors it reads."""
+    args: Arguments = Field(default_factory=dict)
+    """Settings of the model, such as `hidden: 128`, `k: 20`, `epochs: 32`."""
+
+    @field_validator("model")
+    @classmethod
+    def _of_its_kind(cls, model: str, info: ValidationInfo) -> str:
+        kind = info.data.get("kind")
+        wanted = {"classify": TILE_MODELS, "slide": SLIDE_MODELS}.get(str(kind), (model,))
+        if model not in wanted:
+            raise ValueRefusedError(f"{model}, but a head of kind {kind} is one of {', '.join(wanted)}")
+        return model
+
+
+class Split(Section):
+    """What is held out. All slides of a patient are, where there is a column of patients; else slides."""
+
+    section: ClassVar[str] = "split."
+
+    folds: Folds = 5
+    """Parts of which each is predicted once, by a head that was trained on the others."""
+    seed: Index = 0
+    """Where drawing begins."""
+    column: Text | None = None
+    """Column of `target.slides` with the fold of each row, in place of folds that are drawn."""
+    patient: Text | None = None
+    """Column of patients, of `target.slides` or of the list of slides; by default patient, patient_id or case_id."""
+    site: Text | None = None
+    """Column of sites: then all patients of a site are held out together."""
+
+
+class FitConfig(Section):
+    """Everything that `fit` is told."""
+
+    embeddings: Paths
+    """Outputs of `run`, one or several."""
+    target: Target
+    """What is to be learned."""
+    head: Head
+    """What is trained."""
+    split: Split = Split()
+    """What is held out."""
+    save: PathText
+    """File of the head, `.safetensors`. Its report, metrics and predictions lie beside it under the same name."""
+    device: Device = "auto"
+    """Where heads of several layers are trained: auto (the first CUDA device where there is one), cpu, cuda, or cuda:N."""
+    memory_limit: Bytes = 2 * 2**30
+    """Memory for the vectors of tiles that are learned from, in bytes; of more tiles, as many as fit are drawn, evenly over slides and classes."""
+
+    @field_validator("save")
+    @classmethod
+    def _a_head_file(cls, save: str) -> str:
+        if not save.endswith(".safetensors"):
+            raise ValueRefusedError(f"{yaml_word(save)}, but it must end in .safetensors, e.g. heads/tumour.safetensors")
+        return save
+
+    @field_validator("head")
+    @classmethod
+    def _fits_target(cls, head: Head, info: ValidationInfo) -> Head:
+        target = info.data.get("target")
+        if target is None:
+            return head
+        if head.kind == "slide" and target.annotations is not None:
+            raise ValueRefusedError("kind is slide, but target.annotations says what tiles are. Make it classify")
+        if head.kind == "classify" and (target.regression or target.survival is not None):
+            raise ValueRefusedError("kind is classify, but numbers and survival are predicted of slides. Make it slide")
+        return head

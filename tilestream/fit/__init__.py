@@ -1,0 +1,1 @@
+"""Heads trained on stored embeddings, and how good they are."""

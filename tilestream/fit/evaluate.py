@@ -1,0 +1,141 @@
+"""What a head's predictions of patients it never saw are worth: metrics with intervals, by fold, and beside what needs no head at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.fit import metrics
+from tilestream.fit.metrics import Floats, Ints
+from tilestream.fit.targets import Task
+
+ROUNDS = 1000
+"""Draws of patients behind an interval."""
+
+FEW = 30
+"""Patients below which the intervals are said to be rough."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What was predicted of m samples (slides, or tiles), each by a head that saw nothing of its patient."""
+
+    task: Task
+    classes: tuple[str, ...]
+    label: Ints
+    """(m,) true class."""
+    value: Floats
+    """(m,) true number, or time."""
+    died: NDArray[np.bool_]
+    """(m,) whether the time is that of death."""
+    scores: Floats
+    """(m, C) probabilities; (m, 1) predicted number, or log of the risk."""
+    fold: Ints
+    """(m,)"""
+    patient: Ints
+    """(m,) number of the sample's patient, 0 to p - 1."""
+
+    def measure(self, weight: Floats) -> dict[str, float]:
+        """Metrics by name, the one that is reported first in front."""
+        if self.task == "survival":
+            return {"c_index": metrics.c_index(self.value, self.died, self.scores[:, 0], weight)}
+        if self.task == "regression":
+            return {
+                "r2": metrics.r_squared(self.value, self.scores[:, 0], weight),
+                "mean_absolute_error": metrics.mean_absolute_error(self.value, self.scores[:, 0], weight),
+            }
+        table = metrics.confusion(self.label, self.scores.argmax(axis=1), len(self.classes), weight)
+        return {
+            "auroc": metrics.macro(metrics.auroc, self.label, self.scores, weight),
+            "auprc": metrics.macro(metrics.average_precision, self.label, self.scores, weight),
+            "accuracy": metrics.accuracy(table),
+            "balanced_accuracy": metrics.balanced_accuracy(table),
+            "f1": metrics.f1_macro(table),
+            "kappa": metrics.cohen_kappa(table),
+            "quadratic_kappa": metrics.cohen_kappa(table, quadratic=True),
+            "calibration_error": metrics.calibration_error(self.label, self.scores, weight),
+        }
+
+    def of(self, which: NDArray[np.bool_]) -> Predictions:
+        """Those of some samples."""
+        _, patient = np.unique(self.patient[which], return_inverse=True)
+        parts = (array[which] for array in (self.label, self.value, self.died, self.scores, self.fold))
+        return Predictions(self.task, self.classes, *parts, patient)  # type: ignore[call-arg,arg-type]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric with its 95 % interval over patients."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a head is, and what was compared."""
+
+    metrics: dict[str, Metric]
+    by_fold: list[dict[str, float]]
+    baselines: dict[str, dict[str, Metric]]
+    """The same metrics of what needs no embeddings, by its name."""
+    confusion: list[list[int]]
+    """Samples by true class (rows) and predicted class."""
+    patients: int
+    samples: int
+    notes: tuple[str, ...]
+    """What is to be said of these numbers aloud."""
+
+
+def with_intervals(predictions: Predictions, seed: int) -> dict[str, Metric]:
+    """Every metric with its interval."""
+    ones = np.ones(len(predictions.label))
+    intervals = metrics.bootstrap(predictions.measure, predictions.patient, ROUNDS, seed)
+    return {name: Metric(value, *intervals[name]) for name, value in predictions.measure(ones).items()}
+
+
+def evaluate(predictions: Predictions, baselines: dict[str, Predictions], seed: int, notes: tuple[str, ...] = ()) -> Evaluation:
+    """Metrics of held-out predictions, over all folds and by fold, and of each baseline."""
+    ones: Callable[[Predictions], Floats] = lambda found: np.ones(len(found.label))  # noqa: E731
+    by_fold = []
+    for k in range(int(predictions.fold.max()) + 1):
+        part = predictions.of(predictions.fold == k)
+        by_fold.append({"samples": float(len(part.label)), **part.measure(ones(part))})
+    patients = int(predictions.patient.max()) + 1
+    told = list(notes)
+    if patients < FEW:
+        told.append(f"{patients} patients are few: intervals are rough, and the numbers may be far from those of new patients.")
+    table: list[list[int]] = []
+    if predictions.task == "classes":
+        counts = metrics.confusion(predictions.label, predictions.scores.argmax(axis=1), len(predictions.classes), ones(predictions))
+        table = [[int(cell) for cell in row] for row in counts]
+    found = with_intervals(predictions, seed)
+    first = next(iter(found))
+    beside = {name: with_intervals(other, seed) for name, other in baselines.items()}
+    for name, other in beside.items():
+        if not found[first].value > other[first].value:
+            told.append(
+                f"{first} is {found[first].value:.3f}, and {name} alone reaches {other[first].value:.3f}: the head adds nothing to it."
+            )
+    return Evaluation(found, by_fold, beside, table, patients, len(predictions.label), tuple(told))
+
+
+def majority(predictions: Predictions) -> Predictions:
+    """What is predicted without looking: the shares of the classes, or the mean, of the other folds; the same risk for all."""
+    scores = np.zeros_like(predictions.scores)
+    for k in range(int(predictions.fold.max()) + 1):
+        train = predictions.fold != k
+        if predictions.task == "classes":
+            scores[~train] = np.bincount(predictions.label[train], minlength=len(predictions.classes)) / max(1, train.sum())
+        elif predictions.task == "regression":
+            scores[~train] = predictions.value[train].mean()
+    return Predictions(
+        predictions.task, predictions.classes, predictions.label, predictions.value, predictions.died, scores, predictions.fold, predictions.patient
+    )  # fmt: skip

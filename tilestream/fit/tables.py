@@ -1,0 +1,181 @@
+"""Tables of labels as people have them: CSV, TSV or XLSX, one row a slide or a patient."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilestream.config.local_files import read_small_file
+from tilestream.errors import ConfigError, InputError
+
+LARGEST_TABLE = 64 * 1024**2
+"""Bytes of a table: some hundred thousand rows."""
+
+SLIDES = ("slide", "slide_id", "filename", "file", "image", "image_id")
+"""Names of a column of slides, case ignored, in the order in which they are looked for. STAMP writes FILENAME, Patho-Bench and CLAM slide_id."""
+
+PATIENTS = ("patient", "patient_id", "case_id", "case", "pat_id", "submitter_id")
+"""Names of a column of patients. STAMP writes PATIENT, Patho-Bench and CLAM case_id, GigaPath's tables pat_id."""
+
+MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
+"""Cells that say nothing, case ignored."""
+
+_SUFFIX = re.compile(r"(\.ome)?(\.zarr|\.h5|\.tiff?|\.svs|\.ndpi|\.mrxs|\.scn|\.bif|\.dcm|\.pt)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in memory."""
+
+    path: str
+    header: tuple[str, ...]
+    rows: tuple[dict[str, str], ...]
+    """Cells by column, without spaces at their ends."""
+
+    def column(self, name: str, key: str) -> str:
+        """The column of this name, case ignored where no other is meant; `key` is the config's.
+
+        Raises
+        ------
+        ConfigError
+            There is none; the message has the nearest.
+        """
+        if name in self.header:
+            return name
+        found = [column for column in self.header if column.casefold() == name.casefold()]
+        if len(found) == 1:
+            return found[0]
+        near = difflib.get_close_matches(name.casefold(), [column.casefold() for column in self.header], 1)
+        hint = next((column for column in self.header if column.casefold() in near), None)
+        there = ", ".join(self.header[:12])
+        raise ConfigError(
+            f"{key}: {self.path} has no column {name!r}{f'; did you mean {hint!r}?' if hint else '.'} Its columns are {there}."
+        )
+
+    def find(self, names: Iterable[str]) -> str | None:
+        """The first of these columns that there is, case ignored."""
+        known = {column.casefold(): column for column in reversed(self.header)}
+        return next((known[name] for name in names if name in known), None)
+
+
+def read_table(path: str, key: str) -> Table:
+    """A table by the ending of its name: `.xlsx` (its first sheet), `.tsv`, or CSV with commas or semicolons.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read, has no header, two columns of one name, or rows that are longer than the header; names `key` and the file.
+    """
+    rows = _sheet(Path(path), key) if path.lower().endswith(".xlsx") else _text_rows(Path(path), key)
+    header = tuple(cell.strip() for cell in next(rows, []))
+    named = [name for name in header if name]
+    if not named:
+        raise ConfigError(f"{key}: {path} has no header. Its first row must name the columns, e.g. slide,label.")
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise ConfigError(f"{key}: {path} has two columns named {twice[0]!r}. Rename one of them.")
+    body = []
+    for number, row in enumerate(rows, start=2):
+        if len(row) > len(header):
+            raise ConfigError(f"{key}: {path}, row {number} has {len(row)} cells, but there are {len(header)} columns.")
+        cells = {name: cell.strip() for name, cell in zip(header, row, strict=False) if name}
+        if any(cells.values()):
+            body.append(dict.fromkeys(named, "") | cells)
+    if not body:
+        raise ConfigError(f"{key}: {path} has a header but no rows.")
+    return Table(path, tuple(named), tuple(body))
+
+
+def _text_rows(path: Path, key: str) -> Iterator[list[str]]:
+    data = read_small_file(path, key, "Give a CSV, TSV or XLSX with a header.", LARGEST_TABLE)
+    try:
+        text = data.decode("utf-8-sig")
+        first = text.partition("\n")[0]
+        mark = max(("\t", ";", ",") if path.suffix.lower() != ".tsv" else ("\t",), key=first.count)
+        yield from csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}: {path} is not UTF-8 text (byte {error.start}). Save it as CSV UTF-8.") from error
+    except csv.Error as error:
+        raise ConfigError(f"{key}: {path} is not a table: {error}.") from error
+
+
+def _sheet(path: Path, key: str) -> Iterator[list[str]]:
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise ConfigError(f"{key}: {path} needs openpyxl to be read. Run pip install 'tilestream[fit]', or save it as CSV.") from error
+    data = read_small_file(path, key, "Give a CSV, TSV or XLSX with a header.", LARGEST_TABLE)
+    try:
+        book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+        rows = [["" if cell is None else str(cell) for cell in row] for row in book.worksheets[0].iter_rows(values_only=True)]
+    except Exception as error:  # a foreign parser on a foreign file
+        raise ConfigError(f"{key}: {path} is no XLSX that can be read ({error}). Save it as CSV.") from error
+    yield from rows
+
+
+def is_missing(cell: str) -> bool:
+    """Whether a cell says nothing."""
+    return cell.casefold() in MISSING
+
+
+def plain_name(name: str) -> str:
+    """A slide's name without folder and without the endings that programs add."""
+    return _SUFFIX.sub("", name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1])
+
+
+def match_slides(ids: Sequence[str], named: Sequence[str], path: str, key: str) -> dict[str, str]:
+    """Which slide of an output each name of a table means: the id itself, else the id without folders and endings on both sides.
+
+    Names that mean none are left out.
+
+    Raises
+    ------
+    ConfigError
+        A name means two slides, two names mean one, or none means any: the message shows some of both sides.
+    """
+    known = set(ids)
+    short: dict[str, list[str]] = {}
+    for slide in ids:
+        short.setdefault(plain_name(slide), []).append(slide)
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(named):
+        meant = [name] if name in known else short.get(plain_name(name), [])
+        if len(meant) > 1:
+            raise ConfigError(f"{key}: {path} names {name!r}, which may be {' or '.join(meant[:3])}. Write their ids in full.")
+        if meant:
+            found[name] = meant[0]
+    refuse_double(found, path, key)
+    if not found:
+        raise ConfigError(
+            f"{key}: no slide of {path} is in the embeddings. The table has {_some(named)}; the embeddings have {_some(ids)}. "
+            "Ids must be equal, file endings aside."
+        )
+    return found
+
+
+def refuse_double(found: Mapping[str, str], path: str, key: str) -> None:
+    """Refuse two names that mean one slide."""
+    meant: dict[str, str] = {}
+    for name, slide in found.items():
+        if meant.setdefault(slide, name) != name:
+            raise ConfigError(f"{key}: {path} names the slide {slide} twice, as {meant[slide]!r} and {name!r}. Leave one of them out.")
+
+
+def number(cell: str, what: str) -> float:
+    """A cell as a finite number. Raises InputError."""
+    try:
+        value = float(cell.replace(",", ".")) if "_" not in cell else float("nan")
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        raise InputError(f"{what} is {cell!r}, but it must be a number.")
+    return value
+
+
+def _some(names: Sequence[str]) -> str:
+    names = list(dict.fromkeys(names))
+    return ", ".join(repr(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

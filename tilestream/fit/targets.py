@@ -1,0 +1,307 @@
+"""What is to be learned of which slides: labels of slides and patients from tables, of tiles from drawn regions or from the list of slides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.config.fit_schema import FitConfig
+from tilestream.errors import ConfigError, InputError
+from tilestream.fit.splits import draw_folds, given_folds, join_groups
+from tilestream.fit.tables import PATIENTS, SLIDES, Table, is_missing, match_slides, number, read_table
+from tilestream.store.slide import Slide
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+Task = Literal["classes", "regression", "survival"]
+
+DIED = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "dead": True,
+    "deceased": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "alive": False,
+    "living": False,
+}
+"""What a column of events may say, case ignored."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Slides with what is known of them; n of them, in the order of the embeddings."""
+
+    slides: tuple[Slide, ...]
+    patients: tuple[str, ...]
+    by_patient: bool
+    """Whether patients are known; else each slide stands for one."""
+    group: Ints
+    """(n,) what is held out together: slides of one patient, of one image and, where they are preserved, of one site."""
+    fold: Ints
+    """(n,) the fold that each is held out with; -1 where it is learned from only."""
+    task: Task
+    classes: tuple[str, ...]
+    label: Ints
+    """(n,) class; -1 where the tiles have classes of their own, or the task has none."""
+    value: Floats
+    """(n,) number that is predicted, or time; NaN for classes."""
+    died: NDArray[np.bool_]
+    """(n,) whether the time is that of death."""
+    left_out: tuple[str, ...]
+    """What was not used and why, in words."""
+
+    @property
+    def patient(self) -> Ints:
+        """(n,) number of each slide's patient."""
+        return join_groups(self.patients)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What is known of a slide before folds are made."""
+
+    slide: Slide
+    patient: str
+    site: str
+    fold: str
+    cell: str
+    event: str = ""
+
+
+def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
+    """The slides that have a label, in folds.
+
+    Raises
+    ------
+    ConfigError, InputError
+        A table or column is not there, nothing matches, a patient or an image lies on both sides, or there is too little to learn from.
+    """
+    target = config.target
+    left_out: list[str] = []
+    if target.slides is not None:
+        told, left_out = _from_table(config, slides)
+    else:
+        told = [_from_list(config, slide, target.obs) for slide in slides]
+    names = [case.slide.id for case in told]
+    same_image = [str(case.slide.source["fingerprint"]) for case in told]
+    keys: list[Sequence[str]] = [[case.patient or case.slide.id for case in told], same_image]
+    group = join_groups(*keys, [case.site for case in told]) if config.split.site else join_groups(*keys)
+    _refuse_two_patients(told, same_image)
+    task: Task = "survival" if target.survival else "regression" if target.regression else "classes"
+    where = f"{target.slides}: " if target.slides else ""
+    classes, label = (
+        _classes(config, [case.cell for case in told]) if task == "classes" and target.annotations is None else ((), np.full(len(told), -1))
+    )
+    value = np.full(len(told), np.nan)
+    died = np.zeros(len(told), np.bool_)
+    if task != "classes":
+        value = np.array([number(case.cell, f"{where}the value of {case.slide.id}") for case in told])
+    if task == "survival":
+        died = np.array([_event(case.event, f"{where}the event of {case.slide.id}") for case in told])
+        _check_survival(value, died, names)
+    strata = label - label.min() if task == "classes" else died.astype(np.int64)
+    if config.split.column is not None:
+        fold = given_folds([case.fold for case in told], group, names)
+    else:
+        fold = draw_folds(group, strata, config.split.folds, config.split.seed)
+    cases = Cases(
+        tuple(case.slide for case in told), tuple(case.patient or case.slide.id for case in told), any(case.patient for case in told),
+        group, fold, task, classes, label, value, died, tuple(left_out),
+    )  # fmt: skip
+    if task == "classes" and target.annotations is None:
+        _check_folds(cases)
+    return cases
+
+
+def _from_list(config: FitConfig, slide: Slide, column: str | None) -> _Told:
+    """A slide by what the list of slides said of it."""
+    if column is not None and column not in slide.listed:
+        there = ", ".join(slide.listed) or "none"
+        raise ConfigError(
+            f"target.obs: {slide.id} has no column {column!r} from the list of slides; it has {there}. Add it to the CSV that `slides` names "
+            "and run again, or name the labels by target.slides."
+        )
+    return _Told(slide, _patient_of(config, slide), slide.listed.get(config.split.site or "", ""), "", slide.listed.get(column or "", ""))
+
+
+def _patient_of(config: FitConfig, slide: Slide) -> str:
+    """The patient that the list of slides gave for a slide; "" where it did not."""
+    if config.split.patient is not None:
+        return slide.listed.get(config.split.patient, "")
+    known = {name.casefold(): value for name, value in slide.listed.items()}
+    return next((known[name] for name in PATIENTS if name in known), "")
+
+
+# -- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _from_table(config: FitConfig, slides: Sequence[Slide]) -> tuple[list[_Told], list[str]]:
+    """The slides that a table labels, and words on what was left out."""
+    target, split, key = config.target, config.split, "target.slides"
+    assert target.slides is not None
+    table = read_table(target.slides, key)
+    survival = target.survival
+    column = table.column(survival.time, "target.survival.time") if survival else table.column(str(target.column), "target.column")
+    event = table.column(survival.event, "target.survival.event") if survival else None
+    fold = table.column(split.column, "split.column") if split.column else None
+    rows = _rows_of_slides(config, table, slides)
+    told, left_out = [], []
+    by_id = {slide.id: slide for slide in slides}
+    for name, (row, patient) in rows.items():
+        cells = [row[column], row[event] if event else "1", row[fold] if fold else "1"]
+        if any(is_missing(cell) for cell in cells):
+            left_out.append(f"{name}: {column if not survival else 'time or event'}{' or fold' if fold else ''} is empty in {table.path}")
+            continue
+        site = row.get(split.site or "", "") or by_id[name].listed.get(split.site or "", "")
+        if split.site and not site:
+            raise ConfigError(f"split.site: {name} has no {split.site!r}, neither in {table.path} nor in the list of slides.")
+        told.append(_Told(by_id[name], patient, site, row[fold] if fold else "", row[column], row[event] if event else ""))
+    left_out += [f"{slide.id}: no row in {table.path}" for slide in slides if slide.id not in rows]
+    if not told:
+        raise ConfigError(f"target.column: no slide of {table.path} has a value for {column!r}.")
+    order = {slide.id: number for number, slide in enumerate(slides)}
+    return sorted(told, key=lambda case: order[case.slide.id]), left_out
+
+
+def _rows_of_slides(config: FitConfig, table: Table, slides: Sequence[Slide]) -> dict[str, tuple[dict[str, str], str]]:
+    """The row and the patient of each slide that a table means, by itself or by its patient."""
+    ids, key = [slide.id for slide in slides], "target.slides"
+    patients = table.column(config.split.patient, "split.patient") if config.split.patient in table.header else table.find(PATIENTS)
+    by_slide = table.find(SLIDES)
+    if by_slide is not None and config.target.slide_table is None:
+        meant = match_slides(ids, [row[by_slide] for row in table.rows], table.path, key)
+        rows: dict[str, tuple[dict[str, str], str]] = {}
+        own = {slide.id: _patient_of(config, slide) for slide in slides}
+        for row in table.rows:
+            if (slide := meant.get(row[by_slide])) is None:
+                continue
+            if slide in rows and rows[slide][0] != row:
+                raise ConfigError(f"{key}: {table.path} has two rows for the slide {slide}. Keep one of them.")
+            rows[slide] = (row, row[patients] if patients else own[slide])
+        return rows
+    if patients is None:
+        raise ConfigError(
+            f"{key}: {table.path} has neither a column of slides ({', '.join(SLIDES[:3])}) nor of patients ({', '.join(PATIENTS[:3])}). "
+            f"Its columns are {', '.join(table.header[:12])}. Rename one, or name the patients by split.patient."
+        )
+    of_slide = _patients_of_slides(config, slides)
+    known: dict[str, dict[str, str]] = {}
+    for row in table.rows:
+        if known.setdefault(row[patients], row) != row:
+            raise ConfigError(f"{key}: {table.path} has two rows for the patient {row[patients]}. Keep one of them.")
+    found = {slide: (known[patient], patient) for slide, patient in of_slide.items() if patient in known}
+    if not found:
+        raise ConfigError(
+            f"{key}: no patient of {table.path} has a slide in the embeddings. The table has {', '.join([*known][:3])}; "
+            f"the slides have {', '.join(dict.fromkeys(of_slide.values())) or 'none'}."
+        )
+    return found
+
+
+def _patients_of_slides(config: FitConfig, slides: Sequence[Slide]) -> dict[str, str]:
+    """The patient of each slide that has one, from `target.slide_table` or from the list of slides."""
+    if config.target.slide_table is None:
+        told = {slide.id: patient for slide in slides if (patient := _patient_of(config, slide))}
+        if not told:
+            raise ConfigError(
+                f"target.slides: {config.target.slides} has patients only, and the list of slides had no column of them. "
+                "Name a table of patients and their slides by target.slide_table."
+            )
+        return told
+    key = "target.slide_table"
+    table = read_table(config.target.slide_table, key)
+    patients, names = table.find(PATIENTS), table.find(SLIDES)
+    if patients is None or names is None:
+        raise ConfigError(f"{key}: {table.path} needs a column of patients and one of slides, but has {', '.join(table.header[:12])}.")
+    meant = match_slides([slide.id for slide in slides], [row[names] for row in table.rows], table.path, key)
+    return {meant[row[names]]: row[patients] for row in table.rows if row[names] in meant}
+
+
+# -- checks ---------------------------------------------------------------------------------------------------------
+
+
+def _refuse_two_patients(told: Sequence[_Told], images: Sequence[str]) -> None:
+    """Refuse one image under two patients: whichever is right, the other is on the wrong side of some fold."""
+    first: dict[str, _Told] = {}
+    for case, image in zip(told, images, strict=True):
+        other = first.setdefault(image, case)
+        if other.patient != case.patient:
+            raise InputError(
+                f"{other.slide.id} and {case.slide.id} show the same image, but belong to the patients {other.patient or 'unknown'} and "
+                f"{case.patient or 'unknown'}. Correct the table, or leave one of them out."
+            )
+        if other.cell != case.cell:
+            raise InputError(f"{other.slide.id} and {case.slide.id} show the same image, but have the labels {other.cell} and {case.cell}.")
+
+
+def _classes(config: FitConfig, cells: Sequence[str]) -> tuple[tuple[str, ...], Ints]:
+    """The classes in their order, and each cell's."""
+    there = sorted(set(cells))
+    classes = config.target.classes or tuple(there)
+    if unknown := [name for name in there if name not in classes]:
+        raise ConfigError(
+            f"target.classes: {', '.join(classes)}, but there is {unknown[0]!r} too. Add it, or leave those slides out of the table."
+        )
+    if len(there) < 2:
+        raise InputError(f"every label is {there[0]!r}, but it takes two classes to learn from.")
+    if len(there) > 20 and len(there) > len(cells) / 3:
+        raise InputError(
+            f"{len(there)} classes for {len(cells)} slides ({', '.join(there[:4])}, ...). Are these numbers? Then set target.regression."
+        )
+    return classes, np.array([classes.index(cell) for cell in cells], np.int64)
+
+
+def _check_folds(cases: Cases) -> None:
+    """Refuse folds without which a class would never be trained."""
+    for k, name in enumerate(cases.classes):
+        folds = set(cases.fold[cases.label == k].tolist())
+        if len(folds) < 2 and folds != {-1}:
+            people = len(set(cases.group[cases.label == k].tolist()))
+            raise InputError(
+                f"the class {name!r} has {people} {'patient' if people == 1 else 'patients'}, all in one fold: what is tested there was never "
+                "trained. Add labels, leave the class out by target.classes, or ask for fewer folds."
+            )
+
+
+def _check_survival(time: Floats, died: NDArray[np.bool_], names: Sequence[str]) -> None:
+    if (time < 0).any():
+        raise InputError(f"the time of {names[int(np.argmax(time < 0))]} is below 0.")
+    if died.sum() < 2:
+        raise InputError(f"{int(died.sum())} deaths among {len(died)} slides: nothing can be learned of survival.")
+
+
+def _event(cell: str, what: str) -> bool:
+    found = DIED.get(cell.casefold().removesuffix(".0"))
+    if found is None:
+        raise InputError(f"{what} is {cell!r}, but it must be one of {', '.join(DIED)}.")
+    return found
+
+
+def refuse_mixed_embeddings(slides: Sequence[Slide], what: str) -> Mapping[str, object]:
+    """The encoder and geometry that all slides share, as a head will demand them.
+
+    Raises
+    ------
+    InputError
+        Two slides were embedded by other means; names both values.
+    """
+    first: dict[str, object] = {}
+    for slide in slides:
+        facts = {
+            "encoder": slide.encoder, "encoder digest": slide.recipe["encoder"].get("weights_sha256"), "tile size": slide.tile,
+            "resolution": slide.recipe["tiles"].get("mpp"), "dimensions": slide.vectors(what).shape[1],
+        }  # fmt: skip
+        for name, value in facts.items():
+            if first.setdefault(name, value) != value:
+                raise InputError(
+                    f"{slides[0].id} and {slide.id} have different embeddings: {name} {first[name]} and {value}. Fit on one kind."
+                )
+    return first

@@ -1,0 +1,1 @@
+"""How heads learn: linear models by their optimum, others by steps; what they read is drawn from stores."""

@@ -1,0 +1,135 @@
+"""Stored vectors for training: rows of tiles that were drawn, means of slides, bags; never more than the limit says, whatever the cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from tilestream.errors import InputError
+from tilestream.fit.metrics import Floats, Ints
+from tilestream.store.slide import Slide
+from tilestream.store.zarr_chunks import chunk_reader
+
+THREADS = 4
+"""Slides that are read at once."""
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Labelled tiles of several slides; m of them, slide by slide."""
+
+    x: Vectors
+    """(m, d)"""
+    label: Ints
+    """(m,)"""
+    case: Ints
+    """(m,) number of the slide."""
+    row: Ints
+    """(m,) row in its store."""
+    labelled: int
+    """Labelled tiles that there are, of which these were drawn."""
+
+
+def draw_rows(labels: Sequence[Ints], classes: int, limit: int, seed: int) -> list[Ints]:
+    """Rows of each slide that are learned from: all labelled ones, or `limit` at most, even over classes and over the slides of a class.
+
+    Slides and classes that have fewer than their even share leave the rest to the others.
+    """
+    counts = np.array([np.bincount(label[label >= 0], minlength=classes) for label in labels]).reshape(len(labels), classes)
+    shares = _even(counts.sum(axis=0), limit)
+    wanted = np.stack([_even(counts[:, k], int(shares[k])) for k in range(classes)], axis=1)
+    chance = np.random.default_rng(seed)
+    drawn = []
+    for label, share in zip(labels, wanted, strict=True):
+        rows = [chance.permutation(np.flatnonzero(label == k))[:count] for k, count in enumerate(share.tolist())]
+        drawn.append(np.sort(np.concatenate(rows)).astype(np.int64))
+    return drawn
+
+
+def _even(there: Ints, limit: int) -> Ints:
+    """How many to take of each, as even as can be: all of what is below a level, that level of the others, and no more than `limit` in all."""
+    if there.sum() <= limit:
+        return there
+    low, high = 0, int(there.max())
+    while low < high:  # the highest level that fits
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(there, middle).sum() <= limit else (low, middle - 1)
+    taken = np.minimum(there, low)
+    over = np.flatnonzero(there > low)[: limit - int(taken.sum())]
+    taken[over] += 1
+    return taken
+
+
+def read_drawn(slides: Sequence[Slide], what: str, labels: Sequence[Ints], classes: int, limit: int, seed: int) -> Drawn:
+    """The vectors of labelled tiles, `limit` at most."""
+    rows = draw_rows(labels, classes, limit, seed)
+    starts = np.cumsum([0, *map(len, rows)])
+    x = np.empty((int(starts[-1]), slides[0].vectors(what).shape[1]), np.float32)
+
+    def read(i: int) -> None:
+        if len(rows[i]):
+            x[starts[i] : starts[i + 1]] = read_rows(slides[i].vectors(what), rows[i])
+
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="fit") as pool:
+        list(pool.map(read, range(len(slides))))
+    return Drawn(
+        x, np.concatenate([label[part] for label, part in zip(labels, rows, strict=True)]),
+        np.repeat(np.arange(len(rows)), [len(part) for part in rows]), np.concatenate(rows), sum(int((label >= 0).sum()) for label in labels),
+    )  # fmt: skip
+
+
+def read_rows(array: zarr.Array[Any], rows: Ints) -> Vectors:
+    """(m, d) float32 some rows of an array, in rising order; each chunk that holds any is read once."""
+    out = np.empty((len(rows), array.shape[1]), np.float32)
+    chunks, height = chunk_reader(array), array.chunks[0]
+    number = rows // height
+    for k in np.unique(number).tolist():
+        at = np.flatnonzero(number == k)
+        chunk = np.asarray(array[k * height : (k + 1) * height]) if chunks is None else chunks.chunk((k, 0))
+        out[at] = chunk[rows[at] - k * height]
+    return out
+
+
+def pool_slides(slides: Sequence[Slide], what: str, rule: str) -> Floats:
+    """(n, d) float64 mean or maximum of the good tiles of each slide.
+
+    Memory bound: a block of rows a thread, and the result.
+
+    Raises
+    ------
+    InputError
+        A slide has no good tile.
+    """
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="fit") as pool:
+        return np.stack(list(pool.map(lambda slide: _pooled(slide, what, rule), slides)))
+
+
+def _pooled(slide: Slide, what: str, rule: str) -> Floats:
+    found: Floats | None = None
+    count = 0
+    for x in good_vectors(slide, what):
+        if len(x):
+            part = x.sum(axis=0, dtype=np.float64) if rule == "mean" else x.max(axis=0).astype(np.float64)
+            found = part if found is None else found + part if rule == "mean" else np.maximum(found, part)
+            count += len(x)
+    if found is None:
+        raise InputError(f"{slide.id} has no tile with an embedding. Leave it out of the table.")
+    return found / count if rule == "mean" else found
+
+
+def good_vectors(slide: Slide, what: str) -> Iterator[Vectors]:
+    """The vectors (m, d) of the tiles that have them, chunk by chunk."""
+    array, good = slide.vectors(what), np.flatnonzero(slide.read_good())
+    step = max(1, 2048 // array.chunks[0]) * array.chunks[0]
+    for start in range(0, array.shape[0], step):
+        rows = good[(good >= start) & (good < start + step)]
+        if len(rows):
+            yield read_rows(array, rows)

@@ -1,0 +1,220 @@
+"""How heads of slides learn: a linear layer on the mean or the maximum of the tiles, or attention over bags of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tilestream.fit.metrics import Floats, Ints
+from tilestream.fit.targets import Cases
+from tilestream.fit.training.bags import Bags, Rows
+from tilestream.fit.training.inner import best_of, cross_entropy, keep_back, temperature
+from tilestream.fit.training.linear import Linear, cox_loss, fit_cox, fit_logistic, fit_ridge
+from tilestream.fit.training.tile_models import STRENGTHS, Best, choose_strength, settings_of
+from tilestream.models.heads.bags import AttentionBag, Bag, PooledBag, TransformerBag, stream_bag
+
+SETTINGS: dict[str, dict[str, float]] = {
+    "mean": {},
+    "max": {},
+    "abmil": {"hidden": 256, "gate": 128, "epochs": 40, "patience": 40, "learning_rate": 2e-3, "batch": 16},
+    "transformer": {"width": 128, "depth": 2, "heads": 4, "latents": 8, "epochs": 40, "patience": 40, "learning_rate": 2e-3, "batch": 16},
+}
+"""Settings of each model and their defaults."""
+
+_OWN = ("hidden", "gate", "width", "depth", "heads", "latents")
+"""Settings that a module is built with."""
+
+LEAST_STEPS = 8
+"""Of an epoch: small cohorts are learned in smaller batches."""
+
+DROPPED = 0.25
+"""Share of the values of a bag that are left out while it is learned."""
+
+SMOOTHING = 0.05
+"""Of labels, while bags are learned."""
+
+
+def train_slides(
+    model: str,
+    cases: Cases,
+    train: NDArray[np.bool_],
+    pooled: Floats | None,
+    bags: Bags,
+    args: Mapping[str, Any],
+    seed: int,
+    device: torch.device,
+) -> tuple[Bag, dict[str, Any]]:
+    """Train a head of slides on some of the cases.
+
+    Parameters
+    ----------
+    model : str
+        One of `SETTINGS`.
+    cases : Cases
+        Slides and their labels.
+    train : (n,) bool
+        Which cases may be seen.
+    pooled : (n, d), optional
+        Mean or maximum of each slide, for those models.
+    bags : Bags
+        The slides' tiles.
+    args, seed, device
+        Settings, where drawing begins, and where bags are learned.
+
+    Returns
+    -------
+    bag : Bag
+        On the CPU. Its answers are calibrated logits, numbers in their own unit, or logs of risks.
+    arguments : dict
+        What it was built with beside d and outputs.
+    """
+    settings = settings_of(model, args, SETTINGS)
+    at = np.flatnonzero(train)
+    strata = cases.label[at] if cases.task == "classes" else cases.died[at].astype(np.int64)
+    kept = keep_back(cases.group[at], strata, seed)
+    if model in ("mean", "max"):
+        assert pooled is not None
+        found = _train_pooled(cases, at, kept, pooled[at], seed)
+        bag = PooledBag(pooled.shape[1], len(found.bias), model)
+        bag.fc.load_state_dict({"weight": torch.as_tensor(found.weight), "bias": torch.as_tensor(found.bias)})
+        return bag, {"pool": model}
+    own = {key: int(value) for key, value in settings.items() if key in _OWN}
+    outputs = len(cases.classes) or 1
+    made: Bag = (
+        AttentionBag(bags.dim, outputs, **own, seed=seed) if model == "abmil" else TransformerBag(bags.dim, outputs, **own, seed=seed)
+    )
+    return _train_bag(made, cases, at, kept, bags, settings, seed, device), own
+
+
+@torch.no_grad()
+def predict_slides(bag: Bag, bags: Bags, which: Sequence[int]) -> Floats:
+    """(n, outputs) answers for whole slides, block by block."""
+    found = np.empty((len(which), bag.outputs))
+    for number, i in enumerate(which):
+        answer, _, _ = stream_bag(bag, partial(bags.whole, i))
+        found[number] = answer.double().numpy()
+    return found
+
+
+def _train_pooled(cases: Cases, at: Ints, kept: NDArray[np.bool_], x: Floats, seed: int) -> Linear:
+    """A linear model of vectors (m, d) of slides, its penalty chosen by patients that were kept back."""
+    if cases.task == "classes":
+        strength, t = choose_strength(x, cases.label[at], kept, len(cases.classes), seed)
+        model = fit_logistic(x, cases.label[at], len(cases.classes), strength)
+        return Linear(model.weight / t, model.bias / t)
+    value, died = cases.value[at], cases.died[at]
+
+    def fit(rows: NDArray[np.bool_], strength: float) -> Linear:
+        if cases.task == "survival":
+            return fit_cox(x[rows], value[rows], died[rows], strength)
+        return fit_ridge(x[rows], value[rows], strength)
+
+    def loss(strength: float) -> float:
+        scores = fit(~kept, strength).scores(x[kept])[:, 0]
+        if cases.task == "regression":
+            return float(((scores - value[kept]) ** 2).mean())
+        return float(cox_loss(torch.as_tensor(scores), torch.as_tensor(value[kept]), torch.as_tensor(died[kept])))
+
+    judged = kept.any() and (cases.task == "regression" or (died[kept].any() and died[~kept].any()))
+    return fit(np.ones(len(at), np.bool_), best_of(STRENGTHS, loss) if judged else STRENGTHS[1])
+
+
+def _train_bag(
+    bag: Bag, cases: Cases, at: Ints, kept: NDArray[np.bool_], bags: Bags, settings: Mapping[str, float], seed: int, device: torch.device
+) -> Bag:
+    """AdamW on bags of some tiles; ended and chosen by whole slides of patients that were kept back."""
+    chance = np.random.default_rng(seed)
+    learned, judged = at[~kept], at[kept]
+    learner = _Learner(bag.requires_grad_().to(device), cases, bags, learned, device)
+    batch, epochs = int(settings["batch"]), int(settings["epochs"])
+    if cases.task != "survival":  # there, those of one batch are compared
+        batch = max(1, min(batch, len(learned) // LEAST_STEPS))
+    optimiser = torch.optim.AdamW(bag.parameters(), lr=settings["learning_rate"], weight_decay=0.05)
+    best = Best(bag, int(settings["patience"]))
+    for _ in range(epochs):
+        order = chance.permutation(learned)
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            loss = learner.loss(part, learner.answers(part, chance))
+            if loss is not None:
+                optimiser.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(bag.parameters(), 1.0)
+                optimiser.step()
+        if len(judged) and best.waited_enough(learner.judge(judged)):
+            break
+    if len(judged):
+        best.restore()
+    bag.cpu().requires_grad_(requires_grad=False)
+    learner.fold_in()
+    layer = _linear(bag.fc)
+    t = temperature(predict_slides(bag, bags, judged.tolist()), cases.label[judged]) if cases.task == "classes" and len(judged) else 1.0
+    layer.weight.mul_(learner.unit / t)
+    layer.bias.mul_(learner.unit / t).add_(learner.level)
+    return bag
+
+
+class _Learner:
+    """A bag while it learns: from vectors that are standardised, numbers that are, or labels that are softened."""
+
+    def __init__(self, bag: Bag, cases: Cases, bags: Bags, learned: Ints, device: torch.device) -> None:
+        self.bag, self.cases, self.bags, self.device = bag, cases, bags, device
+        self.mean, self.spread = bags.statistics(learned)
+        self.level, self.unit = 0.0, 1.0
+        if cases.task == "regression":
+            self.level, self.unit = float(cases.value[learned].mean()), float(cases.value[learned].std()) or 1.0
+
+    def _given(self, rows: Rows) -> Rows:
+        return rows.standardised(self.mean, self.spread).to(self.device)
+
+    def _whole(self, i: int) -> Iterator[Rows]:
+        return map(self._given, self.bags.whole(i))
+
+    def _dropped(self, rows: Rows, chance: np.random.Generator) -> Rows:
+        """Rows of which some values are 0, others raised for it (Srivastava et al. 2014): a few slides are not told by a few values."""
+        given = rows.standardised(self.mean, self.spread)
+        kept = torch.as_tensor(chance.random(given.x.shape, dtype=np.float32) >= DROPPED)
+        return replace(given, x=given.x * kept / (1 - DROPPED)).to(self.device)
+
+    def answers(self, part: Ints, chance: np.random.Generator) -> Tensor:
+        """(b, outputs) of a bag of each of some cases."""
+        return torch.stack([self.bag(self._dropped(rows, chance))[0] for rows in self.bags.draw(part.tolist(), chance)])
+
+    def loss(self, part: Ints, answers: Tensor) -> Tensor | None:
+        """Of the answers (b, outputs) of some cases; None where nobody died among them."""
+        cases = self.cases
+        if cases.task == "classes":
+            target = torch.as_tensor(cases.label[part], device=answers.device)
+            return nn.functional.cross_entropy(answers, target, label_smoothing=SMOOTHING)
+        value = torch.as_tensor(cases.value[part], device=answers.device)
+        if cases.task == "regression":
+            return nn.functional.mse_loss(answers[:, 0], ((value - self.level) / self.unit).to(answers.dtype))
+        died = torch.as_tensor(cases.died[part], device=answers.device)
+        return cox_loss(answers[:, 0], value, died) if bool(died.any()) else None
+
+    @torch.no_grad()
+    def judge(self, judged: Ints) -> float:
+        """The loss on whole slides."""
+        answers = torch.stack([stream_bag(self.bag, partial(self._whole, i))[0].cpu() for i in judged.tolist()])
+        if self.cases.task == "classes":
+            return cross_entropy(answers.double().numpy(), self.cases.label[judged])
+        loss = self.loss(judged, answers.double())
+        return 0.0 if loss is None else float(loss)
+
+    def fold_in(self) -> None:
+        """Let the first layer take vectors as they are stored, not standardised."""
+        layer = _linear(self.bag.embed)
+        layer.weight.div_(self.spread)
+        layer.bias.sub_(layer.weight @ self.mean)
+
+
+def _linear(layer: object) -> nn.Linear:
+    assert isinstance(layer, nn.Linear)
+    return layer
