@@ -22,7 +22,7 @@ ROOMS = [
     "encoders",
     "stages",
     "runner",
-    "fit",
+    "fitting",
     "interop",
     "viewer",
     "testing",

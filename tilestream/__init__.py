@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tilestream.config.schema import Config
     from tilestream.encoders.load import load_encoder
-    from tilestream.fit.fit import fit
+    from tilestream.fitting.fit import fit
     from tilestream.models.context import ContextTransformer
     from tilestream.runner.driver import run
     from tilestream.sources import open_image
@@ -22,7 +22,7 @@ _PLACES = {
     "ContextTransformer": "tilestream.models.context",
     "embed": "tilestream.stages.embed_tiles",
     "find_tiles": "tilestream.tiles.grid",
-    "fit": "tilestream.fit.fit",
+    "fit": "tilestream.fitting.fit",
     "load_encoder": "tilestream.encoders.load",
     "open_image": "tilestream.sources",
     "run": "tilestream.runner.driver",

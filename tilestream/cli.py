@@ -164,7 +164,7 @@ def fit_command(
     from tilestream.config.load import load_section
 
     checked = load_section(FitConfig, config, settings or ())
-    from tilestream.fit.fit import fit
+    from tilestream.fitting.fit import fit
 
     for line in fit(checked).lines:
         print(line)

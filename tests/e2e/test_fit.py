@@ -14,7 +14,7 @@ from tests.support.stores import make_store
 from tilestream.cli import app
 from tilestream.encoders.heads.head_file import read_head
 from tilestream.errors import ConfigError, InputError
-from tilestream.fit.fit import fit
+from tilestream.fitting.fit import fit
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
 

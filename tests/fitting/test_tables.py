@@ -4,7 +4,7 @@ import openpyxl
 import pytest
 
 from tilestream.errors import ConfigError
-from tilestream.fit.tables import match_slides, plain_name, read_table
+from tilestream.fitting.tables import match_slides, plain_name, read_table
 
 
 def write(path, text, **how):

@@ -9,8 +9,8 @@ import tilestream
 from tests.support.stores import make_store
 from tilestream.config.fit_schema import FitConfig
 from tilestream.errors import ConfigError, InputError
-from tilestream.fit.targets import find_cases
-from tilestream.fit.tile_labels import draw_tile_classes, label_tiles
+from tilestream.fitting.targets import find_cases
+from tilestream.fitting.tile_labels import draw_tile_classes, label_tiles
 
 
 @pytest.fixture(scope="module")

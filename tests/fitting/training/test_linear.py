@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tilestream.fit.training.linear import cox_loss, fit_cox, fit_logistic, fit_ridge
+from tilestream.fitting.training.linear import cox_loss, fit_cox, fit_logistic, fit_ridge
 
 sklearn = pytest.importorskip("sklearn.linear_model")
 lifelines = pytest.importorskip("lifelines")

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tilestream.errors import ConfigError
-from tilestream.fit.metrics import Floats, Ints
-from tilestream.fit.training.inner import best_of, cross_entropy, keep_back, temperature
-from tilestream.fit.training.linear import Linear, fit_logistic
+from tilestream.fitting.metrics import Floats, Ints
+from tilestream.fitting.training.inner import best_of, cross_entropy, keep_back, temperature
+from tilestream.fitting.training.linear import Linear, fit_logistic
 from tilestream.models.heads.rows import LinearHead, MLPHead, NearestHead, PrototypeHead, unit_rows
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

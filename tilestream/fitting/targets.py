@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tilestream.config.fit_schema import FitConfig
 from tilestream.errors import ConfigError, InputError
-from tilestream.fit.splits import draw_folds, given_folds, join_groups
-from tilestream.fit.tables import PATIENTS, SLIDES, Table, is_missing, match_slides, number, read_table
+from tilestream.fitting.splits import draw_folds, given_folds, join_groups
+from tilestream.fitting.tables import PATIENTS, SLIDES, Table, is_missing, match_slides, number, read_table
 from tilestream.store.slide import Slide
 
 Ints = NDArray[np.int64]

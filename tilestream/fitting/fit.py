@@ -17,18 +17,18 @@ from tilestream.config.load import load_section
 from tilestream.encoders.heads.head_file import Fitted as FittedOn
 from tilestream.encoders.heads.head_file import HeadAbout, read_about, write_head
 from tilestream.errors import ConfigError, InputError
-from tilestream.fit.colour import read_colours
-from tilestream.fit.evaluate import Evaluation, Predictions, evaluate, majority
-from tilestream.fit.metrics import Floats, Ints
-from tilestream.fit.report import Fitted, beside, metrics_json, predictions_csv, report_html
-from tilestream.fit.targets import Cases, find_cases, refuse_mixed_embeddings
-from tilestream.fit.tile_labels import label_tiles
-from tilestream.fit.training.bags import Bags
-from tilestream.fit.training.features import Drawn, pool_slides, read_drawn
-from tilestream.fit.training.inner import softmax
-from tilestream.fit.training.linear import fit_cox, fit_logistic, fit_ridge
-from tilestream.fit.training.slide_models import predict_slides, train_slides
-from tilestream.fit.training.tile_models import scores_of, train_tiles
+from tilestream.fitting.colour import read_colours
+from tilestream.fitting.evaluate import Evaluation, Predictions, evaluate, majority
+from tilestream.fitting.metrics import Floats, Ints
+from tilestream.fitting.report import Fitted, beside, metrics_json, predictions_csv, report_html
+from tilestream.fitting.targets import Cases, find_cases, refuse_mixed_embeddings
+from tilestream.fitting.tile_labels import label_tiles
+from tilestream.fitting.training.bags import Bags
+from tilestream.fitting.training.features import Drawn, pool_slides, read_drawn
+from tilestream.fitting.training.inner import softmax
+from tilestream.fitting.training.linear import fit_cox, fit_logistic, fit_ridge
+from tilestream.fitting.training.slide_models import predict_slides, train_slides
+from tilestream.fitting.training.tile_models import scores_of, train_tiles
 from tilestream.models.heads.bags import Bag
 from tilestream.runner.recipe import context_sha256
 from tilestream.store.cohort import Cohort, open_output

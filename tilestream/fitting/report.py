@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tilestream.fit.curves import draw_curves
-from tilestream.fit.evaluate import ROUNDS, Evaluation, Metric, Predictions
-from tilestream.fit.targets import Cases
+from tilestream.fitting.curves import draw_curves
+from tilestream.fitting.evaluate import ROUNDS, Evaluation, Metric, Predictions
+from tilestream.fitting.targets import Cases
 from tilestream.store.slide import Slide
 from tilestream.store.slide_store import THUMBNAIL
 
@@ -101,7 +101,7 @@ def _truth(found: Predictions, own: NDArray[np.int64], predicted: int) -> list[o
 
 def report_html(fitted: Fitted) -> str:
     """The page."""
-    page = Template(files("tilestream.fit").joinpath("assets/fit.html").read_text(encoding="utf-8"))
+    page = Template(files("tilestream.fitting").joinpath("assets/fit.html").read_text(encoding="utf-8"))
     evaluation, found = fitted.evaluation, fitted.predictions
     notes = "".join(f"<li>{escape(note)}</li>" for note in evaluation.notes)
     left = "".join(f"<li>{escape(words)}</li>" for words in fitted.cases.left_out[:200])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tilestream.fit.metrics import Floats, Ints
+from tilestream.fitting.metrics import Floats, Ints
 from tilestream.store.slide import Slide
 from tilestream.store.slide_store import THUMBNAIL
 

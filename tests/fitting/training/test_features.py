@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import tilestream
 from tests.support.stores import make_store
 from tilestream.errors import InputError
-from tilestream.fit.training.features import draw_rows, pool_slides, read_drawn
+from tilestream.fitting.training.features import draw_rows, pool_slides, read_drawn
 
 
 @given(st.lists(st.lists(st.integers(-1, 2), min_size=1, max_size=30), min_size=1, max_size=6), st.integers(1, 60), st.integers(0, 3))

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from tilestream.fit import metrics
 
 sklearn = pytest.importorskip("sklearn.metrics")

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tilestream.fit.metrics import Ints
-from tilestream.fit.training.features import THREADS, Vectors, read_rows
+from tilestream.fitting.metrics import Ints
+from tilestream.fitting.training.features import THREADS, Vectors, read_rows
 from tilestream.models.heads.bags import BagRows
 from tilestream.models.positions import position_unit
 from tilestream.store.slide import Slide

@@ -10,8 +10,8 @@ import numpy as np
 
 from tilestream.config.fit_schema import FitConfig
 from tilestream.errors import InputError
-from tilestream.fit.splits import Ints, join_groups
-from tilestream.fit.targets import Cases
+from tilestream.fitting.splits import Ints, join_groups
+from tilestream.fitting.targets import Cases
 from tilestream.store.slide import Slide
 from tilestream.tiles.annotations.cover import draw_classes
 from tilestream.tiles.tissue import tile_fractions

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.fit import metrics
-from tilestream.fit.metrics import Floats, Ints
-from tilestream.fit.targets import Task
+from tilestream.fitting.metrics import Floats, Ints
+from tilestream.fitting.targets import Task
 
 ROUNDS = 1000
 """Draws of patients behind an interval."""

@@ -7,8 +7,8 @@ from html import escape
 
 import numpy as np
 
-from tilestream.fit.evaluate import Predictions
-from tilestream.fit.metrics import BINS, Floats, kaplan_meier
+from tilestream.fitting.evaluate import Predictions
+from tilestream.fitting.metrics import BINS, Floats, kaplan_meier
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Of Okabe and Ito, told apart by most who see colours otherwise."""

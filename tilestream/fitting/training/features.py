@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import NDArray
 
 from tilestream.errors import InputError
-from tilestream.fit.metrics import Floats, Ints
+from tilestream.fitting.metrics import Floats, Ints
 from tilestream.store.slide import Slide
 from tilestream.store.zarr_chunks import chunk_reader
 

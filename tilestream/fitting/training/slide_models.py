@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tilestream.fit.metrics import Floats, Ints
-from tilestream.fit.targets import Cases
-from tilestream.fit.training.bags import Bags, Rows
-from tilestream.fit.training.inner import best_of, cross_entropy, keep_back, temperature
-from tilestream.fit.training.linear import Linear, cox_loss, fit_cox, fit_logistic, fit_ridge
-from tilestream.fit.training.tile_models import STRENGTHS, Best, choose_strength, settings_of
+from tilestream.fitting.metrics import Floats, Ints
+from tilestream.fitting.targets import Cases
+from tilestream.fitting.training.bags import Bags, Rows
+from tilestream.fitting.training.inner import best_of, cross_entropy, keep_back, temperature
+from tilestream.fitting.training.linear import Linear, cox_loss, fit_cox, fit_logistic, fit_ridge
+from tilestream.fitting.training.tile_models import STRENGTHS, Best, choose_strength, settings_of
 from tilestream.models.heads.bags import AttentionBag, Bag, PooledBag, TransformerBag, stream_bag
 
 SETTINGS: dict[str, dict[str, float]] = {

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tilestream.errors import InputError
-from tilestream.fit.splits import draw_folds, given_folds, join_groups
+from tilestream.fitting.splits import draw_folds, given_folds, join_groups
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=40))

@@ -7,7 +7,7 @@ from PIL import Image
 
 import tilestream
 from tests.support.stores import make_store
-from tilestream.fit.colour import read_colours
+from tilestream.fitting.colour import read_colours
 
 
 def test_colours_are_those_of_the_pixels_under_a_tile(tmp_path):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tilestream.fit.metrics import Floats, Ints
-from tilestream.fit.splits import draw_folds
+from tilestream.fitting.metrics import Floats, Ints
+from tilestream.fitting.splits import draw_folds
 
 PARTS = 4
 """One part of as many is kept back."""

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tilestream.errors import ConfigError
-from tilestream.fit.training.inner import keep_back, softmax, temperature
-from tilestream.fit.training.tile_models import SETTINGS, scores_of, settings_of, train_tiles
+from tilestream.fitting.training.inner import keep_back, softmax, temperature
+from tilestream.fitting.training.tile_models import SETTINGS, scores_of, settings_of, train_tiles
 
 MODELS = list(SETTINGS)
 

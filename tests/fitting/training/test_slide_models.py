@@ -6,12 +6,12 @@ import torch
 
 import tilestream
 from tests.support.stores import make_store
-from tilestream.fit.metrics import auroc, c_index
-from tilestream.fit.targets import Cases
-from tilestream.fit.training.bags import BAG, PART, Bags
-from tilestream.fit.training.features import pool_slides
-from tilestream.fit.training.inner import softmax
-from tilestream.fit.training.slide_models import SETTINGS, predict_slides, train_slides
+from tilestream.fitting.metrics import auroc, c_index
+from tilestream.fitting.targets import Cases
+from tilestream.fitting.training.bags import BAG, PART, Bags
+from tilestream.fitting.training.features import pool_slides
+from tilestream.fitting.training.inner import softmax
+from tilestream.fitting.training.slide_models import SETTINGS, predict_slides, train_slides
 
 SLIDES, SIDE, DIM = 48, 10, 8
 
@@ -46,7 +46,7 @@ class Held:
 
 @pytest.fixture(autouse=True)
 def plain_reading(monkeypatch):
-    monkeypatch.setattr("tilestream.fit.training.features.chunk_reader", lambda array: None)
+    monkeypatch.setattr("tilestream.fitting.training.features.chunk_reader", lambda array: None)
 
 
 def cases_of(slides, task, label=None, value=None, died=None):
