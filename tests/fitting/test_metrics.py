@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from tilestream.fit import metrics
+
+from tilestream.fitting import metrics
 
 sklearn = pytest.importorskip("sklearn.metrics")
 lifelines = pytest.importorskip("lifelines")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.fit import metrics
+from tilestream.fitting import metrics
 from tilestream.fitting.metrics import Floats, Ints
 from tilestream.fitting.targets import Task
 
