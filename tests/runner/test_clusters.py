@@ -176,7 +176,7 @@ def test_a_run_takes_six_late_workers_and_loses_nothing_as_two_leave(tmp_path, m
 
     def keeping(*arguments):
         engines.append(opening(*arguments))
-        return engines[0]
+        return engines[-1]
 
     monkeypatch.setattr(driver, "open_engine", keeping)
 
