@@ -9,12 +9,23 @@ import sys
 import time
 
 import distributed
-import psutil
 import pytest
 
 import tilestream
 from tests.support.images import make_image, write_pyramid
-from tests.support.resuming import SECTIONS, SHARD, TILES, damage, ends_equal, hurt, killed_at, start, wait_for_shard, write_config
+from tests.support.resuming import (
+    SECTIONS,
+    SHARD,
+    TILES,
+    damage,
+    dask_workers,
+    ends_equal,
+    hurt,
+    killed_at,
+    start,
+    wait_for_shard,
+    write_config,
+)
 from tests.support.runs import embed, opened
 from tilestream.errors import InterruptedRunError
 from tilestream.stages.worker_settings import LANES
@@ -100,11 +111,6 @@ def test_kill_9_at_a_step_of_a_commit_ends_the_same(path, undisturbed, tmp_path,
     assert at > 3 or step
     assert tilestream.run(given).exit_code == 0
     ends_equal(tmp_path / "out", undisturbed)
-
-
-def dask_workers(run):
-    """Worker processes of a run's own cluster, without their nannies' helpers."""
-    return [p for p in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.support.faults import TILE, run
-from tests.support.resuming import SECTIONS, damage, ends_equal, hurt, killed_at, start, wait_for_shard, write_config
+from tests.support.resuming import SECTIONS, damage, dask_workers, ends_equal, hurt, killed_at, start, wait_for_shard, write_config
 from tests.support.runs import config, embed, opened, same_store
 from tilestream.cli import main
 from tilestream.store.folder import Folder
@@ -127,12 +127,11 @@ def test_a_slide_that_another_process_has_is_left_to_it(capsys, tmp_path, image,
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
 def test_a_worker_that_ends_is_replaced(tmp_path, undisturbed, say, number):
-    import psutil
 
     write_config(undisturbed[0], tmp_path, scheduler="local", workers=2)
     run = start(tmp_path)
     wait_for_shard(run, tmp_path)
-    workers = [p for p in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+    workers = dask_workers(run)
     workers[-1].send_signal(number)
     _, err = run.communicate(timeout=120)
     assert run.returncode == 0, err

@@ -112,7 +112,7 @@ def test_failed_tiles_keep_their_causes_and_are_done_again_when_asked(image, tmp
     monkeypatch.undo()
     assert (idle.exit_code, bytes_of(tmp_path / "out")) == (4, before)
     assert heard[-1].startswith("nothing to do; 64 tiles failed earlier: the encoder's output is not finite")
-    assert heard[-1].endswith("--retry-failed")
+    assert "--retry-failed" in heard[-1]
     again = tilestream.run(settings, retry_failed=True)
     assert (again.exit_code, again.failed_tiles, again.new_tiles) == (0, 0, 64)
     state = json.loads((tmp_path / "out" / "run.json").read_text())

@@ -98,7 +98,7 @@ def test_kinds_of_vectors_go_into_folders_of_their_own(output):
 @pytest.mark.parametrize(
     ("name", "what", "words"),
     [
-        ("pt", "windows", "--what: 'windows' is none of tiles, context, slide."),
+        ("pt", "windows", "--what windows: answers of a head are for"),
         ("geojson", "slide", "--what slide: is for --to trident-h5, pt, parquet, csv, not geojson."),
         ("spatialdata", "context", "--what context: spatialdata holds it anyhow"),
     ],

@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 
 import tilestream
 from tests.support.runs import config, opened, same_store
@@ -47,6 +48,13 @@ def wait_for_shard(run, folder, seconds=120):
     while run.poll() is None and not (ledger.is_dir() and set(ledger.iterdir()) - before):
         assert time.monotonic() < deadline, "no shard was committed"
         time.sleep(0.005)
+
+
+def dask_workers(run):
+    """Worker processes of a run's own cluster: what its fork server made, newest last."""
+    children = psutil.Process(run.pid).children(recursive=True)
+    servers = {child.pid for child in children if child.ppid() == run.pid and "forkserver" in " ".join(child.cmdline())}
+    return [child for child in children if child.ppid() in servers]
 
 
 def killed_at(moments, path, folder, encoder="slow_corners", **compute):

@@ -31,6 +31,8 @@ def name_files(tif: tifffile.TiffFile, address: str) -> tuple[str, ...]:
 
 def refuse_special_files(tif: tifffile.TiffFile, address: str) -> None:
     """Refuse an image of which a file is a FIFO, a socket or a device, before tifffile waits for it. Raises InputError."""
+    if len(tif.pages) == 0:
+        return
     for name in _files(tif.pages.first.description, address)[0]:
         refuse_special(Path(address).parent / name)
 
