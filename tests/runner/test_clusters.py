@@ -1,5 +1,6 @@
 """Clusters whose workers come and go, clusters that a batch system starts, and those that do not answer."""
 
+import gc
 import socket
 import threading
 import time
@@ -205,9 +206,11 @@ def test_a_run_takes_six_late_workers_and_loses_nothing_as_two_leave(tmp_path, m
     assert (summary.exit_code, summary.tiles) == (0, 80)
     tilestream.run(config(image, tmp_path / "alone", **sections, compute={"batch_size": 2, "shard_tiles": 2}))
     assert same_store(opened(tmp_path / "alone", "a"), opened(tmp_path / "out", "a"))
+    gc.collect()
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # dask-jobqueue leaves its own processes to the collector
 @pytest.mark.parametrize(
     "scheduler",
     [
@@ -232,3 +235,4 @@ def test_a_run_on_a_cluster_that_a_class_starts_gives_the_same_store(slurm, tmp_
         summary = tilestream.run(config(image, tmp_path / name, **sections, compute={"shard_tiles": 2, **where}))
         assert summary.exit_code == 0
     assert same_store(opened(tmp_path / "alone", "a"), opened(tmp_path / "out", "a"))
+    gc.collect()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import CancelledError
+from functools import partial
 
 import distributed
 import psutil
@@ -170,7 +171,8 @@ def test_a_result_that_is_lost_with_its_worker_is_computed_again():
     with open_engine(compute_section(scheduler="local", workers=2)) as engine:
         engine.submit("key", double, 21)
         client = engine._client
-        future = engine._done.get(timeout=60)  # the task has ended, and nobody has asked for its result yet
+        # The task has ended, and nobody has asked for its result yet; None wakes who waits.
+        future = next(done for done in iter(partial(engine._done.get, timeout=60), ...) if done is not None)
         engine._done.put(future)
         (holder,) = client.who_has([future])[future.key]
         pids = client.run(os.getpid)

@@ -11,6 +11,7 @@ from tilestream.config.compute import Compute
 from tilestream.runner.engines.clusters import check_main_guard
 from tilestream.runner.engines.dask_engine import DaskEngine
 from tilestream.runner.engines.engine import Engine, Outcome, run_task
+from tilestream.stages.hardware import forget_peak
 from tilestream.stages.slide_task import STOP
 from tilestream.stages.worker_settings import LANES, works_here
 
@@ -22,6 +23,7 @@ class InlineEngine(Engine):
 
     def __init__(self) -> None:
         STOP.clear()
+        forget_peak()
         self.workers = 1
         self.capacity = LANES + 1
         self._pool = ThreadPoolExecutor(LANES + 2, thread_name_prefix="lane")
