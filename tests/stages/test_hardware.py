@@ -1,11 +1,12 @@
-"""An encoder is cast only to what it says it can be."""
+"""An encoder is cast only to what it says it can be; memory is counted from where a run begins."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tilestream.stages import hardware
-from tilestream.stages.hardware import cast_encoder
+from tilestream.stages.hardware import cast_encoder, forget_peak, peak_memory
 
 
 class Own(nn.Module):
@@ -51,3 +52,12 @@ def test_what_leaves_the_range_of_half_precision_is_noticed():
     nn.init.constant_(large.linear.weight, 60_000)
     assert hardware._stays_finite(fits, 32, torch.device("cpu"))
     assert not hardware._stays_finite(large, 32, torch.device("cpu"))
+
+
+def test_a_process_that_held_much_before_is_not_charged_for_it():
+    held = np.ones(300 * 2**17)  # 300 MiB
+    peak = peak_memory()
+    assert peak >= held.nbytes
+    del held
+    forget_peak()
+    assert peak_memory() < peak - 250 * 2**20
