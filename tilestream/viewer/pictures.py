@@ -16,6 +16,7 @@ from bokeh.models import (
     PanTool,
     Range1d,
     ScaleBar,
+    TileRenderer,
     WheelZoomTool,
     WMTSTileSource,
 )
@@ -54,6 +55,8 @@ class Pictures:
                 "gallery": ("url", "x", "y", "right", "bottom", "words", "slide", "number", "tile"), "points": ("x", "y", "colour", "tile"),
             }.items()
         )  # fmt: skip
+        self.objects: TileRenderer | None = None
+        """Only where objects are laid: tiles that never come would keep the page from being done."""
         self.slide = self._slide(ranges)
         self.gallery = self._gallery()
         self.scatter = self._scatter()
@@ -68,7 +71,6 @@ class Pictures:
         found.grid.visible = False
         found.min_border = 0
         self.tiles = found.add_tile(WMTSTileSource(url=""), smoothing=True)
-        self.objects = found.add_tile(WMTSTileSource(url=""), smoothing=True, alpha=0.5, visible=False)
         where = {"x": "x", "y": "y", "dw": "dw", "dh": "dh", "anchor": "top_left", "origin": "top_left"}
         self.overlay = found.image_rgba(image="image", source=self.image, global_alpha=0.5, **where)
         found.image_rgba(image="image", source=self.lit, global_alpha=0.75, **where)
@@ -149,9 +151,10 @@ class Pictures:
 
     def set_objects(self, tiles: WMTSTileSource | None) -> None:
         """Lay objects over the slide, tile by tile, or none."""
-        self.objects.visible = tiles is not None
-        if tiles is not None:
-            self.objects.tile_source = tiles
+        others = [drawn for drawn in self.slide.renderers if drawn is not self.objects]
+        alpha = self.overlay.glyph.global_alpha
+        self.objects = None if tiles is None else TileRenderer(tile_source=tiles, smoothing=True, alpha=alpha)
+        self.slide.renderers = others if self.objects is None else [others[0], self.objects, *others[1:]]
 
     def set_lit(self, overlay: Overlay) -> None:
         """Light up the tiles of a selection."""
@@ -159,7 +162,9 @@ class Pictures:
 
     def set_opacity(self, alpha: float) -> None:
         """Opacity of the overlay, 0 to 1."""
-        self.overlay.glyph.global_alpha = self.objects.alpha = alpha
+        self.overlay.glyph.global_alpha = alpha
+        if self.objects is not None:
+            self.objects.alpha = alpha
 
     def mark(self, l0_y: float, l0_x: float, l0_side: float) -> None:
         """Draw a frame around a tile whose top-left is at this place."""
