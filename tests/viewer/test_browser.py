@@ -170,7 +170,7 @@ def test_every_kind_of_output_opens(output, tmp_path):
     shutil.rmtree(tmp_path / "part.zarr")
     make_store(tmp_path / "none.zarr", keep=np.zeros((4, 5), bool))
     with browsing(tmp_path) as (page, _):
-        assert "no tissue was found" in page.evaluate("tsModel('title').text")
+        assert "no tissue found" in page.evaluate("tsModel('title').text")
 
 
 def test_a_slide_without_embeddings_is_refused_by_name(tmp_path):
