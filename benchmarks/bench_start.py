@@ -13,16 +13,19 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import cycle, islice
 from math import ceil, isqrt
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,6 +56,10 @@ REFUSED = {"typo": 2}
 
 TILE, MPP, PIECE = 224, 0.25, 256
 """Side of a tile, px; of the made slide the resolution, and the side of a tile of the file."""
+
+
+ON_CORES = "import os, sys; os.sched_setaffinity(0, map(int, sys.argv[1].split(','))); os.execv(sys.argv[2], sys.argv[2:])"
+"""Becomes the command that follows, on the cores named first."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +98,24 @@ def make_files(folder: Path) -> None:
     assert done.exit_code == 0, done.to_json()
 
 
-def make_slide(folder: Path, side: int) -> Path:
-    """A pyramid of two levels whose JPEG tiles repeat those of a small picture: 40,960 px are written in seconds."""
-    path = folder / f"slide{side}.tif"
-    if path.exists():
-        return path
+@cache
+def make_pieces() -> list[bytes]:
+    """JPEG tiles of a small picture."""
     picture = make_tissue(8 * PIECE)
-    coded = [
+    return [
         simplejpeg.encode_jpeg(np.ascontiguousarray(picture[y : y + PIECE, x : x + PIECE]), 80, colorsubsampling="420")
         for y in range(0, 8 * PIECE, PIECE)
         for x in range(0, 8 * PIECE, PIECE)
     ]
+
+
+def make_slide(folder: Path, side: int, number: int = 0) -> Path:
+    """A pyramid of two levels whose JPEG tiles repeat those of a small picture: 40,960 px are written in seconds. Each number has bytes of its own."""
+    path = folder / f"slide{side}-{number}.tif"
+    if path.exists():
+        return path
+    coded = make_pieces()
+    coded = coded[number:] + coded[:number]
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for level, extent in enumerate((side, ceil(side / 16))):
             pieces: Iterator[bytes] = islice(cycle(coded), ceil(extent / PIECE) ** 2)
@@ -121,27 +135,72 @@ def seconds(arguments: list[str], code: int) -> float:
     return taken
 
 
-def run_case(case: Case, slide: Path, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
-    """One run in a fresh process with the caches in `folder`: what it took, and what its record says of that."""
-    output = folder / "out"
-    shutil.rmtree(output, ignore_errors=True)
-    config = {
-        "slides": str(slide), "output": {"path": str(output), "save": ["tiles"]}, "tiles": {"size": TILE, "level": 0, "tissue": "none"},
-        "encoder": case.encoder, "pool": "none", "compute": {"device": chosen.device, "memory_limit": "64GiB"}, **case.sections,
-    }  # fmt: skip
+@dataclass(frozen=True)
+class Ran:
+    """A run as a whole command in a fresh process."""
+
+    seconds: float
+    """Wall clock, from the start of the process to its end."""
+    first: float
+    """Seconds until the first shard was committed."""
+    shards: list[tuple[float, int]]
+    """Time and tiles of each shard, in the order in which they ended."""
+    record: dict[str, Any]
+    """What the run says of itself."""
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What the wall clock went into; `ending` is what the process took beyond the run."""
+        return {**self.record["seconds_by_part"], "ending": self.seconds - self.record["seconds"]}
+
+
+def run_command(
+    config: dict[str, Any], folder: Path, settings: Sequence[str], *, environment: Mapping[str, str] = MappingProxyType({}),
+    cores: Collection[int] = (), limit: float | None = None,
+) -> Ran:  # fmt: skip
+    """One run in a fresh process with the caches in `folder`, on the cores with these numbers, where any are given.
+
+    Raises
+    ------
+    subprocess.TimeoutExpired
+        It and its children were ended after `limit` seconds.
+    """
+    shutil.rmtree(config["output"]["path"], ignore_errors=True)
     (folder / "run.yaml").write_text(json.dumps(config))
-    options = [word for setting in chosen.set for word in ("--set", setting)]
+    options = [word for setting in settings for word in ("--set", setting)]
     caches = {"XDG_CACHE_HOME": f"{folder}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
     command = [sys.executable, "-m", "tilestream", "run", f"{folder}/run.yaml", "--log-format", "json", *options]
-    began, start = time.time(), time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **caches})
-    taken = time.perf_counter() - start
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
-    events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    first = next(event["time"] for event in events if event["event"] == "shard") - began
-    parts = {**record["seconds_by_part"], "ending": taken - record["seconds"]}
-    return {"seconds": taken, "first": first, "tiles": record["tiles"], "computing": parts["computing"] / taken, "parts": parts}
+    if cores:
+        command = [sys.executable, "-S", "-c", ON_CORES, ",".join(map(str, cores)), *command]
+    with (folder / "told.json").open("w+") as told, (folder / "events.json").open("w+") as said:
+        began, start = time.time(), time.perf_counter()
+        process = subprocess.Popen(command, stdout=told, stderr=said, env={**os.environ, **caches, **environment}, start_new_session=True)
+        try:
+            code = process.wait(limit)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        taken = time.perf_counter() - start
+        for file in (told, said):
+            file.seek(0)
+        lines = said.read()
+        assert code == 0, lines
+        record = json.loads(told.read())
+    events = [json.loads(line) for line in lines.splitlines() if line.startswith("{")]
+    shards = [(event["time"], sum(event["counts"].values())) for event in events if event["event"] == "shard"]
+    return Ran(taken, shards[0][0] - began, shards, record)
+
+
+def run_case(case: Case, slide: Path, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    """One run in a fresh process with the caches in `folder`: what it took, and what its record says of that."""
+    config = {
+        "slides": str(slide), "output": {"path": f"{folder}/out", "save": ["tiles"]}, "tiles": {"size": TILE, "level": 0, "tissue": "none"},
+        "encoder": case.encoder, "pool": "none", "compute": {"device": chosen.device, "memory_limit": "64GiB"}, **case.sections,
+    }  # fmt: skip
+    ran = run_command(config, folder, chosen.set)
+    computing = ran.parts["computing"] / ran.seconds
+    return {"seconds": ran.seconds, "first": ran.first, "tiles": ran.record["tiles"], "computing": computing, "parts": ran.parts}
 
 
 def measure(commands: list[str], runs: list[str], folder: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]:

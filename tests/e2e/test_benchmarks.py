@@ -14,6 +14,7 @@ from benchmarks import (
     bench_pipeline,
     bench_reading,
     bench_rivals,
+    bench_scaling,
     bench_soak,
     bench_start,
     bench_tissue,
@@ -171,6 +172,43 @@ def test_the_start_of_commands_is_measured(capsys):
     assert [sum(row["parts"].values()) for row in rows[3:]] == pytest.approx([row["seconds"] for row in rows[3:]], abs=0.01)
     assert [row["tiles"] for row in rows[3:]] == [4, 4]
     assert all(row["seconds"] > 0 and row["over_python"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_several_devices_are_measured_beside_one(capsys):
+    small = [
+        "--device",
+        "cpu",
+        "--devices",
+        "1",
+        "2",
+        "--only",
+        "one-tiny",
+        "--tiles",
+        "36",
+        "--caches",
+        "cold",
+        "--set",
+        "compute.shard_tiles=6",
+    ]
+    rows = bench_scaling.main([*small, "--json"])
+    assert json.loads(capsys.readouterr().out) == rows
+    assert [(row["devices"], row["workers"], row["tiles"]) for row in rows] == [(1, 1, 36), (2, 2, 36)]
+    assert [sum(row["parts"].values()) for row in rows] == pytest.approx([row["wall"] for row in rows], abs=0.01)
+    assert all(row["host"] <= row["projected"] and row["steady"] > 0 and 0 < row["first"] < row["wall"] for row in rows)
+    assert [row["difference"] for row in rows] == [0, 0]
+
+
+def test_no_run_is_begun_that_would_not_end_within_the_limit(capsys):
+    assert bench_scaling.main(["--device", "cpu", "--only", "twelve-tiny", "--tiles", "4", "--limit", "0"]) == []
+    assert "left out" in capsys.readouterr().out
+
+
+def test_the_steady_rate_begins_when_every_device_has_had_a_shard():
+    shards = [(1.0, 5), (2.0, 5), (3.0, 10), (4.0, 10)]
+    assert bench_scaling.steady(shards, 1) == pytest.approx(25 / 3)
+    assert bench_scaling.steady(shards, 2) == pytest.approx(10)
+    assert bench_scaling.steady(shards, 4) == 0
 
 
 def test_heads_on_stored_rows_stay_below_their_projection(tmp_path):
