@@ -9,24 +9,57 @@ from tilestream.encoders.catalogue import EncoderSpec
 from tilestream.encoders.registry import build_encoder
 from tilestream.errors import ConfigError
 
-POOLED = {
-    "test_resnet": "mean of the last map",
-    "mobilenetv3_small_050": "mean of the last map, through the layer behind it",  # its head has more features than its last map
-    "test_efficientnet": "mean of the last map",
-    "test_convnext": "mean of the last map",
-    "eva02_tiny_patch14_224": "mean of the patch tokens",
-    "vit_tiny_patch16_224": "class token",
+NORM = ", through the norm behind it"
+BEHIND = ", through the layers behind it"
+RULE = "by a rule of its own"
+ROWS = {
+    ("test_resnet", ""): "mean of the last map",
+    ("test_resnet", "fast"): "mean of the last map",
+    ("test_resnet", "max"): "maximum of the last map",
+    ("test_resnet", "avgmax"): "average of mean and maximum of the last map",
+    ("test_resnet", "catavgmax"): "mean of the last map, maximum of the last map",
+    ("mobilenetv3_small_050", ""): f"mean of the last map{BEHIND}",  # its head has more features than its last map
+    ("mobilenetv4_conv_small_050", ""): f"mean of the last map{BEHIND}",
+    ("test_efficientnet", ""): "mean of the last map",
+    ("test_convnext", ""): f"mean of the last map{BEHIND}",
+    ("test_mambaout", ""): f"what timm's MambaOut gives {RULE}",
+    ("swin_tiny_patch4_window7_224", ""): "mean of the last map",
+    ("hiera_tiny_224", ""): f"what timm's Hiera gives {RULE}",
+    ("mixer_s32_224", ""): "mean of the patch tokens",
+    ("eva02_tiny_patch14_224", ""): f"mean of the patch tokens{NORM}",
+    ("beit_base_patch16_224", ""): f"mean of the patch tokens{NORM}",
+    ("deit_tiny_distilled_patch16_224", ""): "mean of the class token and the distillation token",
+    ("cait_xxs24_224", ""): "class token",
+    ("vit_small_patch16_dinov3", ""): "mean of the patch tokens",
+    ("vit_base_patch16_clip_224", ""): "class token",
+    ("vit_base_patch16_siglip_224", ""): "attention pool of the tokens",
+    ("vit_tiny_patch16_224", ""): "class token",
+    ("vit_tiny_patch16_224", "avg"): f"mean of the patch tokens{NORM}",
+    ("vit_tiny_patch16_224", "max"): f"maximum of the patch tokens{NORM}",
+    ("vit_tiny_patch16_224", "avgmax"): f"average of mean and maximum of the patch tokens{NORM}",
+    ("vit_tiny_patch16_224", "map"): "attention pool of the tokens",
+    ("test_vit3", ""): "attention pool of the tokens",
 }
+"""Model, the pooling that it is given in place of its own, and what its vector is."""
+
+
+NARROW = {"embed_dim": 96, "num_heads": 4}
+CUT = {
+    "vit_base": {"depth": 2, **NARROW},
+    "beit": {"depth": 2, **NARROW},
+    "swin": {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)},
+    "hiera": {"stages": (1, 1, 1, 1), "embed_dim": 24, "num_heads": 1},
+} | {kind: {"depth": 2} for kind in ("vit", "eva", "deit", "cait")}
 
 
 def cut(name):
-    """Arguments that cut a transformer's depth."""
-    return {"depth": 2} if "vit" in name or "eva" in name else {}
+    """Arguments that make a transformer a small one."""
+    return next((options for kind, options in CUT.items() if name.startswith(kind)), {})
 
 
-def pair(name, folder):
+def pair(name, folder, **options):
     """timm's model with random weights, and the file of them."""
-    theirs = randomised(library("timm").create_model(name, pretrained=False, **cut(name)))
+    theirs = randomised(library("timm").create_model(name, pretrained=False, **cut(name), **options))
     torch.save(theirs.state_dict(), folder / "weights.pth")
     return theirs, str(folder / "weights.pth")
 
@@ -35,18 +68,26 @@ def seen(theirs, tiles):
     return normalised(tiles, theirs.pretrained_cfg["mean"], theirs.pretrained_cfg["std"])
 
 
-@pytest.mark.parametrize("name", POOLED)
-def test_a_model_gives_what_timm_pools_twice_alike(name, tmp_path):
-    theirs, weights = pair(name, tmp_path)
-    ours = build_encoder(EncoderSpec(f"timm:{name}", weights=weights, args=cut(name)))
+@pytest.mark.parametrize(("name", "pooling"), ROWS)
+def test_a_model_gives_what_timm_pools_twice_alike_and_says_what_that_is(name, pooling, tmp_path):
+    options = {"global_pool": pooling} if pooling else {}
+    theirs, weights = pair(name, tmp_path, num_classes=0, **options)
+    ours = build_encoder(EncoderSpec(f"timm:{name}", weights=weights, args=cut(name) | options))
     side = theirs.pretrained_cfg["input_size"][-1]
     tiles = tissue(side)
     with torch.inference_mode():
-        expected = theirs.forward_head(theirs.forward_features(seen(theirs, tiles)), pre_logits=True)
+        expected = theirs(seen(theirs, tiles))
         found = ours(tiles)
         assert relative_error(found, expected) < 1e-5
         assert torch.equal(found, ours(tiles))
-    assert (ours.dim, ours.tile_size, ours.vector) == (expected.shape[1], side, POOLED[name])
+    assert (ours.dim, ours.tile_size, ours.vector) == (expected.shape[1], side, ROWS[name, pooling])
+
+
+def test_registers_in_a_mean_are_not_called_patches(tmp_path):
+    options = {"global_pool": "avg", "reg_tokens": 4, "pool_include_prefix": True}
+    _, weights = pair("vit_tiny_patch16_224", tmp_path, **options)
+    ours = build_encoder(EncoderSpec("timm:vit_tiny_patch16_224", weights=weights, args={"depth": 2, **options}))
+    assert ours.vector == f"mean of all tokens{NORM}"
 
 
 @pytest.mark.parametrize(("name", "resize"), [("test_resnet", 168), ("test_convnext", 168)])

@@ -33,14 +33,18 @@ def pooled(model, pixels):
     return model(pixel_values=pixels).pooler_output
 
 
-def unmasked(model, pixels):
-    """Class token of a masked autoencoder's encoder run on all patches in their order, by its parts."""
+def all_patches(model, pixels):
+    """Tokens of a masked autoencoder's encoder run on all patches in their order, by its parts."""
     tokens = model.embeddings.patch_embeddings(pixels) + model.embeddings.position_embeddings[:, 1:]
     start = model.embeddings.cls_token + model.embeddings.position_embeddings[:, :1]
     tokens = torch.cat([start.expand(len(pixels), -1, -1), tokens], dim=1)
     for layer in model.layers:
         tokens = layer(tokens)
-    return model.layernorm(tokens)[:, 0]
+    return model.layernorm(tokens)
+
+
+def unmasked(model, pixels):
+    return all_patches(model, pixels)[:, 0]
 
 
 def projected(model, pixels):
@@ -58,19 +62,34 @@ def single(model, config, **options):
 ROWS = {
     "vit": (single("ViTModel", "ViTConfig"), {}, first, CLASS),
     "deit mean": (single("DeiTModel", "DeiTConfig"), {"output": "mean"}, mean_from(2), MEAN),
+    "dinov2": (single("Dinov2Model", "Dinov2Config"), {}, first, CLASS),
+    "dinov2 both": (
+        single("Dinov2Model", "Dinov2Config"), {"output": "class+mean"},
+        lambda model, pixels: torch.cat([first(model, pixels), mean_from(1)(model, pixels)], dim=1), f"{CLASS}, {MEAN}",
+    ),
+    "dinov2 registers class": (single("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", num_register_tokens=3), {}, first, CLASS),
     "dinov2 registers": (
         single("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", num_register_tokens=3), {"output": "mean"}, mean_from(4), MEAN,
     ),
     "dinov3": (single("DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=2), {"output": "mean"}, mean_from(3), MEAN),
+    "dinov3 class": (single("DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=2), {}, first, CLASS),
+    "mae mean": (
+        single("ViTMAEModel", "ViTMAEConfig"), {"output": "mean"}, lambda model, pixels: all_patches(model, pixels)[:, 1:].mean(dim=1), MEAN,
+    ),
     "mae": (single("ViTMAEModel", "ViTMAEConfig"), {}, unmasked, CLASS),
     "msn": (single("ViTMSNModel", "ViTMSNConfig"), {}, first, CLASS),
-    "beit": (single("BeitModel", "BeitConfig"), {}, pooled, "mean of the patch tokens after a norm"),
+    "beit": (single("BeitModel", "BeitConfig"), {}, pooled, "mean of the patch tokens, through the norm behind it"),
     "beit class": (single("BeitModel", "BeitConfig", use_mean_pooling=False), {}, first, CLASS),
+    "data2vec": (
+        lambda t: t.Data2VecVisionModel(t.Data2VecVisionConfig(**VIT), add_pooling_layer=True), {}, pooled,
+        "mean of the patch tokens, through the norm behind it",
+    ),
     "ijepa": (single("IJepaModel", "IJepaConfig"), {}, mean_from(0), MEAN),
     "swin": (lambda t: t.SwinModel(t.SwinConfig(**SWIN)), {}, pooled, MEAN),
     "swinv2": (lambda t: t.Swinv2Model(t.Swinv2Config(**SWIN)), {}, pooled, MEAN),
     "siglip vision": (single("SiglipVisionModel", "SiglipVisionConfig"), {}, pooled, "attention pool of the patch tokens"),
     "siglip vision mean": (single("SiglipVisionModel", "SiglipVisionConfig"), {"output": "mean"}, mean_from(0), MEAN),
+    "siglip vision of a whole": (dual("Siglip"), {"output": "mean"}, lambda model, pixels: mean_from(0)(model.vision_model, pixels), MEAN),
     "siglip": (dual("Siglip"), {}, projected, "attention pool of the patch tokens"),
     "clip vision": (single("CLIPVisionModel", "CLIPVisionConfig"), {}, pooled, "class token after the last norm"),
     "clip vision projected": (

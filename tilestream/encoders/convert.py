@@ -62,6 +62,8 @@ def to_our_names(state: Mapping[str, Tensor], *, embed_prefix: bool) -> dict[str
     rules = _HUGGING if hugging else _DINOV2
     found: dict[str, Tensor] = {}
     for key, value in state.items():
+        if ".rope." in key:  # tables of angles, which are made from the shape
+            continue
         name = key
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)

@@ -12,7 +12,7 @@ from tilestream.encoders.convert import ANCHORS, resize_positions, to_our_names
 from tilestream.encoders.hub import fetch_file
 from tilestream.encoders.presets import Preset
 from tilestream.encoders.weights import apply_weights, read_weights, strip_prefix
-from tilestream.errors import InputError
+from tilestream.errors import ConfigError, InputError
 from tilestream.models.vit import VisionTransformer
 from tilestream.models.vit_config import ViTConfig
 
@@ -28,10 +28,16 @@ def build_preset(preset: Preset, weights: str | None, **options: Any) -> VisionT
     Raises
     ------
     ConfigError
-        The weights do not fit.
+        The weights do not fit, or something must be said of it that is not public.
     InputError
         They cannot be read or fetched.
     """
+    for field in preset.asked:
+        if field not in options:
+            raise ConfigError(
+                f"encoder.args.{field}: {preset.name} needs it. Only code behind its gate says how its patches are turned ({preset.page}, where "
+                f"its rotary embedding is made). Set it as written there."
+            )
     if weights is None:
         try:
             weights = str(fetch_file(preset.repository, preset.file))

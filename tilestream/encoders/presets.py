@@ -18,6 +18,7 @@ OPTIMUS: Pixels = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517
 CLIP: Pixels = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HIBOU: Pixels = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
 SATELLITE: Pixels = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
+RUDOLF: Pixels = ((0.7072, 0.5787, 0.7036), (0.2119, 0.2301, 0.1775))
 LUNIT: Pixels = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
 
 
@@ -55,6 +56,8 @@ class Preset:
     """Arguments of the encoder that builds it, where `through` names one."""
     names: tuple[tuple[str, str], ...] = ()
     """Patterns and replacements of names in its file that are its own, before any other conversion."""
+    asked: tuple[str, ...] = ()
+    """Fields of `ViTConfig` that are told in code behind its gate only: `encoder.args` must have them."""
     note: str | None = None
     """What else a user should know."""
 
@@ -91,6 +94,9 @@ ALL_SCALES = (0.25, 2.0)
 _TIMM, _SAFE = "pytorch_model.bin", "model.safetensors"
 _DINOV2 = {"patch": 14, "layer_scale": 1.0, "embed_prefix": False}
 _DINOV3 = {"position": "rope", "registers": 4, "layer_scale": 1.0, "eps": 1e-5}
+_RUDOLF = {
+    "patch": 8, "registers": 8, "layer_scale": 1e-5, "position": "rope", "qk_norm": True, "embed_prefix": False, "output": "class+mean",
+}  # fmt: skip
 _RESIZED = {"tile": 256, "interpolation": "bilinear"}
 
 _ALL = (
@@ -205,10 +211,10 @@ _ALL = (
     ),
     *(
         Preset(
-            name, f"Aignostics/RudolfV-2{end}", _SAFE, "Aignostics, research only", True, 0.5, "fp32", None, OPTIMUS, through="module:factory",
-            other={"dim": dim, "tile": 224, "output": "class token, mean of patches"}, mpp_range=ALL_SCALES,
+            name, f"Aignostics/RudolfV-2{end}", _SAFE, "Aignostics, research only", True, 0.5, "fp32", shape(**_RUDOLF), RUDOLF, mpp_range=ALL_SCALES,
+            asked=("rope_base", "rope_places"), note="its code is behind its gate: not compared with it, and how its patches are turned must be said",
         )
-        for name, end, dim in (("rudolfv2", "", 3072), ("rudolfv2-b", "-B", 1536), ("rudolfv2-s", "-S", 768))
+        for name, end, shape in (("rudolfv2", "", _giant), ("rudolfv2-b", "-B", _base), ("rudolfv2-s", "-S", _small))
     ),
     Preset(
         "musk", "xiangjx/musk", _SAFE, "CC-BY-NC-ND-4.0", True, 0.5, "fp16", None, HALF, through="module:factory",

@@ -99,7 +99,7 @@ def _build_preset(spec: EncoderSpec, preset: Preset) -> nn.Module:
         encoder = build_encoder(EncoderSpec(preset.through, spec.weights, {**preset.arguments, **spec.args}))
         encoder.mpp = preset.mpp  # type: ignore[assignment]
         return encoder
-    refuse_unknown(spec.name, spec.args, frozenset({"output"}))
+    refuse_unknown(spec.name, spec.args, frozenset({"output", *preset.asked}))
     return build_preset(preset, None if spec.weights is None else weights_file(spec.weights), **spec.args)
 
 

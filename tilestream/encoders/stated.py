@@ -61,7 +61,8 @@ def state_encoder(spec: EncoderSpec, tile: int) -> Stated | None:
     if spec.name in SHAPES and _open(spec, fixed=FIXED):
         return _state_vit(ViTConfig(*SHAPES[spec.name], **spec.args), untrained=spec.weights is None)
     preset = PRESETS.get(spec.name)
-    if preset is not None and preset.vit is not None and spec.args.keys() <= {"output"} and spec.weights is not None:
+    told = preset is not None and set(preset.asked) <= spec.args.keys() <= {"output", *preset.asked}
+    if preset is not None and preset.vit is not None and told and spec.weights is not None:
         mean, std = preset.pixels
         return _state_vit(ViTConfig(**{"mean": mean, "std": std, **preset.vit, **spec.args}), preset.mpp, preset.mpp_range)
     return None

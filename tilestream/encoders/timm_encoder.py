@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +19,12 @@ WORDS = {"class": "class token", "mean": "mean of the patch tokens", "class+mean
 
 OUTPUTS = tuple(WORDS)
 
-_POOLINGS = {"token": "class token", "map": "attention pool of the tokens", "max": "maximum", "avgmax": "mean of mean and maximum"}
+_PATCHES, _MAP = "of the patch tokens", "of the last map"
+_POOLINGS = {
+    "token": "class token", "map": "attention pool of the tokens", "avg": "mean {}", "fast": "mean {}", "max": "maximum {}",
+    "avgmax": "average of mean and maximum {}", "catavgmax": "mean {0}, maximum {0}",
+}  # fmt: skip
+"""What timm's poolings give, of patch tokens or of the last map."""
 _RESIZED = ("bilinear", "bicubic")
 
 
@@ -69,9 +75,10 @@ class TimmEncoder(nn.Module):
         self.resize = math.floor(self.tile_size / float(config.get("crop_pct") or 1))
         self.untrained = not pretrained
         freeze(self)
-        self.vector = self._settle_output()
+        self._settle_output()
         with torch.inference_mode():
             self.dim = self._probe()
+            self.vector = WORDS[self.output] if self.output is not None else self._say_pooled()
         self.notes = [self._say_what_is_fed()]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -98,26 +105,36 @@ class TimmEncoder(nn.Module):
         larger = f"larger ones are resized to {self.resize} px ({self.interpolation}) and their centre is taken, as its configuration says"
         return f"timm:{self.name}: tiles of {self.tile_size} px are fed whole, without the crop of its configuration; {larger}"
 
-    def _settle_output(self) -> str:
-        """Make the model give what `output` asks for; what the vector then is, in words."""
+    def _settle_output(self) -> None:
+        """Make the model give what `output` asks for, where it can."""
         prefix = getattr(self.model, "num_prefix_tokens", None)
         if self.output == "mean" and prefix is None:
             self.model.reset_classifier(0, "avg")
             self.output = None
         if self.output is None:
-            pooling = _pooling_of(self.model)
-            if pooling == "avg":
-                if prefix is not None:
-                    return "mean of the patch tokens"
-                behind = getattr(self.model, "head_hidden_size", None) not in (None, self.model.num_features)
-                return "mean of the last map" + (", through the layer behind it" if behind else "")
-            return _POOLINGS.get(pooling, f"what timm pools ({pooling or 'by a rule of the model'})")
+            return
         if prefix is None or not isinstance(getattr(self.model, "fc_norm", nn.Identity()), nn.Identity):
             why = "it has no tokens" if prefix is None else "it has a norm behind its own pooling"
             raise ConfigError(f"encoder.args.output: {self.output!r}, but timm:{self.name} cannot give that: {why}. Leave it out.")
         if "class" in self.output and getattr(self.model, "cls_token", None) is None:
             raise ConfigError(f"encoder.args.output: {self.output!r}, but timm:{self.name} has no class token. Set it to mean.")
-        return WORDS[self.output]
+
+    def _say_pooled(self) -> str:
+        """What the model's own vector is: the reduction of its last tokens or map that gives it, found by trying; names are not believed."""
+        noise = torch.randint(0, 256, (1, 3, self.tile_size, self.tile_size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        pixels = normalise_pixels(noise, *self.pixels, next(self.model.parameters()).dtype)
+        given, last = self.model(pixels), self.model.forward_features(pixels)
+        if isinstance(last, Tensor):
+            for behind, layer in (("", nn.Identity()), (", through the norm behind it", getattr(self.model, "fc_norm", None))):
+                for words, value in _reductions(last, getattr(self.model, "num_prefix_tokens", None)):
+                    if layer is not None and value.shape == given.shape and torch.allclose(layer(value), given, rtol=1e-4, atol=1e-5):
+                        return words + behind
+        pooling = _pooling_of(self.model)
+        if pooling == "map":
+            return _POOLINGS[pooling]
+        if pooling not in _POOLINGS or pooling == "token" or not isinstance(last, Tensor):
+            return f"what timm's {type(self.model).__name__} gives by a rule of its own"
+        return f"{_POOLINGS[pooling].format(_PATCHES if last.ndim == 3 else _MAP)}, through the layers behind it"
 
     def _probe(self) -> int:
         """Features of a tile, from a black one."""
@@ -129,6 +146,32 @@ class TimmEncoder(nn.Module):
                 f"and what its vector is must be said. Set it to {' or '.join(outputs)}."
             )
         return int(out.shape[1])
+
+
+def _reductions(last: Tensor, prefix: int | None) -> Iterator[tuple[str, Tensor]]:
+    """Vectors that poolings make of the last tokens (n, t, d), or of the last map in either order of its axes, and what each is."""
+    if last.ndim == 2:
+        yield "what its last layer gives", last
+    elif last.ndim == 3 and prefix is not None:
+        patches = last[:, prefix:]
+        if prefix:
+            yield "class token", last[:, 0]
+        yield from _pooled(patches, (1,), _PATCHES)
+        yield "mean of all tokens", last.mean(dim=1)
+        if prefix > 1:
+            yield "mean of the class token and the distillation token", last[:, :2].mean(dim=1)
+    elif last.ndim == 3:
+        yield from _pooled(last, (1,), _PATCHES)
+    elif last.ndim == 4:
+        for axes in ((2, 3), (1, 2)):
+            yield from _pooled(last, axes, _MAP)
+
+
+def _pooled(values: Tensor, axes: tuple[int, ...], whole: str) -> Iterator[tuple[str, Tensor]]:
+    mean, most = values.mean(dim=axes), values.amax(dim=axes)
+    found = {"avg": mean, "max": most, "avgmax": (mean + most) / 2, "catavgmax": torch.cat([mean, most], dim=1)}
+    for pooling, value in found.items():
+        yield _POOLINGS[pooling].format(whole), value
 
 
 def _pooling_of(model: Any) -> str:

@@ -39,7 +39,7 @@ _CLASS = _Architecture("class")
 _CLIP = _Architecture("class", pooled="class token after the last norm")
 _SIGLIP = _Architecture("pooled", 0, "attention pool of the patch tokens")
 _SWIN = _Architecture("mean", 0, "mean of the patch tokens")
-_BEIT = _Architecture("class", pooled="mean of the patch tokens after a norm")
+_BEIT = _Architecture("class", pooled="mean of the patch tokens, through the norm behind it")
 _ARCHITECTURES = {
     "vit": _CLASS,
     "deit": _Architecture("class", 2),  # the distillation token is the second
@@ -222,10 +222,11 @@ def _build_model(repository: str, written: dict[str, Any], known: _Architecture 
             whole, config = config, config.vision_config
             if hasattr(whole, "projection_dim"):
                 config.projection_dim = whole.projection_dim
+        pooling = {"add_pooling_layer": True} if kind == "data2vec-vision" and output == "pooled" else {}  # it builds none by itself
         if not pretrained:
-            return builder.from_config(config) if name == "AutoModel" else builder(config)
+            return builder.from_config(config, **pooling) if name == "AutoModel" else builder(config)
         with _quiet(transformers.logging):
-            model, report = builder.from_pretrained(repository, config=config, dtype=torch.float32, output_loading_info=True)
+            model, report = builder.from_pretrained(repository, config=config, dtype=torch.float32, output_loading_info=True, **pooling)
     except ModuleNotFoundError as error:  # it imports its parts when they are asked for
         raise ConfigError(f"encoder.name: hf:{repository} needs a library that cannot be imported ({error}).") from error
     except (ValueError, KeyError) as error:

@@ -162,7 +162,7 @@ class RoPE2D(nn.Module):
 
 
 class PatchRotation(nn.Module):
-    """Rotary encoding of a picture's patches, from -1 to 1 along each side, as DINOv3 has it (Siméoni et al. 2025, arXiv:2508.10104).
+    """Rotary encoding of a picture's patches, as DINOv3 has it (Siméoni et al. 2025, arXiv:2508.10104).
 
     In each half of a head's channels the first quarter turns with the row and the second with the column; a channel turns with the one half
     a head further. Tokens before the patches are left as they are. There is nothing to learn and nothing in the state dict.
@@ -174,20 +174,25 @@ class PatchRotation(nn.Module):
     head_dim : int
         Channels of a head; a multiple of 4.
     base : float
-        Wavelengths grow from 1 to nearly this many half sides.
+        Wavelengths grow by nearly this factor from channel to channel.
+    places : str
+        `centred`: patches lie from -1 to 1 along a side, and the shortest wavelength is 1. `index`: a patch's number along a side is the
+        angle of the shortest, in radians.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, side: int, head_dim: int, base: float = 100.0) -> None:
+    def __init__(self, side: int, head_dim: int, base: float = 100.0, places: str = "centred") -> None:
         super().__init__()
         if head_dim < 4 or head_dim % 4:
             raise ValueError(f"PatchRotation needs a head_dim that is a positive multiple of 4, got {head_dim}")
-        frequency = 2 * math.pi * base ** -(torch.arange(head_dim // 4, dtype=torch.float64) * 4 / head_dim)
-        centre = (torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1
+        frequency = base ** -(torch.arange(head_dim // 4, dtype=torch.float64) * 4 / head_dim)
+        place = torch.arange(side, dtype=torch.float64)
+        if places == "centred":
+            place = ((place + 0.5) / side * 2 - 1) * 2 * math.pi
         cell = torch.arange(side * side)
-        angle = torch.cat([torch.outer(centre[cell // side], frequency), torch.outer(centre[cell % side], frequency)], dim=1)
+        angle = torch.cat([torch.outer(place[cell // side], frequency), torch.outer(place[cell % side], frequency)], dim=1)
         self.register_buffer("cos", angle.cos().repeat(1, 2).float(), persistent=False)  # (side * side, head_dim)
         self.register_buffer("sin", angle.sin().repeat(1, 2).float(), persistent=False)
 

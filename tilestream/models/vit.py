@@ -146,7 +146,9 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim)) if config.class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, config.registers, config.dim)) if config.registers else None
         self.norm_pre = nn.LayerNorm(config.dim, eps=config.eps) if config.pre_norm else nn.Identity()
-        rotation = PatchRotation(config.side, config.dim // config.heads) if config.position == "rope" else None
+        rotation = None
+        if config.position == "rope":
+            rotation = PatchRotation(config.side, config.dim // config.heads, config.rope_base, config.rope_places)
         self.blocks = nn.Sequential(*[_Block(config, rotation) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(config.dim, eps=config.eps)
         length = config.side**2 + (config.prefix if config.embed_prefix else 0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tilestream.errors import ConfigError
 
 POSITIONS = ("learned", "sincos", "rope")
+ROPE_PLACES = ("centred", "index")
 OUTPUTS = ("class", "mean", "class+mean", "tokens")
 
 _HALF = (0.5, 0.5, 0.5)
@@ -45,6 +46,11 @@ class ViTConfig:
     position: str = "learned"
     """`learned`, or `sincos` for a fixed encoding of the patch's place, which loaded weights replace; `rope` turns queries and keys of
     patches by their place, as DINOv3 does it (Siméoni et al. 2025, arXiv:2508.10104)."""
+    rope_base: float = 100.0
+    """Of `rope`: each quarter of a head's channels has wavelengths that grow by nearly this factor."""
+    rope_places: str = "centred"
+    """Of `rope`: `centred`, patches lie from -1 to 1 along a side and the shortest wavelength is 1, as DINOv3 has it; `index`, the patch's number
+    along a side is the angle of the shortest, in radians."""
     output: str = "class"
     """What a tile becomes: the class token, the mean of the patch tokens, both side by side, or every patch token."""
     hidden: int | None = None
@@ -77,7 +83,8 @@ class ViTConfig:
         if self.img_size % self.patch:
             fits = max(self.img_size // self.patch, 1) * self.patch
             raise ConfigError(f"encoder.args.img_size: {self.img_size} is not a multiple of the patch, {self.patch} px. Set it to {fits}.")
-        for key, known in (("position", POSITIONS), ("output", OUTPUTS), ("interpolation", ("bilinear", "bicubic"))):
+        choices = {"position": POSITIONS, "rope_places": ROPE_PLACES, "output": OUTPUTS, "interpolation": ("bilinear", "bicubic")}
+        for key, known in choices.items():
             if getattr(self, key) not in known:
                 raise ConfigError(f"encoder.args.{key}: {getattr(self, key)!r}, but it must be one of {', '.join(known)}.")
         if not self.class_token and "class" in self.output:
@@ -97,6 +104,8 @@ class ViTConfig:
         for key in ("class_token", "embed_prefix", "pre_norm", "gated", "qk_norm", "unit_norm"):
             if not isinstance(getattr(self, key), bool):
                 raise ConfigError(f"encoder.args.{key}: {getattr(self, key)!r}, but it must be true or false.")
+        if isinstance(self.rope_base, bool) or not isinstance(self.rope_base, int | float) or self.rope_base <= 0:
+            raise ConfigError(f"encoder.args.rope_base: {self.rope_base!r}, but it must be a number above 0.")
         scale = self.layer_scale
         if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
             raise ConfigError(f"encoder.args.layer_scale: {scale!r}, but it must be a number, or null for a model without.")
