@@ -191,7 +191,7 @@ def test_workers_of_one_machine_share_its_devices_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, index in ((0, 0), (1, 1), (2, 0), ("named", 0)):
-        worker = types.SimpleNamespace(get_worker=lambda name=name: types.SimpleNamespace(name=name))
+        worker = types.SimpleNamespace(get_worker=lambda name=name: types.SimpleNamespace(name=name, address=""))
         monkeypatch.setitem(__import__("sys").modules, "distributed", worker)
         assert machine.pick_device("auto") == torch.device("cuda", index)
     assert machine.pick_device("cuda:1") == torch.device("cuda:1")

@@ -1,5 +1,7 @@
 """An encoder is cast only to what it says it can be; memory is counted from where a run begins."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -61,3 +63,36 @@ def test_a_process_that_held_much_before_is_not_charged_for_it():
     del held
     forget_peak()
     assert peak_memory() < peak - 250 * 2**20
+
+
+@pytest.fixture
+def worker_of_three(monkeypatch):
+    """As in worker 4 of a machine of which a run may use three devices, before CUDA was used."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
+    monkeypatch.setattr(hardware, "worker_address", lambda: "tls://127.0.0.1:1")
+    monkeypatch.setattr(hardware, "worker_number", lambda: 4)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+
+
+def test_a_worker_sees_its_own_device_alone(worker_of_three, monkeypatch):
+    monkeypatch.setattr(torch._C, "_cuda_getDeviceCount", lambda: len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")), raising=False)
+    hardware.see_own_device()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    hardware.see_own_device()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+def test_a_worker_in_which_cuda_has_looked_already_goes_by_number(worker_of_three, monkeypatch):
+    monkeypatch.setattr(torch._C, "_cuda_getDeviceCount", lambda: 3, raising=False)
+    hardware.see_own_device()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,5,7"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert hardware.pick_device("auto") == torch.device("cuda", 1)
+
+
+def test_the_process_of_a_run_sees_all_devices(worker_of_three, monkeypatch):
+    monkeypatch.setattr(hardware, "worker_address", lambda: "")
+    hardware.see_own_device()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,5,7"

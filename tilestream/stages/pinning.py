@@ -11,7 +11,7 @@ from torch import nn
 from tilestream import __version__
 from tilestream.encoders.weights import weights_digest
 from tilestream.errors import UnfitWorkerError
-from tilestream.stages.hardware import has_matrix_units
+from tilestream.stages.hardware import has_matrix_units, see_own_device
 from tilestream.stages.worker_settings import Pinned, WorkerSettings
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -59,6 +59,8 @@ def check_machine(settings: WorkerSettings) -> None:
         if (there := _torch() if name == "torch" else __version__) != wanted:
             raise unfit(f"it has {name} {there}, and the run's first worker has {wanted}", "Install the same there")
     cuda = settings.device.startswith("cuda")
+    if settings.device == "cuda":
+        see_own_device()
     if cuda and not torch.cuda.is_available():
         raise unfit("it has no CUDA device, and the run's first worker has one", "Set compute.device to cpu")
     if pinned.matrix_units and not has_matrix_units(torch.device("cuda" if cuda else "cpu")):

@@ -271,6 +271,10 @@ class Worker:
             out = self.compute.submit(self.encode, batch.pixels, rows).result()
             seconds = time.perf_counter() - start
             return _Launched(batch, out, lambda: seconds)
+        with torch.cuda.device(self.device):  # an event belongs to the device that is the thread's own
+            return self._launch_on_device(batch, listed, rows)
+
+    def _launch_on_device(self, batch: Batch, listed: TileList, rows: Callable[[int, int], str]) -> _Launched:
         if isinstance(batch, DeviceTileBatch) and batch.ready is not None:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(batch.ready)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,12 +77,20 @@ class DeviceEncoder:
         self._compiled: _Path | None = None
         self._compiling = threading.Lock()
         self._refused = False
-        with torch.inference_mode():
+        with torch.inference_mode(), self._at_device():
             self.batch = batch or self._choose_batch()
             self._capture_or_halve(self._eager)
 
     def __call__(self, tiles: Tensor, *, compiled: bool = False) -> Tensor:
         """(n, tile, tile, 3) uint8 on the device, any n, to (n, dim) or (n, tokens, dim) in memory of its own; compiled only once that is made."""
+        with self._at_device():
+            return self._encode(tiles, compiled=compiled)
+
+    def _at_device(self) -> AbstractContextManager[Any]:
+        """Makes the device the calling thread's own: streams and graphs are otherwise made on the first one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def _encode(self, tiles: Tensor, *, compiled: bool) -> Tensor:
         path = self._compiled if compiled else self._eager
         assert path is not None, "compile first"
         done: list[Tensor] = []
@@ -110,7 +120,7 @@ class DeviceEncoder:
         with self._compiling:
             if self._compiled is None and not self._refused:
                 try:
-                    with torch.inference_mode():
+                    with torch.inference_mode(), self._at_device():
                         path = _Path(compiled_twin(self.encoder))
                         path.forward(self._blank(self.batch))
                 except Exception as error:  # noqa: BLE001  # whatever a compiler meets, the encoder works without it
@@ -123,7 +133,7 @@ class DeviceEncoder:
     def seconds_a_tile(self) -> float:
         """What a tile takes without compiling."""
         if self._measured is None or self._measured.batch != self.batch:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._at_device():
                 self._measured = Measured(self.batch, self._measure(self.batch)[0] / self.batch)
         return self._measured.tile_seconds
 
@@ -205,7 +215,7 @@ class DeviceEncoder:
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(self.device), capture_error_mode="thread_local"):
                 path.output = path.forward(path.input)
         except torch.OutOfMemoryError:
             raise
