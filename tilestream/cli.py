@@ -184,7 +184,7 @@ def export_command(
     what: Annotated[
         str,
         typer.Option(
-            help="tiles: their embeddings; context: their context in its place; slide: the slide's vector; or a head of kind detect: its objects."
+            help="tiles: their embeddings; context: their context in its place; slide: the slide's vector; context-NAME or slide-NAME: one kept under a name; or a head of kind detect: its objects."
         ),
     ] = "tiles",
     slide: Annotated[str | None, typer.Option(help="Id of one slide; else all of the output.")] = None,

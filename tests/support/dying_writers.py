@@ -13,7 +13,8 @@ import numpy as np
 import zarr  # noqa: F401  # before the forks, and nothing of it is used but by them
 
 from tests.support.stores import begin_store
-from tilestream.store.slide_store import CODES, CONTEXT, ROWS, SlideStore
+from tilestream.store.layout import context_place
+from tilestream.store.slide_store import CODES, ROWS, SlideStore
 
 CALLS = [
     (os, "fsync"),
@@ -51,7 +52,7 @@ def write(folder, token):
         if shard not in store.ledger():
             store.write_shard(shard, {ROWS: rows, CODES: np.zeros(ROWS_A_SHARD, np.int8)}, {"counts": {"ok": ROWS_A_SHARD}})
         if shard not in store.ledger("context"):
-            store.write_shard(shard, {CONTEXT: rows * 2}, {}, stage="context")
+            store.write_shard(shard, {context_place("context"): rows * 2}, {}, stage="context")
     if not store.ledger("pool"):
         store.write_pool(np.ones(6, np.float32), "a", np.ones((SHARDS * ROWS_A_SHARD, 1), np.float32))
     if not store.ledger("picture"):

@@ -7,9 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from tilestream.config.restart import NAME
 from tilestream.config.types import Count, Index, Names, PathText, Positive, Section, ValueRefusedError, yaml_word
-
-NAME = r"[a-z][a-z0-9_]*"
 
 TAKEN = frozenset({"row", "col", "y", "x", "tissue", "status", "slide", "spatial", "context", "attention"})
 """Columns of the tables that are there already."""

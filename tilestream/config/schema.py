@@ -21,6 +21,7 @@ from tilestream.config.types import (
     Count,
     Fraction,
     Index,
+    Kept,
     Paths,
     PathText,
     Positive,
@@ -180,10 +181,11 @@ class Encoder(Section):
         return name_object(name) if callable(name) else name
 
 
-class Context(Section):
+class Context(Kept):
     """The transformer in which tokens of one window see each other."""
 
     section: ClassVar[str] = "context."
+    kind: ClassVar[str] = "context"
 
     window: Count = 8
     """Side of a window, in tokens."""
@@ -207,10 +209,11 @@ class Context(Section):
     in batches of one fixed size, and everything in fp32."""
 
 
-class Pool(Section):
+class Pool(Kept):
     """How one vector is made of a slide's."""
 
     section: ClassVar[str] = "pool."
+    kind: ClassVar[str] = "pool"
 
     name: Literal["mean", "max", "gated_attention", "queries", "none"] = "mean"
     """The rule; `none` makes no slide vector."""
@@ -316,6 +319,17 @@ class Config(Section):
         if pool.name == "none" and output is not None and "save" in output.model_fields_set and "slide" in output.save:
             raise ValueRefusedError("none, but output.save asks for slide. Choose a pool, or leave slide out of output.save")
         return pool
+
+    @model_validator(mode="after")
+    def _name_pool_after_context(self) -> Self:
+        name = None if self.context is None else self.context.kept_as
+        if name is not None and "windows" in self.output.save:
+            raise ValueRefusedError(
+                f"output.save: windows are kept of one context only, and context.as is {name}. Leave windows or context.as out"
+            )
+        if name is not None and self.pool.kept_as is None:
+            object.__setattr__(self, "pool", self.pool.model_copy(update={"kept_as": name}))
+        return self
 
     @model_validator(mode="after")
     def _save_nothing_that_is_not_made(self) -> Self:

@@ -23,6 +23,7 @@ from pydantic import (
 )  # fmt: skip
 
 from tilestream.config.local_files import expand_path
+from tilestream.config.restart import NAME, stage_called
 
 LARGEST = 2**31 - 1
 """Largest whole number that any key takes."""
@@ -176,6 +177,22 @@ class Section(BaseModel):
             return data
         known = {name for key, field in cls.model_fields.items() for name in (key, field.alias)}
         return {key: value for key, value in data.items() if value is not None or key not in known}
+
+
+class Kept(Section):
+    """Base of what a store may keep several of, side by side under names."""
+
+    kind: ClassVar[str]
+    """The stage that makes it."""
+
+    kept_as: Annotated[str, Field(pattern=f"^{NAME}$")] | None = Field(default=None, alias="as")
+    """A name under which it is kept beside others of its kind: a context in `obsm/context-<name>` of the tiles, a vector in `obsm/pool-<name>` of the slide.
+    Without a name it takes the place of the one without a name before it; a pool has the name of its context where it has none of its own."""
+
+    @property
+    def stage(self) -> str:
+        """What its stage, its recipe and its array are called in a store."""
+        return stage_called(self.kind, self.kept_as)
 
 
 class Tissue(Section):

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from tilestream.errors import ConfigError
 from tilestream.interop.on_map import MapPlaces, polygons_of, squares_of
 from tilestream.interop.target import Target, Written
-from tilestream.store.slide import Rows, Slide
+from tilestream.store.layout import Rows
+from tilestream.store.slide import Slide
 
 COLUMNS = ("row", "col", "y", "x", "tissue", "status")
 

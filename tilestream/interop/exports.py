@@ -19,8 +19,9 @@ from tilestream.interop.tensors import write_tensor
 from tilestream.interop.vectors import VECTOR_WRITERS
 from tilestream.store.cohort import find_stores, some
 from tilestream.store.folder import Folder
+from tilestream.store.layout import VECTORS, vectors_place
 from tilestream.store.ownership import is_ours
-from tilestream.store.slide import VECTORS, Slide
+from tilestream.store.slide import Slide
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def export_slides(
     name : str
         A key of `FORMATS`, or for answers of heads of `HEAD_SUFFIXES`.
     what : str
-        A key of `VECTORS`: the tiles' embeddings, their context in place of them, or the slide's vector; or the name of a head of kind detect or segment: its objects, or the regions of its label image.
+        A key of `VECTORS`, or one of a slide's `named_vectors`: the tiles' embeddings, their context in place of them, or the slide's vector; or the name of a head of kind detect or segment: its objects, or the regions of its label image.
     slide : str, optional
         Id of the one slide that is wanted.
     out : str, optional
@@ -99,7 +100,7 @@ def export_slides(
         raise ConfigError(f"--in-bounds: is for --to geojson only, not {name}.")
     write: Callable[..., Written] = _writer(name, what)
     if in_bounds:
-        write = partial(write_geojson if what in VECTORS else write, in_bounds=True)
+        write = partial(write_geojson if vectors_place(what) else write, in_bounds=True)
     stores = find_stores(output)
     is_store = is_ours(Folder(output, read_only=True))
     if slide is not None:
@@ -131,7 +132,7 @@ def _open_slides(stores: dict[str, Folder], what: str, name: str, *, allow_unfin
     slides, unfinished = [], []
     for folder in stores.values():
         try:
-            if what in VECTORS:
+            if vectors_place(what):
                 slides.append(Slide(folder, what=what, allow_unfinished=allow_unfinished))
                 slides[-1].vectors()  # refuses before anything is written
             else:
@@ -144,7 +145,7 @@ def _open_slides(stores: dict[str, Folder], what: str, name: str, *, allow_unfin
 
 def _writer(name: str, what: str) -> Callable[[Slide, Target], Written]:
     """What writes `what` in a format. Raises ConfigError where that cannot be."""
-    if what not in VECTORS:
+    if not vectors_place(what):
         if name not in HEAD_SUFFIXES:
             raise ConfigError(
                 f"--what {what}: answers of a head are for --to {', '.join(HEAD_SUFFIXES)}, not {name}; else --what is one of {', '.join(VECTORS)}."
@@ -152,12 +153,12 @@ def _writer(name: str, what: str) -> Callable[[Slide, Target], Written]:
         return partial(write_head, head=what, name=name)
     if name not in FORMATS:
         raise ConfigError(f"--to {name}: is for objects. Name a head of kind detect: --what HEAD.")
-    if what == "slide":
+    if what.partition("-")[0] == "slide":
         if name not in VECTOR_WRITERS:
-            raise ConfigError(f"--what slide: is for --to {', '.join(VECTOR_WRITERS)}, not {name}.")
+            raise ConfigError(f"--what {what}: is for --to {', '.join(VECTOR_WRITERS)}, not {name}.")
         return VECTOR_WRITERS[name]
-    if what == "context" and name == "spatialdata":
-        raise ConfigError("--what context: spatialdata holds it anyhow, as obsm/context of the table. Leave it out.")
+    if what.partition("-")[0] == "context" and name == "spatialdata":
+        raise ConfigError(f"--what {what}: spatialdata holds it anyhow, as obsm/{what} of the table. Leave it out.")
     return FORMATS[name].write
 
 

@@ -16,10 +16,10 @@ from tilestream.sources import open_source
 from tilestream.sources.base import SlideInfo, SourceOptions
 from tilestream.sources.hdf5_file import hdf5_errors, open_hdf5
 from tilestream.store.folder import Folder
-from tilestream.store.layout import NONFINITE, OK, PADDED, STATUSES, Layout, TileColumns
+from tilestream.store.layout import NONFINITE, OK, PADDED, STATUSES, TILES, Layout, TileColumns
 from tilestream.store.lock import hold_lock
 from tilestream.store.ownership import refuse_foreign
-from tilestream.store.slide_store import FORMAT, TILES, SlideStore
+from tilestream.store.slide_store import FORMAT, SlideStore
 from tilestream.tiles.coords_file import GRID_TOLERANCE, FeatureFile, TilePlaces
 
 SHARD_TILES = 2048

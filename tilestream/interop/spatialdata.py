@@ -25,8 +25,9 @@ from tilestream.interop.target import Target, Written
 from tilestream.store.anndata_tables import ARRAY, CATEGORICAL, DICT, write_plain, write_scalar, write_strings
 from tilestream.store.folder import Folder
 from tilestream.store.heads.ome import VERSION
+from tilestream.store.layout import TILES
 from tilestream.store.slide import Slide
-from tilestream.store.slide_store import THUMBNAIL, TILES, TISSUE
+from tilestream.store.slide_store import THUMBNAIL, TISSUE
 
 CONTAINER, RASTER, TABLE = "0.2", "0.3", "0.2"
 """Versions of the parts of the format."""

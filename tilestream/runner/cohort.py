@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from tilestream.config.restart import ALL, STAGES, is_stage
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef, list_slides
-from tilestream.errors import ConfigError
-from tilestream.sources.base import Source, SourceOptions
+from tilestream.errors import ConfigError, OutputError
+from tilestream.sources.base import SlideInfo, Source, SourceOptions
 from tilestream.stages.worker_settings import absolute
 from tilestream.store.folder import Folder
 from tilestream.store.ledger import HOME, pack, unpack
@@ -106,3 +106,25 @@ def source_options(config: Config, ref: SlideRef) -> SourceOptions:
 def open_slide(ref: SlideRef, config: Config) -> Source:
     """The image of a slide, as the config and the slide list want it read."""
     return open_image(ref.address, source_options(config, ref), isolate=config.compute.isolate)
+
+
+def check_source(store: SlideStore, info: SlideInfo, ref: SlideRef) -> None:
+    """Refuse to add to a store whose image was another file, or was read at another resolution.
+
+    Raises
+    ------
+    OutputError
+        Naming what differs.
+    """
+    attributes = store.attributes
+    if attributes is None:
+        return
+    source = attributes.get("source", {})
+    if source.get("fingerprint") != info.fingerprint:
+        raise OutputError(
+            f"{ref.id}: the bytes of {ref.address} are not those that {store.folder.address} was made from (source.fingerprint). Use --restart to start over."
+        )
+    if source.get("mpp") != info.mpp:
+        raise OutputError(
+            f"{ref.id}: source.mpp was {source.get('mpp')} and is now {info.mpp} ({ref.address}). Use --restart to start over."
+        )

@@ -13,7 +13,7 @@ from tilestream.runner.summary import SlideResult
 from tilestream.stages.embed_and_mix import embed_and_mix, segments
 from tilestream.stages.embed_tiles import embed_tiles, place_tiles
 from tilestream.stages.finish_slide import draw_slide, finish_slide, pool_slide, pool_windows
-from tilestream.stages.mix_context import STAGE, mix_context
+from tilestream.stages.mix_context import mix_context
 from tilestream.stages.slide_task import SlideTask
 from tilestream.stages.token_grid import tokens_a_side
 from tilestream.store.layout import WindowGrid
@@ -67,28 +67,29 @@ class Job:
 
 def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore, task: SlideTask) -> Iterator[Stage]:
     """What is left to do for a slide. Each stage may start once all tasks of the one before it have ended."""
-    context, every, save = slide.context, range(slide.layout.shards), setup.config.output.save
+    context, every, config = slide.context, range(slide.layout.shards), setup.config
+    save, mixes = config.output.save, "" if config.context is None else config.context.stage
     windows = windows_of(slide, setup)
     passing = setup.line.token_windows is not None and _open_windows(windows[:1], store)
     if context is not None and context.one_pass:
-        yield Stage(embed_and_mix, [part for part in _segments(slide, setup) if passing or _open(part, store)])
+        yield Stage(embed_and_mix, [part for part in _segments(slide, setup) if passing or _open(part, store, mixes)])
     else:
         yield Stage(embed_tiles if setup.facts.name != NO_ENCODER else place_tiles, _missing(every, store.ledger()))
         if context is not None:
-            mixed = store.ledger(STAGE)
+            mixed = store.ledger(mixes)
             whole = [every] if passing or len(mixed) < len(every) else []
             yield Stage(mix_context, _missing(every, mixed) if context.schedule == "halo_shards" else whole)
     # These three read the same rows and know nothing of each other.
-    yield Stage(pool_slide, [every] if "slide" in save and not store.ledger("pool") else [], beside=True)
+    yield Stage(pool_slide, [every] if "slide" in save and not store.ledger(config.pool.stage) else [], beside=True)
     yield Stage(pool_windows, [every] if _open_windows(windows, store) else [], beside=True)
     yield Stage(draw_slide, [every] if not store.ledger("picture") else [])
     yield from head_stages(task, store)
     yield Stage(finish_slide, [every])
 
 
-def _open(shards: range, store: SlideStore) -> bool:
+def _open(shards: range, store: SlideStore, mixes: str) -> bool:
     """Whether tiles or context of one of these shards are missing."""
-    return not set(shards) <= store.ledger().keys() & store.ledger(STAGE).keys()
+    return not set(shards) <= store.ledger().keys() & store.ledger(mixes).keys()
 
 
 def _open_windows(windows: list[WindowGrid], store: SlideStore) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,18 @@ from tilestream.config.local_files import refuse_special
 from tilestream.config.restart import restarts
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
-from tilestream.errors import InputError, OutputError, without_credentials
-from tilestream.sources.base import SlideInfo
+from tilestream.errors import OutputError, without_credentials
+from tilestream.sources.files import file_sha256
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.worker_settings import EncoderFacts
 from tilestream.store.heads.columns import head_stage
-from tilestream.store.ledger import digest_of
+from tilestream.store.ledger import LATER, NAMED, digest_of
 from tilestream.store.slide_store import FORMAT, ROWS, SlideStore
 from tilestream.tiles.annotations.mask_files import mask_file
 from tilestream.tiles.coords import find_file
 
 NUMERICS = 1
 """Raised by hand when a release stores other bytes than the one before it made of the same recipe; the version of the package says nothing of that."""
-
-LATER = ("context", "windows", "pool")
-"""Stages after the tiles, by the section of the recipe that is theirs: another one costs that stage and what is made of it."""
 
 HEADS = "heads"
 """The section of the recipe that holds one for each head."""
@@ -75,7 +71,8 @@ class Recipes:
     @property
     def context_sha256(self) -> str | None:
         """Over the settings and weights of the context, for heads that read it; None where there is none."""
-        return context_sha256(self._common)
+        context = self.config.context
+        return None if context is None else context_sha256({"context": self._common[context.stage]})
 
     def _make(self) -> Recipe:
         config, facts = self.config, self.facts
@@ -86,15 +83,15 @@ class Recipes:
             encoder["precision"] = precision
         if facts is not None:
             encoder |= {"precision": facts.precision, "weights_sha256": facts.digest, "dim": facts.dim, "vector": facts.vector}
-        above, save = "tiles" if config.context is None else "context", config.output.save
+        above, save = "tiles" if config.context is None else config.context.stage, config.output.save
         recipe: Recipe = {
             "format": FORMAT,
             "numerics": NUMERICS,
             "source": config.source.model_dump(mode="json", exclude={"backend", "decode"}),
             "tiles": config.tiles.model_dump(mode="json", exclude={"chosen"}),
             "encoder": encoder,
-            "context": None if config.context is None else config.context.model_dump(mode="json", exclude={"schedule"}),
-            "pool": {**config.pool.model_dump(mode="json"), "of": above} if "slide" in save else None,
+            "context": None if config.context is None else config.context.model_dump(mode="json", exclude={"schedule", "kept_as"}),
+            "pool": {**config.pool.model_dump(mode="json", exclude={"kept_as"}), "of": above} if "slide" in save else None,
             "windows": {**config.windows.model_dump(mode="json"), "of": above} if "windows" in save else None,
             "output": {"save": sorted(save), "dtype": config.output.dtype},
             "compute": {"shard_tiles": config.compute.shard_tiles},
@@ -105,6 +102,9 @@ class Recipes:
             section, _, key = field.partition(".")
             if section != "tiles" and recipe[section] is not None:
                 recipe[section] = _with(recipe[section], key, self._digest(path, field))
+        for part in (config.context, config.pool):
+            if part is not None and part.kept_as is not None and (own := recipe[kind := part.stage.partition("-")[0]]) is not None:
+                recipe |= {kind: None, part.stage: own}
         if config.heads:
             recipe[HEADS] = {name: self._head(name) for name in config.heads}
         found: Recipe = without_credentials(recipe)
@@ -115,6 +115,9 @@ class Recipes:
         head = self.config.heads[name]
         own: Recipe = {key: value for key, value in head.model_dump(mode="json").items() if value is not None and value != []}
         own["save"] = list(head.save)
+        above = {"context": self.config.context, "vector": self.config.pool}.get(head.input)
+        if above is not None and above.kept_as is not None:
+            own["of"] = above.stage
         if Path(head.model).exists():
             own[f"model{SHA256}"] = self._digest(head.model, f"heads.{name}.model")
         return own if name not in self.heads else own | self.heads[name].recipe
@@ -162,9 +165,11 @@ class Recipes:
         if attributes is None:
             return set()
         was, now = attributes.get("recipe", {}), self.of(ref, kept_sha256)
-        later = {stage for stage in LATER if now[stage] is not None and _flat({stage: was.get(stage)}) != _flat({stage: now[stage]})}
+        later = {
+            stage for stage in later_of(now) if now[stage] is not None and _flat({stage: was.get(stage)}) != _flat({stage: now[stage]})
+        }
         later |= {head_stage(name) for name in now.get(HEADS, ()) if self._other_head(was, now, name)}
-        old, new = (_flat({key: value for key, value in recipe.items() if key not in (*LATER, HEADS)}) for recipe in (was, now))
+        old, new = (_flat(_without_later(recipe)) for recipe in (was, now))
         save = set(old.pop("output.save", ())), set(new.pop("output.save"))
         keys = set(new) if self.facts is None else set(old) | set(new)
         lines = self._differences(old, new, keys, ref)
@@ -215,7 +220,7 @@ class Recipes:
     def later_changes(self, was: Recipe, ref: SlideRef) -> list[str]:
         """In words, what a store's later stages were made of and this config has otherwise; a stage that one of both lacks is no change."""
         now = self.of(ref)
-        both = [stage for stage in LATER if was.get(stage) is not None and now[stage] is not None]
+        both = [stage for stage in later_of(now) if was.get(stage) is not None and now[stage] is not None]
         old, new = (_flat({stage: recipe[stage] for stage in both}) for recipe in (was, now))
         return self._differences(old, new, set(old) | set(new), ref)
 
@@ -232,17 +237,35 @@ class Recipes:
     def _name(self, field: str, ref: SlideRef) -> str:
         if field == f"tiles.tissue.kept{SHA256}":
             return f"what {self.config.tiles.tissue.function} keeps ({field})"
-        path = self._files(ref).get(field) if field.endswith(SHA256) else None
+        path = self._files(ref).get(_unnamed(field)) if field.endswith(SHA256) else None
         return field if path is None else f"{path} ({field})"
 
-    def attributes(self, ref: SlideRef, was: Recipe, kept_sha256: str | None = None) -> dict[str, Any]:
-        """`recipe` and `stages` of a store's attributes; stages of the recipe `was`, of what is there, that this config leaves out stay as they are."""
+    def attributes(
+        self, ref: SlideRef, was: Recipe, kept_sha256: str | None = None, holds: Callable[[str], bool] | None = None
+    ) -> dict[str, Any]:
+        """`recipe` and `stages` of a store's attributes.
+
+        Stages of the recipe `was`, of what is there, that this config leaves out stay as they are, but for those that are not all there by `holds`, or were made
+        of what is another by now: nothing would tell them from sound ones.
+        """
         now = self.of(ref, kept_sha256)
-        recipe = {**now, **{stage: was.get(stage) for stage in LATER if now[stage] is None}}
-        if heads := {**was.get(HEADS, {}), **now.get(HEADS, {})}:
-            recipe[HEADS] = heads
+        recipe = {**now, **{stage: was[stage] for stage in later_of(was) if now.get(stage) is None}}
+        recipe[HEADS] = {**was.get(HEADS, {}), **now.get(HEADS, {})}
+        before, after = stage_digests(was) if was else {}, stage_digests(recipe)
+        own, gone = self.stages, set[str]()
+        for stage, read in stages_read(recipe).items():
+            if stage not in own and (after[stage] != before.get(stage) or read in gone or (holds is not None and not holds(stage))):
+                gone.add(stage)
+        recipe |= {stage: None for stage in later_of(recipe) if stage in gone}
+        recipe[HEADS] = {name: head for name, head in recipe[HEADS].items() if head_stage(name) not in gone}
+        recipe = {key: value for key, value in recipe.items() if value or not (key == HEADS or key.startswith(NAMED))}
         recipe["output"] = {**now["output"], "save": sorted({*now["output"]["save"], *was.get("output", {}).get("save", ())})}
         return {"recipe": recipe, "stages": stage_digests(recipe)}
+
+    @property
+    def stages(self) -> set[str]:
+        """The stages that the config asks for."""
+        return set(stage_digests(self._common))
 
 
 def context_sha256(recipe: Recipe) -> str | None:
@@ -252,17 +275,37 @@ def context_sha256(recipe: Recipe) -> str | None:
 
 def stage_digests(recipe: Recipe) -> dict[str, str]:
     """What the numbers of each stage depend on, as a digest; each one's holds those of the stages that it reads."""
-    flat = _flat({key: value for key, value in recipe.items() if key not in (*LATER, HEADS)})
+    flat = _flat(_without_later(recipe))
     del flat["output.save"]
     found = {"tiles": digest_of(flat)}
     found["picture"] = found["tiles"]
-    for stage in LATER:
-        if (own := recipe[stage]) is not None:
-            found[stage] = digest_of([_flat({stage: own}), found[own.get("of", "tiles")]])
-    for name, own in recipe.get(HEADS, {}).items():
-        read = {"context": "context", "vector": "pool"}.get(own["input"], "tiles")
-        found[head_stage(name)] = digest_of([_flat_head(own), found[read]])
+    heads = {head_stage(name): _flat_head(own) for name, own in recipe.get(HEADS, {}).items()}
+    for stage, read in stages_read(recipe).items():
+        found[stage] = digest_of([heads[stage] if stage in heads else _flat({stage: recipe[stage]}), found[read]])
     return found
+
+
+def stages_read(recipe: Recipe) -> dict[str, str]:
+    """The last stage that each stage after the tiles reads, in an order in which each comes behind it."""
+    later = {stage: recipe[stage].get("of", "tiles") for stage in later_of(recipe) if recipe[stage] is not None}
+    reads = {"context": "context", "vector": "pool"}
+    return later | {head_stage(name): own.get("of") or reads.get(own["input"], "tiles") for name, own in recipe.get(HEADS, {}).items()}
+
+
+def later_of(recipe: Recipe) -> list[str]:
+    """The sections of a recipe that are stages after the tiles, contexts before what is made of them."""
+    return [key for kind in LATER for key in sorted(recipe) if key.partition("-")[0] == kind]
+
+
+def _without_later(recipe: Recipe) -> Recipe:
+    """What the tiles of a recipe depend on."""
+    return {key: value for key, value in recipe.items() if key.partition("-")[0] not in (*LATER, HEADS)}
+
+
+def _unnamed(field: str) -> str:
+    """A field of a stage that is kept under a name, as one that has none has it."""
+    section, dot, key = field.partition(".")
+    return section.partition("-")[0] + dot + key
 
 
 def flatten(recipe: Recipe, prefix: str = "") -> Recipe:
@@ -279,7 +322,8 @@ def flatten(recipe: Recipe, prefix: str = "") -> Recipe:
 def _flat(recipe: Recipe) -> Recipe:
     """Settings by dotted key, without the addresses of files whose digests are there."""
     flat = flatten(recipe)
-    return {key: value for key, value in flat.items() if PATHS.get(key) not in flat}
+    digests = {_unnamed(key) for key in flat}
+    return {key: value for key, value in flat.items() if PATHS.get(_unnamed(key)) not in digests}
 
 
 def _flat_head(own: Recipe | None) -> Recipe:
@@ -304,42 +348,3 @@ def _with(section: Recipe, key: str, value: str) -> Recipe:
     """A section with one more field, by dotted key."""
     first, _, rest = key.partition(".")
     return {**section, first: _with(section[first], rest, value) if rest else value}
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256, in hex, of a file's bytes; of a folder, over the names and digests of its files.
-
-    Raises
-    ------
-    InputError
-        It cannot be read.
-    """
-    if path.is_dir():
-        return digest_of([[file.relative_to(path).as_posix(), file_sha256(file)] for file in sorted(path.rglob("*")) if file.is_file()])
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}. Put the file back, or change the config.") from error
-
-
-def check_source(store: SlideStore, info: SlideInfo, ref: SlideRef) -> None:
-    """Refuse to add to a store whose image was another file, or was read at another resolution.
-
-    Raises
-    ------
-    OutputError
-        Naming what differs.
-    """
-    attributes = store.attributes
-    if attributes is None:
-        return
-    source = attributes.get("source", {})
-    if source.get("fingerprint") != info.fingerprint:
-        raise OutputError(
-            f"{ref.id}: the bytes of {ref.address} are not those that {store.folder.address} was made from (source.fingerprint). Use --restart to start over."
-        )
-    if source.get("mpp") != info.mpp:
-        raise OutputError(
-            f"{ref.id}: source.mpp was {source.get('mpp')} and is now {info.mpp} ({ref.address}). Use --restart to start over."
-        )

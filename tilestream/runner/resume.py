@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tilestream.config.restart import ALL, restarts
@@ -11,17 +12,19 @@ from tilestream.config.slide_list import SlideRef
 from tilestream.encoders.factories import factory_file
 from tilestream.errors import InputError, without_credentials
 from tilestream.geometry import PlacedGrid, TileGrid
-from tilestream.runner.cohort import Cohort, open_slide
+from tilestream.runner.cohort import Cohort, check_source, open_slide
 from tilestream.runner.heads.stored import StoredImage, lacks_answers_only
-from tilestream.runner.recipe import Recipes, check_source, file_sha256
+from tilestream.runner.recipe import Recipes
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.summary import SlideResult, Summary, same_image
 from tilestream.sources.base import SlideInfo, Source
+from tilestream.sources.files import file_sha256
 from tilestream.store.cohort import some
 from tilestream.store.heads.columns import refuse_taken
+from tilestream.store.layout import TILES
 from tilestream.store.ledger import COMPLETE, count_failed
 from tilestream.store.picture import png_bytes
-from tilestream.store.slide_store import THUMBNAIL, TILES, TISSUE, SlideStore
+from tilestream.store.slide_store import THUMBNAIL, TISSUE, SlideStore
 from tilestream.tiles.annotations.mask_files import mask_file
 
 if TYPE_CHECKING:
@@ -96,13 +99,20 @@ def take_up(
     if not sound and (lost := store.forget_damaged()):
         say(f"{ref.id}: {lost} shards do not hold what was written; they are done again.")
     if cohort.restart:
-        store.forget({stage for stage in store.upstream if restarts(cohort.restart, stage)})
+        store.forget({stage for stage in store.upstream if restarts(cohort.restart, stage)} & recipes.stages)
     if cohort.retry_failed:
         store.forget_failed()
     slide = prepare_slide(ref, source, setup, store)
     there = store.attributes or {}
     kept = there["recipe"]["tiles"]["tissue"].get("kept_sha256")
-    wanted = {**recipes.attributes(ref, there["recipe"], kept), "layout": vars(slide.layout)}
+    wanted = recipes.attributes(ref, there["recipe"], kept, store.holds)
+    if gone := sorted(there["stages"].keys() - wanted["stages"]):
+        say(
+            f"{ref.id}: {', '.join(gone)} were made of what is another by now, or are not complete, and this config leaves them out: they are removed."
+        )
+        if "context" in gone:
+            slide = replace(slide, layout=replace(slide.layout, context_dim=0))
+    wanted["layout"] = vars(slide.layout)
     if any(there.get(key) != value for key, value in wanted.items()):
         if changes := recipes.later_changes(there["recipe"], ref):
             say(f"{ref.id}: {'; '.join(changes)}. What is made of it is computed again; the embeddings stay.")

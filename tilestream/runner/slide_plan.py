@@ -119,7 +119,7 @@ def _refuse_mpp(facts: EncoderFacts, mpp: float, what: str, kind: type[Tilestrea
 def make_layout(plan_tiles: int, config: Config, facts: EncoderFacts) -> Layout:
     """Shapes of a slide's arrays. Patch tokens are kept where they are asked for, or where the dense context reads them back."""
     kept = "tokens" in config.output.save or (config.context is not None and config.context.schedule == "dense")
-    context_dim = facts.dim if config.context is not None else 0
+    context_dim = facts.dim if config.context is not None and config.context.kept_as is None else 0
     return Layout(
         plan_tiles,
         facts.dim,

@@ -10,6 +10,7 @@ import numpy as np
 
 from tilestream.config.local_files import refuse_special
 from tilestream.errors import InputError, NotThereError
+from tilestream.store.ledger import digest_of
 
 WHOLE_BYTES = 64 * 1024**2
 """A file of this many bytes, or fewer, goes into its fingerprint whole: in less than a tenth of a second."""
@@ -63,3 +64,20 @@ def fingerprint_file(path: Path) -> str:
             file.seek(start)
             digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256, in hex, of a file's bytes; of a folder, over the names and digests of its files.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    if path.is_dir():
+        return digest_of([[file.relative_to(path).as_posix(), file_sha256(file)] for file in sorted(path.rglob("*")) if file.is_file()])
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}. Put the file back, or change the config.") from error

@@ -16,7 +16,7 @@ from tilestream.models.context import ContextTransformer
 from tilestream.models.context_streaming import RowBands, TokenBand
 from tilestream.stages.clock import Clock
 from tilestream.stages.embed_tiles import ERRORS_A_SHARD, count_statuses, place_results, refuse_tile
-from tilestream.stages.mix_context import STAGE, Sink, build_context, input_end, input_top, row_groups
+from tilestream.stages.mix_context import Sink, build_context, input_end, input_top, row_groups
 from tilestream.stages.slide_task import Report, SlideTask, add_counts, check_stopped, outlast_outages
 from tilestream.stages.token_grid import TokenGrid, tokens_a_side
 from tilestream.stages.worker import Embedded, TileList, Worker, worker_for
@@ -48,7 +48,7 @@ def _pass_shards(worker: Worker, task: SlideTask, shards: range) -> Report:
     with worker.lanes:
         source = worker.images.get(task.image)
         work = _Pass(task, shards)
-        sink = Sink(work.places, work.layout, work.store, task.line.token_windows, work.first_open(), shards.stop)
+        sink = Sink(work.places, work.store, task.line, work.first_open(), shards.stop)
         if sink.first_row is not None:
             model = build_context(work.context, work.layout.dim, task.line.facts.precision).to(worker.device)
             start = time.perf_counter()
@@ -89,7 +89,7 @@ class _Pass:
 
     def first_open(self) -> int:
         """The first shard whose context is not committed; its tiles may be."""
-        done = self.store.ledger(STAGE)
+        done = self.store.ledger(self.context.stage)
         return next((shard for shard in self.shards if shard not in done), self.shards.stop)
 
     def reach(self, model: ContextTransformer, first_row: int) -> tuple[slice, list[tuple[int, int]]]:

@@ -24,7 +24,8 @@ from tilestream.stages.region_vectors import WindowWriter, write_larger_windows
 from tilestream.stages.shares import OVERVIEW_ROWS, OVERVIEW_THREADS
 from tilestream.stages.slide_task import Report, SlideTask
 from tilestream.store.folder import Folder
-from tilestream.store.slide_store import CONTEXT, ROWS, THUMBNAIL, TISSUE, SlideStore
+from tilestream.store.layout import context_place
+from tilestream.store.slide_store import ROWS, THUMBNAIL, TISSUE, SlideStore
 
 
 @one_thread
@@ -66,7 +67,8 @@ def finish_slide(task: SlideTask, shards: range) -> Report:
     """Drop the arrays that nobody asked for, ever; then only the completion mark is missing."""
     store, clock = task.open_store(), Clock()
     save = (store.attributes or {})["recipe"]["output"]["save"]
-    unwanted = ([] if "tiles" in save else [ROWS, CONTEXT]) + ([] if "tokens" in save else ["tokens"])
+    contexts = [context_place(stage) for stage in store.upstream if stage.startswith("context")]
+    unwanted = ([] if "tiles" in save else [ROWS, *contexts]) + ([] if "tokens" in save else ["tokens"])
     if stored := [path for path in unwanted if path in store.dropping or store.folder.exists(f"{path}/zarr.json")]:
         store.drop(stored)
     with clock.timed("seal"):
@@ -76,7 +78,7 @@ def finish_slide(task: SlideTask, shards: range) -> Report:
 
 def _pooled(task: SlideTask) -> str:
     """The rows that vectors of regions and of the slide are made of."""
-    return ROWS if task.line.context is None else CONTEXT
+    return ROWS if task.line.context is None else context_place(task.line.context.stage)
 
 
 def _draw(task: SlideTask, store: SlideStore) -> None:
@@ -109,7 +111,7 @@ def _pool_rows(task: SlideTask, store: SlideStore, rows: str) -> None:
     if isinstance(pool, SoftmaxPool):
         found = torch.cat([torch.empty(0, pool.heads, dtype=torch.float64), *logits])
         shares = pool.attention(found, state).float().numpy()
-    store.write_pool(pool.result(state).float().numpy(), task.slide, shares)
+    store.write_pool(pool.result(state).float().numpy(), task.slide, shares, chosen.stage)
 
 
 def _window_vectors(task: SlideTask, store: SlideStore, rows: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tilestream.config.schema import Context, Windows
+from tilestream.config.schema import Context
 from tilestream.encoders.weights import apply_weights, load_weights
 from tilestream.models.context import ContextTransformer
 from tilestream.models.context_spec import BAND_BYTES
@@ -20,12 +20,10 @@ from tilestream.models.context_streaming import Rect, RowBands, TokenBand, input
 from tilestream.stages.hardware import one_thread, pick_device, pick_precision
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.region_vectors import WindowWriter
-from tilestream.stages.slide_task import Report, SlideTask, check_stopped
+from tilestream.stages.slide_task import LineSettings, Report, SlideTask, check_stopped
 from tilestream.stages.token_grid import TileMeans, TokenGrid, tokens_a_side
-from tilestream.store.layout import Layout
-from tilestream.store.slide_store import CONTEXT, SlideStore
-
-STAGE = "context"
+from tilestream.store.layout import context_place
+from tilestream.store.slide_store import SlideStore
 
 
 def build_context(context: Context, dim: int, precision: str = "fp32") -> ContextTransformer:
@@ -66,7 +64,7 @@ def mix_context(task: SlideTask, shards: range) -> Report:
 def _mix(task: SlideTask, shards: range, device: torch.device) -> Report:
     start = time.perf_counter()
     tokens = StoredTokens(task, device)
-    committed = tokens.store.ledger(STAGE)
+    committed = tokens.store.ledger(tokens.stage)
     if task.schedule == "halo_shards":
         for shard in shards:
             if shard not in committed:
@@ -81,7 +79,7 @@ class StoredTokens:
 
     def __init__(self, task: SlideTask, device: torch.device) -> None:
         assert task.line.context is not None
-        self.device = device
+        self.device, self.stage = device, task.line.context.stage
         self.store = task.open_store()
         self.layout = self.store.layout
         self.places = TokenGrid(task.grid, *task.read_places(self.store), tokens_a_side(self.layout.tokens, task.grid))
@@ -105,7 +103,7 @@ class StoredTokens:
 
     def write(self, shard: int, means: NDArray[np.float32]) -> None:
         """Commit the context of a shard."""
-        self.store.write_shard(shard, {CONTEXT: means.astype(self.layout.dtype)}, {}, stage=STAGE)
+        self.store.write_shard(shard, {context_place(self.stage): means.astype(self.layout.dtype)}, {}, stage=self.stage)
 
 
 def row_groups(places: TokenGrid, dim: int, first_row: int, end_row: int) -> Iterator[tuple[int, int]]:
@@ -124,7 +122,7 @@ def row_groups(places: TokenGrid, dim: int, first_row: int, end_row: int) -> Ite
 def _mix_rows(task: SlideTask, tokens: StoredTokens, first: int) -> None:
     """Context from shard `first` on, in one pass, and window vectors from the first row that is not committed."""
     places, layout, model = tokens.places, tokens.layout, tokens.model
-    sink = Sink(places, layout, tokens.store, task.line.token_windows, first, layout.shards)
+    sink = Sink(places, tokens.store, task.line, first, layout.shards)
     if sink.first_row is None:
         return
     top = max(0, input_top(model, sink.first_row) // places.side)
@@ -144,16 +142,17 @@ class Sink:
     Parameters
     ----------
     places : TokenGrid
-    layout : Layout
     store : SlideStore
-    windows : Windows, optional
-        Window vectors that are wanted.
+    line : LineSettings
+        With the context, and the window vectors that are wanted.
     first, end : int
         Shards whose context is wanted, the end excluded.
     """
 
-    def __init__(self, places: TokenGrid, layout: Layout, store: SlideStore, windows: Windows | None, first: int, end: int) -> None:
-        self._layout, self._store = layout, store
+    def __init__(self, places: TokenGrid, store: SlideStore, line: LineSettings, first: int, end: int) -> None:
+        assert line.context is not None
+        layout, windows = store.layout, line.token_windows
+        self._layout, self._store, self._stage = layout, store, line.context.stage
         self._means = TileMeans(places, layout.shard_tiles, layout.dim, self._write, first, end)
         self._windows = None if windows is None else WindowWriter(windows, store)
         rows = [] if first >= end else [int(places.tile_row[layout.rows(first).start]) * places.side]
@@ -175,7 +174,7 @@ class Sink:
             self._windows.finish()
 
     def _write(self, shard: int, means: NDArray[np.float32]) -> None:
-        self._store.write_shard(shard, {CONTEXT: means.astype(self._layout.dtype)}, {}, stage=STAGE)
+        self._store.write_shard(shard, {context_place(self._stage): means.astype(self._layout.dtype)}, {}, stage=self._stage)
 
 
 def input_top(model: ContextTransformer, row: int) -> int:

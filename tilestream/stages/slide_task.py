@@ -19,7 +19,8 @@ from tilestream.stages.hardware import children_memory, peak_memory
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
 from tilestream.store.folder import Folder
-from tilestream.store.slide_store import SlideStore
+from tilestream.store.layout import context_place, pool_places
+from tilestream.store.slide_store import ROWS, SlideStore
 from tilestream.tiles.read_spec import ReadSpec
 
 T = TypeVar("T")
@@ -79,6 +80,14 @@ class SlideTask:
     def head_facts(self) -> HeadFacts:
         """What is known of that head."""
         return next(facts for facts in self.line.heads if facts.name == self.head)
+
+    @property
+    def read_by_head(self) -> str:
+        """The array that it reads, where it reads no pixels."""
+        read, line = self.head_facts.head.input, self.line
+        if read == "vector":
+            return pool_places(line.pool.stage)[0]
+        return ROWS if read != "context" or line.context is None else context_place(line.context.stage)
 
     def open_store(self) -> SlideStore:
         """The slide's store, as a stage writes it."""

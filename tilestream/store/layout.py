@@ -9,10 +9,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilestream.config.restart import stage_called
+
 STATUSES = ("ok", "padded", "decode_error", "timeout", "nonfinite")
 """What became of a tile; its place here is the code in the store."""
 
 OK, PADDED, DECODE_ERROR, TIMEOUT, NONFINITE = range(5)
+
+TILES, SLIDE = "tables/tiles", "tables/slide"
+
+
+def kind_of(stage: str) -> str:
+    """The stage of which `stage` is a part: `windows16` is one of windows."""
+    return "windows" if stage.startswith("windows") else stage
+
+
+def context_place(stage: str) -> str:
+    """The array (n, d) of a context."""
+    return f"{TILES}/obsm/{stage}"
+
+
+def pool_places(stage: str) -> tuple[str, str]:
+    """The array (1, d) of a pool, and that of the shares of tiles in it."""
+    _, _, name = stage.partition("-")
+    return (f"{SLIDE}/obsm/{stage}" if name else f"{SLIDE}/X"), f"{TILES}/obsm/{stage_called('attention', name or None)}"
 
 
 @dataclass(frozen=True)
@@ -97,3 +117,48 @@ def tile_names(slide: str, tile_row: NDArray[np.int64], tile_col: NDArray[np.int
 def nothing_kept(source: Mapping[str, Any]) -> str:
     """What is said of an image of which no tile was kept, from what its store says of it: on a map there is no tissue."""
     return "no tile holds anything" if source.get("geo") else "no tissue found"
+
+
+VECTORS = {"tiles": f"{TILES}/X", "context": context_place("context"), "slide": pool_places("pool")[0]}
+"""Where a store keeps the vectors that there may be."""
+
+
+def vectors_place(what: str) -> str | None:
+    """Where vectors lie, those of contexts and pools under names among them (`context-wide`, `slide-wide`); None for what is no such thing."""
+    kind, dash, name = what.partition("-")
+    if dash and kind in ("context", "slide"):
+        return context_place(what) if kind == "context" else pool_places(f"pool-{name}")[0]
+    return VECTORS.get(what)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive tiles of a slide, m of them."""
+
+    row: NDArray[np.int64]
+    col: NDArray[np.int64]
+    y: NDArray[np.int64]
+    """(m,) level-0 px of the top-left."""
+    x: NDArray[np.int64]
+    tissue: NDArray[np.float32]
+    """(m,) fraction of the tile that is tissue; NaN where it was never looked for."""
+    status: NDArray[np.int8]
+    """(m,) code in `STATUSES`; -1 where the tile was never embedded."""
+    vectors: NDArray[np.float32]
+    """(m, d) embeddings or context; NaN in the rows of tiles that failed."""
+
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        """(m,) whether a tile has an embedding."""
+        return is_good(self.status)
+
+    @property
+    def status_names(self) -> list[str]:
+        """(m,) status of each tile in words; "" where it was never embedded."""
+        return [STATUSES[code] if code >= 0 else "" for code in self.status.tolist()]
+
+
+def is_good(status: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """(m,) whether tiles of these status codes have embeddings."""
+    good: NDArray[np.bool_] = (status == OK) | (status == PADDED)
+    return good

@@ -14,6 +14,7 @@ from typing import Any
 from tilestream.errors import IncompleteError, OutputError
 from tilestream.store.folder import Folder
 from tilestream.store.heads.columns import head_of_stage, head_stage
+from tilestream.store.layout import kind_of
 from tilestream.store.ownership import MARK, claim, is_ours, mark_harm
 
 HOME = ".tilestream"
@@ -27,6 +28,12 @@ WHOLE = ("pool", "picture")
 
 UPSTREAM = {"tiles": (), "context": ("tiles",), "windows": ("tiles", "context"), "pool": ("tiles", "context"), "picture": ("tiles",)}
 """The stages that a stage reads: when one of them is done again, so is it."""
+
+LATER = ("context", "windows", "pool")
+"""Kinds of stages after the tiles, by the sections of the recipe that are theirs: another one costs that stage and what is made of it."""
+
+NAMED = ("context-", "pool-")
+"""Begin the names of stages that are kept beside others of their kind."""
 
 READ_BY = {"pixels": (), "tiles": ("tiles",), "tokens": ("tiles",), "context": ("tiles", "context"), "vector": ("tiles", "context", "pool")}
 """The stages that a head reads, by its input."""
@@ -60,11 +67,6 @@ def unpack(raw: bytes | None) -> dict[str, Any] | None:
 def digest_of(value: Any) -> str:
     """SHA-256, in hex, of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def kind_of(stage: str) -> str:
-    """The stage of which `stage` is a part: `windows16` is one of windows; a head is one whatever its name ends with."""
-    return stage if head_of_stage(stage) else stage.rstrip("0123456789")
 
 
 class Ledger:
@@ -121,6 +123,12 @@ class Ledger:
         found: dict[str, str] = ((self.base or {}).get("attributes") or {}).get("stages", {})
         return found
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What the store was, or is to be, made of, by stage; empty where that is not known."""
+        found: dict[str, Any] = ((self.base or {}).get("attributes") or {}).get("recipe", {})
+        return found
+
     def sums(self, keys: list[str]) -> Sums:
         """Size and checksum of objects that are there."""
         found = {key: self.folder.sum(key) for key in keys}
@@ -148,14 +156,16 @@ class Ledger:
     @property
     def heads(self) -> dict[str, dict[str, Any]]:
         """The recipes of the heads that the store has, or is to have, by name."""
-        attributes = (self.base or {}).get("attributes") or {}
-        found: dict[str, dict[str, Any]] = attributes.get("recipe", {}).get("heads") or {}
+        found: dict[str, dict[str, Any]] = self.recipe.get("heads") or {}
         return found
 
     @property
     def upstream(self) -> dict[str, tuple[str, ...]]:
-        """The stages that each stage reads, heads among them, in the order in which they are done."""
-        return {**UPSTREAM, **{head_stage(name): READ_BY[own["input"]] for name, own in self.heads.items()}}
+        """The stages that each stage reads, named ones and heads among them, in the order in which they are done."""
+        own_of = {stage: own.get("of", "tiles") for stage, own in sorted(self.recipe.items()) if own and stage.startswith(LATER)}
+        read = {stage: tuple({"tiles": 0, above: 0}) for stage, above in own_of.items()}
+        heads = {head_stage(name): ("tiles", own["of"]) if "of" in own else READ_BY[own["input"]] for name, own in self.heads.items()}
+        return {**UPSTREAM, **read, **heads}
 
     @property
     def unanswered(self) -> dict[str, int]:
@@ -169,7 +179,7 @@ class Ledger:
             if set(above) & kinds:
                 kinds = kinds | {kind}
         for key in self.folder.names(LEDGER):
-            if kind_of(key.rsplit("/", 1)[-1].rpartition("-")[0]) in kinds:
+            if stage_of(key) in kinds:
                 self.folder.delete(key)
 
     def forget_failed(self) -> int:
@@ -189,7 +199,7 @@ class Ledger:
         recipes, lost = self.stage_recipes, 0
         for key in self.folder.names(LEDGER):
             entry = unpack(self.folder.get(key))
-            stage = kind_of(key.rsplit("/", 1)[-1].rpartition("-")[0])
+            stage = stage_of(key)
             if entry is None or entry["recipe"] != recipes.get(stage) or self.sums(list(entry["objects"])) != entry["objects"]:
                 self.folder.delete(key)
                 lost += 1
@@ -214,8 +224,7 @@ class Ledger:
         recipes, counts, causes = self.stage_recipes, dict[str, int](), dict[str, str]()
         for key in self.folder.names(LEDGER):
             entry = unpack(self.folder.get(key))
-            stage = key.rsplit("/", 1)[-1].rpartition("-")[0]
-            if entry is None or entry["recipe"] != recipes.get(kind_of(stage)):
+            if entry is None or entry["recipe"] != recipes.get(stage_of(key)):
                 self.folder.delete(key)
                 continue
             objects |= entry["objects"] | self.sums([key])
@@ -299,6 +308,11 @@ class Ledger:
         self.folder.sweep()
         parts = f"{self.forget_damaged() if base else 0} parts are done again"
         return parts + (f"; {basic[0]} is damaged, on which all else rests: it is written anew if it can be, byte for byte, else the slide is started over" if basic else "")  # fmt: skip
+
+
+def stage_of(key: str) -> str:
+    """The stage that an entry is of."""
+    return kind_of(key.rsplit("/", 1)[-1].rpartition("-")[0])
 
 
 def entry_key(stage: str, number: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,57 +15,22 @@ from tilestream.geometry import PlacedGrid, Size, TileGrid
 from tilestream.store.blocks import BLOCK_ROWS, StoredArray, damage_named, map_blocks
 from tilestream.store.folder import Folder
 from tilestream.store.heads.reading import StoredHeads
-from tilestream.store.layout import OK, PADDED, STATUSES, Layout, tile_names
+from tilestream.store.layout import STATUSES, TILES, VECTORS, Layout, Rows, is_good, pool_places, tile_names, vectors_place
+from tilestream.store.ledger import NAMED
 from tilestream.store.ownership import is_begun, is_ours
 from tilestream.store.picture import plot_picture, slide_html
-from tilestream.store.slide_store import ATTENTION, SLIDE, THUMBNAIL, TILES, SlideStore
+from tilestream.store.slide_store import THUMBNAIL, SlideStore
 
 if TYPE_CHECKING:
     import anndata
     import dask.array
     import pandas as pd
 
-VECTORS = {"tiles": f"{TILES}/X", "context": f"{TILES}/obsm/context", "slide": f"{SLIDE}/X"}
-"""Where a store keeps the vectors that there may be."""
-
 _LACKING = {
     "tiles": "no embeddings of tiles, output.save was {saved}. Run with tiles among them.",
     "context": "no context of tiles, output.save was {saved}. Run with a context, and with tiles among them.",
     "slide": "no vector of the slide, output.save was {saved}. Run with a pool, and with slide among them.",
 }
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Consecutive tiles of a slide, m of them."""
-
-    row: NDArray[np.int64]
-    col: NDArray[np.int64]
-    y: NDArray[np.int64]
-    """(m,) level-0 px of the top-left."""
-    x: NDArray[np.int64]
-    tissue: NDArray[np.float32]
-    """(m,) fraction of the tile that is tissue; NaN where it was never looked for."""
-    status: NDArray[np.int8]
-    """(m,) code in `STATUSES`; -1 where the tile was never embedded."""
-    vectors: NDArray[np.float32]
-    """(m, d) embeddings or context; NaN in the rows of tiles that failed."""
-
-    @property
-    def good(self) -> NDArray[np.bool_]:
-        """(m,) whether a tile has an embedding."""
-        return is_good(self.status)
-
-    @property
-    def status_names(self) -> list[str]:
-        """(m,) status of each tile in words; "" where it was never embedded."""
-        return [STATUSES[code] if code >= 0 else "" for code in self.status.tolist()]
-
-
-def is_good(status: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """(m,) whether tiles of these status codes have embeddings."""
-    good: NDArray[np.bool_] = (status == OK) | (status == PADDED)
-    return good
 
 
 class Slide(StoredHeads):
@@ -81,7 +45,7 @@ class Slide(StoredHeads):
     allow_unfinished : bool
         Whether the slide may lack tiles; rows that are missing are NaN.
     what : str
-        A key of `VECTORS`: which vectors `blocks` gives.
+        A key of `VECTORS`, or of `named_vectors`: which vectors `blocks` gives.
     verify : bool
         Whether a finished slide is checked as it is opened: sizes of all objects, bytes of all but the rows, which are checked as they are read.
 
@@ -212,9 +176,20 @@ class Slide(StoredHeads):
             The run was told not to keep them.
         """
         what = what or self.what
-        if not self.has(VECTORS[what]):
-            raise InputError(f"{self.path} holds {_LACKING[what].format(saved=', '.join(self.recipe['output']['save']))}")
-        return self.array(VECTORS[what])
+        place = vectors_place(what)
+        assert place is not None, f"{what} is no kind of vectors"
+        if not self.has(place):
+            named = f" Under names it has {', '.join(self.named_vectors)}." if self.named_vectors else ""
+            raise InputError(
+                f"{self.path} holds {_LACKING[what.partition('-')[0]].format(saved=', '.join(self.recipe['output']['save']))}{named}"
+            )
+        return self.array(place)
+
+    @property
+    def named_vectors(self) -> list[str]:
+        """Contexts and vectors of the slide that are kept under names, as `vectors` takes them: `context-wide`, `slide-wide`."""
+        stages = (stage.replace("pool-", "slide-") for stage, own in self.recipe.items() if stage.startswith(NAMED) and own is not None)
+        return [what for what in sorted(stages) if self.has(str(vectors_place(what)))]
 
     @property
     def embeddings(self) -> zarr.Array[Any]:
@@ -235,7 +210,8 @@ class Slide(StoredHeads):
     @property
     def attention(self) -> zarr.Array[Any] | None:
         """(n, heads) share of each tile in the slide's vector, or None where the pool has none."""
-        return self.array(ATTENTION) if self.has(ATTENTION) else None
+        place = pool_places("pool")[1]
+        return self.array(place) if self.has(place) else None
 
     def windows(self, side: int) -> zarr.Array[Any]:
         """(rows, cols, d) vectors of the windows of `side` tokens, NaN where a window is empty.
@@ -295,7 +271,7 @@ class Slide(StoredHeads):
 
     def vector_blocks(self) -> Iterator[NDArray[np.float32]]:
         """The vectors alone, (m, d) float32 in the same order, read ahead by threads."""
-        with damage_named(self.folder, VECTORS[self.what]):
+        with damage_named(self.folder, str(vectors_place(self.what))):
             yield from map_blocks(self.vectors(), lambda rows: rows)
 
     def read_commits(self) -> dict[int, dict[str, Any]]:

@@ -19,36 +19,34 @@ from tilestream.store.anndata_tables import (
     create_table,
     row_array,
     write_categories,
-    write_plain,
     write_strings,
 )
 from tilestream.store.blocks import BLOCKS_AHEAD, map_blocks
 from tilestream.store.folder import Folder
 from tilestream.store.heads.columns import head_of_stage, head_places, row_paths, shape_files
-from tilestream.store.layout import STATUSES, Layout, TileColumns, WindowGrid, tile_names
-from tilestream.store.ledger import BASE, COMPLETE, FENCE, HOME, LEDGER, Ledger, Sums, checksum, pack, unpack
+from tilestream.store.layout import SLIDE, STATUSES, TILES, Layout, TileColumns, WindowGrid, context_place, tile_names
+from tilestream.store.ledger import BASE, COMPLETE, FENCE, HOME, LEDGER, Sums, checksum, pack, stage_of, unpack
 from tilestream.store.ownership import MARK, claim
-from tilestream.store.stage_arrays import OBS, obs_columns, slide_table, stage_metadata
+from tilestream.store.stage_arrays import OBS, OVERVIEW, LaterStages, obs_columns
 
 T = TypeVar("T")
 
 FORMAT = 2
 """Version of this layout; a store of another version is refused."""
 
-TILES, SLIDE = "tables/tiles", "tables/slide"
-ROWS, CODES, CONTEXT, ATTENTION = f"{TILES}/X", f"{TILES}/obs/status/codes", f"{TILES}/obsm/context", f"{TILES}/obsm/attention"
-THUMBNAIL, TISSUE, OVERVIEW = "thumbnail.png", "tissue.png", "overview.png"
+ROWS, CODES = f"{TILES}/X", f"{TILES}/obs/status/codes"
+THUMBNAIL, TISSUE = "thumbnail.png", "tissue.png"
 DROPPING = f"{HOME}/dropping.json"
 
 OWN_FOLDERS = (TILES, SLIDE, "windows", "tokens")
 OWN_FILES = ("zarr.json", "tables/zarr.json", OVERVIEW, THUMBNAIL, TISSUE)
 """With `.tilestream`, all that is ours in a store. What else people put there is left alone: not checked, not deleted."""
 
-ROW_ARRAYS = (ROWS, CODES, CONTEXT, "tokens")
+ROW_ARRAYS = (ROWS, CODES, "tokens")
 """Arrays of one row a tile, whose objects are shards."""
 
 
-class SlideStore(Ledger):
+class SlideStore(LaterStages):
     """One slide's group. Each object has one writer: the driver creates, a shard's task fills, the driver completes."""
 
     # -- creation ---------------------------------------------------------------------------------------------------
@@ -142,30 +140,15 @@ class SlideStore(Ledger):
         before, after = self.stage_recipes, attributes["stages"]
         changed = {stage for stage in after if before.get(stage) != after[stage]}
         self.forget(changed)
+        gone = before.keys() - after
+        for key in [key for key in self.folder.names(LEDGER) if stage_of(key) in gone]:
+            self.folder.delete(key)
         for head in filter(None, map(head_of_stage, changed & before.keys())):  # what others put where a new one goes is not ours
             self.drop_head(head)
+        for stage in gone:
+            self.drop_stage(stage)
         self._write_base(base["objects"], {**base["attributes"], **attributes}, base["others"])
         self.make_arrays(windows)
-
-    def drop_head(self, head: str) -> None:
-        """Remove what a head has left."""
-        for place in head_places(head):
-            self.folder.delete_all(place)
-        for key in shape_files(head):
-            self.folder.delete(key)
-
-    def make_arrays(self, windows: Iterable[WindowGrid] = ()) -> None:
-        """Make the arrays that stages after the tiles fill, or their metadata anew where it is not as it should be; windows of other sides go."""
-        about = self.attributes or {}
-        frame = None if self.folder.exists(f"{SLIDE}/zarr.json") else self.folder.address.rsplit("/", 1)[-1].removesuffix(".zarr")
-        wanted = stage_metadata(self.layout, windows, self.heads, about.get("listed", {}), frame)
-        for key, data in wanted.items():
-            if data != self.folder.get(key):
-                self.folder.put(key, data)
-        sides = {key.split("/")[1] for key in self.folder.names("windows") if key.count("/") > 1}
-        for side in sides if any(key.startswith("windows/") for key in wanted) else ():
-            if f"windows/{side}/zarr.json" not in wanted:
-                self.folder.delete_all(f"windows/{side}")
 
     def mend(self, make: Callable[[SlideStore], object]) -> bool:
         """Write metadata that is lost or damaged again, from what `make` creates, if that is the same byte for byte; whether all is well now."""
@@ -286,28 +269,6 @@ class SlideStore(Ledger):
 
     # -- finishing --------------------------------------------------------------------------------------------------
 
-    def write_pool(self, vector: NDArray[np.float32], slide_id: str, shares: NDArray[np.float32] | None) -> None:
-        """Write tables/slide, X (1, d) float32, and with learned pools tables/tiles/obsm/attention (n, heads) float32; then their entry."""
-        with self.committing():
-            self.folder.delete_all(ATTENTION)
-            made, of_heads = slide_table(slide_id, vector), tuple(f"{SLIDE}/obsm/{head}/" for head in self.heads)
-            for key in self.folder.names(SLIDE):
-                if not key.startswith(of_heads):
-                    self.folder.delete(key)
-            for key, data in made.items():
-                self.folder.put(key, data)
-            if shares is not None:
-                write_plain(zarr.open_group(self.folder.store, path=f"{TILES}/obsm", mode="r+"), "attention", shares)
-            keys = [*made, *self.folder.names(ATTENTION)]
-            self.folder.flush_all(keys)
-            self.record("pool", 0, keys, {})
-
-    def write_picture(self, data: bytes) -> None:
-        """Write the overview, and its entry."""
-        with self.committing():
-            self.folder.put(OVERVIEW, data)
-            self.record("picture", 0, [OVERVIEW], {})
-
     def drop(self, paths: list[str]) -> None:
         """Remove arrays that were needed on the way only, with their entries in the ledger; cut short, it goes on when called again."""
         prefixes = tuple(f"{path}/" for path in paths)
@@ -337,7 +298,8 @@ class SlideStore(Ledger):
 
     def complete(self, told: dict[str, Any]) -> None:
         """Write the completion mark, the last object of a slide."""
-        rows = (*ROW_ARRAYS, *(path for name in self.heads for path in row_paths(name)))
+        contexts = (context_place(stage) for stage in self.stage_recipes if stage.partition("-")[0] == "context")
+        rows = (*ROW_ARRAYS, *contexts, *(path for name in self.heads for path in row_paths(name)))
         unanswered = self.unanswered
         lacking = {"unanswered": unanswered} if unanswered else {}
         self.write_completion({"tiles": self.layout.tiles, **lacking, **told}, self.own_names(), rows)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tilestream.errors import InputError
-from tilestream.store.heads.columns import TILES
 from tilestream.store.heads.shapes import ShapesFile, shapes_key
+from tilestream.store.layout import TILES
 from tilestream.store.slide import Slide
 
 

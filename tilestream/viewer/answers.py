@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from tilestream.store.heads.columns import COUNTS, TILES
+from tilestream.store.heads.columns import COUNTS
 from tilestream.store.heads.palette import Colour, class_colours
 from tilestream.store.heads.shapes import ShapeRows, ShapesFile, shapes_key
+from tilestream.store.layout import TILES
 from tilestream.store.slide import Slide
 from tilestream.viewer.deepzoom import SIDE, Zoom
 from tilestream.viewer.overlays import Overlay, heat_colours, on_places

@@ -16,8 +16,8 @@ from tilestream.geometry import Size
 from tilestream.models.pca import AXES_ROWS, principal_axes
 from tilestream.store.blocks import BLOCK_ROWS
 from tilestream.store.folder import Folder
-from tilestream.store.layout import nothing_kept
-from tilestream.store.slide import VECTORS, Slide, is_good
+from tilestream.store.layout import VECTORS, is_good, nothing_kept
+from tilestream.store.slide import Slide
 
 SCORES = 16
 """Leading principal components that are kept of each tile, for clusters and pictures."""

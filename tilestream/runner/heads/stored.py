@@ -70,8 +70,8 @@ def lacks_answers_only(store: SlideStore, ref: SlideRef, recipes: Recipes, cohor
 def _all_but_heads(store: SlideStore, config: Config) -> bool:
     """Whether all that heads may read is committed, in a store that was begun to be added to."""
     shards, save = store.layout.shards, config.output.save
-    complete = len(store.ledger()) == shards and (config.context is None or len(store.ledger("context")) == shards)
-    return complete and all(store.ledger(stage) for stage in ("picture", *(["pool"] if "slide" in save else [])))
+    complete = len(store.ledger()) == shards and (config.context is None or len(store.ledger(config.context.stage)) == shards)
+    return complete and all(store.ledger(stage) for stage in ("picture", *([config.pool.stage] if "slide" in save else [])))
 
 
 def stored_encoder(cohort: Cohort, recipes: Recipes, todo: Iterable[SlideRef]) -> EncoderFacts | None:

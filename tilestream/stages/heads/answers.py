@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from tilestream.stages.heads.facts import HeadFacts
-from tilestream.store.heads.columns import TILES, Answer, code_type, head_stage
+from tilestream.store.heads.columns import Answer, code_type, head_stage
+from tilestream.store.layout import TILES
 from tilestream.store.slide_store import SlideStore
 
 

@@ -17,8 +17,9 @@ from tilestream.sources.open_images import OpenImages
 from tilestream.stages.heads.draw_objects import SlideDots, compose, draw_close_up
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.slide_task import SlideTask
-from tilestream.store.heads.columns import TILES, count_objects, head_stage, parts_place
+from tilestream.store.heads.columns import count_objects, head_stage, parts_place
 from tilestream.store.heads.shapes import CORNERS, ShapeRows, ShapesFile, join_parts, pack_part, picture_key, shapes_key
+from tilestream.store.layout import TILES
 from tilestream.store.ledger import entry_key, pack
 from tilestream.store.slide_store import THUMBNAIL, SlideStore
 

@@ -24,7 +24,7 @@ from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD
 from tilestream.store.heads.columns import head_stage, slide_answer
 from tilestream.store.layout import Layout
-from tilestream.store.slide_store import CONTEXT, ROWS, SLIDE, SlideStore
+from tilestream.store.slide_store import SlideStore
 
 WHOLE_COPIES = 4
 """Times that a head which takes no blocks has all rows: as they are read, on the device, and what it makes of them."""
@@ -72,9 +72,9 @@ def _answer(task: SlideTask, store: SlideStore, module: nn.Module, device: torch
     facts, tiles = task.head_facts, store.layout.tiles
     nothing = torch.full((facts.answer.outputs,), torch.nan)
     if facts.head.input == "vector":
-        vector = torch.from_numpy(np.asarray(store.array(f"{SLIDE}/X")[:], np.float32)).to(device)
+        vector = torch.from_numpy(np.asarray(store.array(task.read_by_head)[:], np.float32)).to(device)
         return (module(vector)[0] if torch.isfinite(vector).all() else nothing), None
-    path = ROWS if facts.head.input == "tiles" else CONTEXT
+    path = task.read_by_head
     if isinstance(module, Bag):
         kept: list[NDArray[np.bool_]] = []
         blocks = partial(_blocks, task, store, path, device, kept)

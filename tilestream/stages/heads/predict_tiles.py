@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,7 +22,9 @@ from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.store.blocks import BLOCKS_AHEAD, map_blocks
 from tilestream.store.heads.columns import head_stage, row_units, rows_of_unit, unit_rows
 from tilestream.store.layout import Layout
-from tilestream.store.slide_store import CONTEXT, ROWS, SlideStore
+
+if TYPE_CHECKING:
+    import zarr
 
 BATCH = 2048
 """Rows that a head gets at once: always as many, and each at the same place among them, so that no bit depends on units or shards."""
@@ -66,17 +70,16 @@ def _predict_rows(task: SlideTask, units: range, device: torch.device) -> Report
         check_stopped()
         rows = rows_of_unit(store.layout, facts.head.input, unit)
         with clock.timed(f"head {facts.name}"):
-            values = row_answers(store, rows, loaded.module, facts, device, task.slide)
+            values = row_answers(store.array(task.read_by_head), rows, loaded.module, facts, device, task.slide)
         with clock.timed("write"):
             write_answers(store, facts, unit, rows, values)
     return Report(task.slide, units, clock.seconds)
 
 
 def row_answers(
-    store: SlideStore, rows: slice, module: nn.Module, facts: HeadFacts, device: torch.device, slide: str
+    array: zarr.Array[Any], rows: slice, module: nn.Module, facts: HeadFacts, device: torch.device, slide: str
 ) -> NDArray[np.float32]:
     """(m, columns) answers of stored rows; NaN where a row is, or where the head gives none."""
-    array = store.array(ROWS if facts.head.input == "tiles" else CONTEXT)
     values = np.full((rows.stop - rows.start, facts.answer.columns), np.nan, np.float32)
     step = SMALL_BATCH if facts.bytes <= SMALL and device.type == "cpu" else BATCH
     start = rows.start - rows.start % BATCH

@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from tilestream.errors import OutputError
 from tilestream.store.anndata_tables import ARRAY, CATEGORICAL, CHECKED, write_plain, write_strings
 from tilestream.store.folder import Folder
-from tilestream.store.layout import Layout
-
-TILES, SLIDE = "tables/tiles", "tables/slide"
+from tilestream.store.layout import SLIDE, TILES, Layout
 
 NOT_COMPUTED = "not computed"
 """The category, first of each column of classes, of a tile that failed or that no head has seen."""

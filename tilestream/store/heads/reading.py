@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.errors import InputError
-from tilestream.store.heads.columns import NOT_COMPUTED, SLIDE, TILES, Answer, answer_of
+from tilestream.store.heads.columns import NOT_COMPUTED, Answer, answer_of
+from tilestream.store.layout import SLIDE, TILES
 
 if TYPE_CHECKING:
     import pandas as pd
