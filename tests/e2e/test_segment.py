@@ -1,13 +1,11 @@
-"""Heads that segment, in whole runs: streamed equals whole, whatever the cuts; and what was not computed is no class."""
+"""Heads that segment, in whole runs: the same bytes whatever the cuts; and what was not computed is no class."""
 
 import numpy as np
 import pytest
-import torch
 import zarr
 from PIL import Image
 
 import tilestream
-from tests.support import dense_models
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config
 from tilestream.config.load import load_config
@@ -34,61 +32,6 @@ def segment(image, output, /, head, **sections):
 
 def level(output, name="0"):
     return zarr.open_array(output / "a.zarr" / "labels" / "kinds" / name, mode="r")[:]
-
-
-@torch.inference_mode()
-def whole_pass(model, margin):
-    """One pass over the image, on white as far as the model sees."""
-    pixels = np.full((HEIGHT + 2 * margin + -HEIGHT % 4, WIDTH + 2 * margin + -WIDTH % 4, 3), 255, np.uint8)
-    pixels[margin : margin + HEIGHT, margin : margin + WIDTH] = make_image(HEIGHT, WIDTH, 1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    out = model(torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous())[0]
-    torch.set_num_threads(threads)
-    stride = len(pixels) // out.shape[1]
-    edge = margin // stride
-    return out[:, edge : edge - (-HEIGHT // stride), edge : edge - (-WIDTH // stride)].numpy()
-
-
-@pytest.mark.parametrize("model", ["dilated41", "strided41"])
-def test_labels_equal_one_pass_over_the_whole_image(image, tmp_path, model):
-    summary = segment(image, tmp_path / "out", {"model": MODELS + model, "size": 192})
-    assert summary.exit_code == 0
-    expected = whole_pass(getattr(dense_models, model)(), 100).argmax(0) + 1
-    np.testing.assert_array_equal(level(tmp_path / "out"), expected)
-
-
-@pytest.mark.parametrize(
-    ("model", "cut"),
-    [
-        ("values41", {}),
-        ("values_strided95", {"BLOCK_SIDE": 130, "STRIPE_CORES": 2}),
-        ("values_strided95", {"BLOCK_SIDE": 600, "STRIPE_CORES": 1}),
-    ],
-)
-def test_values_equal_one_pass_bit_for_bit_whatever_the_blocks(image, tmp_path, monkeypatch, model, cut):
-    for name, value in cut.items():
-        monkeypatch.setattr(patch_grid, name, value)
-    segment(image, tmp_path / "out", {"model": MODELS + model, "size": 256 if "95" in model else 160, "classes": ["a", "b", "c", "d"]})
-    expected = whole_pass(getattr(dense_models, model)(), 100)
-    assert level(tmp_path / "out").tobytes() == expected.tobytes()
-
-
-@torch.inference_mode()
-def test_tiles_that_are_stitched_naively_differ_from_one_pass():
-    """What the tests above would say of the plain way: every tile on its own, put side by side."""
-    model, pixels = dense_models.dilated41(), torch.from_numpy(make_image(HEIGHT, WIDTH, 1)).permute(2, 0, 1)[None].contiguous()
-    stitched = np.zeros((HEIGHT, WIDTH), np.int64)
-    for y in range(0, HEIGHT, 160):
-        for x in range(0, WIDTH, 160):
-            part = model(pixels[..., y : y + 160, x : x + 160])[0].argmax(0) + 1
-            stitched[y : y + 160, x : x + 160] = part.numpy()
-    differs = stitched != whole_pass(model, 100).argmax(0) + 1
-    assert differs.any()
-    near_y, near_x = (
-        (at % 160 < 20) | (at % 160 >= 140) | (at >= side - 20) for side, at in ((side, np.arange(side)) for side in differs.shape)
-    )
-    assert not differs[~near_y][:, ~near_x].any()  # and only where tiles meet
 
 
 def bytes_of(output):

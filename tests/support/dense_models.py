@@ -1,6 +1,8 @@
 """Dense models of random weights and known receptive field, in the shape that a head's factory returns."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tests.support.images import make_image
@@ -43,6 +45,7 @@ def settled(layers: nn.Module, seed: int) -> nn.Module:
         for module in layers.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_var = torch.rand(module.num_features, generator=generator) + 0.5
+                module.weight += 1  # else little of the image is left behind six of them
     return layers.eval()
 
 
@@ -53,7 +56,7 @@ def balanced(model: Dense) -> Dense:
     with torch.inference_mode():
         out = model(torch.from_numpy(make_image(192, 192, 1)).permute(2, 0, 1)[None])
     with torch.no_grad():
-        last.bias -= out.mean((0, 2, 3)).clone()
+        last.bias -= (out.mean((0, 2, 3)) * 64).round() / 64  # the last bits are another processor's, or another number of threads'
     return model
 
 
@@ -103,6 +106,14 @@ def strided95() -> Dense:
 def values41() -> Dense:
     """The logits of `dilated41` as values, which are stored as they are."""
     return Dense(dilated_net(20).layers, regression=True).eval()
+
+
+def values95() -> Dense:
+    return Dense(dilated_net(47).layers, regression=True).eval()
+
+
+def values_strided41() -> Dense:
+    return Dense(strided_net(41).layers, regression=True).eval()
 
 
 def values_strided95() -> Dense:
@@ -161,3 +172,19 @@ def dilated_that_fails() -> nn.Module:
 
 def counting() -> Dense:
     return dilated_net(7)
+
+
+@torch.inference_mode()
+def whole_pass(model: nn.Module, image: NDArray[np.uint8], margin: int = 100) -> NDArray[np.float32]:
+    """(c, h, w) what a model gives in one pass over a whole image, which lies on white as far as the model sees."""
+    height, width = image.shape[:2]
+    pixels = np.full((height + 2 * margin + -height % 4, width + 2 * margin + -width % 4, 3), 255, np.uint8)
+    pixels[margin : margin + height, margin : margin + width] = image
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    out = model(torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous())[0]
+    torch.set_num_threads(threads)
+    stride = len(pixels) // out.shape[1]
+    edge = margin // stride
+    found: NDArray[np.float32] = out[:, edge : edge - (-height // stride), edge : edge - (-width // stride)].numpy()
+    return found

@@ -83,7 +83,7 @@ def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore, task: Slide
     yield Stage(pool_slide, [every] if "slide" in save and not store.ledger(config.pool.stage) else [], beside=True)
     yield Stage(pool_windows, [every] if _open_windows(windows, store) else [], beside=True)
     yield Stage(draw_slide, [every] if not store.ledger("picture") else [])
-    yield from head_stages(task, store)
+    yield from head_stages(task, store, -(-setup.workers // max(1, setup.slides)))
     yield Stage(finish_slide, [every])
 
 

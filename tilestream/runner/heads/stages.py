@@ -24,14 +24,15 @@ class Stage:
     """Whether the next stage may start together with it."""
 
 
-def head_stages(task: SlideTask, store: SlideStore) -> Iterator[Stage]:
-    """What is left to do for a slide's heads; what they read is there by then."""
+def head_stages(task: SlideTask, store: SlideStore, workers: int = 1) -> Iterator[Stage]:
+    """What is left to do for a slide's heads; what they read is there by then. `workers` is how many there are for this slide."""
     layout = store.layout
     for facts in task.line.heads:
         kind, own, name = KINDS[facts.head.kind], replace(task, head=facts.name), facts.name
         kind.make(own, facts, store)
         count, stage = kind.units(own, facts, layout), head_stage(name)
-        yield Stage(kind.work, list(_missing(count, store.ledger(stage), kind.together)), name)
+        together = max(1, min(kind.together, -(-count // workers)))
+        yield Stage(kind.work, list(_missing(count, store.ledger(stage), together)), name)
         if kind.finishes and count not in store.ledger(stage):
             yield Stage(kind.finish, [range(count, count + 1)], name)
 

@@ -47,7 +47,10 @@ def describe_dense(name: str, head: Head, loaded: LoadedHead, device: torch.devi
     check_classes(name, head, loaded, reach.channels)
     if loaded.task == "classification" and len(loaded.classes) > MOST_CLASSES:
         raise ConfigError(f"heads.{name}.classes: {len(loaded.classes)}, but a label image holds {MOST_CLASSES}. Give a model of fewer.")
-    batch = max(1, BATCH_PIXELS[device.type] // size**2)
+    alone = (
+        blend == "crop" and device.type == "cpu"
+    )  # one pass has one image: for several, other convolutions may be taken, and their last bits differ
+    batch = 1 if alone else max(1, BATCH_PIXELS[device.type] // size**2)
     answer = Answer(loaded.task, reach.channels, loaded.classes)
     model = DenseModel(loaded.module, answer, device, "auto", as_logits=False, what=f"heads.{name}.model: {head.model}", whose="grey")
     taken = _peak(lambda: model.warm(batch, size), device)
