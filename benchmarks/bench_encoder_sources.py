@@ -10,10 +10,11 @@ by side, and one of the 448 px around both at half the scale. On the source left
 - scale probe: a linear probe for `half the scale`, fitted on the other sources.
 
 Organs of `validation/` are left out the same way: cancer or not, by 20 nearest neighbours and by a linear probe, learned on quarters of the
-pictures of the other organ; the two classes count alike.
+pictures of the other organ; the two classes count alike. `order` is what no threshold decides: how often the probe puts a tile of cancer above
+one of none. Rows in grey tell what is not stain, and those with the mean of each organ taken away what is not a shift between organs.
 
-`--options` adds what was tried beyond the encoder in the box: whitening, projections and directions of stain taken away, each fitted on the
-sources that are not left out, and two zooms of a tile. Intervals are 95 % of bootstraps over chunks or pictures; chunks of one slide
+`--options` adds what was tried beyond the encoder in the box: whitening, by all features or by what a change of stain moves, projections and
+directions of stain taken away, each fitted on the sources that are not left out, and two zooms of a tile. Intervals are 95 % of bootstraps over chunks or pictures; chunks of one slide
 overlap, so that those of cmu and tcga, one slide each, are too narrow.
 """
 
@@ -23,6 +24,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,22 @@ from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.encoder_gate import NEIGHBOURS, STAIN_FACTOR, STAIN_OFFSET, TEMPERATURE
 from benchmarks.probing import bootstrap_accuracy, fit_probe, probe_predict
-from benchmarks.tile_features import TILE, Encode, change_stain, channel_histogram, encode_tiles, load_images, quarter_tiles
+from benchmarks.tile_features import (
+    TILE,
+    Encode,
+    change_stain,
+    channel_histogram,
+    colour_histogram,
+    encode_tiles,
+    grey_tiles,
+    load_images,
+    quarter_tiles,
+)
 from tilestream.encoders.catalogue import EncoderSpec
 from tilestream.encoders.registry import build_encoder
 
 SOURCES = ("cmu", "tcga", "ost", "dsb")
+ORGANS = ("colon", "lung")
 MOST = 60
 """Chunks of a source, evenly taken."""
 BESIDE = 5
@@ -120,43 +133,60 @@ def measure_source(sources: dict[str, SourceFeatures], out: str, seed: int) -> d
 
 
 def measure_organ(known: OrganFeatures, tested: OrganFeatures, seed: int) -> dict[str, Any]:
-    """Cancer or not on one organ, learned on the other: the mean of the parts of both classes that are right."""
+    """Cancer or not on one organ, learned on the other: the mean of the parts of both classes that are right, and how often cancer is put above none."""
     near, index = _cosines(tested.tiles, known.tiles).topk(min(NEIGHBOURS, len(known.tiles)), dim=1)
     count = torch.bincount(known.cancer, minlength=2)
     weight = torch.exp((near - 1) / TEMPERATURE) / count[known.cancer[index]]  # a class that is rarer has no fewer votes
     votes = torch.zeros(len(tested.tiles), 2).scatter_add_(1, known.cancer[index], weight.float())
     probe = fit_probe(known.tiles, (1 / count[known.cancer])[None], known.cancer, 2)
+    slope = (probe[0, :, 1] - probe[0, :, 0]).double()
     predicted = {"knn": votes.argmax(dim=1), "probe": probe_predict(probe, tested.tiles)[0]}
-    return {key: _balanced(value == tested.cancer, tested, seed) for key, value in predicted.items()}
+    found = {key: _over_pairs((value == tested.cancer).double(), _mean_of_both, tested, seed) for key, value in predicted.items()}
+    return {**found, "order": _over_pairs(tested.tiles.double() @ slope[:-1], _part_above, tested, seed)}
 
 
-def _balanced(right: Tensor, tested: OrganFeatures, seed: int, draws: int = 2000) -> dict[str, float]:
-    """Pictures are drawn within their class."""
+def _mean_of_both(cancer: Tensor, none: Tensor) -> Tensor:
+    return (cancer.mean(dim=-1) + none.mean(dim=-1)) / 2
+
+
+def _part_above(cancer: Tensor, none: Tensor) -> Tensor:
+    return (cancer[..., :, None] - none[..., None, :]).sign().mean(dim=(-2, -1)) / 2 + 0.5
+
+
+def _over_pairs(
+    values: Tensor, compare: Callable[[Tensor, Tensor], Tensor], tested: OrganFeatures, seed: int, draws: int = 2000
+) -> dict[str, float]:
+    """The mean over all pairs of a picture of cancer and one of none; pictures are drawn within their class."""
     pictures = int(tested.picture.max()) + 1
-    parts = right.double().reshape(pictures, -1).mean(dim=1).numpy()
-    classes = tested.cancer.reshape(pictures, -1)[:, 0].numpy()
+    values, classes = values.reshape(pictures, -1), tested.cancer.reshape(pictures, -1)[:, 0]
+    pairs = compare(values[classes == 1][:, None], values[classes == 0][None]).numpy()  # (cancer, none)
     random = np.random.default_rng(seed)
-    means, drawn = [], []
-    for label in (0, 1):
-        own = parts[classes == label]
-        means.append(own.mean())
-        drawn.append(own[random.integers(len(own), size=(draws, len(own)))].mean(axis=1))
-    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
-    return {"mean": float(np.mean(means)), "low": float(low), "high": float(high)}
+    none, cancer = (random.multinomial(count, np.full(count, 1 / count), size=draws) / count for count in pairs.shape[::-1])
+    low, high = np.quantile(np.einsum("di,ij,dj->d", cancer, pairs, none, optimize=True), [0.025, 0.975])
+    return {"mean": float(pairs.mean()), "low": float(low), "high": float(high)}
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
     return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
 
 
-def fit_whitening(parts: list[SourceFeatures], strength: float = 0.1) -> Callable[[Tensor], Tensor]:
-    """Centred, and each principal direction divided by its spread and by `strength` of the mean spread."""
+def fit_whitening(parts: list[SourceFeatures], strength: float = 0.1, power: float = 0.5) -> Callable[[Tensor], Tensor]:
+    """Centred, and each principal direction divided by its variance and `strength` of the mean variance, both to `power`."""
     values = _seen(parts)
     mean = values.mean(dim=0)
-    centred = values - mean
-    variance, directions = torch.linalg.eigh(centred.T @ centred / len(values))
-    scale = 1 / (variance.clamp_min(0) + strength * variance.mean()).sqrt()
+    directions, scale = _whitener(values - mean, strength, power)
     return lambda features: ((features.double() - mean) @ directions * scale).float()
+
+
+def fit_stain_whitening(parts: list[SourceFeatures], strength: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """Each direction divided by how far a change of stain moves tiles along it."""
+    directions, scale = _whitener(_moved(parts), strength, 0.5)
+    return lambda features: (features.double() @ directions * scale).float()
+
+
+def _whitener(values: Tensor, strength: float, power: float) -> tuple[Tensor, Tensor]:
+    variance, directions = torch.linalg.eigh(values.T @ values / len(values))
+    return directions, (variance.clamp_min(0) + strength * variance.mean()) ** -power
 
 
 def fit_projection(parts: list[SourceFeatures], dim: int = 256) -> Callable[[Tensor], Tensor]:
@@ -168,7 +198,7 @@ def fit_projection(parts: list[SourceFeatures], dim: int = 256) -> Callable[[Ten
 
 def fit_stain_removal(parts: list[SourceFeatures], count: int = 8) -> Callable[[Tensor], Tensor]:
     """Without the directions along which a change of stain moves tiles most."""
-    moved = torch.cat([(part.stained - part.left).double() for part in parts])
+    moved = _moved(parts)
     directions = torch.linalg.eigh(moved.T @ moved)[1][:, -count:]
     return lambda features: (features.double() - features.double() @ directions @ directions.T).float()
 
@@ -179,12 +209,23 @@ def fit_centring(parts: list[SourceFeatures]) -> Callable[[Tensor], Tensor]:
     return lambda features: (features.double() - mean).float()
 
 
-OPTIONS = {"centred": fit_centring, "whitened": fit_whitening, "projected to 256": fit_projection, "without stain": fit_stain_removal}
+OPTIONS = {
+    "centred": fit_centring,
+    "whitened": fit_whitening,
+    "half whitened": partial(fit_whitening, strength=1.0, power=0.25),
+    "whitened by stain": fit_stain_whitening,
+    "projected to 256": fit_projection,
+    "without stain": fit_stain_removal,
+}
 """What is fitted on sources to change features."""
 
 
 def _seen(parts: list[SourceFeatures]) -> Tensor:
     return torch.cat([features for part in parts for features in (part.left, part.right, part.half)]).double()
+
+
+def _moved(parts: list[SourceFeatures]) -> Tensor:
+    return torch.cat([(part.stained - part.left).double() for part in parts])
 
 
 def two_zooms(encode: Encode) -> Encode:
@@ -198,7 +239,10 @@ def measure(folder: Path, encoders: list[str], options: bool, device: torch.devi
     """A row for each kind of features and each source or organ that was left out."""
     chunks = {source: read_chunks(folder / "pool", source) for source in SOURCES}
     images, names = load_images(folder / "validation", None)
-    ways: dict[str, Encode] = {"histogram 3 x 16": channel_histogram}
+    ways: dict[str, Encode] = {
+        "histogram 3 x 16": channel_histogram,
+        "histogram 8 x 8 x 8": lambda tiles: colour_histogram(tiles)["colour histogram"],
+    }
     for name in encoders:
         ways[name] = _on_device(build_encoder(EncoderSpec(name)).to(device), device)
     if options:
@@ -206,8 +250,11 @@ def measure(folder: Path, encoders: list[str], options: bool, device: torch.devi
     rows = []
     for name, encode in ways.items():
         sources = {source: encode_source(found, encode, seed) for source, found in chunks.items()}
-        organs = {organ: encode_organ(images, names, organ, encode) for organ in ("colon", "lung")}
+        organs = {organ: encode_organ(images, names, organ, encode) for organ in ORGANS}
         rows += _rows(name, sources, organs, None, seed)
+        rows += _organ_rows(f"{name}, organs centred", {organ: _centred(part) for organ, part in organs.items()}, seed)
+        in_grey = partial(_in_grey, encode)
+        rows += _organ_rows(f"{name}, grey", {organ: encode_organ(images, names, organ, in_grey) for organ in ORGANS}, seed)
         for option, fit in (OPTIONS if options and name == encoders[0] else {}).items():
             rows += _rows(f"{name}, {option}", sources, organs, fit, seed)
     return rows
@@ -222,10 +269,20 @@ def _rows(
         found = measure_source({source: part.apply(change) for source, part in sources.items()}, out, seed)
         rows.append({"features": name, "left out": out, **found})
     change = fit(list(sources.values())) if fit else torch.clone
-    changed = {organ: replace(part, tiles=change(part.tiles)) for organ, part in organs.items()}
-    for known, out in (("lung", "colon"), ("colon", "lung")):
-        rows.append({"features": name, "left out": out, **measure_organ(changed[known], changed[out], seed)})
-    return rows
+    return rows + _organ_rows(name, {organ: replace(part, tiles=change(part.tiles)) for organ, part in organs.items()}, seed)
+
+
+def _organ_rows(name: str, organs: dict[str, OrganFeatures], seed: int) -> list[dict[str, Any]]:
+    pairs = (ORGANS[::-1], ORGANS)
+    return [{"features": name, "left out": out, **measure_organ(organs[known], organs[out], seed)} for known, out in pairs]
+
+
+def _centred(part: OrganFeatures) -> OrganFeatures:
+    return replace(part, tiles=part.tiles - part.tiles.mean(dim=0))
+
+
+def _in_grey(encode: Encode, tiles: Tensor) -> Tensor:
+    return encode(grey_tiles(tiles))
 
 
 def _on_device(encoder: nn.Module, device: torch.device) -> Encode:
@@ -234,12 +291,12 @@ def _on_device(encoder: nn.Module, device: torch.device) -> Encode:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    for keys in (("stain", "beside", "scale probe"), ("knn", "probe")):
-        print(f"\n{'features':<34} {'left out':<9}" + "".join(f"{key:>24}" for key in keys))
+    for keys in (("stain", "beside", "scale probe"), ("knn", "probe", "order")):
+        print(f"\n{'features':<38} {'left out':<9}" + "".join(f"{key:>24}" for key in keys))
         for row in rows:
             if keys[0] in row:
                 cells = [f"{100 * row[key]['mean']:.1f} ({100 * row[key]['low']:.1f} to {100 * row[key]['high']:.1f})" for key in keys]
-                print(f"{row['features']:<34} {row['left out']:<9}" + "".join(f"{cell:>24}" for cell in cells))
+                print(f"{row['features']:<38} {row['left out']:<9}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from benchmarks.bench_encoder_sources import OPTIONS, OrganFeatures, SourceFeatures, fit_stain_removal, main, measure_organ, measure_source
 from benchmarks.encoder_gate import measure_gate, measure_participation, passes_gate
+from benchmarks.probing import fit_probe
 from benchmarks.tile_features import channel_histogram, quarter_tiles
 from tests.support.random_models import tissue
 
@@ -102,7 +104,20 @@ def test_an_organ_is_measured_by_what_the_other_taught():
     known = OrganFeatures(middles, torch.arange(3).repeat_interleave(4), cancer)
     tested = OrganFeatures(middles.clone(), known.picture, cancer)
     tested.tiles[4:8] = torch.eye(3)[0]  # one of two pictures of cancer looks like the other class
-    assert {key: value["mean"] for key, value in measure_organ(known, tested, seed=0).items()} == {"knn": 0.75, "probe": 0.75}
+    found = measure_organ(known, tested, seed=0)
+    assert {key: value["mean"] for key, value in found.items()} == {"knn": 0.75, "probe": 0.75, "order": 0.75}
+    assert (found["order"]["low"], found["order"]["high"]) == (0.5, 1)
+
+
+def test_the_order_of_an_organ_is_the_area_under_its_curve():
+    draw = torch.Generator().manual_seed(0)
+    cancer = torch.tensor([0, 1, 0, 1, 1, 0]).repeat_interleave(4)
+    known, tested = (
+        OrganFeatures(torch.randn(24, 2, generator=draw) + cancer[:, None], torch.arange(6).repeat_interleave(4), cancer) for _ in range(2)
+    )
+    probe = fit_probe(known.tiles, torch.ones(1, 24), cancer, 2)[0]
+    scores = tested.tiles @ (probe[:-1, 1] - probe[:-1, 0])
+    assert np.isclose(measure_organ(known, tested, seed=0)["order"]["mean"], roc_auc_score(cancer, scores))
 
 
 def test_the_benchmark_of_sources_runs_on_made_pictures(tmp_path, capsys):
@@ -115,5 +130,5 @@ def test_the_benchmark_of_sources_runs_on_made_pictures(tmp_path, capsys):
         Image.fromarray(pixels).resize((512, 512)).save((tmp_path / name).with_suffix(".jpg"))
     found = main(["--encoders", "benchmarks.encoders:mean_rgb", "--options", "--data", str(tmp_path), "--device", "cpu", "--json"])
     assert json.loads(capsys.readouterr().out) == found
-    assert len(found) == 6 * (3 + len(OPTIONS))
+    assert len(found) == 6 * (4 + len(OPTIONS)) + 4 * 4
     assert {row["left out"] for row in found} == {"cmu", "tcga", "ost", "dsb", "colon", "lung"}
