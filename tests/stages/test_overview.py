@@ -22,7 +22,7 @@ def each_of(rows, block=256):
     """Passes over rows in memory as a store makes them."""
 
     def each(work, skip):
-        return (work(rows[start : start + block]) for start in range(0, len(rows), block * (skip + 1)))
+        return (work(rows[start : start + block], start) for start in range(0, len(rows), block * (skip + 1)))
 
     return each
 
@@ -30,7 +30,7 @@ def each_of(rows, block=256):
 @pytest.mark.parametrize("dim", [3, 4, 192])
 def test_axes_are_those_of_the_singular_value_decomposition(dim):
     rows = vectors(dim=dim)
-    axes = principal_axes(each_of(rows)(lambda block: block, 0))
+    axes = principal_axes(each_of(rows)(lambda block, _: block, 0))
     right = np.linalg.svd(rows - rows.mean(axis=0, dtype=np.float64), full_matrices=False)[2][:3].T
     np.testing.assert_allclose(np.abs((axes * right).sum(axis=0)), 1, atol=1e-5)
     assert (axes[np.abs(axes).argmax(axis=0), range(3)] > 0).all()
@@ -58,6 +58,18 @@ def test_rows_that_are_no_numbers_or_immense_leave_the_others_as_they_are(bad):
         assert (colours[[10, 501]] == 128).all()
         assert np.abs(np.delete(colours, [10, 501], axis=0).astype(int) - principal_colours(each_of(rows), len(rows))).max() <= 1
     assert len(np.unique(np.delete(colours, [10, 501], axis=0), axis=0)) > 500
+
+
+def test_rows_set_aside_have_a_colour_and_leave_the_others_as_they_are():
+    rows = vectors()
+    aside = np.zeros(1000 + 200, bool)
+    aside[::6] = True
+    more = np.empty((1200, 192), np.float32)
+    more[~aside], more[aside] = rows, rows[:200]
+    more[:300:6] *= 50
+    colours = principal_colours(each_of(more, 100), 1200, aside)
+    assert np.abs(colours[~aside].astype(int) - principal_colours(each_of(rows), 1000)).max() <= 1
+    assert len(np.unique(colours[aside], axis=0)) > 20, "none of them is grey for being set aside"
 
 
 @pytest.mark.parametrize("rows", [np.empty((0, 8)), np.full((5, 8), np.nan), np.ones((1, 8)), np.ones((300, 8)), np.zeros((300, 2))])

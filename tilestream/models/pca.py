@@ -31,15 +31,15 @@ LARGEST = 1e15
 
 
 class EachBlock(Protocol):
-    """Goes over the rows of a slide anew each time, and gives what `work` makes of each block (m, d) float32, in order.
+    """Goes over the rows of a slide anew each time, and gives what `work` makes of each block (m, d) float32 and the number of its first row, in order.
 
     After each block, `skip` blocks are left out. Blocks may be worked on at once.
     """
 
-    def __call__(self, work: Callable[[Rows], T], skip: int) -> Iterable[T]: ...
+    def __call__(self, work: Callable[[Rows, int], T], skip: int) -> Iterable[T]: ...
 
 
-def principal_colours(each: EachBlock, count: int) -> NDArray[np.uint8]:
+def principal_colours(each: EachBlock, count: int, aside: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
     """Colours (n, 3) uint8 of n rows: the first three principal components, each stretched between its 2nd and 98th percentile.
 
     The sign of a component is free: each is turned so that its largest loading is positive, so that the same embeddings
@@ -51,27 +51,34 @@ def principal_colours(each: EachBlock, count: int) -> NDArray[np.uint8]:
         Goes over the rows; axes come from about `AXES_ROWS` rows spread over all.
     count : int
         Number of rows, n.
+    aside : (n,) bool, optional
+        Rows that have a colour but no part in the axes and the stretching.
     """
-    axes = _axes(each(Moments.of, max(0, count // AXES_ROWS - 1)), 3)
 
-    def project(rows: Rows) -> Rows:
+    def moments(rows: Rows, first: int) -> Moments:
+        return Moments.of(rows if aside is None else rows[~aside[first : first + len(rows)]])
+
+    axes = _axes(each(moments, max(0, count // AXES_ROWS - 1)), 3)
+
+    def project(rows: Rows, _: int) -> Rows:
         scores = np.full((len(rows), 3), np.nan, np.float32)
         if axes is not None:
             with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite give what is not, which becomes grey
                 scores[:, : axes.shape[1]] = rows @ axes.astype(np.float32)
         return scores
 
-    return colours_of_scores(np.concatenate([np.empty((0, 3), np.float32), *each(project, 0)]))
+    return colours_of_scores(np.concatenate([np.empty((0, 3), np.float32), *each(project, 0)]), aside)
 
 
-def colours_of_scores(scores: Rows) -> NDArray[np.uint8]:
-    """Colours (n, 3) uint8 of (n, 3) components, each stretched between its 2nd and 98th percentile; grey where one is not finite."""
+def colours_of_scores(scores: Rows, aside: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
+    """Colours (n, 3) uint8 of (n, 3) components, each stretched between its 2nd and 98th percentile without rows `aside`; grey where one is not finite."""
     colours = np.full(scores.shape, 128, np.uint8)
     for component in range(scores.shape[1]):
         column = scores[:, component]
         good = np.isfinite(column)
-        if good.any():
-            low, high = np.percentile(column[good].astype(np.float64), [2, 98])
+        judged = good if aside is None else good & ~aside
+        if judged.any():
+            low, high = np.percentile(column[judged].astype(np.float64), [2, 98])
             spread = high - low if high - low > 1e-6 * max(abs(low), abs(high), 1e-6) else 1.0
             colours[good, component] = (np.clip((column[good] - low) / spread, 0, 1) * 255).astype(np.uint8)
     return colours

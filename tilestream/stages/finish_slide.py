@@ -24,8 +24,8 @@ from tilestream.stages.region_vectors import WindowWriter, write_larger_windows
 from tilestream.stages.shares import OVERVIEW_ROWS, OVERVIEW_THREADS
 from tilestream.stages.slide_task import Report, SlideTask
 from tilestream.store.folder import Folder
-from tilestream.store.layout import context_place
-from tilestream.store.slide_store import ROWS, THUMBNAIL, TISSUE, SlideStore
+from tilestream.store.layout import PADDED, context_place
+from tilestream.store.slide_store import CODES, ROWS, THUMBNAIL, TISSUE, SlideStore
 
 
 @one_thread
@@ -91,7 +91,8 @@ def _draw(task: SlideTask, store: SlideStore) -> None:
     with ThreadPoolExecutor(1) as pool, threadpool_limits(1, "blas"):  # sixteen threads for matrices this small took longer to start
         panel = pool.submit(slide_panel)
         each = partial(store.map_blocks, ROWS, block_rows=OVERVIEW_ROWS, threads=min(OVERVIEW_THREADS, task.line.worker.threads))
-        colours = principal_colours(each, store.layout.tiles)
+        padded = np.asarray(store.array(CODES)[:]) == PADDED  # the white around the image is no tissue
+        colours = principal_colours(each, store.layout.tiles, None if padded.all() else padded)
         on_map = ((store.attributes or {}).get("source") or {}).get("geo")
         store.write_picture(draw_overview(panel.result(), colours, task.title, "what holds data" if on_map else "tissue"))
 

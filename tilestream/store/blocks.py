@@ -103,7 +103,7 @@ class StoredArray(zarr.Array[Any]):
 
 def map_blocks(
     array: zarr.Array[Any],
-    work: Callable[[NDArray[np.float32]], T],
+    work: Callable[[NDArray[np.float32], int], T],
     skip: int = 0,
     *,
     block_rows: int | None = None,
@@ -111,9 +111,9 @@ def map_blocks(
     start: int = 0,
     stop: int | None = None,
 ) -> Iterator[T]:
-    """What `work` makes of each block (m, d) float32 of `block_rows` rows, `BLOCK_ROWS` by default, in their order; it is called by the threads that read.
+    """What `work` makes of each block (m, d) float32 of `block_rows` rows, `BLOCK_ROWS` by default, and the number of its first row, in their order.
 
-    After each block, `skip` blocks are left out. Rows are those from `start` to `stop`, by default all.
+    It is called by the threads that read. After each block, `skip` blocks are left out. Rows are those from `start` to `stop`, by default all.
     """
     block_rows = block_rows or BLOCK_ROWS
     chunks = chunk_reader(array)
@@ -134,7 +134,7 @@ def map_blocks(
     pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="rows") as pool:
         for first in range(start, end, block_rows * (skip + 1)):
-            pending.append(pool.submit(lambda first: work(read(first)), first))
+            pending.append(pool.submit(lambda first: work(read(first), first), first))
             if len(pending) > threads:
                 yield pending.popleft().result()
         while pending:

@@ -272,7 +272,7 @@ class Slide(StoredHeads):
     def vector_blocks(self) -> Iterator[NDArray[np.float32]]:
         """The vectors alone, (m, d) float32 in the same order, read ahead by threads."""
         with damage_named(self.folder, str(vectors_place(self.what))):
-            yield from map_blocks(self.vectors(), lambda rows: rows)
+            yield from map_blocks(self.vectors(), lambda rows, _: rows)
 
     def read_commits(self) -> dict[int, dict[str, Any]]:
         """What was told of each shard that is in the store, by its number."""

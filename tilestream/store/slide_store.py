@@ -250,21 +250,18 @@ class SlideStore(LaterStages):
 
         `BLOCKS_AHEAD` more are read while the caller works on one.
         """
-        return self.map_blocks(path, lambda rows: rows)
+        return self.map_blocks(path, lambda rows, _: rows)
 
     def map_blocks(
         self,
         path: str,
-        work: Callable[[NDArray[np.float32]], T],
+        work: Callable[[NDArray[np.float32], int], T],
         skip: int = 0,
         *,
         block_rows: int | None = None,
         threads: int = BLOCKS_AHEAD,
     ) -> Iterator[T]:
-        """What `work` makes of each block of `block_rows` rows, `BLOCK_ROWS` by default, in their order; it is called by the threads that read.
-
-        After each block, `skip` blocks are left out.
-        """
+        """`map_blocks` of an array."""
         return map_blocks(self.array(path), work, skip, block_rows=block_rows, threads=threads)
 
     # -- finishing --------------------------------------------------------------------------------------------------

@@ -137,11 +137,11 @@ def window_overlay(slide: ViewedSlide, side: int) -> Overlay:
     stored = slide.windows(side)
     rows, cols = stored.shape[:2]
 
-    def each(work: Callable[[Floats], T], skip: int) -> Iterator[T]:
+    def each(work: Callable[[Floats, int], T], skip: int) -> Iterator[T]:
         for row in range(0, rows, skip + 1):
-            yield work(np.asarray(stored[row], np.float32))
+            yield work(np.asarray(stored[row], np.float32), row * cols)
 
-    seen = np.concatenate(list(each(lambda block: np.isfinite(block).all(axis=1), 0)))
+    seen = np.concatenate(list(each(lambda block, _: np.isfinite(block).all(axis=1), 0)))
     rgba = _opaque(principal_colours(each, rows * cols), seen).view(np.uint32).reshape(rows, cols)
     l0_side = float(stored.attrs["side_l0_px"])  # type: ignore[arg-type]
     return Overlay(rgba, Extent(0.0, 0.0, rows * l0_side, cols * l0_side), f"windows of {side} tokens: first three principal components")

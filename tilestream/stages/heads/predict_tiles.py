@@ -82,23 +82,21 @@ def row_answers(
     """(m, columns) answers of stored rows; NaN where a row is, or where the head gives none."""
     values = np.full((rows.stop - rows.start, facts.answer.columns), np.nan, np.float32)
     step = SMALL_BATCH if facts.bytes <= SMALL and device.type == "cpu" else BATCH
-    start = rows.start - rows.start % BATCH
-    for batch, bad in map_blocks(array, _whole_batch, block_rows=BATCH, start=start, stop=rows.stop):
+    for start, batch, bad in map_blocks(array, _whole_batch, block_rows=BATCH, start=rows.start - rows.start % BATCH, stop=rows.stop):
         first, end = max(start, rows.start), min(start + BATCH, rows.stop)
         with user_code(f"heads.{facts.name}.model: {facts.head.model}", f"{slide}: rows {first} to {end - 1}"):
             out = torch.cat([module(part.to(device)) for part in torch.from_numpy(batch).split(step)]).float().cpu()
         answers = activate(out, facts.answer)
         answers[bad] = np.nan
         values[first - rows.start : end - rows.start] = answers[first - start : end - start]
-        start += BATCH
     return values
 
 
-def _whole_batch(block: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A block as (`BATCH`, d) with zeros where nothing is, and which of its rows that are."""
+def _whole_batch(block: NDArray[np.float32], start: int) -> tuple[int, NDArray[np.float32], NDArray[np.bool_]]:
+    """Where a block starts, the block as (`BATCH`, d) with zeros where nothing is, and which of its rows that are."""
     if len(block) < BATCH:
         block = np.concatenate([block, np.full((BATCH - len(block), block.shape[1]), np.nan, np.float32)])
     bad = np.asarray(~np.isfinite(block).all(axis=1))
     if bad.any():
         block[bad] = 0
-    return block, bad
+    return start, block, bad
