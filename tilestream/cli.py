@@ -78,6 +78,9 @@ def run_command(
     if log_format not in ("auto", "text", "json"):
         raise ConfigError(f"--log-format: {log_format!r} is none of auto, text, json.")
     checked = load_config(config, settings or ())  # before anything heavy is imported: a typo is told at once
+    from tilestream.runner.engines.early import begin_early
+
+    begin_early(checked)
     from tilestream.runner.driver import run
     from tilestream.runner.progress import LiveReporter, make_reporter, print_summary
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tilestream.encoders.weights import state_digest, weights_digest
 from tilestream.stages import hardware
 from tilestream.stages.hardware import cast_encoder, forget_peak, peak_memory
 
@@ -38,15 +39,16 @@ def matrix_units(monkeypatch):
 
 @pytest.mark.parametrize(("kind", "dtype", "said"), [(Own, torch.float32, True), (Castable, torch.bfloat16, False)])
 def test_auto_casts_what_says_that_it_can_be(matrix_units, kind, dtype, said):
-    encoder, found, notes = cast_encoder(kind(), "own:make", "auto", 32)
+    encoder, found, notes, state = cast_encoder(kind(), "own:make", "auto", 32, torch.device("cpu"))
+    assert state_digest(state) == weights_digest(encoder)
     assert (found, encoder.linear.weight.dtype, bool(notes)) == (dtype, dtype, said)
     assert encoder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 3)
     assert all("own:make runs in fp32: precision is auto" in note for note in notes)
 
 
 def test_a_format_that_is_asked_for_is_taken(matrix_units):
-    assert cast_encoder(Own(), "own:make", "bf16", 32)[1] is torch.bfloat16
-    assert cast_encoder(Castable(), "own:make", "fp32", 32)[1:] == (torch.float32, [])
+    assert cast_encoder(Own(), "own:make", "bf16", 32, torch.device("cpu"))[1] is torch.bfloat16
+    assert cast_encoder(Castable(), "own:make", "fp32", 32, torch.device("cpu"))[1:3] == (torch.float32, [])
 
 
 def test_what_leaves_the_range_of_half_precision_is_noticed():

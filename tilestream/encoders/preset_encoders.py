@@ -13,6 +13,7 @@ from tilestream.encoders.hub import fetch_file
 from tilestream.encoders.presets import Preset
 from tilestream.encoders.weights import apply_weights, read_weights, strip_prefix
 from tilestream.errors import ConfigError, InputError
+from tilestream.models.patch_embed import weights_follow
 from tilestream.models.vit import VisionTransformer
 from tilestream.models.vit_config import ViTConfig
 
@@ -45,7 +46,8 @@ def build_preset(preset: Preset, weights: str | None, **options: Any) -> VisionT
             raise InputError(
                 f"{preset.repository} has no {preset.file} any more. Fetch its weights from {preset.page} and set encoder.weights."
             ) from error
-    encoder = preset_vit(preset, **options)
+    with weights_follow():
+        encoder = preset_vit(preset, **options)
     state, notes = read_weights(weights)
     state = {_renamed(key, preset.names): value for key, value in state.items()}
     state, stripped = strip_prefix(state, ANCHORS, weights)

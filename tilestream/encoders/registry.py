@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -17,7 +18,7 @@ from tilestream.encoders.timm_encoder import TimmEncoder
 from tilestream.encoders.transformers_encoder import TransformersEncoder
 from tilestream.encoders.weights import apply_weights, read_weights
 from tilestream.errors import ConfigError, user_code
-from tilestream.models.patch_embed import PatchEmbed, freeze
+from tilestream.models.patch_embed import PatchEmbed, freeze, weights_follow
 from tilestream.models.vit import (
     vit_base_patch16_224,
     vit_large_patch16_224,
@@ -116,7 +117,8 @@ def random_weights(spec: EncoderSpec, encoder: nn.Module) -> bool:
 def _call_factory(spec: EncoderSpec) -> Any:
     if spec.name in _BUILT_IN:
         refuse_unknown(spec.name, spec.args, _PATCH_ARGS if spec.name == "patch_embed" else _VIT_ARGS)
-        return _BUILT_IN[spec.name](**spec.args)
+        with nullcontext() if spec.weights is None else weights_follow():
+            return _BUILT_IN[spec.name](**spec.args)
     kind, _, model = spec.name.partition(":")
     if kind == "timm":
         return TimmEncoder(model, pretrained=spec.weights is None, **spec.args)

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from tilestream.encoders.weight_files import load_weights, read_weights
 from tilestream.errors import ConfigError
 
-__all__ = ["apply_weights", "load_weights", "read_weights", "strip_prefix", "weights_digest"]
+__all__ = ["apply_weights", "load_weights", "read_weights", "state_digest", "strip_prefix", "weights_digest"]
 
 _WRAPPED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch puts into the names of modules that it compiled or wrapped, wherever they are."""
@@ -126,8 +127,13 @@ def apply_weights(module: nn.Module, state: Mapping[str, Tensor], path: str | Pa
 
 def weights_digest(module: nn.Module) -> str:
     """SHA-256, in hex, over names, dtypes, shapes and bytes of the state dict; equal for equal weights on any device."""
+    return state_digest(module.state_dict())
+
+
+def state_digest(state: Mapping[str, Any]) -> str:
+    """The same of a state dict."""
     digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
+    for key, value in sorted(state.items()):
         digest.update(f"{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

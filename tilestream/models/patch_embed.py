@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -14,6 +20,17 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of ImageNet's red, green and blue, of 1."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of ImageNet's red, green and blue, of 1."""
+
+LARGE = 50_000_000
+"""Parameters from which on they are drawn at the same time: one after another, ViT-L's took 3 s and more."""
+
+SEEDS_APART = 1_000_003
+"""Between the seeds of two parameters of a large module."""
+
+FILLING_THREADS = 16
+"""Parameters drawn at the same time, at most."""
+
+_FILLED_LATER = ContextVar("filled_later", default=False)
 
 _WHITE = 255
 
@@ -84,7 +101,7 @@ class BlankConv(nn.Conv2d):
 
 
 def seeded_init(module: nn.Module, seed: int, std: float | None = None) -> None:
-    """Fill every parameter from a generator of its own; the global random state is neither read nor changed.
+    """Fill every parameter from a generator of its own, a large module's from one each; the global random state is neither read nor changed.
 
     Weights of linear layers and convolutions are normal, clipped at two standard deviations, and their biases 0; norms are left as
     built (1 and 0), as is layer scale; other parameters (tokens, tables) are such normals with 0.02.
@@ -98,21 +115,41 @@ def seeded_init(module: nn.Module, seed: int, std: float | None = None) -> None:
     std : float, optional
         Of linear weights; by default 1 / sqrt(inputs), which keeps the scale of activations.
     """
-    generator = torch.Generator().manual_seed(seed)
+    if _FILLED_LATER.get():
+        return
+    drawn: list[tuple[Tensor, float]] = []
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
-            spread = std if std is not None else 1 / math.sqrt(part.weight[0].numel())
-            _fill_normal(part.weight, spread, generator)
+            drawn.append((part.weight, std if std is not None else 1 / math.sqrt(part.weight[0].numel())))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         elif not isinstance(part, nn.LayerNorm) and not getattr(part, "keeps_init", False):
-            for parameter in part.parameters(recurse=False):
-                _fill_normal(parameter, 0.02, generator)
+            drawn += [(parameter, 0.02) for parameter in part.parameters(recurse=False)]
+    if sum(parameter.numel() for parameter, _ in drawn) < LARGE:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter, spread in drawn:
+            _fill_normal(parameter, spread, generator)
+        return
+    generators = [torch.Generator().manual_seed(seed + number * SEEDS_APART) for number in range(len(drawn))]
+    with ThreadPoolExecutor(min(FILLING_THREADS, len(os.sched_getaffinity(0))), "filling") as pool:
+        for _ in pool.map(_fill_normal, *zip(*drawn, strict=True), generators):
+            pass
 
 
 def _fill_normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
     with torch.no_grad():
-        parameter.normal_(0, std, generator=generator).clamp_(-2 * std, 2 * std)
+        values = parameter.normal_(0, std, generator=generator).detach().numpy()
+    np.clip(values, -2 * std, 2 * std, out=values)  # torch would start helpers in each of the threads
+
+
+@contextmanager
+def weights_follow() -> Iterator[None]:
+    """Within it `seeded_init` fills nothing: a file gives every parameter of what is built."""
+    before = _FILLED_LATER.set(True)
+    try:
+        yield
+    finally:
+        _FILLED_LATER.reset(before)
 
 
 def freeze(module: nn.Module) -> None:

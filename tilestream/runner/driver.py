@@ -117,7 +117,12 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float) -> Su
     try:
         with Claims(cohort.output) as claims, open_engine(config.compute, partial(reporter.message, level="warning")) as engine:
             stored = stored_encoder(cohort, recipes, todo)
-            setup = set_up(config, worker_settings(config), engine.call, engine.workers, len(cohort.refs), recipes, stored)
+            settings = worker_settings(config)
+            if stored is None and config.compute.scheduler.kind == "local" and not engine.in_process:
+                engine.call_all(
+                    describe_encoder, settings
+                )  # alike as they are, they settle alike what is open: none waits for another's encoder
+            setup = set_up(config, settings, engine.call, engine.workers, len(cohort.refs), recipes, stored)
             if stored is None:  # all workers build their encoders now, so that none does while others wait for its first shard
                 engine.call_all(describe_encoder, setup.settings)
             setup = replace(setup, workers=engine.workers)

@@ -34,6 +34,9 @@ from tilestream.store.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSE
 from tilestream.store.slide_store import CODES, ROWS, SlideStore
 from tilestream.tiles.grid import TileSet
 
+PROBED = 8
+"""Tiles of noise that an encoder on a device is tried on."""
+
 ERRORS_A_SHARD = 20
 """Failed tiles of a shard whose causes are kept."""
 
@@ -113,7 +116,8 @@ def _give_way() -> None:
 
 def _learn_facts(worker: Worker, settings: WorkerSettings) -> EncoderFacts:
     """What a batch of noise tells."""
-    noise = np.random.default_rng(0).integers(0, 256, (worker.batch, settings.tile, settings.tile, 3), np.uint8)
+    count = worker.batch if worker.graphs is None else min(PROBED, worker.batch)  # a device's batches are filled up
+    noise = np.random.default_rng(0).integers(0, 256, (count, settings.tile, settings.tile, 3), np.uint8)
     out = worker.compute.submit(worker.encode, noise, lambda *_: "a batch of noise").result()
     dim = int(worker.encoder.dim)  # type: ignore[arg-type]
     if out.shape[-1] != dim:

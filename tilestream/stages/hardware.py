@@ -7,7 +7,7 @@ import copy
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from pathlib import Path
@@ -151,8 +151,10 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-def cast_encoder(encoder: nn.Module, name: str, precision: str, tile: int) -> tuple[nn.Module, torch.dtype, list[str]]:
-    """Bring an encoder to its number format, on the device where it lies.
+def cast_encoder(
+    encoder: nn.Module, name: str, precision: str, tile: int, device: torch.device
+) -> tuple[nn.Module, torch.dtype, list[str], Mapping[str, Tensor]]:
+    """Bring an encoder to its number format and to a device; it is cast where it lies, for half as much is then copied.
 
     With `auto`, an encoder is cast only to a format that its attribute `precisions` names (a tuple of fp32, bf16, fp16); one that says
     nothing stays in fp32. In fp16, whose largest number is 65,504, an encoder is tried on tiles of noise, black and white: one that does
@@ -161,32 +163,36 @@ def cast_encoder(encoder: nn.Module, name: str, precision: str, tile: int) -> tu
     Parameters
     ----------
     encoder : nn.Module
-        In fp32, on its device.
+        In fp32.
     name, precision : str
         Of the encoder, and `encoder.precision`.
     tile : int
         Side of the tiles, px.
+    device : torch.device
+        Where it is to run.
 
     Returns
     -------
-    encoder, dtype, notes
-        The encoder in that format, the format, and what a person should know of it.
+    encoder, dtype, notes, state
+        The encoder in that format on the device, the format, what a person should know of it, and its state as it was before it was copied
+        there: of one that was built on the host, on the host.
     """
     import torch
 
-    device = next((value.device for value in encoder.parameters()), torch.device("cpu"))
     dtype = pick_precision(precision, device)
     offered: tuple[str, ...] = getattr(encoder, "precisions", ("fp32",))
+    notes: list[str] = []
     if precision == "auto" and dtype is torch.bfloat16 and "bf16" not in offered:
-        said = f"{name} runs in fp32: precision is auto, and the encoder does not say that it can be cast (attribute precisions)"
-        return encoder, torch.float32, [said]
+        dtype = torch.float32
+        notes = [f"{name} runs in fp32: precision is auto, and the encoder does not say that it can be cast (attribute precisions)"]
     if dtype is torch.float16 and device.type == "cuda":
-        half = copy.deepcopy(encoder).to(dtype)
-        if _stays_finite(half, tile, device):
-            return half, dtype, []
-        said = f"{name} leaves the range of fp16 on probe tiles: it runs in bf16"
-        return encoder.to(torch.bfloat16), torch.bfloat16, [said]
-    return (encoder if dtype is torch.float32 else encoder.to(dtype)), dtype, []
+        half = copy.deepcopy(encoder).to(dtype).to(device)
+        if not _stays_finite(half, tile, device):
+            dtype, notes = torch.bfloat16, [f"{name} leaves the range of fp16 on probe tiles: it runs in bf16"]
+        del half
+    cast = encoder if dtype is torch.float32 else encoder.to(dtype)
+    state = {key: value.detach() for key, value in cast.state_dict().items()}
+    return cast.to(device), dtype, notes, state
 
 
 def _stays_finite(encoder: nn.Module, tile: int, device: torch.device) -> bool:

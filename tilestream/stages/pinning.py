@@ -6,10 +6,8 @@ import os
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from tilestream import __version__
-from tilestream.encoders.weights import weights_digest
 from tilestream.errors import UnfitWorkerError
 from tilestream.stages.hardware import has_matrix_units, see_own_device
 from tilestream.stages.worker_settings import Pinned, WorkerSettings
@@ -28,7 +26,7 @@ def _torch() -> str:
     return str(torch.__version__).partition("+")[0]
 
 
-def pin_settings(settings: WorkerSettings, device: torch.device, dtype: torch.dtype, encoder: nn.Module, batch: int) -> WorkerSettings:
+def pin_settings(settings: WorkerSettings, device: torch.device, dtype: torch.dtype, digest: str, batch: int) -> WorkerSettings:
     """The settings of a worker with nothing left open, as all workers of its run are to have them."""
     units = settings.precision == "auto" and dtype is torch.bfloat16
     exact_on_cpu = settings.exact and device.type == "cpu"
@@ -38,9 +36,7 @@ def pin_settings(settings: WorkerSettings, device: torch.device, dtype: torch.dt
         precision=PRECISIONS[dtype],
         batch=batch,
         compute_threads=torch.get_num_threads() if exact_on_cpu else settings.compute_threads,
-        pinned=Pinned(
-            weights_digest(encoder), units, cpu_capability() if exact_on_cpu else None, (("tilestream", __version__), ("torch", _torch()))
-        ),
+        pinned=Pinned(digest, units, cpu_capability() if exact_on_cpu else None, (("tilestream", __version__), ("torch", _torch()))),
     )
 
 
@@ -75,9 +71,9 @@ def check_machine(settings: WorkerSettings) -> None:
         )
 
 
-def check_alike(pinned: Pinned, encoder: nn.Module) -> None:
-    """The same for what is known once the encoder is built: its weights."""
-    if weights_digest(encoder) != pinned.weights_sha256:
+def check_alike(pinned: Pinned, digest: str) -> None:
+    """The same for what is known once the encoder is built: the digest of its weights."""
+    if digest != pinned.weights_sha256:
         raise unfit("its encoder has other weights than that of the run's first worker", "Put the same file there")
 
 

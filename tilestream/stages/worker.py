@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from tilestream.buffers import PixelBuffers
 from tilestream.encoders.registry import build_encoder
+from tilestream.encoders.weights import state_digest, weights_digest
 from tilestream.errors import ConfigError, user_code
 from tilestream.sources.base import Source
 from tilestream.sources.open_images import OpenImages
@@ -155,8 +156,10 @@ class Worker:
         if settings.decode == "gpu" and not on_device:
             raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
         self.processes = DecodeProcesses(settings.threads) if on_device and settings.decode_processes else None
-        built = (encoder or build_encoder(settings.spec)).to(self.device)
-        self.encoder, self.dtype, self.notes = cast_encoder(built, settings.encoder, settings.precision, settings.tile)
+        built = encoder or build_encoder(settings.spec)
+        self.encoder, self.dtype, self.notes, state = cast_encoder(built, settings.encoder, settings.precision, settings.tile, self.device)
+        self._digesting = _begin_digest(state) if on_device and encoder is None else None
+        del state
         self.graphs: DeviceEncoder | None = None
         if on_device:
             self.graphs = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device)
@@ -168,7 +171,7 @@ class Worker:
             self.batch = settings.batch or CPU_BATCH
             self._encode_on_host = host_encoder(self.encoder, settings.encoder, self.batch, exact=settings.exact)
         if settings.pinned is not None:
-            check_alike(settings.pinned, self.encoder)
+            check_alike(settings.pinned, self._digest())
             if settings.compile:
                 self._check_compiled()
         self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
@@ -197,8 +200,12 @@ class Worker:
         """What every worker of this one's run must be set up with."""
         if self.settings.pinned is not None:
             return self.settings
-        pinned = pin_settings(self.settings, self.device, self.dtype, self.encoder, self.batch)
+        pinned = pin_settings(self.settings, self.device, self.dtype, self._digest(), self.batch)
         return replace(pinned, compile=False) if self.settings.compile and not self.compile() else pinned
+
+    def _digest(self) -> str:
+        """Of the weights."""
+        return weights_digest(self.encoder) if self._digesting is None else self._digesting.result()
 
     def program_bytes(self) -> int:
         """Resident memory of the worker before it reads: its own so far, its children's, what decoding adds to theirs, and a compiler."""
@@ -310,6 +317,16 @@ class Worker:
                 parts.append(self._encode_on_host(part) if self.graphs is None else self.graphs(part, compiled=compiled))
             start += len(part)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _begin_digest(state: Mapping[str, Tensor]) -> Future[str] | None:
+    """The digest of weights on the host, in the making while they are used; None where some are on a device."""
+    if any(value.device.type != "cpu" for value in state.values()):
+        return None
+    pool = ThreadPoolExecutor(1, "digest")
+    found = pool.submit(state_digest, state)
+    pool.shutdown(wait=False)
+    return found
 
 
 _worker: Worker | None = None

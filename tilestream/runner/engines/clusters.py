@@ -22,6 +22,7 @@ from tilestream.config.compute import Compute, SchedulerSpec
 from tilestream.config.load import secret_texts
 from tilestream.config.local_files import read_small_file
 from tilestream.errors import HIDDEN, LONGEST_REASON, ConfigError
+from tilestream.runner.engines.fork_server import begin_server
 from tilestream.stages.worker_settings import LANES, worker_count
 
 ANSWER = 5.0
@@ -187,7 +188,7 @@ def _start_local_cluster(workers: int) -> Any:
         # Workers fork from a server that has imported what they need, without threads and CUDA: on busy cores two were ready in 18 s where two
         # that imported for themselves took 32; they ended in 0.2 s, where the others were killed after 4.
         chosen["distributed.worker.multiprocessing-method"] = "forkserver"
-        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+        begin_server()
         distributed.utils._forkserver_preload_set = True  # noqa: SLF001  # else it has its own list, and imports all of it here as well
     with dask.config.set(chosen):
         # The nanny's own memory limit is off: the plan refuses what does not fit, and a kill would only repeat the shard.
@@ -198,9 +199,6 @@ def _start_local_cluster(workers: int) -> Any:
             env=dict(os.environ),  # as it is now: the server has that of this process's first run
         )  # fmt: skip
 
-
-PRELOADED = ["distributed", "tilestream.stages.embed_tiles", "tilestream.stages.mix_context", "tilestream.stages.finish_slide"]
-"""What the server imports from which workers fork."""
 
 _GUARDS = frozenset({"__name__", "parent_process", "current_process"})
 """Names by which a script tells whether it is run or imported."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,6 +69,17 @@ def keep_kernels() -> None:
             folder.rename(old)
             shutil.rmtree(old)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
+@contextlib.contextmanager
+def one_measures() -> Iterator[None]:
+    """Within it no other process of this user on this machine measures; without effect where the user's cache cannot be written to."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            cache_folder("batches").mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((cache_folder("batches") / "lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def recall(encoder: nn.Module, tile: int, device: torch.device) -> Measured | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tilestream.errors import InterruptedRunError
-from tilestream.stages.encoding.compiling import Measured, compiled_twin, recall, remember
+from tilestream.stages.encoding.compiling import Measured, compiled_twin, one_measures, recall, remember
 from tilestream.stages.encoding.host import check_output
 
 LARGEST_BATCH = 512
@@ -24,6 +24,9 @@ LARGEST_BATCH = 512
 
 GAIN = 1.03
 """A batch twice as large is taken where it gives this much more throughput."""
+
+MEASURED, WARMED = 2, 2
+"""Batches that are timed of each size, and that run before one is captured."""
 
 _MEMORY_SHARE = 0.7
 """Part of the device's free memory that a batch's activations may take."""
@@ -144,8 +147,9 @@ class DeviceEncoder:
         """The batch that serves best, as it was measured on such a device before or is now."""
         self._measured = recall(self.encoder, self.tile, self.device)
         if self._measured is None:
-            self._measured = self._best_batch()
-            remember(self.encoder, self.tile, self.device, self._measured)
+            with one_measures():  # workers of one machine begin at once: the others take what the first one found, and all have one batch
+                self._measured = recall(self.encoder, self.tile, self.device) or self._best_batch()
+                remember(self.encoder, self.tile, self.device, self._measured)
         return self._measured.batch
 
     def _best_batch(self) -> Measured:
@@ -177,7 +181,7 @@ class DeviceEncoder:
         self._eager.forward(tiles)
         used = torch.cuda.max_memory_allocated(self.device) - before
         times = []
-        for _ in range(4):
+        for _ in range(MEASURED):
             torch.cuda.synchronize(self.device)
             start = time.perf_counter()
             self._eager.forward(tiles)
@@ -209,7 +213,7 @@ class DeviceEncoder:
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
-            for _ in range(3):
+            for _ in range(WARMED):
                 check_output(path.forward(path.input), self.batch, self.name)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         torch.cuda.synchronize(self.device)

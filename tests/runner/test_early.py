@@ -1,0 +1,93 @@
+"""What a run will need is begun at once, and nothing where it may have nothing to do."""
+
+import ctypes
+import types
+
+import pytest
+
+from tests.support.runs import config
+from tilestream.config.load import load_config
+from tilestream.runner.engines import early
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """Names of what was begun."""
+    names = []
+    monkeypatch.setattr(early, "_in_thread", lambda work: work())
+    monkeypatch.setattr(early.importlib, "import_module", names.append)
+    monkeypatch.setattr(early, "_wake_devices", lambda *_, **__: names.append("devices"))
+    monkeypatch.setattr(early, "begin_server", lambda: names.append("server"))
+    return names
+
+
+def begin(tmp_path, output="out", **compute):
+    where = output if "://" in output else tmp_path / output
+    early.begin_early(load_config(config(tmp_path / "a.tif", where, compute=compute)))
+
+
+@pytest.mark.parametrize(
+    ("compute", "names"),
+    [
+        ({"scheduler": "inline", "device": "cpu"}, ["torch"]),
+        ({"scheduler": "local", "device": "auto"}, ["torch", "devices"]),
+        ({"scheduler": "local", "device": "cpu", "workers": 2}, ["torch", "server", "distributed"]),
+        ({"scheduler": "tcp://127.0.0.1:1", "device": "cpu"}, ["torch"]),
+    ],
+)
+def test_a_new_output_begins_what_its_run_cannot_do_without(tmp_path, begun, compute, names):
+    begin(tmp_path, **compute)
+    assert begun == names
+
+
+def test_an_output_that_holds_something_may_be_finished(tmp_path, begun):
+    (tmp_path / "out").mkdir()
+    begin(tmp_path, scheduler="inline")
+    assert begun
+    begun.clear()
+    (tmp_path / "out" / "a.zarr").mkdir()
+    begin(tmp_path, scheduler="inline")
+    begin(tmp_path, "memory://bucket/out", scheduler="inline")
+    assert begun == []
+
+
+class Driver:
+    """A machine with so many CUDA devices."""
+
+    def __init__(self, devices):
+        self.devices, self.retained = devices, []
+
+    def cuInit(self, flags):
+        return 0 if self.devices else 100
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = self.devices
+        return 0
+
+    def cuDeviceGet(self, device, number):
+        device._obj.value = number
+        return 0 if number < self.devices else 101
+
+    def cuDevicePrimaryCtxRetain(self, context, device):
+        self.retained.append(device.value)
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("devices", "name", "inline", "here", "retained", "server"),
+    [
+        (0, "auto", True, True, [], False),
+        (1, "auto", False, True, [0], False),
+        (4, "auto", False, True, [], True),
+        (4, "auto", True, True, [0], False),
+        (4, "cuda:2", False, True, [2], False),
+        (4, "auto", False, False, [], False),
+    ],
+)
+def test_a_device_is_woken_where_this_process_uses_it(monkeypatch, devices, name, inline, here, retained, server):
+    driver, begun = Driver(devices), []
+    monkeypatch.setattr(early, "ctypes", types.SimpleNamespace(**{**vars(ctypes), "CDLL": lambda _: driver}))
+    monkeypatch.setattr(early, "_begin_workers", lambda: begun.append("server"))
+    early._wake_devices(name, inline=inline, here=here)
+    assert driver.retained == retained
+    assert bool(begun) == server
