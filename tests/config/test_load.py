@@ -1,8 +1,11 @@
 """Config files: lines in every problem, all problems at once, YAML without surprises, and `--set`."""
 
+from typing import get_args
+
 import pytest
 
 from tilestream.config.load import load_config
+from tilestream.config.vectors.pool import PoolName
 from tilestream.errors import ConfigError
 
 LEAST = "slides: a.svs\noutput: out\ntiles: {mpp: 0.5}\nencoder: patch_embed\n"
@@ -33,7 +36,7 @@ def test_all_problems_come_at_once_each_with_line_key_value_and_way_out(write):
         "config.yaml:6: tiles.mpp: 0 is not more than 0.",
         "config.yaml:4: tiles.sise: unknown key; did you mean tiles.size?",
         "config.yaml: encoder: missing. Write a model, e.g. encoder: tilestream-lite.",
-        "config.yaml:8: pool.name: 'maen' is not one of mean, max, gated_attention, queries, none; did you mean mean?",
+        f"config.yaml:8: pool.name: 'maen' is not one of {', '.join(get_args(PoolName))}; did you mean mean?",
         "config.yaml:7: encodr: unknown key; did you mean encoder?",
     ]
 
@@ -45,7 +48,7 @@ def test_all_problems_come_at_once_each_with_line_key_value_and_way_out(write):
         ("shard_tile: 3", "shard_tile: unknown key; did you mean compute.shard_tiles?"),
         ("compute: {shard_tile: 3}", "compute.shard_tile: unknown key; did you mean compute.shard_tiles?"),
         ("context: {depht: null}", "context.depht: unknown key; did you mean context.depth?"),
-        ("pool: {nothing_like_it: 1}", "pool.nothing_like_it: unknown key; known here are name, weights."),
+        ("windows: {nothing_like_it: 1}", "windows.nothing_like_it: unknown key; known here are sides, pool, weights."),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(write, key, words):

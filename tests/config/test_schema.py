@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from tilestream.config.json_schema import config_schema
 from tilestream.config.load import load_config
 from tilestream.config.schema import Config, SchedulerSpec
 from tilestream.config.types import ValueRefusedError, bytes_from_text
+from tilestream.config.vectors.pool import PoolName
 from tilestream.errors import ConfigError
 
 LEAST = {"slides": "slides/*.svs", "output": "embeddings", "tiles": {"mpp": 0.5}, "encoder": "patch_embed"}
@@ -202,7 +204,7 @@ def test_exactly_one_of_mpp_and_level():
         ({"encoder": {"name": "a", "args": {"x": object}}}, "encoder.args: holds something that is not plain data"),
         ({"encoder": {"name": "a", "allow_mismatch": "maybe"}}, "encoder.allow_mismatch: 'maybe' is not true or false"),
         ({"context": {"heads": 0}}, "context.heads: 0 is less than the smallest allowed, 1"),
-        ({"pool": "maen"}, "pool.name: 'maen' is not one of mean, max, gated_attention, queries, none; did you mean mean?"),
+        ({"pool": "maen"}, f"pool.name: 'maen' is not one of {', '.join(get_args(PoolName))}; did you mean mean?"),
         ({"pool": {"name": "mean", "weights": "w.pth"}}, "pool.weights: 'w.pth', but pool.name is mean, which has no weights"),
         ({"pool": "none", "output": {"path": "o", "save": ["tiles", "slide"]}}, "pool: none, but output.save asks for slide"),
         ({"compute": {"device": "gpu"}}, "compute.device: 'gpu' is not one of auto, cpu, cuda, cuda:N"),

@@ -35,6 +35,7 @@ from tilestream.config.types import (
     Window,
     yaml_word,
 )
+from tilestream.config.vectors.pool import Pool
 
 __all__ = [
     "Compute", "Config", "Context", "Encoder", "OnError", "Output", "Pool", "SchedulerSpec", "SourceChoices", "Tiles", "Tissue", "Windows",
@@ -207,33 +208,6 @@ class Context(Kept):
     exact: Switch = False
     """Whether results are bit-identical on a CPU whatever the schedule, shards, workers, threads and batch size: the encoder then runs
     in batches of one fixed size, and everything in fp32."""
-
-
-class Pool(Kept):
-    """How one vector is made of a slide's."""
-
-    section: ClassVar[str] = "pool."
-    kind: ClassVar[str] = "pool"
-
-    name: Literal["mean", "max", "gated_attention", "queries", "none"] = "mean"
-    """The rule; `none` makes no slide vector."""
-    weights: PathText | None = None
-    """File of weights of gated_attention or queries, relative to the working directory; None for seeded random ones."""
-
-    @classmethod
-    def written_out(cls, data: Any) -> Any:
-        """`pool: mean` is `{name: mean}`."""
-        return {"name": data} if isinstance(data, str) else data
-
-    @field_validator("weights")
-    @classmethod
-    def _check_weights(cls, weights: str | None, info: ValidationInfo) -> str | None:
-        name = info.data.get("name")
-        if weights is not None and name not in (None, "gated_attention", "queries"):
-            raise ValueRefusedError(
-                f"{yaml_word(weights)}, but pool.name is {name}, which has no weights. Leave them out, or set it to gated_attention or queries"
-            )
-        return weights
 
 
 class Windows(Section):

@@ -110,13 +110,13 @@ def check_arguments(name: str, args: Mapping[str, Any], factory: Factory) -> Non
             raise ConfigError(f"encoder.args.{parameter.name}: {name!r} needs it. Set it.")
 
 
-def refuse_unknown(name: str, args: Mapping[str, Any], allowed: frozenset[str]) -> None:
-    """Refuse arguments that an encoder does not take, with the nearest that it does."""
+def refuse_unknown(name: str, args: Mapping[str, Any], allowed: frozenset[str], section: str = "encoder") -> None:
+    """Refuse arguments that an encoder, or what another section names, does not take, with the nearest that it does."""
     for key in args:
         if key not in allowed:
             near = difflib.get_close_matches(str(key), sorted(allowed), n=1, cutoff=0.4)
             hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(sorted(allowed)) or 'none'}."
-            raise ConfigError(f"encoder.args.{key}: {name!r} takes no such argument. {hint}")
+            raise ConfigError(f"{section}.args.{key}: {name!r} takes no such argument. {hint}")
 
 
 def encoder_points() -> dict[str, EntryPoint]:

@@ -96,7 +96,7 @@ def project_memory(
         heads=heads,
         finishing=drawing_bytes(len(plan), facts.dim, facts.threads)
         + rows_bytes(len(plan), facts.dim)
-        + _pool_bytes(config.pool, facts.dim),
+        + _pool_bytes(config.pool, facts.dim, len(plan), cuda=cuda),
         seen=peak_memory(),
     )
     if config.context is None:
@@ -106,8 +106,12 @@ def project_memory(
     return replace(projection, context=context.bytes), context
 
 
-def _pool_bytes(pool: Pool, dim: int) -> int:
-    """What a pool takes, where it learns: only then torch is needed to say so."""
+def _pool_bytes(pool: Pool, dim: int, tiles: int, *, cuda: bool) -> int:
+    """What a pool takes, where it learns or encodes: only then torch is needed to say so."""
+    if pool.encodes:
+        from tilestream.stages.slides.encode import slide_encoder_bytes
+
+        return slide_encoder_bytes(pool, tiles, cuda=cuda)
     if pool.name not in ("gated_attention", "queries"):
         return 0
     from tilestream.models.pooling import pool_bytes
@@ -206,5 +210,5 @@ def check_memory(projection: Projection, config: Config, plan: SlidePlan) -> Non
     raise ConfigError(
         f"compute.memory_limit: a worker on {plan.ref.id} needs {gib(projection.worker)} (program and model {gib(projection.program)}, "
         f"tiles {gib(projection.tiles + projection.decoding)}, a shard of {min(config.compute.shard_tiles, len(plan))} tiles "
-        f"{gib(projection.shards)}, context {gib(projection.context)}, heads {gib(projection.heads)}), the limit is {gib(limit)}. {advice}"
+        f"{gib(projection.shards)}, context {gib(projection.context)}, heads {gib(projection.heads)}, pool and picture {gib(projection.finishing)}), the limit is {gib(limit)}. {advice}"
     )

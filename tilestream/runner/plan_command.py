@@ -19,6 +19,7 @@ from tilestream.runner.slide_plan import check_encoder
 from tilestream.runner.summary import same_image
 from tilestream.stages.hardware import count_cuda, has_amx
 from tilestream.stages.shares import CPU_BATCH
+from tilestream.stages.slides.contract import check_slide_encoder
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, worker_count, worker_settings
 
 PROGRAM_BYTES = 320 * 1024**2
@@ -84,6 +85,7 @@ def state_setup(config: Config, settings: WorkerSettings, workers: int, slides: 
         mpp_range=known.mpp_range, vector=known.vector,
     )  # fmt: skip
     check_encoder(facts, config)
+    check_slide_encoder(config, facts.dim)
     return Setup(config, settings, facts, workers, slides)
 
 

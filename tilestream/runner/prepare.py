@@ -17,6 +17,7 @@ from tilestream.sources.base import ImageAddress, Source
 from tilestream.stages.hardware import describe_device
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.slide_task import LineSettings, SlideTask
+from tilestream.stages.slides.contract import check_slide, check_slide_encoder
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, model_address, untrained_parts
 from tilestream.store.layout import Layout, WindowGrid
 from tilestream.store.slide_store import SlideStore
@@ -111,6 +112,11 @@ def set_up(
     else:
         facts, pinned = replace(stored, device=call(describe_device, settings.device), threads=settings.threads), settings
     check_encoder(facts, config)
+    check_slide_encoder(config, facts.dim)
+    if config.pool.encodes:
+        from tilestream.stages.slides.encode import try_slide_encoder
+
+        call(try_slide_encoder, config.pool)
     if config.context is not None:
         from tilestream.stages.mix_context import build_context
 
@@ -155,6 +161,7 @@ def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStor
 
         tokens_a_side(facts.tokens, plan.grid)
     check_head_resolution(setup.heads, config, source.info.mpp, ref.id)
+    check_slide(config, plan.grid, plan.info.mpp, plan.tile_row, plan.tile_col, ref.id)
     task = _make_task(plan, setup, "", "", None)
     taken, left = _heads_take(task, layout) if setup.heads else (0, {})
     projection, context = project_memory(plan, layout, config, facts, setup.workers, alone=setup.slides == 1, heads=taken)

@@ -10,6 +10,7 @@ from tilestream.config.local_files import refuse_special
 from tilestream.config.restart import restarts
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
+from tilestream.encoders.slides.files import slide_weights
 from tilestream.errors import OutputError, without_credentials
 from tilestream.sources.files import file_sha256
 from tilestream.stages.heads.facts import HeadFacts
@@ -91,7 +92,7 @@ class Recipes:
             "tiles": config.tiles.model_dump(mode="json", exclude={"chosen"}),
             "encoder": encoder,
             "context": None if config.context is None else config.context.model_dump(mode="json", exclude={"schedule", "kept_as"}),
-            "pool": {**config.pool.model_dump(mode="json", exclude={"kept_as"}), "of": above} if "slide" in save else None,
+            "pool": {**config.pool.recipe(), "of": "tiles" if config.pool.encodes else above} if "slide" in save else None,
             "windows": {**config.windows.model_dump(mode="json"), "of": above} if "windows" in save else None,
             "output": {"save": sorted(save), "dtype": config.output.dtype},
             "compute": {"shard_tiles": config.compute.shard_tiles},
@@ -107,8 +108,7 @@ class Recipes:
                 recipe |= {kind: None, part.stage: own}
         if config.heads:
             recipe[HEADS] = {name: self._head(name) for name in config.heads}
-        found: Recipe = without_credentials(recipe)
-        return found
+        return without_credentials(recipe)
 
     def _head(self, name: str) -> Recipe:
         """The recipe of a head; what only it can say of itself is left out before it is known."""
@@ -128,7 +128,7 @@ class Recipes:
         found = {
             f"encoder.file{SHA256}": config.encoder.weights,
             f"context.weights{SHA256}": config.context.weights if config.context else None,
-            f"pool.weights{SHA256}": config.pool.weights,
+            f"pool.weights{SHA256}": slide_weights(config.pool),
             f"windows.weights{SHA256}": config.windows.weights,
             **{
                 f"encoder.{key}{SHA256}": value

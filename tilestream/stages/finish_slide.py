@@ -17,28 +17,36 @@ from tilestream.models.context_streaming import TokenBand
 from tilestream.models.pca import principal_colours
 from tilestream.models.pooling import SoftmaxPool, make_pool
 from tilestream.stages.clock import Clock
-from tilestream.stages.hardware import one_thread
+from tilestream.stages.hardware import one_thread, pick_device
 from tilestream.stages.overview import SlidePanel, draw_overview, draw_slide_panel
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.region_vectors import WindowWriter, write_larger_windows
 from tilestream.stages.shares import OVERVIEW_ROWS, OVERVIEW_THREADS
 from tilestream.stages.slide_task import Report, SlideTask
+from tilestream.stages.slides.encode import encode_slide
 from tilestream.store.folder import Folder
 from tilestream.store.layout import PADDED, context_place
 from tilestream.store.slide_store import CODES, ROWS, THUMBNAIL, TISSUE, SlideStore
 
 
-@one_thread
-@torch.inference_mode()
 def pool_slide(task: SlideTask, shards: range) -> Report:
     """The slide's vector from the stored rows.
 
     Rows pass in blocks of one fixed size, so that no result depends on how they were cut into shards.
     """
     check_machine(task.line.worker)
+    return _pool(task, shards, pick_device(task.line.worker.device))  # which device is this worker's is known in its own threads only
+
+
+@one_thread
+@torch.inference_mode()
+def _pool(task: SlideTask, shards: range, device: torch.device) -> Report:
     store, clock = task.open_store(), Clock()
     with clock.timed("pool"):
-        _pool_rows(task, store, _pooled(task))
+        if task.line.pool.encodes:
+            store.write_pool(encode_slide(task, store, device).vector, task.slide, None, task.line.pool.stage)
+        else:
+            _pool_rows(task, store, _pooled(task))
     return Report(task.slide, shards, clock.seconds)
 
 

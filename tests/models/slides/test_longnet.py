@@ -10,8 +10,9 @@ from tests.conftest import SHARED
 from tilestream.encoders.weight_files import load_weights
 from tilestream.encoders.weights import apply_weights
 from tilestream.models.slides import dilated
-from tilestream.models.slides.dilated import Branches, dilated_attention
-from tilestream.models.slides.longnet import RELEASED, LongNet, LongNetSpec
+from tilestream.models.slides.dilated import dilated_attention
+from tilestream.models.slides.longnet import LongNet
+from tilestream.models.slides.specs import RELEASED, Branches, LongNetSpec
 
 GIGAPATH = LongNetSpec(inputs=1536, dim=768, depth=12, heads=16, hidden=3072)
 

@@ -12,33 +12,13 @@ padding, so that later segments are displaced by it. With the lengths of GigaPat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-CHUNK_VALUES, CUDA_CHUNK_VALUES = 1 << 22, 1 << 27
-"""Logits that are made at once on a processor, and on a CUDA device."""
+from tilestream.models.slides.specs import CHUNK_VALUES, CUDA_CHUNK_VALUES, Branches
 
 _ABSENT = -1e8
 """Log-sum-exp of a token that a branch does not see, as published; one that is exactly 0 becomes this as well."""
-
-
-@dataclass(frozen=True)
-class Branches:
-    """The segments and ratios of the branches; a ratio divides the number of heads."""
-
-    segments: tuple[int, ...]
-    """Tokens of a segment."""
-    ratios: tuple[int, ...]
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(zip(self.segments, self.ratios, strict=True))
-
-    def displaces(self, tokens: int) -> bool:
-        """Whether the published module misplaces segments in a sequence of so many tokens."""
-        return any(segment < tokens and segment % ratio for segment, ratio in self)
 
 
 class Mixture:

@@ -5,8 +5,7 @@ A parameter has the name that the published file gives it, so a file loads as it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,44 +13,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from tilestream.models.patch_embed import BlankLinear, freeze, seeded_init
 from tilestream.models.positions import sincos_2d
-from tilestream.models.slides.dilated import CHUNK_VALUES, CUDA_CHUNK_VALUES, Branches, dilated_attention
-
-ROWS_AT_ONCE, CUDA_ROWS_AT_ONCE = 2048, 1 << 16
-"""Tokens that pass linear layers at once."""
-
-HEADS_AT_ONCE = 4
-"""Heads whose queries, keys and values are held at once."""
-
-RELEASED = Branches((1024, 5792, 32768, 185363, 1048576), (1, 2, 4, 8, 16))
-"""Of the released models: int(2 ** k) for k from log2 1024 to log2 1048576 in four equal steps."""
+from tilestream.models.slides.base import Encoded, SlideEncoder, TileBlock
+from tilestream.models.slides.dilated import dilated_attention
+from tilestream.models.slides.specs import CUDA_ROWS_AT_ONCE, HEADS_AT_ONCE, ROWS_AT_ONCE, LongNetSpec
 
 
-@dataclass(frozen=True)
-class LongNetSpec:
-    """Shape of a LongNet slide encoder."""
-
-    inputs: int
-    """Features of a tile."""
-    dim: int
-    depth: int
-    heads: int
-    hidden: int
-    branches: Branches = RELEASED
-    grid: int = 1000
-    """Cells along a side of the table of positions."""
-
-    def bytes(self, tokens: int, *, cuda: bool = False) -> int:
-        """Upper bound of what encoding holds, its weights and the file that they come from included."""
-        block = 4 * self.dim**2 + 2 * self.dim * self.hidden + 11 * self.dim + 2 * self.hidden
-        weights = 4 * (self.depth * block + (self.inputs + 8) * self.dim)
-        at_once = min(HEADS_AT_ONCE, self.heads) / self.heads
-        whole = int((2 + 3 * at_once) * (tokens + 1) * self.dim * 4) + 16 * (tokens + 1)
-        rows, values = (CUDA_ROWS_AT_ONCE, CUDA_CHUNK_VALUES) if cuda else (ROWS_AT_ONCE, CHUNK_VALUES)
-        seen = 3 * (tokens + 1) * self.dim // self.heads * 4
-        return 2 * weights + whole + seen + min(rows, tokens) * (3 * self.hidden + 4 * self.dim) * 4 + 3 * min(values, tokens**2 + 1024) * 4
-
-
-class LongNet(nn.Module):
+class LongNet(SlideEncoder):
     """Tile vectors in blocks to the tokens of each layer.
 
     Order: tokens keep the order of the tiles, the class token before them; which tokens form a segment depends on it.
@@ -61,13 +28,33 @@ class LongNet(nn.Module):
     Parameters
     ----------
     spec : LongNetSpec
+    layer : int, optional
+        Block whose tokens the vector is made of, 0 for what the first one gets; the last one where it is not given.
+    output : str
+        `mean` of the tiles' tokens, or `class` token.
+    encoder_norm : bool
+        Whether tokens of the last block pass the encoder's own norm first, as they do where the published module gives no inner layers.
     seed : int, optional
         Of random weights; None leaves memory as it is, for others to be loaded.
+
+    Raises
+    ------
+    ValueError
+        There is no such layer or output.
     """
 
-    def __init__(self, spec: LongNetSpec, seed: int | None = 0) -> None:
+    def __init__(
+        self, spec: LongNetSpec, *, layer: int | None = None, output: str = "mean", encoder_norm: bool = False, seed: int | None = 0
+    ) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.inputs, self.dim, self.cells = spec, spec.inputs, spec.dim, spec.cells
+        self.layer, self.output, self.encoder_norm = spec.depth if layer is None else layer, output, encoder_norm
+        if not 0 <= self.layer <= spec.depth:
+            raise ValueError(f"layer is {layer}, but there are 0 to {spec.depth}")
+        if output not in ("mean", "class"):
+            raise ValueError(f"output is {output!r}, but it must be mean or class")
+        if encoder_norm and self.layer != spec.depth:
+            raise ValueError(f"encoder_norm is true, but only the last layer, {spec.depth}, passes that norm, and layer is {layer}")
         self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.dim))
         self.patch_embed = nn.ModuleDict({"proj": BlankLinear(spec.inputs, spec.dim)})
         self.encoder = nn.ModuleDict(
@@ -98,6 +85,17 @@ class LongNet(nn.Module):
         for block in blocks:
             block(x, check)
             yield x
+
+    def encode(self, blocks: Iterable[TileBlock], tiles: int, check: Callable[[], None] = lambda: None) -> Encoded:
+        """The vector of a slide, and the tokens that it is made of."""
+        x, start = self.begin(tiles), 1
+        for block in blocks:
+            x[start : start + len(block.vectors)] = self.place(block.vectors, block.row, block.col)
+            start += len(block.vectors)
+        for number, _ in enumerate(self.layers(x, check)):
+            if number == self.layer:
+                break
+        return Encoded(self.pooled(x, self.output, last_path=self.encoder_norm), x[1:])
 
     def pooled(self, x: Tensor, output: str = "mean", *, last_path: bool = False) -> Tensor:
         """(dim,) of the tokens of a layer: the normed mean of all tiles' or the normed class token.

@@ -1,0 +1,170 @@
+"""Slide encoders as pools: the vector is that of all tiles at once, whatever the schedule; tiles that they were not made for are refused."""
+
+import shutil
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import tilestream
+from tests.support.images import make_image, write_pyramid
+from tests.support.runs import given
+from tests.support.slide_encoders import SMALL, small_gigapath
+from tilestream.errors import ConfigError, InputError
+from tilestream.models.slides.specs import LongNetSpec
+from tilestream.store.folder import Folder
+from tilestream.store.slide_store import SlideStore
+
+
+@pytest.fixture
+def image(tmp_path):
+    return write_pyramid(tmp_path / "a.tif", make_image(620, 700, 1), compression="deflate", levels=1, mpp=0.5)
+
+
+@pytest.fixture
+def gigapath(tmp_path, monkeypatch):
+    return small_gigapath(monkeypatch, tmp_path)
+
+
+def dense(module, slide, layer=SMALL.depth, output="mean"):
+    """All tiles at once, without the stage."""
+    good = np.isfinite(slide.embeddings[:]).all(axis=1)
+    row, col = (torch.from_numpy(slide.read_column(name)[good]) for name in ("row", "col"))
+    x = module.begin(int(good.sum()))
+    x[1:] = module.place(torch.from_numpy(slide.embeddings[:][good]), row, col)
+    for number, _ in enumerate(module.layers(x)):
+        if number == layer:
+            break
+    rows = x[1:].mean(dim=0) if output == "mean" else x[0]
+    return torch.nn.functional.layer_norm(rows, (16,), module.norm.weight, module.norm.bias, 1e-6).numpy()
+
+
+def encode(image, output, weights, /, pool=None, **sections):
+    return tilestream.run(given(image, output, pool={"name": "gigapath", "weights": weights, **(pool or {})}, **sections))
+
+
+def test_streamed_equals_dense_bit_for_bit_for_any_shard_size_threads_and_resume(image, tmp_path, gigapath):
+    module, weights = gigapath
+    vectors = []
+    for shard, threads in ((8, 1), (32, 2), (512, 1)):
+        output = tmp_path / f"{shard}"
+        encode(image, output, weights, compute={"shard_tiles": shard, "threads": threads})
+        vectors.append(tilestream.open(output / "a.zarr").slide_vector)
+    slide = tilestream.open(tmp_path / "8" / "a.zarr")
+    assert slide.layout.tiles == 110
+    assert np.abs(vectors[0] - dense(module, slide)).max() < 1e-5
+    store = SlideStore(Folder(str(tmp_path / "8" / "a.zarr")))
+    store.folder.delete(".tilestream/complete.json")
+    store.forget({"pool"})
+    shutil.rmtree(tmp_path / "8" / "a.zarr" / "tables" / "slide")
+    encode(image, tmp_path / "8", weights, compute={"shard_tiles": 8})
+    vectors.append(tilestream.open(tmp_path / "8" / "a.zarr").slide_vector)
+    assert all(np.array_equal(vector, vectors[0]) for vector in vectors)
+
+
+def test_failed_tiles_are_absent_and_a_slide_without_any_is_nan(image, tmp_path, monkeypatch):
+    module, weights = small_gigapath(monkeypatch, tmp_path, tile_encoder="tests.support.encoders:some_corners")
+    encode(image, tmp_path / "out", weights, encoder="tests.support.encoders:some_corners")
+    slide = tilestream.open(tmp_path / "out" / "a.zarr")
+    assert 0 < slide.read_good().sum() < slide.layout.tiles
+    assert np.abs(slide.slide_vector - dense(module, slide)).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("args", "layer", "output"),
+    [({"layer": 1}, 1, "mean"), ({"output": "class"}, 2, "class"), ({"layer": 0, "output": "class"}, 0, "class")],
+)
+def test_other_layers_and_the_class_token_by_option(image, tmp_path, gigapath, args, layer, output):
+    module, weights = gigapath
+    encode(image, tmp_path / "out", weights, pool={"args": args})
+    slide = tilestream.open(tmp_path / "out" / "a.zarr")
+    assert np.abs(slide.slide_vector - dense(module, slide, layer, output)).max() < 1e-5
+    assert slide.recipe["pool"]["args"] == args
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"encoder": "tests.support.encoders:slow_corners"}, r"encoder.name is tests.support.encoders:slow_corners, it takes tests.support.encoders:corners"),
+        ({"tiles": {"size": 96}}, r"tiles.size is 96 px, it takes 64"),
+        ({"tiles": {"stride": 32}}, r"tiles.stride is 32 px of tiles of 64, it takes tiles that meet"),
+        ({"tiles": {"level": None, "mpp": 1.0}}, r"tiles.mpp is 1 µm/px, it takes 0.5"),
+    ],
+)  # fmt: skip
+def test_tiles_of_another_make_are_refused_with_both_values_unless_it_is_allowed(image, tmp_path, gigapath, sections, words):
+    with pytest.raises(ConfigError, match=words):
+        encode(image, tmp_path / "no", gigapath[1], **sections)
+    assert not (tmp_path / "no").exists()
+    encode(image, tmp_path / "yes", gigapath[1], pool={"allow_mismatch": True}, **sections)
+    assert tilestream.open(tmp_path / "yes" / "a.zarr").recipe["pool"]["allow_mismatch"] is True
+
+
+def test_another_number_of_features_is_refused_even_where_a_mismatch_is_allowed(image, tmp_path, gigapath):
+    with pytest.raises(ConfigError, match=r"gigapath takes vectors of 12 features, and encoder tests.support.encoders:mean_rgb gives 3"):
+        encode(image, tmp_path / "no", gigapath[1], pool={"allow_mismatch": True}, encoder="tests.support.encoders:mean_rgb")
+
+
+@pytest.mark.parametrize(
+    ("mpp", "words"), [(0.25, "0.25 µm/px, pool gigapath takes 0.5"), (None, "an unknown resolution, pool gigapath takes 0.5")]
+)
+def test_a_slide_of_another_or_no_resolution_is_refused(tmp_path, gigapath, mpp, words):
+    image = write_pyramid(tmp_path / "b.tif", make_image(300, 300, 1), compression="deflate", levels=1, mpp=mpp)
+    with pytest.raises(InputError, match=words):
+        encode(image, tmp_path / "no", gigapath[1], on_error={"slide": "fail"})
+    assert not list((tmp_path / "no").glob("*.zarr"))
+
+
+def test_a_place_beyond_the_table_is_refused_even_where_a_mismatch_is_allowed(image, tmp_path, monkeypatch):
+    _, weights = small_gigapath(monkeypatch, tmp_path, spec=replace(SMALL, cells=10))
+    with pytest.raises(
+        InputError,
+        match=r"10 tiles lie beyond pool gigapath's table of positions, the first in cell row 0, column 10: it has 10 a side \(0.32 mm\)",
+    ):
+        encode(image, tmp_path / "no", weights, pool={"allow_mismatch": True}, on_error={"slide": "fail"})
+
+
+def chosen(path, coords, **attributes):
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("coords", data=coords)
+        data.attrs.update({"patch_size": 64, "patch_level": 0, "patch_size_level0": 64, "target_patch_size": 64, **attributes})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        ([[0, 0], [32, 0], [256, 256]], r"tiles at level-0 y 0, x 0 and y 0, x 32 overlap, with sides of 64 px"),
+        ([[0, 0], [63, 0]], r"1 cells of pool gigapath's table hold more than one tile, up to 2"),
+    ],
+)
+def test_places_of_a_file_that_overlap_or_share_a_cell_are_refused(image, tmp_path, gigapath, places, words):
+    tiles = {"level": None, "from": chosen(tmp_path / "a.h5", np.asarray(places))}
+    with pytest.raises(InputError, match=words):
+        encode(image, tmp_path / "no", gigapath[1], tiles=tiles, on_error={"slide": "fail"})
+
+
+def test_coordinates_in_half_precision_are_refused(image, tmp_path, gigapath):
+    path = chosen(tmp_path / "a.h5", np.asarray([[0, 0], [64, 64]], np.float16))
+    with pytest.raises(InputError, match=r"coords is \(2, 2\) float16, but it must be \(n, 2\) whole numbers"):
+        encode(image, tmp_path / "no", gigapath[1], tiles={"level": None, "from": path}, on_error={"slide": "fail"})
+
+
+def test_arguments_and_weights_that_do_not_fit_are_refused(image, tmp_path, gigapath):
+    with pytest.raises(ConfigError, match=r"pool.args.layers: 'gigapath' takes no such argument. Did you mean layer\?"):
+        encode(image, tmp_path / "no", gigapath[1], pool={"args": {"layers": 3}})
+    with pytest.raises(ConfigError, match=r"pool.args: layer is 13, but there are 0 to 2"):
+        encode(image, tmp_path / "no", gigapath[1], pool={"args": {"layer": 13}})
+    torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ConfigError, match=r"pool.weights: .*other.pth does not fit the model"):
+        encode(image, tmp_path / "no", str(tmp_path / "other.pth"))
+    with pytest.raises(ConfigError, match=r"args: .*pool.name is mean, which is no slide encoder"):
+        tilestream.run(given(image, tmp_path / "no", pool={"name": "mean", "args": {"layer": 1}}))
+
+
+def test_the_memory_of_a_slide_encoder_is_projected_and_what_does_not_fit_is_refused(image, tmp_path, monkeypatch):
+    _, weights = small_gigapath(monkeypatch, tmp_path, spec=SMALL)
+    monkeypatch.setattr(LongNetSpec, "bytes", lambda *_, **__: 1 << 33)
+    with pytest.raises(ConfigError, match=r"a worker on a needs .* GiB .* pool and picture .* GiB\), the limit is 4.00 GiB"):
+        encode(image, tmp_path / "no", weights)

@@ -1,0 +1,68 @@
+"""How one vector is made of a slide's: by a rule, by a rule that learns, or by a slide encoder."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from tilestream.config.types import Arguments, Kept, PathText, Switch, ValueRefusedError, yaml_word
+
+LEARNED = ("gated_attention", "queries")
+"""Rules that learn."""
+
+SLIDE_ENCODERS = ("gigapath", "gigapath-flash")
+"""Slide encoders, which have a contract of their own with what they are given."""
+
+PoolName: TypeAlias = Literal["mean", "max", "gated_attention", "queries", "none", "gigapath", "gigapath-flash"]
+
+
+class Pool(Kept):
+    """How one vector is made of a slide's."""
+
+    section: ClassVar[str] = "pool."
+    kind: ClassVar[str] = "pool"
+
+    name: PoolName = "mean"
+    """The rule, or a slide encoder; `none` makes no slide vector. `tilestream encoders` says of slide encoders which tiles they take."""
+    weights: PathText | None = None
+    """File of weights of a rule that learns or of a slide encoder, relative to the working directory; None for seeded random ones of a rule, and for
+    those of the authors' repository of a slide encoder."""
+    args: Arguments = Field(default_factory=dict)
+    """Options of a slide encoder: of gigapath `layer` (0 to 12), `output` (mean or class) and `encoder_norm`."""
+    allow_mismatch: Switch = False
+    """Whether a slide encoder may be given tiles of another encoder, size, resolution or overlap than it was made for. The recipe says so."""
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it is a slide encoder."""
+        return self.name in SLIDE_ENCODERS
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides its numbers; keys that only slide encoders have, of those alone."""
+        own = self.model_dump(mode="json", exclude={"kept_as"})
+        return own if self.encodes else {key: own[key] for key in ("name", "weights")}
+
+    @classmethod
+    def written_out(cls, data: Any) -> Any:
+        """`pool: mean` is `{name: mean}`."""
+        return {"name": data} if isinstance(data, str) else data
+
+    @field_validator("weights")
+    @classmethod
+    def _check_weights(cls, weights: str | None, info: ValidationInfo) -> str | None:
+        name = info.data.get("name")
+        if weights is not None and name not in (None, *LEARNED, *SLIDE_ENCODERS):
+            raise ValueRefusedError(
+                f"{yaml_word(weights)}, but pool.name is {name}, which has no weights. Leave them out, or set it to gated_attention, queries or "
+                "a slide encoder"
+            )
+        return weights
+
+    @field_validator("args", "allow_mismatch")
+    @classmethod
+    def _check_options(cls, value: Any, info: ValidationInfo) -> Any:
+        name = info.data.get("name")
+        if value and name is not None and name not in SLIDE_ENCODERS:
+            raise ValueRefusedError(f"{yaml_word(value)}, but pool.name is {name}, which is no slide encoder. Leave it out")
+        return value

@@ -1,0 +1,92 @@
+"""A slide through its slide encoder: rows stream from the store, the vector comes back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tilestream.config.vectors.pool import Pool
+from tilestream.encoders.slides.build import build_slide_encoder
+from tilestream.encoders.slides.files import slide_weights
+from tilestream.encoders.slides.presets import SLIDE_PRESETS
+from tilestream.models.slides.base import SlideEncoder, TileBlock
+from tilestream.stages.hardware import THREAD_BYTES
+from tilestream.stages.slide_task import SlideTask, check_stopped
+from tilestream.stages.slides.contract import tile_cells
+from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD
+from tilestream.store.slide_store import ROWS, SlideStore
+
+
+@dataclass(frozen=True)
+class EncodedSlide:
+    """What a slide encoder made of a slide."""
+
+    vector: NDArray[np.float32]
+    """(dim,), NaN where no tile has an embedding."""
+
+
+def try_slide_encoder(pool: Pool) -> str:
+    """Build a slide encoder, to see before any work that it takes its arguments and weights; its name.
+
+    Raises
+    ------
+    ConfigError, InputError
+        As `build_slide_encoder`.
+    """
+    _encoder_for(pool, torch.device("cpu"))
+    return pool.name
+
+
+def encode_slide(task: SlideTask, store: SlideStore, device: torch.device) -> EncodedSlide:
+    """Pass the stored rows of a slide through its slide encoder, in fp32.
+
+    Rows come in blocks that do not depend on shards, and all that is computed at once is of fixed size, so neither shards nor workers nor threads
+    change a bit on a processor.
+    """
+    encoder = _encoder_for(task.line.pool, device)
+    good = np.concatenate([np.empty(0, np.bool_), *store.map_blocks(ROWS, lambda rows: np.isfinite(rows).all(axis=1))])
+    tiles = int(good.sum())
+    if tiles == 0:
+        return EncodedSlide(np.full(encoder.dim, np.nan, np.float32))
+    made = encoder.encode(_blocks(task, store, device), tiles, check_stopped)
+    return EncodedSlide(made.vector.float().cpu().numpy())
+
+
+def _blocks(task: SlideTask, store: SlideStore, device: torch.device) -> Iterator[TileBlock]:
+    """The tiles that have an embedding, block by block."""
+    row, col = tile_cells(task.grid, *task.read_places(store))
+    start = 0
+    for block in store.blocks(ROWS):
+        check_stopped()
+        places, good = slice(start, start + len(block)), np.isfinite(block).all(axis=1)
+        start += len(block)
+        if good.any():
+            cells = (torch.from_numpy(cell[places][good]) for cell in (row, col))
+            yield TileBlock(torch.from_numpy(block[good]).to(device), *cells)
+
+
+def _encoder_for(pool: Pool, device: torch.device) -> SlideEncoder:
+    """The slide encoder of a pool on a device; the last one stays."""
+    path = slide_weights(pool)
+    file = () if path is None or not Path(path).exists() else (Path(path).stat().st_mtime_ns, Path(path).stat().st_size)
+    return _load(json.dumps(pool.recipe(), sort_keys=True), str(device), file)
+
+
+@lru_cache(maxsize=1)
+def _load(pool: str, device: str, _file: tuple[int, ...]) -> SlideEncoder:
+    return build_slide_encoder(Pool(**json.loads(pool))).to(device)
+
+
+def slide_encoder_bytes(pool: Pool, tiles: int, *, cuda: bool) -> int:
+    """Upper bound of the host memory that a slide encoder takes: weights and their file, the tokens of all tiles where it computes there, rows as they are read."""
+    preset = SLIDE_PRESETS[pool.name]
+    rows = min(tiles, BLOCK_ROWS * (BLOCKS_AHEAD + 4)) * preset.inputs * 4
+    computing = 0 if cuda else THREAD_BYTES + preset.spec.bytes(tiles)
+    return 2 * preset.spec.weight_bytes + computing + rows + 40 * tiles
