@@ -51,7 +51,7 @@ def encode_slide(task: SlideTask, store: SlideStore, device: torch.device) -> En
     change a bit on a processor.
     """
     encoder = _encoder_for(task.line.pool, device)
-    good = np.concatenate([np.empty(0, np.bool_), *store.map_blocks(ROWS, lambda rows: np.isfinite(rows).all(axis=1))])
+    good = np.concatenate([np.empty(0, np.bool_), *store.map_blocks(ROWS, lambda rows, _: np.isfinite(rows).all(axis=1))])
     tiles = int(good.sum())
     if tiles == 0:
         return EncodedSlide(np.full(encoder.dim, np.nan, np.float32))
