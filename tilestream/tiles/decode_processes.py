@@ -8,6 +8,7 @@ some pieces at a time, and pixels come back through shared memory. Linux only (m
 from __future__ import annotations
 
 import contextlib
+import importlib
 import mmap
 import os
 import pickle
@@ -40,6 +41,12 @@ MESSAGE_BYTES = 1 << 16
 
 REASON_CHARACTERS = 1000
 """Of each reason why a piece failed."""
+
+NEEDED = (
+    "simplejpeg", "openslide", "PIL.ImageCms", "tilestream.sources.containers", "tilestream.sources.picture", "tilestream.sources.tiff.source",
+    "tilestream.sources.tiff.chain",
+)  # fmt: skip
+"""What most images need to be opened."""
 
 Decoded = int | ReadError | None
 """The number of a decoded piece; why there is none; None for background."""
@@ -166,10 +173,13 @@ def serve(number: int) -> None:
     """What a process does: decode what is asked for through socket `number` until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all processes; the one that asks decides
     asked = socket.socket(fileno=number)
-    memories: dict[int, NDArray[np.uint8]] = {}
-    images = OpenImages(OPEN_SOURCES)
     # zarr imports cupy where it is installed, 180 MB a process; pieces are decoded on the host.
     sys.modules.setdefault("cupy", None)  # type: ignore[arg-type]
+    for name in NEEDED:  # while nobody waits yet
+        with contextlib.suppress(ImportError, OSError):  # whoever needs it says so
+            importlib.import_module(name)
+    memories: dict[int, NDArray[np.uint8]] = {}
+    images = OpenImages(OPEN_SOURCES)
     while True:
         message, fds, _, _ = socket.recv_fds(asked, MESSAGE_BYTES, 1)
         if not message:
