@@ -1,10 +1,11 @@
 """Claim: the windowed context costs what its windows cost, whichever way the grid is passed, in memory that the height does not change.
 
-    python -m benchmarks.bench_context [--only schedules memory kernels] [--json]
+    python -m benchmarks.bench_context [--only schedules memory kernels slides] [--json]
 
 `schedules`: time and peak memory of row bands and halo shards against the dense oracle over growing grids, each in a process of its own,
 and how much halo shards compute twice, counted, against theory. `memory`: the whole program over 16 px tokens of slides of growing height.
-`kernels` (CUDA): windowed attention against dense attention, and a whole context, bfloat16.
+`kernels` (CUDA): windowed attention against dense attention, and a whole context, bfloat16. `slides`: GigaPath's slide encoder over slides of
+10,000 to 600,000 tiles in fp32, memory beside its projection, and on CUDA beside torch's dense attention.
 """
 
 import argparse
@@ -18,13 +19,14 @@ from statistics import median
 
 import torch
 
+from benchmarks.slide_encoders import encode_run
 from tilestream.models.context import ContextTransformer
 from tilestream.models.context_streaming import Rect, RowBands, TokenBand, mix_rect
 from tilestream.models.windows import attend_windows
 from tilestream.stages.hardware import peak_memory
 
 MIB = 1024**2
-SECTIONS = ("schedules", "memory", "kernels")
+SECTIONS = ("schedules", "memory", "kernels", "slides")
 BAND_ROWS = 16
 
 
@@ -72,6 +74,15 @@ def schedule_run(name: str, height: int, width: int, shape: dict[str, int], shar
     }
 
 
+def alone(section: str, call: dict[str, object]) -> dict[str, float]:
+    """What one call comes to in a process of its own."""
+    told = json.dumps({"section": section, "call": call})
+    done = subprocess.run([sys.executable, "-m", "benchmarks.bench_context", "--one", told], check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{told} ended with {done.returncode}:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def _parts(band: TokenBand) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return band.tokens, band.tok_row, band.tok_col
 
@@ -98,13 +109,7 @@ def schedules(sizes: list[list[int]], shape: dict[str, int], shard_rows: int, ro
         for _ in range(rounds):
             for name in names:
                 call = {"name": name, "height": height, "width": width, "shape": shape, "shard_rows": shard_rows}
-                done = subprocess.run(
-                    [sys.executable, "-m", "benchmarks.bench_context", "--one", json.dumps(call)],
-                    check=True,
-                    capture_output=True,
-                    text=True,
-                )
-                seen[name].append(json.loads(done.stdout.splitlines()[-1]))
+                seen[name].append(alone("schedules", call))
         spec = ContextTransformer(**shape).spec
         for name, runs in seen.items():
             row = {"schedule": name, "height": height, "width": width} | {k: median(r[k] for r in runs) for k in runs[0]}
@@ -204,12 +209,16 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, object]
     parser.add_argument("--shard-rows", type=int, default=64)
     parser.add_argument("--heights", type=int, nargs="+", default=[16384, 32768, 65536], help="of the slides of `memory`, px")
     parser.add_argument("--width", type=int, default=16384, help="of the slides of `memory`, px")
+    parser.add_argument("--tiles", type=int, nargs="+", default=[10_000, 50_000, 152_881, 600_000], help="of the slides of `slides`")
+    parser.add_argument("--layers", type=int, default=12, help="of the slide encoder of `slides`; memory does not depend on it")
+    parser.add_argument("--device", default="cpu", help="of `slides`")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.one:
-        print(json.dumps(schedule_run(**json.loads(chosen.one))))
+        one = json.loads(chosen.one)
+        print(json.dumps((schedule_run if one["section"] == "schedules" else encode_run)(**one["call"])))
         return {}
     shape = {"dim": chosen.dim, "depth": chosen.depth, "heads": 4, "window": chosen.window}
     found: dict[str, list[dict[str, object]]] = {}
@@ -220,6 +229,9 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, object]
         found["memory"] = memory(chosen.width, chosen.heights, chosen.dim)
     if "kernels" in chosen.only:
         found["kernels"] = kernels(max(chosen.rounds, 10))
+    if "slides" in chosen.only:
+        call = {"layers": chosen.layers, "device": chosen.device}
+        found["slides"] = [alone("slides", {**call, "tiles": tiles}) for tiles in chosen.tiles]
     if chosen.json:
         print(json.dumps(found, indent=1))
         return found

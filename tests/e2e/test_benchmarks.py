@@ -105,6 +105,13 @@ def test_schedules_of_the_context_agree_and_compute_what_theory_says(capsys):
 
 
 @pytest.mark.slow
+def test_a_slide_encoder_takes_less_memory_than_projected(capsys):
+    (row,) = bench_context.main(["--only", "slides", "--tiles", "3000", "--layers", "1", "--json"])["slides"]
+    assert capsys.readouterr().out
+    assert row["added_mib"] <= row["projected_mib"]
+
+
+@pytest.mark.slow
 def test_the_pipeline_is_measured_beside_the_bare_encoder_and_a_plain_loop(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("TILESTREAM_SAMPLE_DIR", str(tmp_path))
     arguments = [
