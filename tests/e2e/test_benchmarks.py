@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from PIL import Image
 
 from benchmarks import (
     bench_context,
     bench_durability,
     bench_export,
+    bench_formats,
     bench_heads,
     bench_memory,
     bench_objects,
@@ -22,6 +24,7 @@ from benchmarks import (
     fuzz_inputs,
     fuzz_sources,
 )  # fmt: skip
+from tests.support.images import make_image
 
 
 @pytest.mark.slow
@@ -231,3 +234,11 @@ def test_whole_commands_are_measured_beside_each_other(capsys):
     assert json.loads(capsys.readouterr().out) == [row]
     assert row["contestant"] == "tilestream"
     assert 0 < row["wall_ratio"] == row["processor_ratio"] == 1
+
+
+def test_fp16_is_nearer_to_fp32_than_bf16(tmp_path):
+    Image.fromarray(make_image(224, 448, 1)).save(tmp_path / "a.png")
+    (rows,) = bench_formats.main(["--encoders", "tilestream-tiny", "--tiles", "2", "--data", str(tmp_path), "--device", "cpu"]).values()
+    far = {row["format"]: 1 - row["cosine"] for row in rows}
+    assert far["fp16"] < far["bf16"] / 3
+    assert all(row["finite"] for row in rows)

@@ -6,7 +6,7 @@ import pytest
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import embed, opened
 from tilestream.stages.embed_tiles import place_results
-from tilestream.stages.worker import Embedded
+from tilestream.stages.encoding.embedded import Embedded
 from tilestream.store.layout import NONFINITE, OK
 
 

@@ -267,6 +267,7 @@ class Run:
         slide.result.counts = {}
         for entry in slide.store.ledger().values():
             slide.result.counts = add_counts(slide.result.counts, entry["counts"])
+            slide.result.redone += entry.get("redone", 0)
         slide.result.unanswered = slide.store.unanswered
         slide.store.complete({})
         slide.result.status = "done"

@@ -35,6 +35,7 @@ def slide_words(result: SlideResult) -> str:
         return f"{result.id}: already done, {result.tiles} tiles"
     failed = f", {result.failed_tiles} failed" if result.failed_tiles else ""
     note = f" ({result.note})" if result.note else ""
+    note += f"; {result.redone} left the range of fp16 and were computed in fp32" if result.redone else ""
     lacking = "".join(f", {count} not read by head {head}" for head, count in result.unanswered.items())
     return f"{result.id}: done, {result.tiles} of {result.candidates} tiles{failed}{lacking}{note}"
 

@@ -158,7 +158,7 @@ def book_finished(result: SlideResult, store: SlideStore, mark: dict[str, Any], 
     """Tell what a finished slide holds; `seen` holds the first slide of each fingerprint."""
     result.status, result.tiles, result.counts = "already done", mark["tiles"], mark["counts"]
     result.tile_errors = {int(row): cause for row, cause in mark["errors"].items()}
-    result.unanswered = mark.get("unanswered", {})
+    result.unanswered, result.redone = mark.get("unanswered", {}), mark.get("redone", 0)
     source = (store.attributes or {}).get("source", {})
     result.warnings = [*source.get("warnings", ()), *same_image(seen, result.id, source.get("fingerprint", ""))]
     for warning in result.warnings:

@@ -51,6 +51,8 @@ class SlideResult:
     """Tiles of the whole grid."""
     counts: dict[str, int] = field(default_factory=dict)
     """Tiles by status."""
+    redone: int = 0
+    """Tiles that left the range of fp16 and were computed in fp32."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by stage, summed over workers."""
     error: str = ""
@@ -275,6 +277,7 @@ def slide_state(output: Folder, slide: str, seen: dict[str, str]) -> SlideResult
         for status, count in entry["counts"].items():
             found.counts[status] = found.counts.get(status, 0) + count
         found.tile_errors |= {int(row): cause for row, cause in entry.get("errors", {}).items()}
+        found.redone += entry.get("redone", 0)
     found.warnings = [*source.get("warnings", ()), *same_image(seen, slide, source.get("fingerprint", ""))]
     found.unanswered = store.unanswered
     found.note = nothing_kept(source) if mark and found.tiles == 0 else ""

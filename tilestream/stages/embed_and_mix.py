@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from tilestream.models.context import ContextTransformer
 from tilestream.models.context_streaming import RowBands, TokenBand
 from tilestream.stages.clock import Clock
-from tilestream.stages.embed_tiles import ERRORS_A_SHARD, count_statuses, place_results, refuse_tile
+from tilestream.stages.embed_tiles import ERRORS_A_SHARD, count_statuses, place_results, refuse_tile, shard_record
+from tilestream.stages.encoding.embedded import Embedded, TileList
 from tilestream.stages.mix_context import Sink, build_context, input_end, input_top, row_groups
 from tilestream.stages.slide_task import Report, SlideTask, add_counts, check_stopped, outlast_outages
 from tilestream.stages.token_grid import TokenGrid, tokens_a_side
-from tilestream.stages.worker import Embedded, TileList, Worker, worker_for
+from tilestream.stages.worker import Worker, worker_for
 from tilestream.store.layout import OK, PADDED, Layout
 from tilestream.store.slide_store import CODES, ROWS
 
@@ -85,6 +86,7 @@ class _Pass:
         self.errors: dict[int, str] = {}
         self._tiles_open = set(shards) - set(self.store.ledger())
         self._failed: dict[int, str] = {}
+        self._redone: set[int] = set()
         self._parts: list[tuple[NDArray[Any], NDArray[np.int8]]] = []
 
     def first_open(self) -> int:
@@ -118,6 +120,7 @@ class _Pass:
         for part in _take(embedded, offset, count):
             check_stopped()
             place_results(part, vectors, tokens, status, errors)
+            self._redone |= {rows.start + k for k in part.redone}
         if errors and self.task.line.fail_tiles:
             refuse_tile(self.task.slide, {rows.start + k: message for k, message in sorted(errors.items())})
         with self.clock.timed("write"):
@@ -140,8 +143,9 @@ class _Pass:
                 values, codes = (np.concatenate(column) for column in zip(*self._parts, strict=True))
                 self._parts.clear()
                 counts = count_statuses(codes)
-                told = {"counts": counts, "errors": self._failed}
-                self.store.write_shard(shard, {ROWS: values, CODES: codes}, told)
+                redone = sum(whole.start <= row < whole.stop for row in self._redone)
+                self.store.write_shard(shard, {ROWS: values, CODES: codes}, shard_record(counts, self._failed, redone))
+                self._redone = {row for row in self._redone if row >= whole.stop}
                 self.errors |= self._failed
                 self._failed = {}
                 self.counts = add_counts(self.counts, counts)
@@ -151,5 +155,6 @@ def _take(embedded: Iterator[Embedded], offset: int, count: int) -> Iterator[Emb
     """The results of the next `count` tiles, in any order, numbered from 0; reading was cut so that they end with a batch."""
     while count > 0:
         part = next(embedded)
-        yield Embedded(part.index - offset, part.out, {k - offset: message for k, message in part.failed.items()})
+        failed = {k - offset: message for k, message in part.failed.items()}
+        yield Embedded(part.index - offset, part.out, failed, frozenset(k - offset for k in part.redone))
         count -= len(part.index)

@@ -24,11 +24,12 @@ from tilestream.encoders.registry import random_weights
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources.base import Source
 from tilestream.stages.clock import Clock
+from tilestream.stages.encoding.embedded import Embedded, TileList
 from tilestream.stages.hardware import device_name, peak_memory, pick_device
 from tilestream.stages.pinning import PRECISIONS
 from tilestream.stages.shares import CPU_BATCH
 from tilestream.stages.slide_task import Report, SlideTask, add_counts, check_stopped, outlast_outages
-from tilestream.stages.worker import Embedded, TileList, Worker, worker_for
+from tilestream.stages.worker import Worker, worker_for
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, uses_processes
 from tilestream.store.layout import DECODE_ERROR, NONFINITE, OK, PADDED, STATUSES, TIMEOUT
 from tilestream.store.slide_store import CODES, ROWS, SlideStore
@@ -158,7 +159,7 @@ def _no_encoder(settings: WorkerSettings) -> tuple[EncoderFacts, WorkerSettings]
     return facts, settings
 
 
-_Embedded = tuple[dict[str, NDArray[Any]], dict[int, str]]
+_Embedded = tuple[dict[str, NDArray[Any]], dict[int, str], int]
 
 
 def embed_tiles(task: SlideTask, shards: range) -> Report:
@@ -168,13 +169,13 @@ def embed_tiles(task: SlideTask, shards: range) -> Report:
     errors: dict[int, str] = {}
     for shard in shards:
         embed_shard = partial(_embed_in_turn, worker, store, task, shard, clock)
-        arrays, failed = outlast_outages(embed_shard, partial(worker.images.forget, task.image))
+        arrays, failed, redone = outlast_outages(embed_shard, partial(worker.images.forget, task.image))
         # The lane is free for the next shard while this one is written.
         if failed and task.line.fail_tiles:
             refuse_tile(task.slide, failed)
         found = count_statuses(arrays[CODES])
         with clock.timed("write"):
-            store.write_shard(shard, arrays, {"counts": found, "errors": failed})
+            store.write_shard(shard, arrays, shard_record(found, failed, redone))
         counts, errors = add_counts(counts, found), errors | failed
     return Report(task.slide, shards, clock.seconds, counts, errors)
 
@@ -211,7 +212,7 @@ def _embed_in_turn(worker: Worker, store: SlideStore, task: SlideTask, shard: in
 
 
 def _embed_shard(worker: Worker, store: SlideStore, task: SlideTask, shard: int, clock: Clock) -> _Embedded:
-    """Arrays of a shard by path, and why tiles failed by output row; at most 20."""
+    """Arrays of a shard by path, why tiles failed by output row, at most 20, and how many were computed again in fp32."""
     layout = store.layout
     rows = layout.rows(shard)
     tile_row, tile_col = task.read_places(store, rows)
@@ -220,6 +221,7 @@ def _embed_shard(worker: Worker, store: SlideStore, task: SlideTask, shard: int,
     tokens = np.full((n, layout.tokens, layout.dim), np.nan, np.dtype(layout.dtype)) if layout.tokens else None
     status = np.where(task.grid.overhangs(tile_row, tile_col), PADDED, OK).astype(np.int8)
     errors: dict[int, str] = {}
+    redone = 0
     y, x = task.grid.l0_y(tile_row), task.grid.l0_x(tile_col)
     source = worker.images.get(task.image)
     listed = TileList(task.slide, rows.start, task.compiled)
@@ -227,10 +229,16 @@ def _embed_shard(worker: Worker, store: SlideStore, task: SlideTask, shard: int,
         for part in embedded:
             check_stopped()
             place_results(part, vectors, tokens, status, errors)
+            redone += len(part.redone)
     arrays: dict[str, NDArray[Any]] = {ROWS: vectors, CODES: status}
     if tokens is not None:
         arrays["tokens"] = tokens
-    return arrays, {rows.start + k: errors[k] for k in sorted(errors)[:ERRORS_A_SHARD]}
+    return arrays, {rows.start + k: errors[k] for k in sorted(errors)[:ERRORS_A_SHARD]}, redone
+
+
+def shard_record(counts: dict[str, int], errors: dict[int, str], redone: int) -> dict[str, Any]:
+    """What the ledger keeps of a shard of tiles; `redone` of them were computed in fp32, as they left the range of fp16."""
+    return {"counts": counts, "errors": errors, **({"redone": redone} if redone else {})}
 
 
 def place_results(

@@ -29,6 +29,8 @@ from tilestream.store.slide_store import SlideStore
 def build_context(context: Context, dim: int, precision: str = "fp32") -> ContextTransformer:
     """The windowed transformer of a config, with its weights, in the encoder's number format or, with `exact`, in fp32.
 
+    Beside an encoder of fp16 it runs in bf16: no token of it could be computed again alone.
+
     Raises
     ------
     ConfigError
@@ -47,6 +49,7 @@ def build_context(context: Context, dim: int, precision: str = "fp32") -> Contex
     )
     if context.weights is not None:
         apply_weights(model, load_weights(context.weights), context.weights, section="context")
+    precision = "bf16" if precision == "fp16" else precision
     return model.eval() if context.exact else model.eval().to(pick_precision(precision, torch.device("cpu")))
 
 

@@ -30,7 +30,9 @@ from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock
 from tilestream.stages.encoding.compiling import COMPILER_BYTES
 from tilestream.stages.encoding.device import DeviceEncoder
+from tilestream.stages.encoding.embedded import Embedded, TileList
 from tilestream.stages.encoding.host import host_encoder
+from tilestream.stages.encoding.wide import WideTwin, beyond_range
 from tilestream.stages.hardware import cast_encoder, children_memory, peak_memory, pick_device, settle_allocator
 from tilestream.stages.pinning import check_alike, check_machine, pin_settings, unfit
 from tilestream.stages.prefetch import read_ahead, side_stream
@@ -42,7 +44,7 @@ from tilestream.tiles.device_decoding import HostDecoder, NvImageCodecDecoder, S
 from tilestream.tiles.device_reader import DeviceTileBatch, DeviceTileReader, can_decode_on_device
 from tilestream.tiles.isolation import IsolatedReader, Job
 from tilestream.tiles.read_spec import ReadSpec
-from tilestream.tiles.tile_reader import Failure, TileBatch, TileReader
+from tilestream.tiles.tile_reader import TileBatch, TileReader
 
 DEVICE_ERRORS: tuple[type[BaseException], ...] = (
     torch.OutOfMemoryError,
@@ -55,34 +57,12 @@ Batch = TileBatch | DeviceTileBatch
 
 
 @dataclass(frozen=True)
-class TileList:
-    """What is to be known of a list of tiles beside where they are."""
-
-    whose: str = "tiles"
-    """What an error calls them."""
-    first_row: int = 0
-    """Row of the first one in the output."""
-    compiled: bool = False
-    """Whether they go through the compiled encoder, where they go through a CUDA device."""
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """The encoder's results for one batch."""
-
-    index: NDArray[np.int64]
-    """(n,) place of each tile in the list that was asked for."""
-    out: NDArray[np.float32]
-    """(n, dim) or (n, tokens, dim); undefined where the tile failed."""
-    failed: dict[int, Failure]
-    """Why reading failed, by place in the list that was asked for."""
-
-
-@dataclass(frozen=True)
 class _Launched:
     """A batch whose results are on their way from the device."""
 
     batch: Batch
+    whose: Callable[[int, int], str]
+    """What tiles i to j of it are."""
     out: Tensor
     """In pinned memory on CUDA, filled once `finish` has returned."""
     finish: Callable[[], float]
@@ -160,6 +140,7 @@ class Worker:
         self.encoder, self.dtype, self.notes, state = cast_encoder(built, settings.encoder, settings.precision, settings.tile, self.device)
         self._digesting = _begin_digest(state) if on_device and encoder is None else None
         del state
+        self.wide = WideTwin(self.encoder, settings.encoder) if self.dtype is torch.float16 else None
         self.graphs: DeviceEncoder | None = None
         if on_device:
             self.graphs = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device)
@@ -209,8 +190,9 @@ class Worker:
 
     def program_bytes(self) -> int:
         """Resident memory of the worker before it reads: its own so far, its children's, what decoding adds to theirs, and a compiler."""
-        compiler = COMPILER_BYTES if self.graphs is not None and self.settings.compile is None else 0
-        return peak_memory() + children_memory() + compiler + CHILD_BYTES // 2 * (self.processes.count if self.processes else 0)
+        more = COMPILER_BYTES if self.graphs is not None and self.settings.compile is None else 0
+        more += self.wide.host_bytes if self.wide is not None else 0
+        return peak_memory() + children_memory() + more + CHILD_BYTES // 2 * (self.processes.count if self.processes else 0)
 
     def embed_tiles(
         self,
@@ -277,7 +259,7 @@ class Worker:
             start = time.perf_counter()
             out = self.compute.submit(self.encode, batch.pixels, rows).result()
             seconds = time.perf_counter() - start
-            return _Launched(batch, out, lambda: seconds)
+            return _Launched(batch, rows, out, lambda: seconds)
         with torch.cuda.device(self.device):  # an event belongs to the device that is the thread's own
             return self._launch_on_device(batch, listed, rows)
 
@@ -297,15 +279,29 @@ class Worker:
             ended.synchronize()
             return float(started.elapsed_time(ended)) / 1000
 
-        return _Launched(batch, out, finish)
+        return _Launched(batch, rows, out, finish)
 
     def _land(self, launched: _Launched, clock: Clock) -> Embedded:
         """Wait for the results of a batch, and give its memory back."""
         batch = launched.batch
         clock.add("compute", launched.finish())
+        out = launched.out.float().numpy()
+        with clock.timed("compute"):
+            redone = self._compute_again(launched, out)
         if isinstance(batch, TileBatch):
             self.buffers.give(batch.pixels)
-        return Embedded(batch.index, launched.out.float().numpy(), batch.failed)
+        return Embedded(batch.index, out, batch.failed, redone)
+
+    def _compute_again(self, launched: _Launched, out: NDArray[np.float32]) -> frozenset[int]:
+        """Put results in fp32 in the place of those that left the range of fp16; the places of their tiles."""
+        batch, twin = launched.batch, self.wide
+        if twin is None:
+            return frozenset()
+        beyond = np.flatnonzero(beyond_range(out) & ~np.isin(batch.index, list(batch.failed)))
+        if len(beyond):
+            with user_code(f"encoder {self.settings.encoder}", launched.whose(0, len(batch.index)), passing=DEVICE_ERRORS):
+                out[beyond] = self.compute.submit(twin, batch.pixels, beyond).result()
+        return frozenset(batch.index[beyond].tolist())
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.uint8] | Tensor, whose: Callable[[int, int], str], *, compiled: bool = False) -> Tensor:

@@ -221,7 +221,7 @@ class Ledger:
         """
         base = self.base or {"objects": {}}
         objects: Sums = dict(base["objects"]) | self.sums([BASE])
-        recipes, counts, causes = self.stage_recipes, dict[str, int](), dict[str, str]()
+        recipes, counts, causes, redone = self.stage_recipes, dict[str, int](), dict[str, str](), 0
         for key in self.folder.names(LEDGER):
             entry = unpack(self.folder.get(key))
             if entry is None or entry["recipe"] != recipes.get(stage_of(key)):
@@ -230,10 +230,12 @@ class Ledger:
             objects |= entry["objects"] | self.sums([key])
             for status, count in entry.get("counts", {}).items():
                 counts[status] = counts.get(status, 0) + count
+            redone += entry.get("redone", 0)
             causes |= dict(list(entry.get("errors", {}).items())[: ERRORS_KEPT - len(causes)])
         objects |= self.sums([key for key in keys if key not in objects])
         by_size = ("shapes/", *(f"{path}/c/" for path in row_arrays))
         rows = {key: objects.pop(key) for key in list(objects) if key.startswith(by_size)}
+        told = ({"redone": redone} if redone else {}) | told
         mark = {"counts": counts, "errors": causes, **told, "stages": recipes, "objects": objects, "rows": rows}
         with self.committing(alone=True):
             if self.token is not None:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from tilestream.stages.clock import Clock
 from tilestream.stages.embed_tiles import ERRORS_A_SHARD, refuse_tile
+from tilestream.stages.encoding.embedded import TileList
 from tilestream.stages.hardware import pick_device
 from tilestream.stages.heads.answers import activate, write_answers
 from tilestream.stages.heads.describe import head_for
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped, outlast_outages
-from tilestream.stages.worker import TileList, Worker
+from tilestream.stages.worker import Worker
 from tilestream.stages.worker_settings import WorkerSettings
 from tilestream.store.heads.columns import head_stage, rows_of_unit
 from tilestream.store.slide_store import SlideStore
