@@ -83,9 +83,7 @@ class Recipes:
         if precision != "auto":
             encoder["precision"] = precision
         if facts is not None:
-            encoder |= {"precision": facts.precision, "weights_sha256": facts.digest, "dim": facts.dim, "vector": facts.vector}
-            if facts.precision == "fp16":
-                encoder["beyond_range"] = "fp32"  # what computes tiles that leave the range of fp16
+            encoder |= facts.recipe
         above, save = "tiles" if config.context is None else config.context.stage, config.output.save
         recipe: Recipe = {
             "format": FORMAT,

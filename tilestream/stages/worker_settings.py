@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from tilestream.config.schema import Compute, Config
 from tilestream.encoders.catalogue import EncoderSpec
@@ -165,6 +166,12 @@ class EncoderFacts:
     """Seconds a tile on a CUDA device, without compiling."""
     takes_larger_tiles: bool = False
     """Whether the encoder brings tiles above `tile_size` to it."""
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What decides rows and only the built encoder says. In fp16, `beyond_range` computes the tiles that leave its range."""
+        wide = {"beyond_range": "fp32"} if self.precision == "fp16" else {}
+        return {"precision": self.precision, **wide, "weights_sha256": self.digest, "dim": self.dim, "vector": self.vector}
 
 
 def worker_count(compute: Compute) -> int:
