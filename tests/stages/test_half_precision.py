@@ -134,12 +134,13 @@ def test_auto_on_a_gpu_takes_the_nearest_format_that_is_offered(monkeypatch, cap
 
 
 def test_one_that_leaves_the_range_on_probe_tiles_runs_in_bf16(monkeypatch):
-    monkeypatch.setattr(hardware, "pick_precision", lambda *_: torch.float16)
-    on_gpu = torch.device("cuda")
-    monkeypatch.setattr(torch, "device", lambda *_: on_gpu)
-    encoder = Bright()
-    monkeypatch.setattr(encoder, "parameters", lambda: iter(()))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(hardware, "_stays_finite", lambda *_: False)
-    cast, dtype, notes = cast_encoder(encoder, "own:make", "auto", SIDE)
-    assert (dtype, cast.linear.weight.dtype) == (torch.bfloat16, torch.bfloat16)
+    on_gpu = torch.device("cuda")
+    monkeypatch.setattr(Bright, "to", lambda self, where: self if where == on_gpu else nn.Module.to(self, where))
+    cast, dtype, notes, state = cast_encoder(Bright(), "own:make", "auto", SIDE, on_gpu)
+    assert (dtype, cast.linear.weight.dtype, state["linear.weight"].dtype) == (torch.bfloat16,) * 3
     assert notes == ["own:make leaves the range of fp16 on probe tiles: it runs in bf16"]
+    monkeypatch.setattr(hardware, "_stays_finite", lambda *_: True)
+    cast, dtype, notes, state = cast_encoder(Bright(), "own:make", "auto", SIDE, on_gpu)
+    assert (dtype, cast.linear.weight.dtype, state["linear.weight"].dtype, notes) == (torch.float16, torch.float16, torch.float16, [])

@@ -197,13 +197,20 @@ def cast_encoder(
     if precision == "auto" and len(offered) == 1 and has_matrix_units(device):
         notes = [f"{name} runs in fp32: precision is auto, and the encoder does not say that it can be cast (attribute precisions)"]
     if dtype is torch.float16 and device.type == "cuda":
-        half = copy.deepcopy(encoder).to(dtype).to(device)
-        if not _stays_finite(half, tile, device):
-            dtype, notes = torch.bfloat16, [f"{name} leaves the range of fp16 on probe tiles: it runs in bf16"]
+        half = copy.deepcopy(encoder).to(dtype)
+        state = _state(half)
+        if _stays_finite(half.to(device), tile, device):
+            return half, dtype, notes, state
         del half
+        dtype, notes = torch.bfloat16, [f"{name} leaves the range of fp16 on probe tiles: it runs in bf16"]
     cast = encoder if dtype is torch.float32 else encoder.to(dtype)
-    state = {key: value.detach() for key, value in cast.state_dict().items()}
+    state = _state(cast)
     return cast.to(device), dtype, notes, state
+
+
+def _state(encoder: nn.Module) -> dict[str, Tensor]:
+    """The state of an encoder where it lies now."""
+    return {key: value.detach() for key, value in encoder.state_dict().items()}
 
 
 def _stays_finite(encoder: nn.Module, tile: int, device: torch.device) -> bool:

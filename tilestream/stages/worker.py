@@ -30,7 +30,7 @@ from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock
 from tilestream.stages.encoding.compiling import COMPILER_BYTES
 from tilestream.stages.encoding.device import DeviceEncoder
-from tilestream.stages.encoding.embedded import Embedded, TileList
+from tilestream.stages.encoding.embedded import ALL_TILES, Embedded, TileList
 from tilestream.stages.encoding.host import host_encoder
 from tilestream.stages.encoding.wide import WideTwin, beyond_range
 from tilestream.stages.hardware import cast_encoder, children_memory, peak_memory, pick_device, settle_allocator
@@ -203,7 +203,7 @@ class Worker:
         clock: Clock,
         cuts: Sequence[int] = (),
         *,
-        listed: TileList = TileList(),
+        listed: TileList = ALL_TILES,
     ) -> Generator[Embedded, None, None]:
         """Read tiles and run them through the encoder, one caller at a time; reading starts before the caller's turn.
 

@@ -22,6 +22,9 @@ class TileList:
     """Whether they go through the compiled encoder, where they go through a CUDA device."""
 
 
+ALL_TILES = TileList()
+
+
 @dataclass(frozen=True)
 class Embedded:
     """The encoder's results for one batch."""
