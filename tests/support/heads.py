@@ -62,3 +62,16 @@ class Redness(nn.Module):
 
 def redness():
     return Redness()
+
+
+class GlobalDecoder(nn.Module):
+    """Tokens less their mean over the whole map."""
+
+    classes = ("a", "b", "c")
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return (tokens - tokens.mean((2, 3), keepdim=True))[:, :3]
+
+
+def global_decoder() -> nn.Module:
+    return GlobalDecoder()

@@ -132,7 +132,7 @@ def learn_heads(
     from tilestream.stages.heads.describe import HeadsAsked, describe_heads
 
     named = tuple((name, head.model_copy(update={"model": model_address(head.model)})) for name, head in config.heads.items())
-    asked = HeadsAsked(named, facts.dim, config.tiles.size, settings.device, facts.batch)
+    asked = HeadsAsked(named, facts.dim, config.tiles.size, settings.device, facts.batch, facts.tokens)
     heads: tuple[HeadFacts, ...] = call(describe_heads, asked)
     check_heads(heads, facts, config, recipes.context_sha256)
     return heads

@@ -20,6 +20,7 @@ from tilestream.errors import ConfigError, InputError
 from tilestream.models.heads.bags import AttentionBag, PooledBag, TransformerBag
 from tilestream.models.heads.convolutions import ConvolutionHead
 from tilestream.models.heads.rows import LinearHead, MLPHead, NearestHead, PrototypeHead
+from tilestream.models.heads.token_decoder import TokenDecoder
 
 KEY, FORMAT = "tilestream_head", 1
 """Where the JSON stands among the metadata, and the version of what it holds."""
@@ -29,9 +30,9 @@ TASKS = ("classification", "regression", "risk")
 MODELS: dict[str, dict[str, type[nn.Module]]] = {
     "classify": {"linear": LinearHead, "mlp": MLPHead, "knn": NearestHead, "prototypes": PrototypeHead},
     "slide": {"linear": LinearHead, "mlp": MLPHead, "pool": PooledBag, "abmil": AttentionBag, "transformer": TransformerBag},
-    "segment": {"convolution": ConvolutionHead},
+    "segment": {"convolution": ConvolutionHead, "decoder": TokenDecoder},
 }
-"""The models of each kind of head; those of a slide that are no bags read its vector."""
+"""The models of each kind of head; those of a slide that are no bags read its vector, and a decoder reads patch tokens."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class HeadAbout:
     model: str
     """A key of `MODELS[kind]`."""
     input: str
-    """tiles, context, vector or pixels."""
+    """tiles, context, vector, pixels or tokens."""
     dim: int
-    """Channels of a row, or of a pixel."""
+    """Channels of a row, of a token, or of a pixel."""
     outputs: int
     """Logits, values, or 1 for a risk."""
     task: str = "classification"

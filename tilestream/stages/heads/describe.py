@@ -19,7 +19,7 @@ from tilestream.models.heads.bags import Bag, BagRows
 from tilestream.models.heads.objects.detect_grid import batch_of
 from tilestream.models.heads.objects.detections import find_objects, split_outputs
 from tilestream.stages.hardware import pick_device
-from tilestream.stages.heads.describe_dense import check_classes, describe_dense
+from tilestream.stages.heads.describe_dense import check_classes, describe_decoder, describe_dense
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.store.heads.columns import Answer
 
@@ -52,6 +52,8 @@ class HeadsAsked:
     """As `compute.device` has it."""
     batch: int
     """Patches that a head gets at once."""
+    tokens: int = 1
+    """Patch tokens of a tile; 1 where the encoder gives one vector."""
 
 
 _LOCK = threading.Lock()
@@ -99,7 +101,10 @@ def _describe(name: str, head: Head, asked: HeadsAsked) -> HeadFacts:
     on_processor = any(getattr(part, "on_processor", False) for part in module.modules())
     device = torch.device("cpu") if on_processor else device
     if head.kind == "segment":
-        return describe_dense(name, head, replace(loaded, module=module), device, on_processor=on_processor)
+        placed = replace(loaded, module=module)
+        if head.input != "pixels":
+            return describe_decoder(name, head, placed, asked.dim, asked.tokens, device)
+        return describe_dense(name, head, placed, device, on_processor=on_processor)
     with user_code(f"heads.{name}.model: {head.model}", f"{PROBED} {'patches' if head.input == 'pixels' else 'rows'} of noise"):
         if head.kind == "detect":
             outputs, largest = _measured(module, lambda: _probe_detector(module, loaded.classes, size or asked.tile, device))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -12,11 +14,14 @@ from tilestream.encoders.heads.loaded import LoadedHead, module_bytes
 from tilestream.errors import ConfigError, user_code
 from tilestream.models.heads.blending import Blend
 from tilestream.models.heads.reach import Reach, measure_reach
+from tilestream.models.heads.token_decoder import measure_token_reach
 from tilestream.stages.hardware import resident_memory
 from tilestream.stages.heads.dense_model import DenseModel, dense_threads
 from tilestream.stages.heads.facts import DenseFacts, HeadFacts
 from tilestream.store.heads.columns import Answer
 from tilestream.store.heads.labels import MOST_CLASSES
+
+T = TypeVar("T")
 
 SIZE = 1024
 """Side of a patch, px, where neither the config nor the model says."""
@@ -53,7 +58,7 @@ def describe_dense(name: str, head: Head, loaded: LoadedHead, device: torch.devi
     batch = 1 if alone else max(1, BATCH_PIXELS[device.type] // size**2)
     answer = Answer(loaded.task, reach.channels, loaded.classes)
     model = DenseModel(loaded.module, answer, device, "auto", as_logits=False, what=f"heads.{name}.model: {head.model}", whose="grey")
-    taken = _peak(lambda: model.warm(batch, size), device)
+    taken, _ = _peak_of(lambda: model.warm(batch, size), device)
     dense = DenseFacts(size, margin, reach.stride, blend, blend == "crop", batch, taken)
     seen = (
         f"sees {reach.margin} px beyond a pixel"
@@ -64,6 +69,34 @@ def describe_dense(name: str, head: Head, loaded: LoadedHead, device: torch.devi
     return HeadFacts(
         name, head, answer, loaded.digest, module_bytes(loaded.module), size=size, mpp=head.mpp or loaded.mpp, overlap=2 * margin,
         on_processor=on_processor, untrained=loaded.untrained, notes=(*loaded.notes, f"{seen}; {met}"), dense=dense,
+    )  # fmt: skip
+
+
+def describe_decoder(name: str, head: Head, loaded: LoadedHead, dim: int, tokens: int, device: torch.device) -> HeadFacts:
+    """Probe a head that segments from patch tokens, on its device.
+
+    Raises
+    ------
+    ConfigError
+        The encoder gives no square of tokens, or the head is no decoder of its tokens.
+    """
+    key, side = f"heads.{name}.model: {head.model}", math.isqrt(tokens)
+    if tokens < 2 or side * side != tokens:
+        gives = "one vector" if tokens < 2 else f"{tokens} tokens, which are no square,"
+        raise ConfigError(
+            f"heads.{name}.input: {head.input}, but the encoder gives {gives} a tile. Ask it for patch tokens, or set input to pixels."
+        )
+    with user_code(key, f"maps of tokens of {dim} features"), dense_threads(device):
+        try:
+            taken, reach = _peak_of(lambda: measure_token_reach(loaded.module, dim), device)
+        except ValueError as error:
+            raise ConfigError(f"{key} cannot segment from tokens: {error}.") from error
+    check_classes(name, head, loaded, reach.channels)
+    dense = DenseFacts(side, reach.margin, 1, "crop", exact=True, batch=1, bytes=taken, up=reach.up)
+    note = f"sees {reach.margin} tokens beyond one, and gives {reach.up} px a side for each; equals one pass over the whole map"
+    return HeadFacts(
+        name, head, Answer(loaded.task, reach.channels, loaded.classes), loaded.digest, module_bytes(loaded.module), loaded.fitted,
+        untrained=loaded.untrained, notes=(*loaded.notes, note), dense=dense,
     )  # fmt: skip
 
 
@@ -98,13 +131,13 @@ def _choose_margin(name: str, size: int, overlap: int | None, reach: Reach) -> t
     return margin, "crop" if exact or margin == 0 else "hann"
 
 
-def _peak(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes by which memory rises while `work` is done."""
+def _peak_of(work: Callable[[], T], device: torch.device) -> tuple[int, T]:
+    """Bytes by which memory rises while `work` is done, and what it gives."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        work()
-        return torch.cuda.max_memory_allocated(device) - before
+        found = work()
+        return torch.cuda.max_memory_allocated(device) - before, found
     before, most, done = resident_memory(), 0, threading.Event()
 
     def watch() -> None:
@@ -115,8 +148,8 @@ def _peak(work: Callable[[], object], device: torch.device) -> int:
     watcher = threading.Thread(target=watch, name="memory", daemon=True)
     watcher.start()
     try:
-        work()
+        found = work()
     finally:
         done.set()
         watcher.join()
-    return max(0, most - before)
+    return max(0, most - before), found

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DenseFacts:
-    """How a head that segments is run over pixels."""
+    """How a head that segments is run over pixels, or over tokens."""
 
     size: int
     """Side of a patch, px."""
@@ -31,11 +31,19 @@ class DenseFacts:
     """Patches that the model gets at once."""
     bytes: int
     """What a batch takes beside the weights."""
+    up: int = 0
+    """Output px a side for each token, where it reads tokens; then `size` and `margin` are in tokens: those of a tile, and those that are seen beyond one."""
 
     @property
     def recipe(self) -> dict[str, Any]:
         """What of it decides numbers."""
-        return {"size": self.size, "margin": self.margin, "stride": self.stride, "blend": self.blend}
+        return {
+            "size": self.size,
+            "margin": self.margin,
+            "stride": self.stride,
+            "blend": self.blend,
+            **({"up": self.up} if self.up else {}),
+        }
 
 
 @dataclass(frozen=True)

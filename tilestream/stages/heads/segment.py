@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tilestream.errors import InputError
 from tilestream.geometry import level_for_scale
-from tilestream.models.heads.blending import Blender, Piece
+from tilestream.models.heads.blending import Blender
 from tilestream.models.heads.patch_grid import BlockGrid, PatchGrid
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import THREAD_BYTES, one_thread, pick_device
-from tilestream.stages.heads.dense_model import DenseModel, dense_threads, probabilities
+from tilestream.stages.heads.dense.token_segmenting import TokenCanvas, segment_tokens
+from tilestream.stages.heads.dense.unit_image import UnitImage, label_image, pixel_bytes
+from tilestream.stages.heads.dense_model import DenseModel, dense_threads
 from tilestream.stages.heads.describe import head_for
 from tilestream.stages.heads.facts import DenseFacts, HeadFacts
 from tilestream.stages.heads.kind import HeadKind
@@ -26,8 +26,8 @@ from tilestream.stages.heads.patch_reading import READ_AT_ONCE, PatchReader
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.prefetch import QUEUE_BATCHES
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
-from tilestream.store.heads.columns import Answer, head_stage
-from tilestream.store.heads.labels import Block, LabelImage, make_labels, write_levels, write_unit
+from tilestream.store.heads.columns import head_stage
+from tilestream.store.heads.labels import make_labels, write_levels, write_unit
 from tilestream.store.layout import Layout
 from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.read_spec import ReadSpec
@@ -44,30 +44,34 @@ class SegmentKind(HeadKind):
     finishes = True
 
     def units(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
-        return Canvas(task, facts).blocks.units
+        return canvas_of(task, facts).blocks.units
 
     def make(self, task: SlideTask, facts: HeadFacts, store: SlideStore) -> None:
         segmenting = [name for name, own in store.heads.items() if own["kind"] == "segment" and own["answer"]["task"] == "classification"]
-        make_labels(store, Canvas(task, facts).image, segmenting)
+        make_labels(store, canvas_of(task, facts).image, segmenting)
 
     def work(self, task: SlideTask, units: range) -> Report:
         check_machine(task.line.worker)
-        return _segment(task, units, torch.device("cpu") if task.head_facts.on_processor else pick_device(task.line.worker.device))
+        device = torch.device("cpu") if task.head_facts.on_processor else pick_device(task.line.worker.device)
+        return _segment(task, units, device) if task.head_facts.head.input == "pixels" else segment_tokens(task, units, device)
 
     def finish(self, task: SlideTask, units: range) -> Report:
-        clock, canvas = Clock(), Canvas(task, task.head_facts)
+        clock, canvas = Clock(), canvas_of(task, task.head_facts)
         with clock.timed("write"):
             write_levels(task.open_store(), canvas.image, units.start)
         return Report(task.slide, units, clock.seconds)
 
     def memory(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
-        return THREAD_BYTES + facts.bytes + Canvas(task, facts).memory(task.line.worker.threads)
+        return THREAD_BYTES + facts.bytes + canvas_of(task, facts).memory(task.line.worker.threads)
 
     def output(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:
-        canvas = Canvas(task, facts)
-        extent = math.ceil(task.grid.l0_extent / canvas.spec.scale / canvas.patches.step) + 1
-        cores = min(canvas.patches.rows * canvas.patches.cols, layout.tiles * extent**2)
-        return canvas.image.stored_bytes(cores * canvas.patches.core**2)
+        canvas = canvas_of(task, facts)
+        return canvas.image.stored_bytes(canvas.computed(task, layout.tiles))
+
+
+def canvas_of(task: SlideTask, facts: HeadFacts) -> Canvas | TokenCanvas:
+    """Where everything lies of a head on a slide. Raises InputError where the slide does not suit what it reads."""
+    return Canvas(task, facts) if facts.head.input == "pixels" else TokenCanvas(task, facts)
 
 
 class Canvas:
@@ -94,23 +98,8 @@ class Canvas:
         size = task.grid.l0_size
         height, width = (max(1, math.ceil(side / scale - 1e-6)) for side in (size.height, size.width))
         self.patches = PatchGrid(height, width, self.dense.size, self.dense.margin, self.dense.stride)
-        labels = facts.answer.task == "classification"
-        channels = 0 if labels else facts.answer.outputs
-        keeps = labels and "probabilities" in facts.head.save
-        classes = facts.answer.classes or tuple(f"channel {k}" for k in range(channels))
-        pixel = 4 * channels or 1 + len(classes) * keeps
-        self.blocks = BlockGrid.of(self.patches, pixel)
-        self.image = LabelImage(
-            facts.name,
-            *self.patches.shape,
-            self.blocks.side,
-            self.blocks.chunk,
-            scale * self.dense.stride,
-            task.mpp,
-            classes,
-            channels,
-            keeps,
-        )
+        self.blocks = BlockGrid.of(self.patches, pixel_bytes(facts))
+        self.image = label_image(facts, self.patches.shape, self.blocks, scale * self.dense.stride, task.mpp)
 
     @property
     def channels(self) -> int:
@@ -130,6 +119,11 @@ class Canvas:
             np.add.at(edges, (y, x), sign)
         covered: NDArray[np.bool_] = edges.cumsum(0).cumsum(1)[:-1, :-1] > 0
         return covered
+
+    def computed(self, task: SlideTask, tiles: int) -> int:
+        """Output px of so many tiles, at most."""
+        extent = math.ceil(task.grid.l0_extent / self.spec.scale / self.patches.step) + 1
+        return min(self.patches.rows * self.patches.cols, tiles * extent**2) * self.patches.core**2
 
     def memory(self, threads: int) -> int:
         """Bytes that a worker holds beside the model's weights."""
@@ -193,8 +187,8 @@ class _Segmenting:
         rect = canvas.blocks.cores_of(units)
         blender = Blender(canvas.patches, rect, canvas.dense.blend, canvas.channels, self.device)
         needed = rect.needed(kept, blender.ring)
-        opened = _Unit(canvas, units[0], self.device)
-        following: _Unit | None = None
+        opened = UnitImage(canvas, units[0], self.device)
+        following: UnitImage | None = None
         reader = PatchReader(self.task, canvas.patches, canvas.spec, self.device, self.clock)
         with closing(reader.read(needed)) as pixels:
             for piece in blender.run(self.model.run(pixels, canvas.dense.batch, self.failed), needed):
@@ -203,12 +197,12 @@ class _Segmenting:
                     opened, following = self._commit(opened, kept, following), None
                 opened.add(piece)
                 if piece.y + piece.computed.shape[0] > opened.end and opened.unit + 1 in units:
-                    following = following or _Unit(canvas, opened.unit + 1, self.device)
+                    following = following or UnitImage(canvas, opened.unit + 1, self.device)
                     following.add(piece)
         while opened.unit in units:
             opened, following = self._commit(opened, kept, following), None
 
-    def _commit(self, unit: _Unit, kept: NDArray[np.bool_], following: _Unit | None) -> _Unit:
+    def _commit(self, unit: UnitImage, kept: NDArray[np.bool_], following: UnitImage | None) -> UnitImage:
         """Write a unit that is complete; the one after it."""
         rect = self.canvas.blocks.cores_of(range(unit.unit, unit.unit + 1))
         own = {place: failure for place, failure in self.failed.items() if rect.holds(*place)}
@@ -220,65 +214,4 @@ class _Segmenting:
         with self.clock.timed("write"):
             blocks, likely = unit.blocks()
             write_unit(self.store, self.canvas.image, unit.unit, blocks, likely, {"patches": patches, "failed": len(own), "causes": causes})
-        return following or _Unit(self.canvas, unit.unit + 1, self.device)
-
-
-class _Unit:
-    """The output of one unit while it is filled, on the device."""
-
-    def __init__(self, canvas: Canvas, unit: int, device: torch.device) -> None:
-        self.canvas, self.unit, self.device = canvas, unit, device
-        stripe, row = canvas.blocks.place(unit)
-        image, side = canvas.image, canvas.blocks.side
-        self.y, self.x = row * side, stripe * canvas.blocks.blocks * side
-        self.end = self.y + side
-        self._height = min(self.end, image.height) - self.y
-        self._width = min(self.x + canvas.blocks.blocks * side, image.width) - self.x
-        self._values: Tensor | None = None
-        self._likely: Tensor | None = None
-
-    def add(self, piece: Piece) -> None:
-        """Take the part of a piece that is the unit's."""
-        y, x = piece.y - self.y, piece.x - self.x
-        height, width = piece.computed.shape
-        low_y, low_x = max(0, -y), max(0, -x)
-        high_y, high_x = min(height, self._height - y), min(width, self._width - x)
-        if high_y <= low_y or high_x <= low_x:
-            return
-        inner = (slice(low_y, high_y), slice(low_x, high_x))
-        place = (slice(y + low_y, y + high_y), slice(x + low_x, x + high_x))
-        values, computed = piece.values[:, inner[0], inner[1]], piece.computed[inner]
-        image, answer = self.canvas.image, self.canvas.answer
-        if image.channels:
-            self._values = self._made(self._values, (image.channels,), torch.float32, math.nan)
-            self._values[:, place[0], place[1]] = torch.where(computed, values, torch.nan)
-            return
-        self._values = self._made(self._values, (), torch.uint8, 0)
-        self._values[place] = torch.where(computed, labels_of(values, answer), 0)
-        if image.probabilities:
-            likely = probabilities(values, answer) if self.canvas.dense.blend == "crop" else values
-            self._likely = self._made(self._likely, (answer.columns,), torch.uint8, 0)
-            self._likely[:, place[0], place[1]] = torch.where(computed, (likely * 255).round(), 0).to(torch.uint8)
-
-    def blocks(self) -> tuple[dict[Block, NDArray[Any]], dict[Block, NDArray[Any]]]:
-        """What was computed, block by block, and the probabilities; nothing where nothing was."""
-        return self._cut(self._values), self._cut(self._likely)
-
-    def _made(self, there: Tensor | None, lead: tuple[int, ...], dtype: torch.dtype, fill: float) -> Tensor:
-        return torch.full((*lead, self._height, self._width), fill, dtype=dtype, device=self.device) if there is None else there
-
-    def _cut(self, values: Tensor | None) -> dict[Block, NDArray[Any]]:
-        if values is None:
-            return {}
-        found, side = values.cpu().numpy(), self.canvas.blocks.side
-        return {
-            (row, col): found[..., : self._height, start : start + side]
-            for (row, col), start in zip(self.canvas.blocks.blocks_of(self.unit), range(0, self._width, side), strict=True)
-        }
-
-
-def labels_of(values: Tensor, answer: Answer) -> Tensor:
-    """(h, w) uint8 the class, counted from 1, of (c, h, w) logits or probabilities."""
-    if answer.outputs == 1 and len(values) == 1:
-        return ((values[0] > 0) + 1).to(torch.uint8)
-    return (values.argmax(0) + 1).to(torch.uint8)
+        return following or UnitImage(self.canvas, unit.unit + 1, self.device)

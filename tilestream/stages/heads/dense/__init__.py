@@ -1,0 +1,1 @@
+"""What heads that segment leave unit by unit, and how they make it of patch tokens."""
