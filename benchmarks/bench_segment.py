@@ -4,12 +4,14 @@
     python -m benchmarks.bench_segment --speed [--side 16384] [--device cuda]
 
 `--memory` runs the small segmenter of the package in processes of their own. `--speed` runs a Unet of ResNet-34 (random weights, patches of 1,024 px that
-overlap by a quarter) through tilestream and through a loop of OpenSlide, the model and a canvas in one process, and says how busy the device was.
+overlap by a quarter) through tilestream and through a loop of OpenSlide, the model and a canvas in one process, and says how busy the device was: over the
+whole command, start and probing of the model included, and `steady`, from the first unit that was committed to the last.
 """
 
 import argparse
 import importlib
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -91,33 +93,37 @@ def measure_memory(sides: list[int]) -> list[dict[str, Any]]:
 
 
 class Busy:
-    """Share of time in which the device ran a kernel, as its driver samples it."""
+    """Share of time in which the device ran a kernel, as its driver samples it ten times a second."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.seen, self._done = device, list[int](), threading.Event()
+        self.device, self.seen = device, list[tuple[float, int]]()
+        self._watcher: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        if self.device == "cuda":
+            asked = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100", "-i", "0"]
+            self._watcher = subprocess.Popen(asked, stdout=subprocess.PIPE, text=True)
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
+        if self._watcher is not None:
+            self._watcher.terminate()
+            self._watcher.wait()
+            self._thread.join()
 
     def _watch(self) -> None:
-        while self.device == "cuda" and not self._done.wait(0.5):
-            found = subprocess.run(
-                ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"], check=False, capture_output=True, text=True
-            )
-            self.seen += [int(line) for line in found.stdout.split()[:1] if line.isdigit()]
+        assert self._watcher is not None
+        assert self._watcher.stdout is not None
+        for line in self._watcher.stdout:
+            if line.strip().isdigit():
+                self.seen.append((time.time(), int(line)))
 
-    @property
-    def share(self) -> float:
-        """Of the middle four fifths."""
-        cut = len(self.seen) // 10
-        kept = self.seen[cut : len(self.seen) - cut]
-        return round(float(np.mean(kept)) / 100, 3) if kept else float("nan")
+    def share(self, first: float = 0.0, last: float = math.inf) -> float:
+        """Between two moments of the clock."""
+        kept = [share for at, share in self.seen if first <= at <= last]
+        return round(float(np.mean(kept)) / 100, 3) if kept else math.nan
 
 
 def plain_loop(path: Path, device: str, rows: int | None = None) -> dict[str, Any]:
@@ -154,17 +160,24 @@ def measure_speed(side: int, device: str, rows: int | None = None) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder, Busy(device) as busy:
         done = tilestream.run(config(address, Path(folder) / "out", head, device))
         assert done.exit_code == 0, done.to_json()
-        entries = list((Path(folder) / "out").glob("*.zarr/.tilestream/shards/head-kinds-*.json"))
-        patches = sum(json.loads(entry.read_text()).get("patches", 0) for entry in entries)
-    seconds = done.slides[0].seconds
+        units = committed(Path(folder) / "out")
+    patches, (first, _), (last, _) = sum(count for _, count in units), units[0], units[-1]
     with Busy(device) as plainly:
         plain = plain_loop(path, device, rows)
-    work = sum(value for key, value in seconds.items() if key in ("wait", "write")) or done.seconds
+    steady = (patches - units[0][1]) / (last - first) if last > first else math.nan
     return {
         "side": side, "device": device, "patches": patches, "seconds": round(done.seconds, 2), "patches_s": round(patches / done.seconds, 2),
-        "stages": {key: round(value, 2) for key, value in seconds.items()}, "waiting_and_writing_s": round(work, 2), "busy": busy.share, **plain,
-        "plain_busy": plainly.share, "times_plain": round(patches / done.seconds / plain["plain_patches_s"], 2),
+        "busy": busy.share(), "steady_patches_s": round(steady, 2), "steady_seconds": round(last - first, 2), "steady_busy": busy.share(first, last),
+        "stages": {key: round(value, 2) for key, value in done.slides[0].seconds.items()}, **plain, "plain_busy": plainly.share(),
+        "times_plain": round(patches / done.seconds / plain["plain_patches_s"], 2), "steady_times_plain": round(steady / plain["plain_patches_s"], 2),
     }  # fmt: skip
+
+
+def committed(output: Path) -> list[tuple[float, int]]:
+    """When units with patches were committed, first to last, and their patches: from the first one on, the line is warm."""
+    entries = output.glob("*.zarr/.tilestream/shards/head-kinds-*.json")
+    found = [(entry.stat().st_mtime, json.loads(entry.read_text()).get("patches", 0)) for entry in entries]
+    return sorted(each for each in found if each[1])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -62,7 +62,7 @@ def test_a_run_that_was_cut_short_ends_with_the_same_bytes(image, tmp_path, monk
         return labels.write_unit(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr("tilestream.stages.heads.segment.write_unit", dying)
+        patched.setattr("tilestream.stages.heads.dense.unit_writer.write_unit", dying)
         with pytest.raises((KeyboardInterrupt, InterruptedRunError)):
             segment(image, tmp_path / "cut", UNET)
     assert len(written) == 2

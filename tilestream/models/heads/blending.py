@@ -93,6 +93,7 @@ class Blender:
         width = 0 if self.crop else (rect.col_end - rect.col + 2) * grid.core + 2 * grid.border
         self._carry = torch.zeros(channels + 1, 2 * grid.border, width, device=device)
         self._window: Tensor | None = None
+        self._masks: dict[bytes, Tensor] = {}  # to bring one to a device is to wait for all that it is to do before
 
     @property
     def ring(self) -> int:
@@ -157,8 +158,15 @@ class Blender:
             slice(max(0, rect.row * grid.core - y), min(grid.core, rect.row_end * grid.core - y)),
             slice(max(0, rect.col * grid.core - x), min(grid.core, rect.col_end * grid.core - x)),
         )
-        part = (torch.arange(grid.core, device=sums.device) >= grid.border).long()
-        computed = torch.from_numpy(corners.copy()).to(sums.device)[part[within[0]]][:, part[within[1]]]
+        computed = self._mask(corners)[within]
         weight = sums[-1][within]
         values = sums[:-1][:, within[0], within[1]] / torch.where(weight > 0, weight, 1)
         return Piece(y + within[0].start, x + within[1].start, values, computed)
+
+    def _mask(self, corners: NDArray[np.bool_]) -> Tensor:
+        """(core, core) which of the pixels between the middles of four cores belong to one that was computed."""
+        key = corners.tobytes()
+        if key not in self._masks:
+            part = (np.arange(self.grid.core) >= self.grid.border).astype(np.int64)
+            self._masks[key] = torch.from_numpy(corners[part][:, part]).to(self._weights.device)
+        return self._masks[key]

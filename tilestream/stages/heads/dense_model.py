@@ -77,7 +77,7 @@ class DenseModel:
 
     def run(self, patches: Iterable[PixelPatch], batch: int, failed: dict[tuple[int, int], Failure]) -> Iterator[Patch]:
         """What the model makes of patches, in their order; those without pixels or with values that are not finite have none, and are in `failed`."""
-        flight: deque[tuple[list[PixelPatch], Tensor | None, Tensor | None]] = deque()
+        flight: deque[tuple[list[PixelPatch], Tensor | None, _Flags | None]] = deque()
         for group in _groups(patches, batch):
             flight.append((group, *self._launch(group, batch)))
             if len(flight) >= (IN_FLIGHT if self.device.type == "cuda" else 1):
@@ -91,8 +91,8 @@ class DenseModel:
         for _ in self.run([PixelPatch(0, k, grey) for k in range(batch)], batch, {}):
             pass
 
-    def _launch(self, group: list[PixelPatch], batch: int) -> tuple[Tensor | None, Tensor | None]:
-        """(n, c, h, w) values of those that have pixels, and (n,) whether they are finite, both on the device."""
+    def _launch(self, group: list[PixelPatch], batch: int) -> tuple[Tensor | None, _Flags | None]:
+        """(n, c, h, w) values of those that have pixels, on the device, and whether they are finite."""
         pixels = [patch.pixels for patch in group if isinstance(patch.pixels, Tensor)]
         if not pixels:
             return None, None
@@ -108,7 +108,27 @@ class DenseModel:
             out = self.module(inputs)
             check_output(out, pixels[0].shape[0])
         out = out[: len(pixels)].float()
-        return (out if self.as_logits else probabilities(out, self.answer)), torch.isfinite(out).flatten(1).all(1)
+        flags = _Flags(torch.isfinite(out).flatten(1).all(1))
+        return (out if self.as_logits else probabilities(out, self.answer)), flags
+
+
+class _Flags:
+    """(n,) bool that come to the host as soon as they are known: to wait for them is not to wait for what was launched behind them."""
+
+    def __init__(self, found: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._found = found
+        if found.is_cuda:
+            self._found = torch.empty(found.shape, dtype=torch.bool, pin_memory=True)
+            self._found.copy_(found, non_blocking=True)
+            self._event = torch.cuda.current_stream(found.device).record_event()
+
+    def read(self) -> list[bool]:
+        """Wait for them."""
+        if self._event is not None:
+            self._event.synchronize()
+        flags: list[bool] = self._found.tolist()
+        return flags
 
 
 def probabilities(logits: Tensor, answer: Answer) -> Tensor:
@@ -135,8 +155,8 @@ def _groups(patches: Iterable[PixelPatch], batch: int) -> Iterator[list[PixelPat
         yield group
 
 
-def _land(group: list[PixelPatch], values: Tensor | None, finite: Tensor | None, failed: dict[tuple[int, int], Failure]) -> Iterator[Patch]:
-    good = iter([] if finite is None else finite.tolist())
+def _land(group: list[PixelPatch], values: Tensor | None, finite: _Flags | None, failed: dict[tuple[int, int], Failure]) -> Iterator[Patch]:
+    good = iter([] if finite is None else finite.read())
     number = 0
     for patch in group:
         found = None

@@ -18,6 +18,7 @@ from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import THREAD_BYTES, one_thread, pick_device
 from tilestream.stages.heads.dense.token_segmenting import TokenCanvas, segment_tokens
 from tilestream.stages.heads.dense.unit_image import UnitImage, label_image, pixel_bytes
+from tilestream.stages.heads.dense.unit_writer import UnitWriter
 from tilestream.stages.heads.dense_model import DenseModel, dense_threads
 from tilestream.stages.heads.describe import head_for
 from tilestream.stages.heads.facts import DenseFacts, HeadFacts
@@ -27,7 +28,7 @@ from tilestream.stages.pinning import check_machine
 from tilestream.stages.prefetch import QUEUE_BATCHES
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
 from tilestream.store.heads.columns import head_stage
-from tilestream.store.heads.labels import make_labels, write_levels, write_unit
+from tilestream.store.heads.labels import make_labels, write_levels
 from tilestream.store.layout import Layout
 from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.read_spec import ReadSpec
@@ -137,7 +138,7 @@ class Canvas:
         tiles = dense.size**2 * 3 + (self.spec.cover**2 * 3 if self.spec.resampled else 0)
         batches = (QUEUE_BATCHES + 3) * READ_AT_ONCE * dense.size**2 * 3
         reading = batches + (2 * threads + 6) * tiles + dense.batch * dense.size**2 * 3 * 2
-        return dense.bytes * 5 // 4 + flight + carry + 2 * unit + written + reading
+        return dense.bytes * 5 // 4 + flight + carry + 3 * unit + written + 16 * grid.core**2 + reading
 
 
 @one_thread
@@ -168,7 +169,7 @@ def _missing(run: range, done: dict[int, dict[str, object]]) -> Iterator[range]:
 class _Segmenting:
     """Consecutive units of one stripe, from patches to blocks in the store.
 
-    Memory bound: the units that a row of patches reaches into, two at most.
+    Memory bound: the units that a row of patches reaches into, two at most, and the one that is written meanwhile.
     """
 
     def __init__(self, task: SlideTask, store: SlideStore, canvas: Canvas, device: torch.device, clock: Clock) -> None:
@@ -190,7 +191,7 @@ class _Segmenting:
         opened = UnitImage(canvas, units[0], self.device)
         following: UnitImage | None = None
         reader = PatchReader(self.task, canvas.patches, canvas.spec, self.device, self.clock)
-        with closing(reader.read(needed)) as pixels:
+        with UnitWriter(self.store, canvas.image, self.clock) as self.writer, closing(reader.read(needed)) as pixels:
             for piece in blender.run(self.model.run(pixels, canvas.dense.batch, self.failed), needed):
                 check_stopped()
                 while piece.y >= opened.end:
@@ -199,11 +200,11 @@ class _Segmenting:
                 if piece.y + piece.computed.shape[0] > opened.end and opened.unit + 1 in units:
                     following = following or UnitImage(canvas, opened.unit + 1, self.device)
                     following.add(piece)
-        while opened.unit in units:
-            opened, following = self._commit(opened, kept, following), None
+            while opened.unit in units:
+                opened, following = self._commit(opened, kept, following), None
 
     def _commit(self, unit: UnitImage, kept: NDArray[np.bool_], following: UnitImage | None) -> UnitImage:
-        """Write a unit that is complete; the one after it."""
+        """Have a unit written that is complete; the one after it."""
         rect = self.canvas.blocks.cores_of(range(unit.unit, unit.unit + 1))
         own = {place: failure for place, failure in self.failed.items() if rect.holds(*place)}
         patches = int(kept[rect.row : rect.row_end, rect.col : rect.col_end].sum())
@@ -211,7 +212,5 @@ class _Segmenting:
         if own and self.task.line.fail_tiles:
             place, words = next(iter(causes.items()))
             raise InputError(f"{self.task.slide}: head {self.task.head}, patch {place} failed: {words} (on_error.tile is fail)")
-        with self.clock.timed("write"):
-            blocks, likely = unit.blocks()
-            write_unit(self.store, self.canvas.image, unit.unit, blocks, likely, {"patches": patches, "failed": len(own), "causes": causes})
+        self.writer.write(unit, {"patches": patches, "failed": len(own), "causes": causes})
         return following or UnitImage(self.canvas, unit.unit + 1, self.device)
