@@ -93,7 +93,7 @@ def _read_zarr(path: Path, _: Path) -> None:
     from tilestream.geometry import Region
     from tilestream.sources import open_source
     from tilestream.sources.base import SourceOptions
-    from tilestream.sources.describe import describe_image
+    from tilestream.sources.facts.describe import describe_image
 
     describe_image(str(path))
     with open_source(str(path), SourceOptions()) as source:

@@ -94,7 +94,7 @@ def try_case(path: Path, folder: Path) -> str:
     """What `inspect` and a one-shard run make of a file: result, partial or refused."""
     import tilestream
     from tilestream.errors import TilestreamError
-    from tilestream.sources.describe import describe_image
+    from tilestream.sources.facts.describe import describe_image
 
     output = folder / "out"
     shutil.rmtree(output, ignore_errors=True)

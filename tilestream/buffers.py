@@ -58,3 +58,8 @@ class PixelBuffers:
 def gib(count: int) -> str:
     """Bytes in GiB or MiB, for people."""
     return f"{count / 1024**3:.2f} GiB" if count >= 1024**3 else f"{count / 1024**2:.0f} MiB"
+
+
+def counted(count: int, thing: str) -> str:
+    """A number of things, for people: `1 tile`, `2 tiles`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"

@@ -12,15 +12,34 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from tilestream import __version__
 from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
 
+
+class PlainCommand(TyperCommand):
+    """A command whose help shows a switch as a switch, and what must be given without braces."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Its parameters; switches have no type to show."""
+        params = super().get_params(ctx)
+        for param in params:
+            if getattr(param, "is_flag", False) and getattr(param, "metavar", "") is None:
+                param.metavar = ""
+        return params
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words of its usage line."""
+        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+
+
 app = typer.Typer(
-    name="tilestream", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="tilestream", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="First time: tilestream init slides/, then tilestream run config.yaml, then tilestream view embeddings.",
 )  # fmt: skip
 
-ConfigPath = Annotated[Path, typer.Argument(help="YAML file, e.g. pipelines/demo.yaml.", show_default=False)]
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. pipelines/demo.yaml.", show_default=False)]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. tiles.mpp=0.25; may be repeated.")
 ]
@@ -42,12 +61,18 @@ def _print_version(asked: bool) -> None:  # noqa: FBT001  # as typer calls it
 
 @app.callback()
 def program(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     """Stream tiles from images too large to hold, embed them, mix them with a windowed transformer, write Zarr."""
 
 
-@app.command("run")
+@app.command(
+    "run",
+    cls=PlainCommand,
+    epilog="Examples: tilestream run config.yaml; with another encoder, tilestream run config.yaml --set encoder=uni2-h --set output=embeddings-uni2",
+)
 def run_command(
     context: typer.Context,
     config: ConfigPath,
@@ -119,7 +144,7 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=160)
 
 
-@app.command("plan")
+@app.command("plan", cls=PlainCommand, epilog="Example: tilestream plan config.yaml --set tiles.mpp=0.25")
 def plan_command(config: ConfigPath, settings: SetOption = None) -> None:
     """Say what a run would do: levels, tiles, shards, bytes, memory. Reads thumbnails only and writes nothing."""
     from tilestream.config.load import load_config
@@ -132,13 +157,13 @@ def plan_command(config: ConfigPath, settings: SetOption = None) -> None:
     raise typer.Exit(planned.exit_code)
 
 
-@app.command("inspect")
+@app.command("inspect", cls=PlainCommand)
 def inspect_command(
-    image: Annotated[str, typer.Argument(help="Path or address of an image.", show_default=False)],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Path or address of an image.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what an image is, which backend opens it and why, and what to write in a config."""
-    from tilestream.sources.describe import describe_image, print_description
+    from tilestream.sources.facts.describe import describe_image, print_description
 
     description = describe_image(image)
     if as_json:
@@ -147,9 +172,9 @@ def inspect_command(
         print_description(description, _console())
 
 
-@app.command("verify")
+@app.command("verify", cls=PlainCommand)
 def verify_command(
-    output: Annotated[str, typer.Argument(help="An output folder, or one <slide id>.zarr in it.", show_default=False)],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="An output folder, or one <slide id>.zarr in it.", show_default=False)],
     repair: Annotated[bool, typer.Option("--repair", help="Forget what is damaged, so that the next run redoes it.")] = False,
 ) -> None:
     """Compare every stored object with its checksum."""
@@ -158,9 +183,10 @@ def verify_command(
     raise typer.Exit(verify_output(output, print, repair=repair))
 
 
-@app.command("fit")
+@app.command("fit", cls=PlainCommand)
 def fit_command(
-    config: Annotated[Path, typer.Argument(help="YAML file, e.g. pipelines/fit.yaml.", show_default=False)], settings: SetOption = None
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. pipelines/fit.yaml.", show_default=False)],
+    settings: SetOption = None,
 ) -> None:
     """Train a head on stored embeddings, judge it on patients that it never saw, and write it with a report."""
     from tilestream.config.fit_schema import FitConfig
@@ -173,9 +199,13 @@ def fit_command(
         print(line)
 
 
-@app.command("export")
+@app.command(
+    "export",
+    cls=PlainCommand,
+    epilog="Examples: tilestream export embeddings --to trident-h5; objects of a head, tilestream export embeddings --to geojson --what nuclei",
+)
 def export_command(
-    output: Annotated[str, typer.Argument(help="An output folder, or one <slide id>.zarr in it.", show_default=False)],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="An output folder, or one <slide id>.zarr in it.", show_default=False)],
     to: Annotated[
         str,
         typer.Option(
@@ -207,9 +237,11 @@ def export_command(
         print(line)
 
 
-@app.command("import")
+@app.command("import", cls=PlainCommand)
 def import_command(
-    features: Annotated[str, typer.Argument(help="HDF5 file with features and coords, of TRIDENT or CLAM.", show_default=False)],
+    features: Annotated[
+        str, typer.Argument(metavar="FEATURES", help="HDF5 file with features and coords, of TRIDENT or CLAM.", show_default=False)
+    ],
     slide: Annotated[str, typer.Option(help="The image they are of, or a name where there is none.", show_default=False)],
     out: Annotated[str, typer.Option(help="Output folder.", show_default=False)],
     patch_size_level0: Annotated[float | None, typer.Option(help="Side of a tile in level-0 px, where the file does not say.")] = None,
@@ -220,9 +252,9 @@ def import_command(
     print(import_features(features, slide, out, patch_size_level0=patch_size_level0))
 
 
-@app.command("report")
+@app.command("report", cls=PlainCommand)
 def report_command(
-    output: Annotated[str, typer.Argument(help="An output folder.", show_default=False)],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="An output folder.", show_default=False)],
     to: Annotated[str | None, typer.Option("--to", help="The HTML file; else report.html in the output.")] = None,
     force: Annotated[bool, typer.Option("--force", help=FORCE)] = False,
 ) -> None:
@@ -232,10 +264,11 @@ def report_command(
     print(write_report(output, to, force=force))
 
 
-@app.command("view")
+@app.command("view", cls=PlainCommand, epilog="Example: tilestream view embeddings --slides slides/")
 def view_command(
     outputs: Annotated[
-        list[str], typer.Argument(help="Output folders, or <slide id>.zarr in them; several side by side.", show_default=False)
+        list[str],
+        typer.Argument(metavar="OUTPUT", help="Output folders, or <slide id>.zarr in them; several side by side.", show_default=False),
     ],
     slide: Annotated[str | None, typer.Option(help="Id of the slide that is shown first.")] = None,
     slides: Annotated[
@@ -245,7 +278,7 @@ def view_command(
     host: Annotated[
         str, typer.Option(help="Address or name to listen on; others than loopback are reachable from the network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 is any free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0 is any free one.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
 ) -> None:
     """Look at slides and their embeddings in the browser. Writes nothing; Ctrl-C ends it."""
@@ -258,7 +291,7 @@ def view_command(
     serve(outputs, lambda words: print(words, flush=True), slide=slide, roots=slides or (), host=host, port=port, browser=not no_browser)
 
 
-@app.command("encoders")
+@app.command("encoders", cls=PlainCommand)
 def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the encoders that a config can name."""
     from dataclasses import asdict
@@ -277,7 +310,21 @@ def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print
     )
 
 
-@app.command("doctor")
+@app.command("init", cls=PlainCommand, epilog="Example: tilestream init slides/ --out config.yaml, then tilestream run config.yaml.")
+def init_command(
+    slides: Annotated[list[str], typer.Argument(metavar="SLIDES", help="Slides, a folder of them, a glob or a CSV.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The config to write.")] = Path("config.yaml"),
+    output: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Where its runs write to.")] = "embeddings",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Look at slides and write a config for them, with comments, that runs as it stands."""
+    from tilestream.sources.facts.first_config import write_first_config
+
+    for line in write_first_config(slides, out, output, force=force):
+        print(line)
+
+
+@app.command("doctor", cls=PlainCommand)
 def doctor_command() -> None:
     """Check this machine: libraries, device, memory, disk."""
     from tilestream.runner.doctor import run_checks
@@ -291,7 +338,7 @@ def doctor_command() -> None:
     raise typer.Exit(0 if all(check.good for check in checks) else 2)
 
 
-@app.command("schema")
+@app.command("schema", cls=PlainCommand)
 def schema_command() -> None:
     """Print the JSON schema of the config, for editors."""
     from tilestream.config.json_schema import config_schema

@@ -54,9 +54,20 @@ def test_a_glob_without_match_names_pattern_and_folder(folder):
         list_slides(["*.ndpi"])
 
 
-def test_a_plain_folder_is_refused_with_a_glob(folder):
-    with pytest.raises(ConfigError, match=r"slides: 'plain/' is a folder, not a slide\. Give a glob, e\.g\. plain/\*\.svs"):
+def test_a_folder_without_slides_is_refused_with_a_glob(folder):
+    (folder / "plain" / "notes.txt").write_text("no slide")
+    with pytest.raises(ConfigError, match=r"slides: the folder 'plain' holds no file .* Give a glob, e\.g\. plain/\*\*/\*\.svs"):
         list_slides(["plain/"])
+
+
+def test_a_folder_stands_for_the_slides_that_lie_in_it(folder):
+    for name in ("b.SVS", "a.ome.tiff", ".hidden.svs", "notes.txt", "c.csv"):
+        (folder / "plain" / name).touch()
+    (folder / "plain" / "z.dcm").write_bytes(bytes(128) + b"DICM")
+    for name, mark in (("store.zarr", "zarr.json"), ("deeper", "d.svs")):
+        (folder / "plain" / name).mkdir()
+        (folder / "plain" / name / mark).touch()
+    assert [ref.id for ref in list_slides(["plain"])] == ["a", "b", "store", "z"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def test_the_version_is_printed(capsys):
 def test_run_prints_a_summary_and_ends_with_0(capsys, config_path, tmp_path):
     code, out, err = command(capsys, "run", config_path)
     assert code == 0
-    assert "20 in the output, 20 embedded by this run, 0 failed" in out
+    assert "20 in the output, 20 embedded by this run\n" in re.sub(" +\n", "\n", out)
     assert all(
         word in out
         for word in (
@@ -61,7 +62,8 @@ def test_run_prints_a_summary_and_ends_with_0(capsys, config_path, tmp_path):
             "writing",
             "peak",
             "projected",
-            "anndata.read_zarr",
+            "next:",
+            "tilestream view",
             "overview.png",
             str(tmp_path / "out"),
         )

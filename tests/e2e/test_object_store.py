@@ -120,8 +120,7 @@ def test_a_slide_and_a_cohort_in_a_bucket_are_read_like_local_ones(client, path,
         assert list(table.obs_names) == list(expected.obs_names)
         assert slide.obs.equals(other.obs)
         np.testing.assert_array_equal(slide.to_dask().compute(), other.to_dask().compute())
-    code = next(line for line in capture_run(path, "s3://lab/read").splitlines() if line.startswith("next")).split('"')[1]
-    exec(code, {})  # what is printed as the next step works
+    assert "view s3://lab/read" in capture_run(path, "s3://lab/read")
     assert main_exit("verify", "s3://lab/read") == 0
     assert main_exit("export", "s3://lab/read", "--to", "csv", "--out", f"{tmp_path}/") == 0
     assert main_exit("export", "s3://lab/read", "--to", "csv", "--out", f"{tmp_path}/") == 0  # its own file

@@ -18,7 +18,7 @@ from tilestream import sources
 from tilestream.errors import InputError, TilestreamError
 from tilestream.interop.exports import export_slides
 from tilestream.sources.base import ImageAddress, SourceOptions
-from tilestream.sources.describe import describe_image
+from tilestream.sources.facts.describe import describe_image
 from tilestream.viewer.report import write_report
 
 SECRET = "s3cretXYZ"

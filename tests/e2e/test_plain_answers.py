@@ -19,7 +19,7 @@ from tilestream.errors import ConfigError
 from tilestream.runner.engines.clusters import open_cluster
 from tilestream.runner.progress import LogReporter
 from tilestream.runner.summary import SlideResult
-from tilestream.sources.describe import describe_image
+from tilestream.sources.facts.describe import describe_image
 from tilestream.viewer.report import write_report
 
 TILES = {"size": 64, "level": 0, "tissue": "none"}

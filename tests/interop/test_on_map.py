@@ -22,7 +22,7 @@ from tilestream.errors import ConfigError
 from tilestream.interop.exports import export_slides
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
-from tilestream.sources.describe import describe_image
+from tilestream.sources.facts.describe import describe_image
 
 NORTH_UP, SOUTH_UP = Affine(10, 0, 500_000, 0, -10, 5_000_000), Affine(10, 0, 500_000, 0, 10, 4_900_000)
 TURNED = Affine(8, 6, 500_000, 6, -8, 5_000_000)

@@ -116,6 +116,14 @@ _MISSING = {
 }
 
 
+ELSEWHERE_CALLED = {
+    "overlap": "tiles.stride, which is size - overlap", "step": "tiles.stride", "step_size": "tiles.stride", "patch_size": "tiles.size", "tile_size": "tiles.size",
+    "magnification": "tiles.mpp, where 0.5 is 20x", "mag": "tiles.mpp, where 0.5 is 20x", "target_mpp": "tiles.mpp", "model": "encoder.name", "batch": "compute.batch_size",
+    "num_workers": "compute.workers", "gpu": "compute.device", "segmenter": "tiles.tissue", "mask": "tiles.tissue.mask", "wsi_dir": "slides", "input": "slides", "job_dir": "output",
+}  # fmt: skip
+"""Words of other programs for what is called otherwise here."""
+
+
 def _problem(root: type[Section], draft: Draft, detail: Mapping[str, Any]) -> str:
     key: Key = detail["loc"]
     words = _words(root, key, detail)
@@ -174,6 +182,8 @@ def _suggestion(root: type[Section], dotted: str) -> str:
     section, _, name = dotted.rpartition(".")
     beside = [known for place, known in keys if place == section]
     near = [f"{section}.{known}".removeprefix(".") for known in difflib.get_close_matches(name, beside, 1)]
+    if not near and name in ELSEWHERE_CALLED and root is Config:
+        return f"you may mean {ELSEWHERE_CALLED[name]}"
     close = near or [
         f"{place}.{known}"
         for place, known in keys

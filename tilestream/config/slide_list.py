@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, urlsplit
 
-from tilestream.config.dicom_series import holds_dicom
+from tilestream.config.dicom_series import holds_dicom, is_dicom
 from tilestream.config.local_files import ZARR_MARKS, expand_path, read_small_file
-from tilestream.config.same_slide import merge_files
+from tilestream.config.same_slide import NEVER_DICOM, merge_files
 from tilestream.errors import ConfigError
 
 LONGEST_ID = 200
@@ -59,14 +59,15 @@ class SlideRef:
 def list_slides(slides: Sequence[str]) -> list[SlideRef]:
     """The slides of a config's `slides`, in the order given; those of a glob are sorted.
 
-    Files of one DICOM series, or of one OME-TIFF, are one slide (see `merge_files`), and so is a folder of DICOM files.
+    Files of one DICOM series, or of one OME-TIFF, are one slide (see `merge_files`), and so is a folder of DICOM files. Any other folder stands
+    for the slides that lie in it, by their names, not for those in folders below.
     Local paths are relative to the working directory, in a CSV to the CSV's folder. A path without a file is kept: it is refused
     when it is opened, without stopping the others.
 
     Raises
     ------
     ConfigError
-        A glob matches nothing, a CSV cannot be used, a folder is no slide, a file is listed twice, or an id is unsafe or not unique.
+        A glob matches nothing, a folder holds no slide, a CSV cannot be used, a file is listed twice, or an id is unsafe or not unique.
     """
     listed = merge_files([ref for entry in slides for ref in _expand(entry)], id_from_address)
     refs = [replace(ref, id=own_id, mpp=mpp) for ref, own_id, mpp in listed]
@@ -121,9 +122,23 @@ def _expand(entry: str) -> Iterator[SlideRef]:
     elif glob.has_magic(entry) and not _answers(Path(entry).exists):
         yield from _expand_glob(entry)
     else:
-        if _is_plain_folder(Path(entry)):
-            raise ConfigError(f"slides: {entry!r} is a folder, not a slide. Give a glob, e.g. {entry.rstrip('/')}/*.svs.")
-        yield _local_slide(entry)
+        yield from _expand_folder(Path(entry)) if _is_plain_folder(Path(entry)) else [_local_slide(entry)]
+
+
+def _expand_folder(folder: Path) -> Iterator[SlideRef]:
+    """The slides that lie in a folder, sorted: files that are called as slides are, Zarr folders, folders of DICOM files."""
+    found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and _looks_like_slide(path)]
+    if not found:
+        raise ConfigError(
+            f"slides: the folder {str(folder)!r} holds no file that is called as a slide is (.svs, .tiff, .ndpi, .zarr ...). Give a glob, e.g. {folder}/**/*.svs for those in folders below it."
+        )
+    yield from (_local_slide(str(path)) for path in found)
+
+
+def _looks_like_slide(path: Path) -> bool:
+    if _answers(path.is_dir):
+        return not _is_plain_folder(path)
+    return path.suffix.lower() in NEVER_DICOM or _answers(lambda: is_dicom(path))
 
 
 def _expand_glob(pattern: str) -> Iterator[SlideRef]:
@@ -141,10 +156,12 @@ def _local_slide(path: str) -> SlideRef:
 
 
 def _is_plain_folder(path: Path) -> bool:
-    """Whether this is a folder that is neither a Zarr store nor a DICOM series."""
+    """Whether this is a folder that is neither a Zarr store nor a DICOM series alone."""
     if path.suffix.lower() == ".zarr" or not _answers(path.is_dir):
         return False
-    return not any(_answers((path / name).exists) for name in ZARR_MARKS) and not _answers(lambda: holds_dicom(path))
+    if any(_answers((path / name).exists) for name in ZARR_MARKS):
+        return False
+    return not _answers(lambda: holds_dicom(path)) or _answers(lambda: any(other.suffix.lower() in NEVER_DICOM for other in path.iterdir()))
 
 
 def _answers(check: Callable[[], bool]) -> bool:

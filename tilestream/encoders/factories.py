@@ -47,7 +47,9 @@ def find_factory(name: str, known: Sequence[str]) -> Factory:
     points = encoder_points()
     if name not in points:
         names = [*known, *points]
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        near = [known_name for known_name in names if name and known_name.startswith(name)] or difflib.get_close_matches(
+            name, names, n=1, cutoff=0.4
+        )
         hint = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(names)} and module:factory."
         raise ConfigError(f"encoder.name: {name!r} is unknown. {hint}")
     try:

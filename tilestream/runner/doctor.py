@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -11,7 +12,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from tilestream import __version__
 from tilestream.buffers import gib
+
+SHARED_MEMORY = 256 * 1024**2
+"""Bytes of shared memory below which processes that decode may fail."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,21 @@ class Check:
 
 def run_checks() -> list[Check]:
     """All checks, none of which changes anything but a temporary folder."""
-    checks: list[Callable[[], Check]] = [_python, _torch, _device, _openslide, _jpeg, _zarr, _cores, _disk]
+    checks: list[Callable[[], Check]] = [
+        _tilestream,
+        _python,
+        _torch,
+        _device,
+        _openslide,
+        _jpeg,
+        _zarr,
+        _cores,
+        _disk,
+        _shared_memory,
+        _ports,
+        _hub,
+        _cache,
+    ]
     return [*(_guarded(check) for check in checks), *_extras()]
 
 
@@ -40,6 +59,10 @@ def _guarded(check: Callable[[], Check]) -> Check:
             words=f"{type(error).__name__}: {error}",
             advice="install tilestream again in a fresh environment",
         )
+
+
+def _tilestream() -> Check:
+    return Check("tilestream", good=True, words=f"{__version__}, from {Path(__file__).parents[1]}")
 
 
 def _python() -> Check:
@@ -108,6 +131,42 @@ def _disk() -> Check:
     )
 
 
+def _shared_memory() -> Check:
+    """Processes that decode hand pixels over in it; containers often have 64 MiB."""
+    folder = Path("/dev/shm")  # noqa: S108  # where Linux has it
+    if not folder.is_dir():
+        return Check("shared memory", good=True, words="no /dev/shm here")
+    free = shutil.disk_usage(folder).free
+    return Check(
+        "shared memory", good=free >= SHARED_MEMORY, words=f"{gib(free)} free in {folder}",
+        advice=f"less than {gib(SHARED_MEMORY)}: give a container more, e.g. --shm-size=2g, or keep compute.isolate and jpeg workers off",
+    )  # fmt: skip
+
+
+def _ports() -> Check:
+    """Workers and the viewer listen on the machine itself."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        return Check("ports", good=True, words=f"free ones can be had, such as {listener.getsockname()[1]}")
+
+
+def _hub() -> Check:
+    """Whether weights behind a gate could be fetched, as far as it shows without the network."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    known = bool(os.environ.get("HF_TOKEN")) or (home / "token").is_file()
+    offline = ", offline by HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+    words = "a token of Hugging Face is there" if known else "no token of Hugging Face: gated encoders need one (hf auth login)"
+    return Check("hub login", good=True, words=words + offline)
+
+
+def _cache() -> Check:
+    """Where downloaded weights lie, and what they take."""
+    home = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "hub")
+    held = [path.name.removeprefix("models--").replace("--", "/") for path in sorted(home.glob("models--*"))] if home.is_dir() else []
+    return Check("hub cache", good=True, words=f"{home}: " + (", ".join(held) or "nothing yet"))
+
+
 def _extras() -> list[Check]:
     extras = {
         "timm": "timm",
@@ -117,6 +176,11 @@ def _extras() -> list[Check]:
         "s3": "obstore",
         "view": "bokeh",
         "plot": "matplotlib",
+        "parquet": "pyarrow",
+        "onnx": "onnxruntime",
+        "seg": "segmentation_models_pytorch",
+        "fit": "openpyxl",
+        "geo": "rasterio",
         "gpu": "nvidia.nvimgcodec",
     }
     return [

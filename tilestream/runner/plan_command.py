@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
-from tilestream.buffers import gib
+from tilestream.buffers import counted, gib
 from tilestream.config.heads import NO_ENCODER
 from tilestream.config.schema import Config
 from tilestream.encoders.stated import SCRATCH, state_encoder
@@ -118,7 +118,7 @@ def print_plan(planned: Planned, console: Console) -> None:
     peak = max((slide.projection.total for slide in planned.slides), default=0)
     facts, config = planned.setup.facts, planned.setup.config
     console.print(
-        f"{len(planned.slides)} slides, {tiles} tiles, {gib(size_bytes)} of output before compression; {facts.name}, {facts.dim} dims, {facts.precision} on {facts.device}; "
+        f"{counted(len(planned.slides), 'slide')}, {counted(tiles, 'tile')}, {gib(size_bytes)} of output before compression; {facts.name}, {facts.dim} dims, {facts.precision} on {facts.device}; "
         f"at most {gib(peak)} of {gib(config.compute.memory_limit)} a worker",
         highlight=False, markup=False,
     )  # fmt: skip

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tilestream.buffers import gib
+from tilestream.buffers import counted, gib
 from tilestream.errors import without_credentials
 from tilestream.runner.reporter import Reporter
 
@@ -32,7 +34,7 @@ def slide_words(result: SlideResult) -> str:
     if result.status == "refused":
         return f"{result.id}: refused: {result.error.removeprefix(f'{result.id}: ')}"
     if result.status == "already done":
-        return f"{result.id}: already done, {result.tiles} tiles"
+        return f"{result.id}: already done, {counted(result.tiles, 'tile')}"
     failed = f", {result.failed_tiles} failed" if result.failed_tiles else ""
     note = f" ({result.note})" if result.note else ""
     note += f"; {result.redone} left the range of fp16 and were computed in fp32" if result.redone else ""
@@ -63,7 +65,7 @@ class _Counter(Reporter):
         self.slides = slides
         self.since = time.perf_counter()
         self.message(
-            f"{facts.name} ({facts.dim} dims, {facts.precision}) on {facts.device}, {workers} worker{'s' if workers > 1 else ''}, batches of {facts.batch}"
+            f"{facts.name} ({facts.dim} dims, {facts.precision}) on {facts.device}, {counted(workers, 'worker')}, batches of {facts.batch}"
         )
 
     def planned(self, plan: SlidePlan, projection: Projection, remaining: int) -> None:
@@ -125,7 +127,8 @@ class LogReporter(_Counter):
             left = (self.tiles - self.tiles_done) / max(self.rate, 1e-9)
             self.message(
                 f"slides {self.slides_done}/{self.slides}, tiles {self.tiles_done}/{self.tiles}, {self.rate:.0f} tiles/s, "
-                f"{left:.0f} s left of the slides planned so far"
+                f"about {left:.0f} s left"
+                + ("" if len(self._known) == self.slides else f" for the {counted(len(self._known), 'slide')} planned so far")
             )
 
 
@@ -221,10 +224,10 @@ def print_summary(summary: Summary, console: Console) -> None:
     fresh = sum(s.status == "done" for s in done)
     rows = [
         ("slides", f"{fresh} done" + (f", {len(done) - fresh} already done" if len(done) > fresh else "") + (f", {len(summary.refused)} refused" if summary.refused else "")),
-        ("tiles", f"{summary.tiles} in the output, {summary.new_tiles} embedded by this run, {summary.failed_tiles} failed"),
-        ("speed", f"{summary.tiles_per_second:.0f} tiles/s" if summary.new_tiles else "nothing to do"),
+        ("tiles", f"{summary.tiles} in the output, {summary.new_tiles} embedded by this run" + (f", {summary.failed_tiles} failed" if summary.failed_tiles else "")),
+        ("speed", f"{summary.tiles_per_second:.0f} tiles/s while tiles were in work" if summary.new_tiles else "nothing to do"),
         ("bound", summary.bound),
-        ("seconds", ", ".join(f"{part} {seconds:.1f}" for part, seconds in summary.parts.items()) + f"; in all {summary.seconds:.1f}" if summary.new_tiles else ""),
+        ("seconds", f"{summary.seconds:.1f} in all: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in summary.parts.items()) if summary.new_tiles else ""),
         ("memory", f"peak {gib(summary.peak_bytes)}, projected {gib(summary.projected_bytes)}" if summary.peak_bytes else ""),
         ("output", without_credentials(summary.output)),
     ]  # fmt: skip
@@ -237,7 +240,7 @@ def print_summary(summary: Summary, console: Console) -> None:
             console.print(f"  {slide_words(slide)}", style="yellow", highlight=False, markup=False)
         elif slide.failed_tiles:
             console.print(
-                f"  {slide.id}: {slide.failed_tiles} tiles failed, first: {next(iter(slide.tile_errors.values()), '')}",
+                f"  {slide.id}: {counted(slide.failed_tiles, 'tile')} failed, first: {next(iter(slide.tile_errors.values()), '')}",
                 style="yellow",
                 highlight=False,
                 markup=False,
@@ -245,18 +248,14 @@ def print_summary(summary: Summary, console: Console) -> None:
         elif slide.note:
             console.print(f"  {slide.id}: {slide.note}", highlight=False, markup=False)
     if done:
-        path = f"{without_credentials(summary.output)}/{done[0].id}.zarr"
-        remote = (
-            f"import tilestream; print(tilestream.open('{path}').to_anndata())"  # anndata alone needs other packages for each kind of URL
-        )
-        local = f"import anndata; print(anndata.read_zarr('{path}/tables/tiles'))"
-        console.print(
-            "next    ",
-            f'python -c "{remote if "://" in path else local}"',
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        console.print("picture ", f"{path}/overview.png", highlight=False, markup=False, soft_wrap=True)
+        output = without_credentials(summary.output)
+        console.print("picture ", f"{output}/{done[0].id}.zarr/overview.png", highlight=False, markup=False, soft_wrap=True)
+        console.print("next:   ", next_command(output), highlight=False, markup=False, soft_wrap=True)
     for words in dict.fromkeys(slide.traceback for slide in summary.slides if slide.traceback):
         console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+
+def next_command(output: str) -> str:
+    """What to type after a run, in one line: look at it, by the name that this command was called by."""
+    program = "python -m tilestream" if Path(sys.argv[0]).name == "__main__.py" else "tilestream"
+    return f"{program} view {shlex.quote(output)}"

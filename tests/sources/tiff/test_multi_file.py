@@ -14,7 +14,7 @@ from tilestream.errors import InputError
 from tilestream.geometry import Region
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
-from tilestream.sources.describe import describe_image
+from tilestream.sources.facts.describe import describe_image
 from tilestream.testing.sources import Image
 
 SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
