@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-import threading
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
 
 from tilestream import __version__
+from tilestream.cli.help import PlainCommand
+from tilestream.cli.interrupts import Interrupts
 from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
-
-
-class PlainCommand(TyperCommand):
-    """A command whose help shows a switch as a switch, and what must be given without braces."""
-
-    def get_params(self, ctx: Any) -> Any:
-        """Its parameters; switches have no type to show."""
-        params = super().get_params(ctx)
-        for param in params:
-            if getattr(param, "is_flag", False) and getattr(param, "metavar", "") is None:
-                param.metavar = ""
-        return params
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The words of its usage line."""
-        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
-
 
 app = typer.Typer(
     name="tilestream", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,11 +28,7 @@ SetOption = Annotated[
 
 FORCE = "Replace a file that was not written by this command, or was changed since."
 
-WIDE = 170
-"""Columns of tables that go into a file or a pipe."""
-
-GRACE = 8.0
-"""Seconds that a run has to end after an interrupt; a decoder or a batch may take longer than anyone waits."""
+WIDE = 170  # columns of tables that go into a file or a pipe
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001  # as typer calls it
@@ -346,30 +324,9 @@ def schema_command() -> None:
     print(json.dumps(config_schema(), indent=1))
 
 
-class _Interrupts:
-    """What SIGINT and SIGTERM do: the first ends the run in order, within `GRACE` seconds; the second ends the process at once."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, _signal: int, _frame: Any) -> NoReturn:
-        self.count += 1
-        if self.count > 1:
-            self._leave("interrupted twice: leaving at once")
-        timer = threading.Timer(GRACE, self._leave, [f"work did not end within {GRACE:g} s: leaving now"])
-        timer.daemon = True
-        timer.start()
-        raise KeyboardInterrupt
-
-    def _leave(self, why: str) -> NoReturn:
-        """End without waiting for anything: what is committed is in the store already."""
-        os.write(2, f"tilestream: {why}; what is finished is kept, and the same command resumes.\n".encode())
-        os._exit(InterruptedRunError.exit_code)
-
-
 def main(arguments: list[str] | None = None, *, began: float | None = None) -> NoReturn:
     """Run the command line and leave with its exit code; its wall clock counts from `began`, of `time.perf_counter`."""
-    interrupts = _Interrupts()
+    interrupts = Interrupts()
     before = {number: signal.signal(number, interrupts) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         given = sys.argv[1:] if arguments is None else arguments
