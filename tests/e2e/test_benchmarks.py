@@ -1,11 +1,14 @@
 """Each benchmark runs once, small, and its claim that does not depend on time holds."""
 
 import json
+import os
+import sys
 
 import pytest
 from PIL import Image
 
 from benchmarks import (
+    bench_compile,
     bench_context,
     bench_durability,
     bench_export,
@@ -219,6 +222,15 @@ def test_the_steady_rate_begins_when_every_device_has_had_a_shard():
     assert bench_scaling.steady(shards, 1) == pytest.approx(25 / 3)
     assert bench_scaling.steady(shards, 2) == pytest.approx(10)
     assert bench_scaling.steady(shards, 4) == 0
+
+
+def test_what_a_process_finds_counts_though_it_does_not_end():
+    code = """import time; print('words'); print('{"ready": 1.5}', flush=True); time.sleep(600)"""
+    said = []
+    row = bench_compile.follow([sys.executable, "-c", code], os.environ, 3, said.append)
+    assert said == [{"ready": 1.5}, {"ended_after": 3}]
+    assert row == {"ready": 1.5, "ended_after": 3}
+    assert bench_compile.follow([sys.executable, "-c", "raise SystemExit(3)"], os.environ, 60, said.append) == {"ended_with": 3}
 
 
 def test_heads_on_stored_rows_stay_below_their_projection(tmp_path):
