@@ -166,14 +166,14 @@ def fit_command(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. pipelines/fit.yaml.", show_default=False)],
     settings: SetOption = None,
 ) -> None:
-    """Train a head on stored embeddings, judge it on patients that it never saw, and write it with a report."""
+    """Train a head, or a context without labels, on stored embeddings, judge it on patients that it never saw, and write it with a report."""
     from tilestream.config.fit_schema import FitConfig
     from tilestream.config.load import load_section
 
     checked = load_section(FitConfig, config, settings or ())
     from tilestream.fitting.fit import fit
 
-    for line in fit(checked).lines:
+    for line in fit(checked, tell=lambda words: print(words, file=sys.stderr)).lines:
         print(line)
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from tilestream.config.types import (
     Arguments,
     Bytes,
+    Count,
     Device,
     Fraction,
     Index,
@@ -16,6 +17,7 @@ from tilestream.config.types import (
     Paths,
     PathText,
     Section,
+    Switch,
     Text,
     ValueRefusedError,
     yaml_word,
@@ -39,8 +41,33 @@ class Survival(Section):
     """Column that says whether the patient died (1, true, yes, dead) or was only seen last (0, false, no, alive)."""
 
 
+class Masked(Section):
+    """A context that learns, without labels, to tell hidden tokens from their surroundings."""
+
+    section: ClassVar[str] = "target.masked."
+
+    window: Count = 8
+    """Side of a window, in tokens."""
+    depth: Count = 3
+    """Number of layers."""
+    width: Count = 192
+    """Numbers of a token between the layers."""
+    heads: Count = 6
+    """Attention heads; they divide the width."""
+    shift: Switch = True
+    """Whether every other layer shifts its windows by half a window."""
+    position: Literal["sincos", "learned", "rope", "bias", "log_bias", "none"] = "bias"
+    """How a token's place enters, as in `context.position`."""
+    hidden: Annotated[float, Field(strict=True, ge=0.05, le=0.9)] = 0.3
+    """Part of the tokens that is hidden at once."""
+    passes: Count | None = None
+    """Times that each token is learned from; by default as often as makes 3 million tokens, at least 3 and at most 100 times."""
+    learning_rate: Annotated[float, Field(strict=True, gt=0, le=0.1)] = 1e-3
+    """The highest; it rises over the first twentieth of the steps and falls to nothing."""
+
+
 class Target(Section):
-    """What is to be learned: exactly one of `slides`, `annotations` and `obs`."""
+    """What is to be learned: exactly one of `slides`, `annotations`, `obs` and `masked`; with `masked`, annotations only judge."""
 
     section: ClassVar[str] = "target."
 
@@ -62,13 +89,16 @@ class Target(Section):
     """Classes in the order wanted, others are left out; by default all that there are, sorted."""
     obs: Text | None = None
     """Column of the list of slides (as patient or diagnosis), whose value all tiles of a slide have; or the name of a classify head."""
+    masked: Masked | None = None
+    """No labels: a context by masked tokens, for `context.weights` of a run. `{}` takes the defaults. With `annotations` beside it, their classes are
+    told from tiles with and without it, and it is said how it treats their borders; it learns nothing from them."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Target:
-        given = [key for key in ("slides", "annotations", "obs") if getattr(self, key) is not None]
-        if len(given) != 1:
+        given = [key for key in ("slides", "annotations", "obs", "masked") if getattr(self, key) is not None]
+        if len(given) != 1 and given != ["annotations", "masked"]:
             raise ValueRefusedError(
-                f"{' and '.join(given) if given else 'nothing'} given, but it takes one of slides (a table of labels), annotations (drawn regions), obs"
+                f"{' and '.join(given) if given else 'nothing'} given, but it takes one of slides (a table of labels), annotations (drawn regions), obs, masked"
             )
         learned = [key for key in ("column", "survival") if getattr(self, key) is not None]
         if len(learned) != (given[0] == "slides"):
@@ -106,6 +136,10 @@ class Head(Section):
         return model
 
 
+NO_HEAD = Head.model_construct(name="", kind="classify", model="linear", input="tiles", args={})
+"""Where no head is trained."""
+
+
 class Split(Section):
     """What is held out. All slides of a patient are, where there is a column of patients; else slides."""
 
@@ -121,6 +155,8 @@ class Split(Section):
     """Column of patients, of `target.slides` or of the list of slides; by default patient, patient_id or case_id."""
     site: Text | None = None
     """Column of sites: then all patients of a site are held out together."""
+    held_out: Names = ()
+    """With `target.masked`, the slides that are held out, by name or pattern, in place of a part that is drawn."""
 
 
 class FitConfig(Section):
@@ -130,12 +166,12 @@ class FitConfig(Section):
     """Outputs of `run`, one or several."""
     target: Target
     """What is to be learned."""
-    head: Head
-    """What is trained."""
+    head: Annotated[Head, Field(validate_default=True)] = NO_HEAD
+    """What is trained; left out with `target.masked`."""
     split: Split = Split()
     """What is held out."""
     save: PathText
-    """File of the head, `.safetensors`. Its report, metrics and predictions lie beside it under the same name."""
+    """File of the head or context, `.safetensors`. Its report, metrics and predictions lie beside it under the same name."""
     device: Device = "auto"
     """Where heads of several layers are trained: auto (the first CUDA device where there is one), cpu, cuda, or cuda:N."""
     memory_limit: Bytes = 2 * 2**30
@@ -154,6 +190,10 @@ class FitConfig(Section):
         target = info.data.get("target")
         if target is None:
             return head
+        if target.masked is not None and head.name:
+            raise ValueRefusedError(f"{head.name}, but target.masked trains a context and no head. Leave it out")
+        if target.masked is None and not head.name:
+            raise ValueRefusedError("missing; it says what is trained, e.g. {name: tumour, kind: classify, model: linear}")
         if head.kind == "slide" and target.annotations is not None:
             raise ValueRefusedError("kind is slide, but target.annotations says what tiles are. Make it classify")
         if head.kind == "classify" and (target.regression or target.survival is not None):

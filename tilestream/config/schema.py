@@ -193,13 +193,16 @@ class Context(Kept):
     depth: Count = 4
     """Number of layers."""
     heads: Count = 6
-    """Attention heads; they divide the encoder's dimension."""
+    """Attention heads; they divide the width."""
     shift: Switch = True
     """Whether every other layer shifts its windows by half a window."""
     position: Literal["sincos", "learned", "rope", "bias", "log_bias", "none"] = "sincos"
     """How a token's place enters: absolute in µm or learned, at the input; rotary or as a bias of logits, inside windows; not at all."""
+    width: Count | None = None
+    """Numbers of a token between the layers; None for those of the encoder. With a width, tokens are standardised, brought to it and back."""
     weights: PathText | None = None
-    """File of weights, relative to the working directory; None for seeded random ones."""
+    """File of weights, relative to the working directory, or the name of a context in the box (tilestream-lite-context); None for seeded random
+    ones. A file that `fit` wrote says its own window, depth, heads, shift, position and width."""
     seed: Index = 0
     """Seed of the random weights."""
     schedule: Literal["auto", "dense", "row_bands", "halo_shards"] = "auto"
@@ -208,6 +211,10 @@ class Context(Kept):
     exact: Switch = False
     """Whether results are bit-identical on a CPU whatever the schedule, shards, workers, threads and batch size: the encoder then runs
     in batches of one fixed size, and everything in fp32."""
+
+    def recorded(self) -> dict[str, Any]:
+        """What numbers depend on; a width that is not set is left out, as it was before there was one."""
+        return self.model_dump(mode="json", exclude={"schedule", "kept_as", *(["width"] if self.width is None else [])})
 
 
 class Windows(Section):

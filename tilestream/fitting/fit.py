@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from tilestream.encoders.heads.head_file import HeadAbout, read_about, write_hea
 from tilestream.errors import ConfigError, InputError
 from tilestream.fitting.colour import read_colours
 from tilestream.fitting.evaluate import Evaluation, Predictions, evaluate, majority
+from tilestream.fitting.masked.fit_context import ContextSummary, fit_context
 from tilestream.fitting.metrics import Floats, Ints
+from tilestream.fitting.outputs import open_slides, refuse_foreign, write_texts
 from tilestream.fitting.report import Fitted, beside, metrics_json, predictions_csv, report_html
 from tilestream.fitting.targets import Cases, find_cases, refuse_mixed_embeddings
 from tilestream.fitting.tile_labels import label_tiles
@@ -31,7 +33,6 @@ from tilestream.fitting.training.slide_models import predict_slides, train_slide
 from tilestream.fitting.training.tile_models import scores_of, train_tiles
 from tilestream.models.heads.bags import Bag
 from tilestream.runner.recipe import context_sha256
-from tilestream.store.cohort import Cohort, open_output
 from tilestream.store.slide import Slide
 
 COPIES = 6
@@ -51,8 +52,12 @@ class FitSummary:
     """What a person reads at the end."""
 
 
-def fit(config: FitConfig | Mapping[str, Any] | str | os.PathLike[str], overrides: Sequence[str] = ()) -> FitSummary:
-    """Train a head on stored embeddings and judge it on patients that it never saw; what the command `fit` does.
+def fit(
+    config: FitConfig | Mapping[str, Any] | str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda words: None,  # noqa: ARG005
+) -> FitSummary | ContextSummary:
+    """Train a head, or with `target.masked` a context, on stored embeddings and judge it on patients that it never saw; what the command `fit` does.
 
     The head that is written has learned from all slides; its numbers are those of as many heads as there are folds, each judged on the
     patients of its fold. Files of an earlier fit are replaced, and none but these.
@@ -63,6 +68,8 @@ def fit(config: FitConfig | Mapping[str, Any] | str | os.PathLike[str], override
         What to do.
     overrides : sequence of str
         `a.b=c` settings that go before the config's.
+    tell : callable
+        Given a line now and then while a context learns.
 
     Raises
     ------
@@ -70,8 +77,12 @@ def fit(config: FitConfig | Mapping[str, Any] | str | os.PathLike[str], override
         As the exit codes of the command line say; nothing is written then.
     """
     checked = config if isinstance(config, FitConfig) else load_section(FitConfig, config, overrides)
-    _refuse_foreign(checked.save)
-    slides = _open(checked.embeddings)
+    if checked.target.masked is not None:
+        return fit_context(checked, tell)
+    files = beside(checked.save)
+    others = [path for kind, path in files.items() if kind != "head"]
+    refuse_foreign(files["head"], others, lambda path: read_about(path) is not None, "head")
+    slides = open_slides(checked.embeddings)
     facts = refuse_mixed_embeddings(slides, checked.head.input)
     cases = find_cases(checked, slides)
     torch.manual_seed(checked.split.seed)  # nothing draws from it; what did, unseen, would draw the same
@@ -90,27 +101,6 @@ def fit(config: FitConfig | Mapping[str, Any] | str | os.PathLike[str], override
         notes=f"{evaluation.patients} patients, {evaluation.samples} {'tiles' if work.row is not None else 'slides'}, {checked.split.folds} folds",
     )  # fmt: skip
     return _write(checked, module, about, fitted)
-
-
-def _open(outputs: Sequence[str]) -> list[Slide]:
-    """The finished slides of all outputs.
-
-    Raises
-    ------
-    ConfigError
-        Two slides have one id.
-    """
-    slides: list[Slide] = []
-    for output in outputs:
-        found = open_output(output)
-        slides += list(found) if isinstance(found, Cohort) else [found]
-    seen: dict[str, Slide] = {}
-    for slide in slides:
-        if seen.setdefault(slide.id, slide) is not slide:
-            raise ConfigError(f"embeddings: {seen[slide.id].path} and {slide.path} are slides of one id. Give one of them.")
-    if not slides:
-        raise InputError(f"embeddings: {', '.join(outputs)} has no finished slide. Run its command again.")
-    return slides
 
 
 class _Tiles:
@@ -269,29 +259,18 @@ def _fitted_on(slide: Slide, what: str) -> FittedOn | None:
     )
 
 
-def _refuse_foreign(save: str) -> None:
-    """Refuse to replace what no fit has written."""
-    files = beside(save)
-    if files["head"].exists() and read_about(files["head"]) is None:
-        raise ConfigError(f"save: {save} is there, and no head of tilestream. Choose another name.")
-    if files["head"].exists():
-        return
-    for path in files.values():
-        if path.exists():
-            raise ConfigError(f"save: {path} is there, but {save} is not: no fit has written it. Choose another name, or move it away.")
-
-
 def _write(config: FitConfig, module: nn.Module, about: HeadAbout, fitted: Fitted) -> FitSummary:
     """Write the head last: whoever finds it finds what it is worth beside it."""
     files = beside(config.save)
     try:
-        files["head"].parent.mkdir(parents=True, exist_ok=True)
-        for kind, text in (
-            ("metrics", metrics_json(fitted, config.model_dump(mode="json"))), ("predictions", predictions_csv(fitted)), ("report", report_html(fitted)),
-        ):  # fmt: skip
-            part = files[kind].with_name(f".{files[kind].name}.part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(files[kind])
+        settings = config.model_dump(mode="json")
+        write_texts(
+            [
+                (files["metrics"], metrics_json(fitted, settings)),
+                (files["predictions"], predictions_csv(fitted)),
+                (files["report"], report_html(fitted)),
+            ]
+        )
         write_head(files["head"], module, about)
     except OSError as error:
         raise ConfigError(f"save: {config.save} cannot be written: {error.strerror or error}.") from error

@@ -108,14 +108,14 @@ def report_html(fitted: Fitted) -> str:
     confusion = ""
     if evaluation.confusion:
         rows = [[name, *counts] for name, counts in zip(found.classes, evaluation.confusion, strict=True)]
-        confusion = f"<h2>True class (rows) and predicted class</h2><div class='wide'>{_table(['', *found.classes], rows)}</div>"
+        confusion = f"<h2>True class (rows) and predicted class</h2><div class='wide'>{table_html(['', *found.classes], rows)}</div>"
     return page.substitute(
         title=escape(f"Head {fitted.name}"),
         about=escape(fitted.about),
         notes=f"<ul class='note'>{notes}</ul>" if notes else "",
         metrics=_metrics_table(evaluation),
         rounds=ROUNDS,
-        folds=_table(
+        folds=table_html(
             ["fold", *evaluation.by_fold[0]],
             [
                 [k, *(f"{value:.3f}" if name != "samples" else int(value) for name, value in fold.items())]
@@ -131,12 +131,14 @@ def report_html(fitted: Fitted) -> str:
 
 def _metrics_table(evaluation: Evaluation) -> str:
     columns = {"this head": evaluation.metrics, **evaluation.baselines}
-    return _table(
+    return table_html(
         ["", *columns], [[name.replace("_", " "), *(str(found[name]) for found in columns.values())] for name in evaluation.metrics]
     )
 
 
-def _table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+def table_html(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A table, every cell escaped."""
+
     def cells(row: Sequence[object], tag: str) -> str:
         return "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in row)
 

@@ -129,10 +129,10 @@ def _from_list(config: FitConfig, slide: Slide, column: str | None) -> _Told:
             f"target.obs: {slide.id} has no column {column!r} from the list of slides; it has {there}. Add it to the CSV that `slides` names "
             "and run again, or name the labels by target.slides."
         )
-    return _Told(slide, _patient_of(config, slide), slide.listed.get(config.split.site or "", ""), "", slide.listed.get(column or "", ""))
+    return _Told(slide, patient_of(config, slide), slide.listed.get(config.split.site or "", ""), "", slide.listed.get(column or "", ""))
 
 
-def _patient_of(config: FitConfig, slide: Slide) -> str:
+def patient_of(config: FitConfig, slide: Slide) -> str:
     """The patient that the list of slides gave for a slide; "" where it did not."""
     if config.split.patient is not None:
         return slide.listed.get(config.split.patient, "")
@@ -179,7 +179,7 @@ def _rows_of_slides(config: FitConfig, table: Table, slides: Sequence[Slide]) ->
     if by_slide is not None and config.target.slide_table is None:
         meant = match_slides(ids, [row[by_slide] for row in table.rows], table.path, key)
         rows: dict[str, tuple[dict[str, str], str]] = {}
-        own = {slide.id: _patient_of(config, slide) for slide in slides}
+        own = {slide.id: patient_of(config, slide) for slide in slides}
         for row in table.rows:
             if (slide := meant.get(row[by_slide])) is None:
                 continue
@@ -209,7 +209,7 @@ def _rows_of_slides(config: FitConfig, table: Table, slides: Sequence[Slide]) ->
 def _patients_of_slides(config: FitConfig, slides: Sequence[Slide]) -> dict[str, str]:
     """The patient of each slide that has one, from `target.slide_table` or from the list of slides."""
     if config.target.slide_table is None:
-        told = {slide.id: patient for slide in slides if (patient := _patient_of(config, slide))}
+        told = {slide.id: patient for slide in slides if (patient := patient_of(config, slide))}
         if not told:
             raise ConfigError(
                 f"target.slides: {config.target.slides} has patients only, and the list of slides had no column of them. "

@@ -80,12 +80,51 @@ class WindowBlock(nn.Module):
         return out
 
 
+class TokenEnds(nn.Module):
+    """Where tokens go into a narrower transformer and come out again: standardised, projected, and projected back.
+
+    Parameters
+    ----------
+    dim : int
+        Channels of a token outside.
+    width : int
+        Channels inside.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("spread", torch.ones(dim))
+        self.hidden = nn.Parameter(torch.zeros(width))
+        self.enter = BlankLinear(dim, width)
+        self.exit = BlankLinear(width, dim)
+
+    def standardise(self, tokens: Tensor) -> Tensor:
+        """(n, dim) float32 of mean 0 and spread 1 over what the model was fitted on."""
+        return (tokens.float() - self.mean.float()) / self.spread.float()
+
+    def take(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
+        """(n, dim) to (n, width); what is `hidden` becomes the vector that stands for a token that is not known."""
+        inner: Tensor = self.enter(self.standardise(tokens).to(self.enter.weight.dtype))
+        return inner if hidden is None else torch.where(hidden[:, None], self.hidden.to(inner.dtype), inner)
+
+    def leave(self, tokens: Tensor) -> Tensor:
+        """(n, width) to (n, dim)."""
+        out: Tensor = self.exit(tokens)
+        return out
+
+
 class ContextTransformer(nn.Module):
     """Windowed transformer on the absolute token grid; odd layers shift windows by half (Swin, Liu et al. 2021, arXiv:2103.14030).
 
     `forward` takes the whole grid and is what every streamed schedule must equal. It is `encode`, `mix` for each layer, `finish`;
     a schedule calls these on the tokens that it holds. The state dict holds `blocks.N.{norm1, attn.qkv, attn.proj, norm2, mlp.fc1,
-    mlp.fc2}`, `norm`, with learned positions `table.table`, and with biases `blocks.N.attn.bias`.
+    mlp.fc2}`, `norm`, with learned positions `table.table`, with biases `blocks.N.attn.bias`, and with a width `ends.{mean, spread, hidden,
+    enter, exit}`: tokens are then standardised and brought to that width, and what comes out are standardised tokens as their surroundings
+    make them likely.
 
     Order: tokens come back in the order given; no result depends on it.
 
@@ -112,17 +151,19 @@ class ContextTransformer(nn.Module):
         Of the random weights.
     mlp_ratio : float
         Hidden channels of the MLP for each channel of a token.
+    width : int, optional
+        Channels of a token between the layers; by default those that it comes with.
 
     Raises
     ------
     ConfigError
-        Naming `context.heads`, `context.window`, `context.depth` or `context.position`.
+        Naming `context.heads`, `context.window`, `context.depth`, `context.width` or `context.position`.
     """
 
     chunk_windows: int = CHUNK_WINDOWS
     """Windows computed at once."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  # its shape in numbers
         self,
         dim: int,
         depth: int = 4,
@@ -132,21 +173,25 @@ class ContextTransformer(nn.Module):
         position: str = "sincos",
         seed: int = 0,
         mlp_ratio: float = MLP_RATIO,
+        width: int | None = None,
     ) -> None:
         super().__init__()
-        _check_shape(dim, depth, heads, window)
-        _check_position(dim, heads, position)
+        inner = dim if width is None else width
+        _check_shape(inner, depth, heads, window)
+        _check_position(inner, heads, position)
         self.dim = dim
+        self.width = width
         self.window = window
         self.shift = shift
         self.position = position
         self._mlp_ratio = mlp_ratio
-        rope = RoPE2D(window, dim // heads) if position == "rope" else None
-        self.table = Learned2D(window, dim) if position == "learned" else None
-        hidden = int(dim * mlp_ratio)
+        rope = RoPE2D(window, inner // heads) if position == "rope" else None
+        self.table = Learned2D(window, inner) if position == "learned" else None
+        hidden = int(inner * mlp_ratio)
         biases = [_make_bias(position, window, heads) for _ in range(depth)]
-        self.blocks = nn.ModuleList([WindowBlock(dim, heads, hidden, rope, bias) for bias in biases])
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.blocks = nn.ModuleList([WindowBlock(inner, heads, hidden, rope, bias) for bias in biases])
+        self.norm = nn.LayerNorm(inner, eps=1e-6)
+        self.ends = None if width is None else TokenEnds(dim, width)
         seeded_init(self, seed)
         freeze(self)
 
@@ -158,7 +203,7 @@ class ContextTransformer(nn.Module):
     @property
     def spec(self) -> ContextSpec:
         """The shape in numbers."""
-        return ContextSpec(self.dim, self.depth, self.window, self.shift, self._mlp_ratio, self.chunk_windows)
+        return ContextSpec(self.dim, self.depth, self.window, self.shift, self._mlp_ratio, self.chunk_windows, self.width)
 
     @property
     def halo(self) -> int:
@@ -227,8 +272,15 @@ class ContextTransformer(nn.Module):
             tokens = self.mix(layer, tokens, tok_row, tok_col)
         return self.finish(tokens)
 
-    def encode(self, tokens: Tensor, tok_row: Tensor, tok_col: Tensor, stride_um: float | None) -> Tensor:
-        """Add positions to (n, dim) tokens where they are added at the input; each token depends on itself alone."""
+    def encode(self, tokens: Tensor, tok_row: Tensor, tok_col: Tensor, stride_um: float | None, hidden: Tensor | None = None) -> Tensor:
+        """(n, width) of (n, dim) tokens: narrowed where the model is, with positions where they are added here; each token depends on itself alone.
+
+        Those that are `hidden`, (n,) bool, are replaced by what stands for a token that is not known; it takes a model with a width.
+        """
+        if self.ends is not None:
+            tokens = self.ends.take(tokens, hidden)
+        else:
+            assert hidden is None, "a model without a width has nothing that stands for a hidden token"
         tokens = tokens.to(self.norm.weight.dtype)
         if self.table is not None:
             placed: Tensor = tokens + self.table(tok_row, tok_col)
@@ -236,11 +288,11 @@ class ContextTransformer(nn.Module):
         if self.position != "sincos":
             return tokens
         y, x = token_positions(tok_row, tok_col, 1.0, stride_um)  # the stride is the pixel here
-        place = sincos_2d(y, x, self.dim, unit=position_unit(stride_um), dtype=tokens.dtype)
+        place = sincos_2d(y, x, tokens.shape[1], unit=position_unit(stride_um), dtype=tokens.dtype)
         return tokens + place.to(tokens.device)
 
     def mix(self, layer: int, tokens: Tensor, tok_row: Tensor, tok_col: Tensor) -> Tensor:
-        """Apply one layer to (n, dim) tokens; right for each token whose window in this layer is complete."""
+        """Apply one layer to (n, width) tokens; right for each token whose window in this layer is complete."""
         mixed = torch.empty_like(tokens)
         packed = pack_windows(tok_row, tok_col, self.window, self.layer_shift(layer))
         for cells in torch.split(packed, self.chunk_windows):
@@ -250,16 +302,16 @@ class ContextTransformer(nn.Module):
         return mixed
 
     def finish(self, tokens: Tensor) -> Tensor:
-        """Apply the last norm to (n, dim) tokens, each alone."""
+        """Apply the last norm to (n, width) tokens, each alone, and bring them back to (n, dim)."""
         out: Tensor = self.norm(tokens)
-        return out
+        return out if self.ends is None else self.ends.leave(out)
 
     def _mix_chunk(self, layer: int, tokens: Tensor, cells: Tensor, mixed: Tensor, *, masked: bool) -> None:
         """One layer over at most `chunk_windows` windows' cells, into `mixed`.
 
-        Windows that fill up the chunk hold zeros and attend to themselves: with every key masked they would be NaN.
+        Windows that fill up the chunk hold zeros and attend to themselves: with every key masked they would be NaN. While it learns, nothing is filled up.
         """
-        spare = self.chunk_windows - len(cells)
+        spare = 0 if self.training else self.chunk_windows - len(cells)
         windows = F.pad(window_partition(tokens, cells), (0, 0, 0, 0, 0, spare))
         mask = F.pad(cells >= 0, (0, 0, 0, spare), value=True) if masked else None
         window_unpartition(self.blocks[layer](windows, mask)[: len(cells)], cells, mixed)
@@ -272,19 +324,19 @@ def _make_bias(position: str, window: int, heads: int) -> TableBias | LogBias | 
 
 
 def _check_shape(dim: int, depth: int, heads: int, window: int) -> None:
-    for key, value in (("depth", depth), ("heads", heads), ("window", window)):
+    for key, value in (("depth", depth), ("heads", heads), ("window", window), ("width", dim)):
         if value < 1:
             raise ConfigError(f"context.{key}: {value}, but it must be 1 or more.")
     if dim % heads:
         fits = [h for h in range(1, dim + 1) if dim % h == 0 and h <= 2 * heads]
-        raise ConfigError(f"context.heads: {heads} does not divide the encoder's {dim} features. Set it to one of {fits}.")
+        raise ConfigError(f"context.heads: {heads} does not divide the {dim} features of a token. Set it to one of {fits}.")
 
 
 def _check_position(dim: int, heads: int, position: str) -> None:
     if position not in POSITIONS:
         raise ConfigError(f"context.position: {position!r}, but it must be one of {', '.join(POSITIONS)}.")
     if position == "sincos" and dim % 4:
-        raise ConfigError(f"context.position: sincos needs features in multiples of 4, the encoder has {dim}. Set it to learned or none.")
+        raise ConfigError(f"context.position: sincos needs features in multiples of 4, a token has {dim}. Set it to learned or none.")
     if position == "rope" and dim // heads % 4:
         raise ConfigError(
             f"context.heads: rope needs features per head in multiples of 4, {dim} features in {heads} heads are {dim // heads}. "

@@ -28,13 +28,27 @@ class ContextSpec:
     mlp_ratio: float = MLP_RATIO
     """Hidden channels of the MLP for each channel of a token."""
     chunk_windows: int = CHUNK_WINDOWS
+    width: int | None = None
+    """Channels of a token between the layers, where they are others than outside."""
+
+    @property
+    def inner(self) -> int:
+        """Channels of a token between the layers."""
+        return self.dim if self.width is None else self.width
+
+    @property
+    def widest(self) -> int:
+        """Channels of a token where it has the most."""
+        return max(self.dim, self.inner)
 
     @property
     def model_bytes(self) -> int:
         """The weights in float32, in which they are made whatever they are cast to, and one matrix as it is read from a file."""
-        layer = (4 + 2 * self.mlp_ratio) * self.dim**2 + (9 + self.mlp_ratio) * self.dim
-        rest = (2 + self.window**2) * self.dim + self.depth * (2 * self.window) ** 2 * self.dim // 16  # norm, learned positions, biases
-        return int(self.depth * layer + rest + self.mlp_ratio * self.dim**2) * 4
+        inner = self.inner
+        layer = (4 + 2 * self.mlp_ratio) * inner**2 + (9 + self.mlp_ratio) * inner
+        rest = (2 + self.window**2) * inner + self.depth * (2 * self.window) ** 2 * inner // 16  # norm, learned positions, biases
+        ends = 0 if self.width is None else 2 * self.dim * inner + 3 * self.dim + 2 * inner
+        return int(self.depth * layer + rest + ends + self.mlp_ratio * inner**2) * 4
 
     @property
     def halo(self) -> int:
@@ -52,7 +66,7 @@ class ContextSpec:
     @property
     def chunk_bytes(self) -> int:
         """Activations of one chunk of windows: tokens, their normalised copy, queries, keys, values, mixed values, and the MLP."""
-        return int(self.chunk_windows * self.window**2 * self.dim * (8 + 2 * self.mlp_ratio) * 4)
+        return int(self.chunk_windows * self.window**2 * self.inner * (8 + 2 * self.mlp_ratio) * 4)
 
     def state_bytes(self, width: int, band_tokens: int = 0) -> int:
         """Upper bound of what row bands hold over a grid `width` tokens wide, in bytes, a band of tokens on its way included.
@@ -60,13 +74,13 @@ class ContextSpec:
         A band's tokens are held as they came, in row-major order, encoded, and before and after a layer, beside the float64 of their
         means; rows that wait are held once, and copied when the next band joins them. A band is a row of windows where it is not said.
         """
-        waiting = (self.lag + self.window) * width * (2 * self.dim * 4 + 2 * 8)
-        band = (band_tokens or self.window * width) * (6 * self.dim * 4 + 4 * 8)
+        waiting = (self.lag + self.window) * width * (2 * self.widest * 4 + 2 * 8)
+        band = (band_tokens or self.window * width) * (6 * self.widest * 4 + 4 * 8)
         return waiting + band + self.chunk_bytes
 
     def whole_bytes(self, tokens: int) -> int:
         """Upper bound of what the whole grid at once takes, in bytes: tokens as read, encoded, mixed and pooled, and their places."""
-        return tokens * (self.dim * 4 * 4 + 8 * 8) + self.chunk_bytes
+        return tokens * (self.widest * 4 * 4 + 8 * 8) + self.chunk_bytes
 
 
 def choose_schedule(spec: ContextSpec, tokens: int, budget: int, workers: int) -> str:

@@ -18,6 +18,7 @@ from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
 from tilestream.runner.cohort import Cohort, list_cohort, share_out
+from tilestream.runner.contexts.fitted_context import with_fitted_context
 from tilestream.runner.engines.clusters import check_main_guard
 from tilestream.runner.engines.engine import Engine, Outcome
 from tilestream.runner.engines.executors import open_engine
@@ -85,7 +86,7 @@ def run(
         As the exit codes of the command line say; slides that are finished by then stay finished.
     """
     began = time.perf_counter() if began is None else began
-    checked = config if isinstance(config, Config) else load_config(config, overrides)
+    checked = with_fitted_context(config if isinstance(config, Config) else load_config(config, overrides))
     compute = checked.compute
     if compute.isolate or (compute.scheduler.kind == "local" and compute.workers != "auto"):  # else it is seen when there is work
         check_main_guard("compute.isolate: true" if compute.isolate else "compute.scheduler: local")
@@ -119,9 +120,8 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float) -> Su
             stored = stored_encoder(cohort, recipes, todo)
             settings = worker_settings(config)
             if stored is None and config.compute.scheduler.kind == "local" and not engine.in_process:
-                engine.call_all(
-                    describe_encoder, settings
-                )  # alike as they are, they settle alike what is open: none waits for another's encoder
+                # Alike as they are, they settle alike what is open: none waits for another's encoder.
+                engine.call_all(describe_encoder, settings)
             setup = set_up(config, settings, engine.call, engine.workers, len(cohort.refs), recipes, stored)
             if stored is None:  # all workers build their encoders now, so that none does while others wait for its first shard
                 engine.call_all(describe_encoder, setup.settings)

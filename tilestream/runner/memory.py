@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tilestream.buffers import gib
 from tilestream.config.schema import Config, Context, Pool, Windows
+from tilestream.encoders.contexts.context_file import context_path
 from tilestream.errors import ConfigError
 from tilestream.models.context_spec import BAND_BYTES, ContextSpec, choose_schedule
 from tilestream.runner.slide_plan import SlidePlan
@@ -155,11 +156,12 @@ def plan_context(
     plan: SlidePlan, layout: Layout, context: Context, windows: Windows | None, facts: EncoderFacts, budget: int, workers: int
 ) -> ContextPlan:
     """The schedule of a slide's context, and what it holds; `auto` takes the first that fits into `budget` bytes."""
-    spec = ContextSpec(facts.dim, context.depth, context.window, context.shift)
+    spec = ContextSpec(facts.dim, context.depth, context.window, context.shift, width=context.width)
     side = int(facts.tokens**0.5)
     one_pass = facts.tokens > 1 and not layout.tokens
     tokens = len(plan) * facts.tokens
-    model = spec.model_bytes + (Path(context.weights).stat().st_size if context.weights and Path(context.weights).is_file() else 0)
+    file = Path(context_path(context.weights)) if context.weights else None
+    model = spec.model_bytes + (file.stat().st_size if file is not None and file.is_file() else 0)
     schedule: str = context.schedule
     if windows is not None and facts.tokens > 1:
         if schedule == "halo_shards":

@@ -13,6 +13,7 @@ from tilestream.config.schema import Config
 from tilestream.encoders.stated import SCRATCH, state_encoder
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, InputError
 from tilestream.runner.cohort import list_cohort, open_slide
+from tilestream.runner.contexts.fitted_context import with_fitted_context
 from tilestream.runner.prepare import PreparedSlide, Setup, prepare_slide, set_up
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.slide_plan import check_encoder
@@ -52,6 +53,7 @@ def plan_slides(config: Config) -> Planned:
     ConfigError
         The config cannot work, or a worker's memory would exceed the limit.
     """
+    config = with_fitted_context(config)
     refs = list_cohort(config).refs
     settings, workers = worker_settings(config), worker_count(config.compute)
     setup = state_setup(config, settings, workers, len(refs))

@@ -9,6 +9,7 @@ from typing import Any
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.runner.cohort import source_options
+from tilestream.runner.contexts.fitted_context import check_context_resolution, check_fitted_context
 from tilestream.runner.heads.fitting import check_head_resolution, check_heads, precision_notes
 from tilestream.runner.memory import ContextPlan, Projection, check_memory, project_memory
 from tilestream.runner.recipe import Recipes
@@ -112,6 +113,7 @@ def set_up(
     else:
         facts, pinned = replace(stored, device=call(describe_device, settings.device), threads=settings.threads), settings
     check_encoder(facts, config)
+    check_fitted_context(facts, config)
     check_slide_encoder(config, facts.dim)
     if config.pool.encodes:
         from tilestream.stages.slides.encode import try_slide_encoder
@@ -160,6 +162,7 @@ def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStor
         from tilestream.stages.token_grid import tokens_a_side
 
         tokens_a_side(facts.tokens, plan.grid)
+    check_context_resolution(config, source.info.mpp, ref.id)
     check_head_resolution(setup.heads, config, source.info.mpp, ref.id)
     check_slide(config, plan.grid, plan.info.mpp, plan.tile_row, plan.tile_col, ref.id)
     task = _make_task(plan, setup, "", "", None)

@@ -10,6 +10,7 @@ from tilestream.config.local_files import refuse_special
 from tilestream.config.restart import restarts
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
+from tilestream.encoders.contexts.context_file import context_path
 from tilestream.encoders.slides.files import slide_weights
 from tilestream.errors import OutputError, without_credentials
 from tilestream.sources.files import file_sha256
@@ -91,7 +92,7 @@ class Recipes:
             "source": config.source.model_dump(mode="json", exclude={"backend", "decode"}),
             "tiles": config.tiles.model_dump(mode="json", exclude={"chosen"}),
             "encoder": encoder,
-            "context": None if config.context is None else config.context.model_dump(mode="json", exclude={"schedule", "kept_as"}),
+            "context": None if config.context is None else config.context.recorded(),
             "pool": {**config.pool.recipe(), "of": "tiles" if config.pool.encodes else above} if "slide" in save else None,
             "windows": {**config.windows.model_dump(mode="json"), "of": above} if "windows" in save else None,
             "output": {"save": sorted(save), "dtype": config.output.dtype},
@@ -127,7 +128,7 @@ class Recipes:
         config = self.config
         found = {
             f"encoder.file{SHA256}": config.encoder.weights,
-            f"context.weights{SHA256}": config.context.weights if config.context else None,
+            f"context.weights{SHA256}": context_path(config.context.weights) if config.context and config.context.weights else None,
             f"pool.weights{SHA256}": slide_weights(config.pool),
             f"windows.weights{SHA256}": config.windows.weights,
             **{
@@ -277,8 +278,7 @@ def stage_digests(recipe: Recipe) -> dict[str, str]:
     """What the numbers of each stage depend on, as a digest; each one's holds those of the stages that it reads."""
     flat = _flat(_without_later(recipe))
     del flat["output.save"]
-    found = {"tiles": digest_of(flat)}
-    found["picture"] = found["tiles"]
+    found = dict.fromkeys(("tiles", "picture"), digest_of(flat))
     heads = {head_stage(name): _flat_head(own) for name, own in recipe.get(HEADS, {}).items()}
     for stage, read in stages_read(recipe).items():
         found[stage] = digest_of([heads[stage] if stage in heads else _flat({stage: recipe[stage]}), found[read]])

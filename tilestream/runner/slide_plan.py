@@ -86,7 +86,7 @@ def check_encoder(facts: EncoderFacts, config: Config) -> None:
         raise ConfigError(
             f"output.save: windows, but {facts.name} gives patch tokens and there is no context to pass them through. Add a context, or leave windows out."
         )
-    if config.context is not None and facts.dim % config.context.heads:
+    if config.context is not None and config.context.width is None and facts.dim % config.context.heads:
         raise ConfigError(f"context.heads: {config.context.heads} does not divide the encoder's dimension, {facts.dim}.")
     if config.encoder.allow_mismatch:
         return

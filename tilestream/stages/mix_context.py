@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from tilestream.config.schema import Context
+from tilestream.encoders.contexts.context_file import context_path
 from tilestream.encoders.weights import apply_weights, load_weights
 from tilestream.models.context import ContextTransformer
 from tilestream.models.context_spec import BAND_BYTES
@@ -46,9 +47,10 @@ def build_context(context: Context, dim: int, precision: str = "fp32") -> Contex
         shift=context.shift,
         position=context.position,
         seed=context.seed,
+        width=context.width,
     )
     if context.weights is not None:
-        apply_weights(model, load_weights(context.weights), context.weights, section="context")
+        apply_weights(model, load_weights(context_path(context.weights)), context.weights, section="context")
     precision = "bf16" if precision == "fp16" else precision
     return model.eval() if context.exact else model.eval().to(pick_precision(precision, torch.device("cpu")))
 

@@ -1,0 +1,1 @@
+"""Fitted contexts: their files, and those that come with the package."""

@@ -1,0 +1,1 @@
+"""Contexts that learn without labels: hidden tokens are told from their surroundings."""

@@ -1,0 +1,1 @@
+"""Whether a fitted context suits what a run gives it."""
