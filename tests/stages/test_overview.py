@@ -8,7 +8,8 @@ from PIL import Image
 
 from tilestream.geometry import Size, TileGrid
 from tilestream.models.pca import principal_axes, principal_colours
-from tilestream.stages.overview import EMPTY, HEADER, KEPT, MARGIN, OUTLINE, PANEL_PX, draw_overview, draw_slide_panel
+from tilestream.stages.overview import EMPTY, HEADER, KEPT, MARGIN, OUTLINE, PANEL_PX, draw_overview, draw_slide_panel, tiles_at_edges
+from tilestream.store.layout import OK, PADDED
 
 
 def vectors(rows=1000, dim=192, seed=0):
@@ -70,6 +71,12 @@ def test_rows_set_aside_have_a_colour_and_leave_the_others_as_they_are():
     colours = principal_colours(each_of(more, 100), 1200, aside)
     assert np.abs(colours[~aside].astype(int) - principal_colours(each_of(rows), 1000)).max() <= 1
     assert len(np.unique(colours[aside], axis=0)) > 20, "none of them is grey for being set aside"
+
+
+def test_tiles_at_edges_are_those_with_little_tissue_and_those_that_hang_over():
+    status, tissue = np.array([OK, PADDED, OK, OK, OK, OK], np.int8), np.array([1, 1, 0.4, 0.5, np.nan, 1], np.float32)
+    assert tiles_at_edges(status, tissue).tolist() == [False, True, True, False, False, False]
+    assert tiles_at_edges(status[:5], tissue[:5]) is None, "three say too little of a slide"
 
 
 @pytest.mark.parametrize("rows", [np.empty((0, 8)), np.full((5, 8), np.nan), np.ones((1, 8)), np.ones((300, 8)), np.zeros((300, 2))])

@@ -18,14 +18,14 @@ from tilestream.models.pca import principal_colours
 from tilestream.models.pooling import SoftmaxPool, make_pool
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import one_thread, pick_device
-from tilestream.stages.overview import SlidePanel, draw_overview, draw_slide_panel
+from tilestream.stages.overview import SlidePanel, draw_overview, draw_slide_panel, tiles_at_edges
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.region_vectors import WindowWriter, write_larger_windows
 from tilestream.stages.shares import OVERVIEW_ROWS, OVERVIEW_THREADS
 from tilestream.stages.slide_task import Report, SlideTask
 from tilestream.stages.slides.encode import encode_slide
 from tilestream.store.folder import Folder
-from tilestream.store.layout import PADDED, context_place
+from tilestream.store.layout import TILES, context_place
 from tilestream.store.slide_store import CODES, ROWS, THUMBNAIL, TISSUE, SlideStore
 
 
@@ -99,8 +99,8 @@ def _draw(task: SlideTask, store: SlideStore) -> None:
     with ThreadPoolExecutor(1) as pool, threadpool_limits(1, "blas"):  # sixteen threads for matrices this small took longer to start
         panel = pool.submit(slide_panel)
         each = partial(store.map_blocks, ROWS, block_rows=OVERVIEW_ROWS, threads=min(OVERVIEW_THREADS, task.line.worker.threads))
-        padded = np.asarray(store.array(CODES)[:]) == PADDED  # the white around the image is no tissue
-        colours = principal_colours(each, store.layout.tiles, None if padded.all() else padded)
+        status, tissue = (np.asarray(store.array(path)[:]) for path in (CODES, f"{TILES}/obs/tissue"))
+        colours = principal_colours(each, store.layout.tiles, tiles_at_edges(status, tissue))
         on_map = ((store.attributes or {}).get("source") or {}).get("geo")
         store.write_picture(draw_overview(panel.result(), colours, task.title, "what holds data" if on_map else "tissue"))
 

@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tilestream.geometry import TileGrid
+from tilestream.store.layout import PADDED
 
 PANEL_PX = 900
 """Longest side of each of the two panels."""
 MARGIN, HEADER = 16, 28
+MOSTLY = 0.5
+"""Part of a tile that is tissue in those which the colours of the map are made for."""
 EMPTY = (238, 238, 238)
 OUTLINE = (0, 140, 60)
 KEPT = (40, 90, 200)
@@ -74,6 +77,12 @@ def draw_overview(panel: SlidePanel, colours: NDArray[np.uint8], title: str, out
     """
     embedding_map = np.concatenate([colours, np.array([EMPTY], np.uint8)])[panel.place]  # -1 picks the last row: no tile
     return _compose(panel.pixels, embedding_map, title, f"{panel.tiles} tiles kept (blue), {outlined} outlined (green)")
+
+
+def tiles_at_edges(status: NDArray[np.int8], tissue: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+    """(n,) tiles that are mostly background or hang over the image: how white they are would be most of the map. None where too few are left."""
+    edges = (status == PADDED) | (tissue < MOSTLY)
+    return edges if (~edges).sum() > 3 else None
 
 
 def _tile_of_pixel(grid: TileGrid, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64], panel: tuple[int, int]) -> NDArray[np.int64]:
