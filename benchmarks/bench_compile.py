@@ -117,6 +117,8 @@ def follow(command: Sequence[str], environment: Mapping[str, str], seconds: floa
     finally:
         timer.cancel()
         code = process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
     if code:
         say(found := {"ended_after": seconds} if late.is_set() else {"ended_with": code})
         row |= found

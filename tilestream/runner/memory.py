@@ -190,7 +190,7 @@ def plan_context(
     return ContextPlan(schedule, one_pass, model + spec.whole_bytes(int((last - first).max(initial=0)) * facts.tokens))
 
 
-def check_memory(projection: Projection, config: Config, plan: SlidePlan) -> None:
+def check_memory(projection: Projection, config: Config, plan: SlidePlan, layout: Layout) -> None:
     """Refuse what does not fit.
 
     Raises
@@ -203,7 +203,7 @@ def check_memory(projection: Projection, config: Config, plan: SlidePlan) -> Non
         return
     varying = projection.tiles + projection.shards
     room = limit - (projection.worker - varying)
-    shard_tiles = int(config.compute.shard_tiles * room / varying) if room > 0 else 0
+    shard_tiles = int(layout.shard_tiles * room / varying) if room > 0 else 0
     advice = (
         f"Set compute.shard_tiles to {shard_tiles} or less, or raise compute.memory_limit."
         if shard_tiles >= 1
@@ -211,6 +211,6 @@ def check_memory(projection: Projection, config: Config, plan: SlidePlan) -> Non
     )
     raise ConfigError(
         f"compute.memory_limit: a worker on {plan.ref.id} needs {gib(projection.worker)} (program and model {gib(projection.program)}, "
-        f"tiles {gib(projection.tiles + projection.decoding)}, a shard of {min(config.compute.shard_tiles, len(plan))} tiles "
+        f"tiles {gib(projection.tiles + projection.decoding)}, a shard of {min(layout.shard_tiles, len(plan))} tiles "
         f"{gib(projection.shards)}, context {gib(projection.context)}, heads {gib(projection.heads)}, pool and picture {gib(projection.finishing)}), the limit is {gib(limit)}. {advice}"
     )

@@ -170,7 +170,7 @@ def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStor
     projection, context = project_memory(plan, layout, config, facts, setup.workers, alone=setup.slides == 1, heads=taken)
     if any(head.head.input == "pixels" for head in setup.heads):  # who reads for a head has buffers of its own
         projection = replace(projection, heads=projection.heads + projection.tiles + projection.decoding)
-    check_memory(projection, config, plan)
+    check_memory(projection, config, plan, layout)
     return PreparedSlide(plan, layout, projection, context, left)
 
 

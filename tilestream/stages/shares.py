@@ -21,8 +21,8 @@ OVERVIEW_ROWS, OVERVIEW_THREADS = 1024, 8
 
 
 def results_bytes(facts: EncoderFacts) -> int:
-    """Host memory of the results of the batches in flight, and of the ones that are put in their places."""
-    batches = IN_FLIGHT + 2 if facts.device.startswith("cuda") else 3 * max(1, READ_TILES // facts.batch)
+    """Host memory of the results of the batches in flight, those of the next shard's among them, and of the ones that are put in their places."""
+    batches = 2 * IN_FLIGHT + 2 if facts.device.startswith("cuda") else 3 * max(1, READ_TILES // facts.batch)
     return batches * facts.batch * facts.tokens * facts.dim * 4
 
 

@@ -215,18 +215,18 @@ class Worker:
         batches = read_ahead(self._read_parts(source, spec, l0_y, l0_x, cuts), clock)
         try:
             first = next(batches, None)
+            pending: deque[_Launched] = deque()
             with self.device_lock:
                 if listed.compiled:
                     self._check_compiled()
-                pending: deque[_Launched] = deque()
                 while first is not None:
                     pending.append(self._launch(first, listed))
                     if len(pending) > self.reading.in_flight:
                         yield self._land(pending.popleft(), clock)
                     with clock.timed("wait"):
                         first = next(batches, None)
-                for launched in pending:
-                    yield self._land(launched, clock)
+            for launched in pending:  # while the next caller launches: the device has no pause
+                yield self._land(launched, clock)
         finally:
             batches.close()
 
