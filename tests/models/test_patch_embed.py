@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tilestream.errors import ConfigError
+from tilestream.models import patch_embed
 from tilestream.models.patch_embed import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, normalise_pixels, pad_to_patches, unfold_patches
 
 
@@ -67,3 +68,17 @@ def test_floating_point_pixels_are_refused():
 def test_numbers_that_do_not_fit_are_refused(key, value):
     with pytest.raises(ConfigError, match=f"encoder.args.{key}"):
         PatchEmbed(**{key: value})
+
+
+def test_a_module_is_filled_alike_in_any_mode(monkeypatch):
+    """Large modules are filled by threads, which do not know that they were asked in inference mode."""
+    filled = []
+    for large in (0, 10**9):
+        monkeypatch.setattr(patch_embed, "LARGE", large)
+        for mode in (True, False):
+            with torch.inference_mode(mode):
+                layer = torch.nn.Linear(8, 8)
+                patch_embed.seeded_init(layer, 3)
+                filled.append(layer.weight.detach().clone())
+    assert torch.equal(filled[0], filled[1])
+    assert torch.equal(filled[2], filled[3])

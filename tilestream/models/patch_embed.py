@@ -137,7 +137,7 @@ def seeded_init(module: nn.Module, seed: int, std: float | None = None) -> None:
 
 
 def _fill_normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
-    with torch.no_grad():
+    with torch.inference_mode(parameter.is_inference()), torch.no_grad():  # a thread does not know in which mode it was asked
         values = parameter.normal_(0, std, generator=generator).detach().numpy()
     np.clip(values, -2 * std, 2 * std, out=values)  # torch would start helpers in each of the threads
 
