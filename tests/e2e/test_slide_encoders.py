@@ -12,8 +12,14 @@ import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import given
 from tests.support.slide_encoders import SMALL, small_gigapath
+from tilestream.encoders.slides.presets import SLIDE_PRESETS
 from tilestream.errors import ConfigError, InputError
-from tilestream.models.slides.specs import LongNetSpec
+from tilestream.models.patch_embed import seeded_init
+from tilestream.models.slides.alibi import AlibiEncoder
+from tilestream.models.slides.base import TileBlock
+from tilestream.models.slides.gated import FAMILIES
+from tilestream.models.slides.regions import RegionEncoder
+from tilestream.models.slides.specs import AlibiSpec, GatedSpec, LongNetSpec, RegionSpec
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
 
@@ -62,6 +68,31 @@ def test_streamed_equals_dense_bit_for_bit_for_any_shard_size_threads_and_resume
     encode(image, tmp_path / "8", weights, compute={"shard_tiles": 8})
     vectors.append(tilestream.open(tmp_path / "8" / "a.zarr").slide_vector)
     assert all(np.array_equal(vector, vectors[0]) for vector in vectors)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "module"),
+    [
+        ("feather", GatedSpec(12, 8, "feather", 8, 4), FAMILIES["feather"]),
+        ("moozy", AlibiSpec(12, 8, 1, 2, 16, 2), AlibiEncoder),
+        ("hipt-4k", RegionSpec(12, 8, 1, 2, 4, 3), RegionEncoder),
+    ],
+)
+def test_each_family_streams_to_the_same_bits_from_any_shards(image, tmp_path, monkeypatch, name, spec, module):
+    preset = replace(SLIDE_PRESETS[name], spec=spec, tile=64, mpp=0.5, tile_encoder="tests.support.encoders:corners")
+    monkeypatch.setitem(SLIDE_PRESETS, name, preset)
+    made = module(spec)
+    seeded_init(made, 5, std=0.3)
+    torch.save({"teacher_slide_encoder": made.state_dict()}, tmp_path / "w.pth")
+    vectors = []
+    for shard in (8, 512):
+        encode(image, tmp_path / f"{shard}", str(tmp_path / "w.pth"), pool={"name": name}, compute={"shard_tiles": shard})
+        vectors.append(tilestream.open(tmp_path / f"{shard}" / "a.zarr").slide_vector)
+    assert np.array_equal(*vectors)
+    rows = tilestream.open(tmp_path / "8" / "a.zarr")
+    cells = (torch.from_numpy(rows.read_column(axis)) for axis in ("row", "col"))
+    whole = made.encode([TileBlock(torch.from_numpy(rows.embeddings[:]), *cells)], 110).vector
+    assert np.abs(vectors[0] - whole.numpy()).max() < 1e-5
 
 
 def test_failed_tiles_are_absent_and_a_slide_without_any_is_nan(image, tmp_path, monkeypatch):

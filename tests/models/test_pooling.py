@@ -11,7 +11,7 @@ def tiles(n=50, dim=12, seed=0):
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", ["mean", "max", "gated_attention", "queries"])
+@pytest.mark.parametrize("name", ["mean", "max", "mean+max", "gated_attention", "queries"])
 @pytest.mark.parametrize("cuts", [(25,), (1, 2, 3), (49,), (10, 10, 30)])
 def test_any_split_equals_one_shot(name, cuts):
     pool, x = make_pool(name, 12), tiles()
@@ -31,6 +31,8 @@ def test_mean_and_max_are_what_they_say():
     x = tiles()
     assert torch.allclose(make_pool("mean", 12).result(make_pool("mean", 12).state(x)), x.double().mean(dim=0))
     assert torch.equal(make_pool("max", 12).result(make_pool("max", 12).state(x)), x.double().max(dim=0).values)
+    both = torch.cat([x.double().mean(dim=0), x.double().max(dim=0).values])
+    assert torch.allclose(make_pool("mean+max", 12).result(make_pool("mean+max", 12).state(x)), both)
 
 
 def test_gated_attention_is_a_softmax_in_float64_even_for_huge_logits():
@@ -49,7 +51,7 @@ def test_gated_attention_is_a_softmax_in_float64_even_for_huge_logits():
         assert torch.isfinite(pool.result(state)).all()
 
 
-@pytest.mark.parametrize("name", ["mean", "max", "gated_attention", "queries"])
+@pytest.mark.parametrize("name", ["mean", "max", "mean+max", "gated_attention", "queries"])
 def test_no_tiles_give_nan_and_failed_tiles_do_not_count(name):
     pool, x = make_pool(name, 12), tiles()
     assert torch.isnan(pool.result(pool.identity())).all()

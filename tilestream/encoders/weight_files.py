@@ -18,7 +18,7 @@ from tilestream.encoders.hub import INDEX, SUFFIXES
 from tilestream.errors import InputError
 
 _WRAPPERS = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher",  # averaged weights are those that are evaluated
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher", "teacher_slide_encoder",  # averaged weights are those that are evaluated
     "state_dict", "model_state_dict", "model", "module", "backbone", "encoder", "network", "net", "params",
 )  # fmt: skip
 

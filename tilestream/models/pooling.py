@@ -8,117 +8,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from tilestream.errors import ConfigError
 from tilestream.models.patch_embed import BlankLinear, freeze, seeded_init
+from tilestream.models.plain_pools import MaxPool, MeanMaxPool, MeanPool, Pool, PoolState, kept_rows, zeros
 
 BLOCK_VALUES = 1 << 22
 """Values of a gate that are computed at once: of a usual one of 128 channels, those of more rows than come in a block."""
 
-POOLS = ("mean", "max", "gated_attention", "queries")
+POOLS = ("mean", "max", "mean+max", "gated_attention", "queries")
 
 _LEARNED = ("gated_attention", "queries")
 
 _GATE_KEYS = frozenset(f"attention_{name}.{kind}" for name in "vuw" for kind in ("weight", "bias"))
-
-
-@dataclass(frozen=True)
-class PoolState:
-    """What a pool knows of some tiles; float64 on the device of the tiles. Pools with logits have one of each for each head, (heads, ...)."""
-
-    vector: Tensor
-    """(d,): the sum, the maximum, or the sum weighted by exp(logit - top)."""
-    weight: Tensor
-    """(): the number of tiles, or the sum of exp(logit - top)."""
-    top: Tensor
-    """(): the greatest logit, -inf where there are no tiles; 0 for pools without logits."""
-
-
-class Pool(Protocol):
-    """What every pool offers."""
-
-    def identity(self) -> PoolState:
-        """State of no tiles."""
-        ...
-
-    def state(self, x: Tensor, keep: Tensor | None = None) -> PoolState:
-        """State of tiles (n, d); `keep`, (n,) bool, is False for failed tiles, whose rows are NaN."""
-        ...
-
-    def merge(self, a: PoolState, b: PoolState) -> PoolState:
-        """State of the tiles of both; merge in shard order for the same bits each time."""
-        ...
-
-    def result(self, state: PoolState) -> Tensor:
-        """The vector (d,) float64 of a state; NaN for that of no tiles."""
-        ...
-
-
-class MeanPool:
-    """Mean of the tile vectors.
-
-    Parameters
-    ----------
-    dim : int
-        Channels of a tile vector.
-    """
-
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
-
-    def identity(self) -> PoolState:
-        """State of no tiles."""
-        return PoolState(_zeros(self.dim), _zeros(), _zeros())
-
-    def state(self, x: Tensor, keep: Tensor | None = None) -> PoolState:
-        """State of tiles (n, d); `keep`, (n,) bool, is False for failed tiles."""
-        x = _kept(x, keep, self.dim)
-        return PoolState(x.sum(dim=0), x.new_tensor(len(x)), x.new_zeros(()))
-
-    def merge(self, a: PoolState, b: PoolState) -> PoolState:
-        """State of the tiles of both."""
-        return PoolState(a.vector + b.vector, a.weight + b.weight, a.top)
-
-    def result(self, state: PoolState) -> Tensor:
-        """(d,) float64; 0 / 0 is the NaN of no tiles."""
-        return state.vector / state.weight
-
-
-class MaxPool:
-    """Maximum of each channel.
-
-    Parameters
-    ----------
-    dim : int
-        Channels of a tile vector.
-    """
-
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
-
-    def identity(self) -> PoolState:
-        """State of no tiles."""
-        return PoolState(torch.full((self.dim,), -torch.inf, dtype=torch.float64), _zeros(), _zeros())
-
-    def state(self, x: Tensor, keep: Tensor | None = None) -> PoolState:
-        """State of tiles (n, d); `keep`, (n,) bool, is False for failed tiles."""
-        x = _kept(x, keep, self.dim)
-        least = x.new_full((1, self.dim), -torch.inf)
-        return PoolState(torch.cat([least, x]).amax(dim=0), x.new_tensor(len(x)), x.new_zeros(()))
-
-    def merge(self, a: PoolState, b: PoolState) -> PoolState:
-        """State of the tiles of both."""
-        return PoolState(torch.maximum(a.vector, b.vector), a.weight + b.weight, a.top)
-
-    def result(self, state: PoolState) -> Tensor:
-        """(d,) float64."""
-        return torch.where(state.weight > 0, state.vector, torch.nan)
 
 
 class SoftmaxPool(nn.Module, ABC):
@@ -145,11 +52,11 @@ class SoftmaxPool(nn.Module, ABC):
 
     def identity(self) -> PoolState:
         """State of no tiles."""
-        return PoolState(_zeros(self.heads, self.dim), _zeros(self.heads), _zeros(self.heads) - torch.inf)
+        return PoolState(zeros(self.heads, self.dim), zeros(self.heads), zeros(self.heads) - torch.inf)
 
     def state(self, x: Tensor, keep: Tensor | None = None) -> PoolState:
         """State of tiles (n, d) on the weights' device; `keep`, (n,) bool, is False for failed tiles."""
-        x = _kept(x, keep, self.dim)
+        x = kept_rows(x, keep, self.dim)
         logits = self.logits(x)
         top = torch.cat([logits.new_full((1, self.heads), -torch.inf), logits]).amax(dim=0)
         weights = torch.exp(logits - top)
@@ -264,7 +171,7 @@ def make_pool(name: str, dim: int, weights: Mapping[str, Tensor] | None = None, 
     Parameters
     ----------
     name : str
-        `mean`, `max`, `gated_attention` or `queries`.
+        `mean`, `max`, `mean+max`, `gated_attention` or `queries`.
     dim : int
         Channels of a tile vector.
     weights : mapping of str to Tensor, optional
@@ -289,7 +196,8 @@ def make_pool(name: str, dim: int, weights: Mapping[str, Tensor] | None = None, 
         return QueriesPool(dim, seed=seed, weights=weights)
     if weights is not None:
         raise ConfigError(f"pool.weights: {name} has none. Leave it out, or set pool.name to {' or '.join(_LEARNED)}.")
-    return MeanPool(dim) if name == "mean" else MaxPool(dim)
+    plain: dict[str, type[MeanPool | MaxPool | MeanMaxPool]] = {"mean": MeanPool, "max": MaxPool, "mean+max": MeanMaxPool}
+    return plain[name](dim)
 
 
 def pool_bytes(name: str, weights: str | None, dim: int) -> int:
@@ -327,13 +235,3 @@ def _queries_from_weights(weights: Mapping[str, Tensor], dim: int) -> tuple[int,
         if tuple(weights[key].shape) != wanted or not queries:
             raise ConfigError(f"pool.weights: {key} is {tuple(weights[key].shape)}, but tiles of {dim} features need {wanted}.")
     return queries, hidden
-
-
-def _kept(x: Tensor, keep: Tensor | None, dim: int) -> Tensor:
-    """The tiles that count, (m, dim) float64."""
-    assert x.shape == (len(x), dim), f"tiles are (n, {dim}), got {tuple(x.shape)}"
-    return (x if keep is None else x[keep]).double()
-
-
-def _zeros(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float64)

@@ -14,7 +14,8 @@ from tilestream.config.schema import Windows
 from tilestream.encoders.weights import load_weights
 from tilestream.geometry import TileGrid
 from tilestream.models.context_streaming import TokenBand
-from tilestream.models.pooling import Pool, make_pool
+from tilestream.models.plain_pools import Pool
+from tilestream.models.pooling import make_pool
 from tilestream.store.layout import WindowGrid
 from tilestream.store.slide_store import SlideStore
 

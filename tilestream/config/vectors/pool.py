@@ -11,10 +11,13 @@ from tilestream.config.types import Arguments, Kept, PathText, Switch, ValueRefu
 LEARNED = ("gated_attention", "queries")
 """Rules that learn."""
 
-SLIDE_ENCODERS = ("gigapath", "gigapath-flash")
+SLIDE_ENCODERS = ("gigapath", "gigapath-flash", "hipt-4k", "chief", "feather", "feather-uni2-h", "feather-uni", "madeleine", "moozy")
 """Slide encoders, which have a contract of their own with what they are given."""
 
-PoolName: TypeAlias = Literal["mean", "max", "gated_attention", "queries", "none", "gigapath", "gigapath-flash"]
+PoolName: TypeAlias = Literal[
+    "mean", "max", "mean+max", "gated_attention", "queries", "none",
+    "gigapath", "gigapath-flash", "hipt-4k", "chief", "feather", "feather-uni2-h", "feather-uni", "madeleine", "moozy",
+]  # fmt: skip
 
 
 class Pool(Kept):

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
 from tilestream.config.vectors.pool import Pool
 from tilestream.encoders.factories import refuse_unknown
 from tilestream.encoders.slides.files import slide_weights
-from tilestream.encoders.slides.presets import SLIDE_PRESETS, SlidePreset
+from tilestream.encoders.slides.presets import SLIDE_PRESETS
 from tilestream.encoders.weight_files import load_weights
 from tilestream.encoders.weights import apply_weights
 from tilestream.errors import ConfigError
+from tilestream.models.slides.alibi import AlibiEncoder, alibi_options
 from tilestream.models.slides.base import SlideEncoder
+from tilestream.models.slides.gated import FAMILIES
 from tilestream.models.slides.longnet import LongNet
+from tilestream.models.slides.regions import RegionEncoder
+from tilestream.models.slides.specs import AlibiSpec, LongNetSpec, RegionSpec, Spec
 
 
 def build_slide_encoder(pool: Pool) -> SlideEncoder:
@@ -24,17 +33,27 @@ def build_slide_encoder(pool: Pool) -> SlideEncoder:
         The weights cannot be read or fetched.
     """
     preset = SLIDE_PRESETS[pool.name]
-    module = _make(preset, pool)
+    refuse_unknown(preset.name, pool.args, preset.options, "pool")
     path = slide_weights(pool)
     assert path is not None, "slide encoders have weights"
-    apply_weights(module, load_weights(path), path, "pool")
+    state = load_weights(path)
+    try:
+        module = _make(preset.spec, pool, state)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"pool.args: {error}.") from error
+    if (kept := getattr(module, "kept_weights", "")) and any(kept in key for key in state):
+        state = {key: value for key, value in state.items() if kept in key}
+    apply_weights(module, state, path, "pool")
     return module
 
 
-def _make(preset: SlidePreset, pool: Pool) -> SlideEncoder:
-    """The module of a preset; its weights are whatever lay in its memory."""
-    refuse_unknown(preset.name, pool.args, preset.options, "pool")
-    try:
-        return LongNet(preset.spec, **pool.args, seed=None)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"pool.args: {error}.") from error
+def _make(spec: Spec, pool: Pool, state: Mapping[str, Tensor]) -> SlideEncoder:
+    """The module of a shape; its weights are whatever lay in its memory."""
+    if isinstance(spec, LongNetSpec):
+        return LongNet(spec, **pool.args, seed=None)
+    if isinstance(spec, AlibiSpec):
+        return AlibiEncoder(spec, **alibi_options(state))
+    if isinstance(spec, RegionSpec):
+        return RegionEncoder(spec)
+    gates = {key.partition("wsi_embedders.attn.")[2].partition(".")[0] for key in state if "wsi_embedders.attn." in key}
+    return FAMILIES[spec.family](replace(spec, heads=len(gates) or spec.heads))

@@ -20,6 +20,10 @@ def slide_weights(pool: Pool) -> str | None:
         return pool.weights
     preset = SLIDE_PRESETS[pool.name]
     way = f"or fetch {preset.file} on another machine and set pool.weights to its path"
+    if not preset.on_hub:
+        raise InputError(
+            f"pool.weights: {preset.name} has its weights, {preset.file}, at {preset.page}. Fetch them and set pool.weights to their path."
+        )
     try:
         return str(fetch_file(preset.repository, preset.file, way=way))
     except FileNotFoundError as error:

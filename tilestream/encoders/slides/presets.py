@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tilestream.models.slides.specs import LongNetSpec
+from tilestream.models.slides.specs import AlibiSpec, GatedSpec, LongNetSpec, RegionSpec, Spec
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class SlidePreset:
 
     name: str
     repository: str
-    """Hub repository that holds the weights."""
+    """Hub repository that holds the weights, or the address of the page that says where they are."""
     file: str
-    """Name of the weights file in it."""
+    """Name of the weights file."""
     licence: str
     gated: bool
     """Whether its page must be accepted before its files can be fetched."""
@@ -33,7 +33,7 @@ class SlidePreset:
     """What it was trained on."""
     output: str
     """What its vector is."""
-    spec: LongNetSpec
+    spec: Spec
     """Its shape."""
     options: frozenset[str] = frozenset()
     """Arguments that it takes."""
@@ -48,21 +48,43 @@ class SlidePreset:
     @property
     def cells(self) -> int | None:
         """Cells along a side of its table of positions; None where it has none."""
-        return self.spec.cells
+        return self.spec.cells if isinstance(self.spec, LongNetSpec) else None
+
+    @property
+    def dim(self) -> int:
+        """Of its vector."""
+        return self.spec.dim
+
+    @property
+    def placed(self) -> bool:
+        """Whether places of tiles count."""
+        return not isinstance(self.spec, GatedSpec)
 
     @property
     def places(self) -> str:
         """Unit and origin of the places of tiles, in words."""
-        return f"cells of {self.tile} px at {self.mpp:g} µm/px from level-0 (0, 0), 0 to {self.spec.cells - 1} a side"
+        if not self.placed:
+            return "none"
+        limit = "" if self.cells is None else f", 0 to {self.cells - 1} a side"
+        return f"cells of {self.tile} px at {self.mpp:g} µm/px from level-0 (0, 0){limit}"
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the weights can be fetched from the hub."""
+        return "://" not in self.repository
 
     @property
     def page(self) -> str:
         """Where the model is described and its terms are accepted."""
-        return f"https://huggingface.co/{self.repository}"
+        return f"https://huggingface.co/{self.repository}" if self.on_hub else self.repository
 
 
 _LONGNET_OPTIONS = frozenset({"layer", "output", "encoder_norm"})
 _MEAN = "mean of the last layer's tokens, normed"
+
+_GATED = "weighted mean of what tiles become"
+_PC108 = "PC-108, slides of 108 classes, by classification"
+_NC_ND = "CC-BY-NC-ND-4.0"
 
 _ALL = (
     SlidePreset(
@@ -73,6 +95,35 @@ _ALL = (
     SlidePreset(
         "gigapath-flash", "prov-gigapath/prov-gigapath-flash", "slide_encoder.pth", "Apache-2.0", True, "gigapath-flash", 256, 0.5,
         "see its page", _MEAN, LongNetSpec(384, 384, 12, 16, 1536), _LONGNET_OPTIONS, note="names in its file are taken to be those of gigapath",
+    ),
+    SlidePreset(
+        "hipt-4k", "https://github.com/mahmoodlab/HIPT", "vit4k_xs_dino.pth", "Apache-2.0 with Commons Clause", False, "vit_small_patch16_224", 256, 0.5,
+        "TCGA, by DINO", "mean of the class tokens of regions of 4,096 px", RegionSpec(384, 192, 6, 6),
+        note="tiles: vit256_small_dino.pth of the same page as encoder.weights, encoder.args: {img_size: 256}",
+    ),
+    SlidePreset(
+        "chief", "https://github.com/hms-dbmi/CHIEF", "CHIEF_pretraining.pth", "AGPL-3.0 (its authors' code)", False, "ctranspath", 256, 1.0,
+        "60,530 slides of 19 sites, by classification and text", "weighted mean of the tiles' own vectors", GatedSpec(768, 768, "chief"),
+    ),
+    SlidePreset(
+        "feather", "MahmoodLab/abmil.base.conch_v15.pc108-24k", "model.safetensors", _NC_ND, True, "conch-v1.5", 512, 0.5, _PC108, _GATED,
+        GatedSpec(768, 512, "feather", gate=384),
+    ),
+    SlidePreset(
+        "feather-uni2-h", "MahmoodLab/abmil.base.uni_v2.pc108-24k", "model.safetensors", _NC_ND, True, "uni2-h", 256, 0.5, _PC108, _GATED,
+        GatedSpec(1536, 512, "feather", gate=384),
+    ),
+    SlidePreset(
+        "feather-uni", "MahmoodLab/abmil.base.uni.pc108-24k", "model.safetensors", _NC_ND, True, "uni", 256, 0.5, _PC108, _GATED,
+        GatedSpec(1024, 512, "feather", gate=384),
+    ),
+    SlidePreset(
+        "madeleine", "MahmoodLab/madeleine", "model.pt", _NC_ND, True, "conch", 256, 1.0, "slides of breast and kidney in several stains, by alignment",
+        "projection of the weighted means of its heads", GatedSpec(512, 512, "madeleine", gate=512, heads=4),
+    ),
+    SlidePreset(
+        "moozy", "AtlasAnalyticsLab/MOOZY", "moozy.pt", "CC-BY-NC-SA-4.0", False, "lunit-vits8", 224, 0.5, "see its page", "class token, normed",
+        AlibiSpec(384, 768, 6, 12, 3072, registers=4), note="its transformer over the slides of a case is not run",
     ),
 )  # fmt: skip
 
