@@ -82,7 +82,10 @@ def test_an_idle_run_says_whether_the_file_of_an_encoder_is_the_same(tmp_path, m
     assert (
         said[-1] == "nothing to do; mine:corners is known by its name; its file is the same, what that imports or loads was not looked at"
     )
-    code.write_text("# another one\nfrom tests.support.encoders import corners\n")
+    code.write_text("# a remark\nfrom tests.support.encoders import corners\n")
+    tilestream.run(settings, reporter=LogReporter(io.StringIO()))
+    assert "its file is the same" in said[-1]
+    code.write_text("from tests.support.encoders import scaled as corners\n")
     tilestream.run(settings, reporter=LogReporter(io.StringIO()))
     assert any("mine.py of mine:corners is not the file that a were embedded with" in text for text in said)
 

@@ -177,6 +177,27 @@ def scaled(gain: str) -> nn.Module:
     return Scaled(gain)
 
 
+class ToldCorners(SlowCorners):
+    """Corners times what a file says that no config names; held as a weight, as a buffer that is not saved, or as a plain number."""
+
+    def __init__(self, kept: str, file: str) -> None:
+        super().__init__()
+        gain = float(Path(file).read_text())
+        if kept == "weight":
+            self.gain = nn.Parameter(torch.tensor(gain))
+        elif kept == "buffer":
+            self.register_buffer("gain", torch.tensor(gain), persistent=False)
+        else:
+            self.gain = {"of": [gain]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (self.gain["of"][0] if isinstance(self.gain, dict) else self.gain)
+
+
+def told_corners(kept: str = "weight") -> nn.Module:
+    return ToldCorners(kept, os.environ["TILESTREAM_TEST_GAIN"])
+
+
 class FailsWhileTold(Corners):
     """NaN as long as TILESTREAM_TEST_FAIL is set."""
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import difflib
+import hashlib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import tokenize
+from collections.abc import Callable, Container, Mapping, Sequence
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from tilestream.config.python_objects import is_object_name, object_of
-from tilestream.errors import ConfigError, user_code
+from tilestream.errors import ConfigError, InputError, user_code
 
 ENTRY_POINT_GROUP = "tilestream.encoders"
 """Group in which an installed package names its encoder factories."""
@@ -74,6 +76,30 @@ def factory_file(name: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
+def code_sha256(name: str) -> str | None:
+    """SHA-256, in hex, over the code in that file, whatever stands in its comments and wherever its lines break; None where there is none."""
+    file = factory_file(name)
+    if file is None:
+        return None
+    try:
+        with tokenize.open(file) as text:
+            words = [token.string for token in tokenize.generate_tokens(text.readline) if token.type not in _SPACE]
+    except (SyntaxError, UnicodeDecodeError, tokenize.TokenError):  # an extension module, or no Python
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}. Put the file of {name} back.") from error
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()
+
+
+_SPACE = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING)
+"""Words of Python that do nothing."""
+
+
+def own_code(name: str, known: Container[str]) -> bool:
+    """Whether an encoder of this name, none of the `known` ones of ours, is made by code of others."""
+    return name not in known and name.partition(":")[0] not in LIBRARIES
+
+
 def _import_factory(name: str, module_name: str, attribute: str) -> Factory:
     try:
         with user_code(f"encoder.name: {name}", f"importing {module_name}", passing=(ImportError, ValueError, TypeError)):
@@ -88,7 +114,19 @@ def _import_factory(name: str, module_name: str, attribute: str) -> Factory:
         near = difflib.get_close_matches(attribute, public, n=1, cutoff=0.4)
         hint = f"Did you mean {module_name}:{near[0]}?" if near else "Set it to module:factory."
         raise ConfigError(f"encoder.name: {module_name} has no {attribute!r}. {hint}")
-    return _checked_callable(name, found)
+    factory = _checked_callable(name, found)
+    code = code_sha256(name)
+    known, was = _imported.get(name, (None, None))
+    if known is factory and was != code:
+        raise ConfigError(
+            f"encoder.name: {factory_file(name)} of {name} changed after this process had imported it. Start Python anew, or put the file back."
+        )
+    _imported[name] = factory, code
+    return factory
+
+
+_imported: dict[str, tuple[Factory, str | None]] = {}
+"""Factories that this process has imported, and the digest of their code then."""
 
 
 def _checked_callable(name: str, found: Any) -> Factory:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tilestream.encoders.box import tilestream_lite, tilestream_tiny
 from tilestream.encoders.catalogue import LITE, TINY, EncoderSpec
-from tilestream.encoders.factories import Factory, check_arguments, find_factory, refuse_unknown
+from tilestream.encoders.factories import Factory, check_arguments, find_factory, own_code, refuse_unknown
 from tilestream.encoders.hub import fetch_weights, is_hub_id
 from tilestream.encoders.preset_encoders import add_notes, build_preset
 from tilestream.encoders.presets import PRESETS, Preset
@@ -26,6 +26,7 @@ from tilestream.models.vit import (
     vit_tiny_patch16_224,
 )
 from tilestream.models.vit_config import ViTConfig
+from tilestream.sources.files import look_at
 
 _BUILT_IN: dict[str, Factory] = {
     "patch_embed": PatchEmbed,
@@ -112,6 +113,19 @@ def random_weights(spec: EncoderSpec, encoder: nn.Module) -> bool:
     if spec.weights is not None:
         return False
     return spec.name in _BUILT_IN or bool(getattr(encoder, "untrained", False))
+
+
+def files_of(spec: EncoderSpec) -> object:
+    """What is equal as long as an encoder that is built again would be the same one: its files are as they were, and no code of others is asked."""
+    if is_others(spec.name):
+        return object()
+    given = (spec.weights, *spec.args.values())
+    return [look_at(path) for path in given if isinstance(path, str)]
+
+
+def is_others(name: str) -> bool:
+    """Whether an encoder of this name is made by code of others."""
+    return own_code(name, _BUILT_IN.keys() | _BOX.keys() | PRESETS.keys())
 
 
 def _call_factory(spec: EncoderSpec) -> Any:

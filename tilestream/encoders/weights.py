@@ -9,13 +9,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tilestream.encoders.weight_files import load_weights, read_weights
 from tilestream.errors import ConfigError
 
-__all__ = ["apply_weights", "load_weights", "read_weights", "state_digest", "strip_prefix", "weights_digest"]
+__all__ = ["apply_weights", "load_weights", "module_digest", "read_weights", "state_digest", "strip_prefix", "weights_digest"]
+
+_OURS = frozenset(
+    {"training", "dim", "tile_size", "mpp", "mpp_range", "size", "overlap", "stride", "context", "classes", "vector", "notes", "untrained"}
+)
+"""Attributes of a module that are asked for by name, and stand in recipes themselves or decide no number."""
 
 _WRAPPED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch puts into the names of modules that it compiled or wrapped, wherever they are."""
@@ -137,3 +143,46 @@ def state_digest(state: Mapping[str, Any]) -> str:
         digest.update(f"{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def module_digest(module: nn.Module) -> str:
+    """As `weights_digest`, and for what else a module of others computes with: buffers that are not saved, and numbers and arrays that it holds as attributes.
+
+    Two modules of the same digest may still differ in their code, and in what that reads when it runs.
+    """
+    weights, digest = weights_digest(module), hashlib.sha256()
+    kept, found = set(module.state_dict()), False
+    for name, part in module.named_modules():
+        held = {key: buffer for key, buffer in part.named_buffers(recurse=False) if f"{name}.{key}".removeprefix(".") not in kept}
+        if not type(part).__module__.startswith("torch."):
+            held |= {key: value for key, value in vars(part).items() if key not in _OURS and key not in _MODULE}
+        for key in sorted(held):
+            for told in _numbers(held[key]):
+                digest.update(f"{name}\0{key}\0".encode() + told)
+                found = True
+    return hashlib.sha256(weights.encode() + digest.digest()).hexdigest() if found else weights
+
+
+_MODULE = frozenset(vars(nn.Module()))
+"""What every module has."""
+
+
+def _numbers(value: object) -> Iterable[bytes]:
+    """The numbers in a value as bytes, in a fixed order; none of what is no number."""
+    if isinstance(value, Tensor):
+        yield (
+            f"{value.dtype}{tuple(value.shape)}".encode()
+            + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
+    elif isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
+        yield f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes()
+    elif isinstance(value, bool | int | float | complex):
+        yield repr(value).encode()
+    elif isinstance(value, nn.Module):
+        yield module_digest(value).encode()
+    elif isinstance(value, list | tuple):
+        for k, each in enumerate(value):
+            yield from (str(k).encode() + told for told in _numbers(each))
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield from (str(key).encode() + told for told in _numbers(value[key]))

@@ -19,7 +19,7 @@ from tilestream.stages.hardware import describe_device
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.slide_task import LineSettings, SlideTask
 from tilestream.stages.slides.contract import check_slide, check_slide_encoder
-from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, model_address, untrained_parts
+from tilestream.stages.worker_settings import Digests, EncoderFacts, WorkerSettings, model_address, untrained_parts
 from tilestream.store.layout import Layout, WindowGrid
 from tilestream.store.slide_store import SlideStore
 
@@ -37,6 +37,8 @@ class Setup:
     heads: tuple[HeadFacts, ...] = ()
     stored: bool = False
     """Whether the encoder was not built, for every slide lacks answers from stored rows only."""
+    weights: Digests = ()
+    """The files of weights of stages after the tiles."""
     begins_compiled: Callable[[int, int], bool] = lambda tiles, workers: False  # noqa: ARG005
     """Whether a slide of so many tiles begins compiled, on so many workers."""
 
@@ -56,7 +58,9 @@ class Setup:
         """What every task carries of it."""
         config = self.config
         fail = config.on_error.tile == "fail"
-        return LineSettings(self.settings, self.facts, config.context, config.pool, config.windows, config.output.save, fail, self.heads)
+        return LineSettings(
+            self.settings, self.facts, config.context, config.pool, config.windows, config.output.save, fail, self.heads, self.weights
+        )
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def set_up(
 
         build_context(config.context, facts.dim)
     heads = learn_heads(config, facts, pinned, call, recipes) if config.heads else ()
-    return Setup(config, pinned, facts, workers, slides, heads, stored is not None)
+    recipes.refuse_changed(None)
+    return Setup(config, pinned, facts, workers, slides, heads, stored is not None, recipes.weights)
 
 
 def learn_heads(

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tilestream.config.local_files import refuse_special
 from tilestream.config.restart import restarts
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.encoders.contexts.context_file import context_path
 from tilestream.encoders.slides.files import slide_weights
 from tilestream.errors import OutputError, without_credentials
-from tilestream.sources.files import file_sha256
+from tilestream.sources.files import FileDigests
 from tilestream.stages.heads.facts import HeadFacts
-from tilestream.stages.worker_settings import EncoderFacts
+from tilestream.stages.worker_settings import Digests, EncoderFacts
 from tilestream.store.heads.columns import head_stage
-from tilestream.store.ledger import LATER, NAMED, digest_of
+from tilestream.store.ledger import LATER, NAMED, digest_of, flatten
 from tilestream.store.slide_store import FORMAT, ROWS, SlideStore
 from tilestream.tiles.annotations.mask_files import mask_file
 from tilestream.tiles.coords import find_file
@@ -46,10 +45,10 @@ class Recipes:
     """The recipes of a config's slides. Files are digested once; before the encoder is known, what only it can say is left out."""
 
     def __init__(
-        self, config: Config, facts: EncoderFacts | None = None, digests: dict[str, str] | None = None, heads: Sequence[HeadFacts] = ()
+        self, config: Config, facts: EncoderFacts | None = None, digests: FileDigests | None = None, heads: Sequence[HeadFacts] = ()
     ) -> None:
         self.config, self.facts, self.heads = config, facts, {head.name: head for head in heads}
-        self._digests: dict[str, str] = {} if digests is None else digests
+        self._digests = digests or FileDigests()
         self._common = self._make()
 
     def knowing(self, facts: EncoderFacts, heads: Sequence[HeadFacts] = ()) -> Recipes:
@@ -67,7 +66,7 @@ class Recipes:
         tiles = self._common["tiles"]
         for field, path in self._files(ref).items():
             if field.startswith("tiles."):
-                tiles = _with(tiles, field.removeprefix("tiles."), self._digest(path, field))
+                tiles = _with(tiles, field.removeprefix("tiles."), self._digests.of(path, _key_of(field)))
         return {**self._common, "tiles": tiles if kept_sha256 is None else _with(tiles, f"tissue.kept{SHA256}", kept_sha256)}
 
     @property
@@ -76,16 +75,22 @@ class Recipes:
         context = self.config.context
         return None if context is None else context_sha256({"context": self._common[context.stage]})
 
+    @property
+    def weights(self) -> Digests:
+        """The files of weights of stages after the tiles, and their digests."""
+        return tuple(
+            (path, self._digests.of(path, _key_of(field))) for field, path in sorted(self._files(None).items()) if field.startswith(LATER)
+        )
+
     def _make(self) -> Recipe:
         config, facts = self.config, self.facts
-        exact = config.context is not None and config.context.exact
-        precision = "fp32" if exact else config.encoder.precision
+        precision = "fp32" if config.context is not None and config.context.exact else config.encoder.precision
         encoder: Recipe = {"name": config.encoder.name, "weights": config.encoder.weights, "args": dict(config.encoder.args)}
         if precision != "auto":
             encoder["precision"] = precision
         if facts is not None:
             encoder |= facts.recipe
-        above, save = "tiles" if config.context is None else config.context.stage, config.output.save
+        save, above = config.output.save, "tiles" if config.context is None else config.context.stage
         recipe: Recipe = {
             "format": FORMAT,
             "numerics": NUMERICS,
@@ -103,7 +108,7 @@ class Recipes:
         for field, path in self._files(None).items():
             section, _, key = field.partition(".")
             if section != "tiles" and recipe[section] is not None:
-                recipe[section] = _with(recipe[section], key, self._digest(path, field))
+                recipe[section] = _with(recipe[section], key, self._digests.of(path, _key_of(field)))
         for part in (config.context, config.pool):
             if part is not None and part.kept_as is not None and (own := recipe[kind := part.stage.partition("-")[0]]) is not None:
                 recipe |= {kind: None, part.stage: own}
@@ -120,7 +125,7 @@ class Recipes:
         if above is not None and above.kept_as is not None:
             own["of"] = above.stage
         if Path(head.model).exists():
-            own[f"model{SHA256}"] = self._digest(head.model, f"heads.{name}.model")
+            own[f"model{SHA256}"] = self._digests.of(head.model, f"heads.{name}.model")
         return own if name not in self.heads else own | self.heads[name].recipe
 
     def _files(self, ref: SlideRef | None) -> dict[str, str]:
@@ -131,11 +136,7 @@ class Recipes:
             f"context.weights{SHA256}": context_path(config.context.weights) if config.context and config.context.weights else None,
             f"pool.weights{SHA256}": slide_weights(config.pool),
             f"windows.weights{SHA256}": config.windows.weights,
-            **{
-                f"encoder.{key}{SHA256}": value
-                for key, value in config.encoder.args.items()
-                if isinstance(value, str) and Path(value).is_file()
-            },
+            **{f"encoder.{key}{SHA256}": path for key, path in _paths_in(config.encoder.args)},
         }
         files = {field: path for field, path in found.items() if path is not None and Path(path).exists()}
         if ref is not None and config.tiles.chosen is not None:
@@ -144,11 +145,10 @@ class Recipes:
             files[f"tiles.tissue.mask{SHA256}"] = str(mask)
         return files
 
-    def _digest(self, path: str, field: str) -> str:
-        if path not in self._digests:
-            refuse_special(path, field.removesuffix(SHA256).replace("encoder.file", "encoder.weights"))
-            self._digests[path] = file_sha256(Path(path))
-        return self._digests[path]
+    def refuse_changed(self, ref: SlideRef | None) -> None:
+        """Refuse a slide, or with None a run, whose files are not what they were when their digests were taken. Raises InputError."""
+        for field, path in self._files(ref).items():
+            self._digests.refuse_changed(path, _key_of(field))
 
     # -- comparing --------------------------------------------------------------------------------------------------
 
@@ -211,7 +211,8 @@ class Recipes:
                 continue
             if differing := self._other_head(was, now, name):
                 told = "; ".join(
-                    f"heads.{name}.{key} was {_head_value(a)} and is now {_head_value(b)}" for key, (a, b) in differing.items()
+                    f"heads.{name}.{key} was {NOT_SET if a is None else repr(a)} and is now {NOT_SET if b is None else repr(b)}"
+                    for key, (a, b) in differing.items()
                 )
                 raise OutputError(
                     f"{store.folder.address} holds answers of another head {name}: {told}. Give this one another name, or put it in their place with "
@@ -302,21 +303,24 @@ def _without_later(recipe: Recipe) -> Recipe:
     return {key: value for key, value in recipe.items() if key.partition("-")[0] not in (*LATER, HEADS)}
 
 
+def _paths_in(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The files and, where a path is written as one, the folders that arguments name, however deep, by dotted key."""
+    if isinstance(value, dict | list):
+        for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _paths_in(each, f"{key}.{name}".removeprefix("."))
+    elif isinstance(value, str) and (Path(value).is_file() or ("/" in value and Path(value).is_dir())):
+        yield key, value
+
+
+def _key_of(field: str) -> str:
+    """The key of the config that names the file of a digest."""
+    return field.removesuffix(SHA256).replace("encoder.file", "encoder.weights")
+
+
 def _unnamed(field: str) -> str:
     """A field of a stage that is kept under a name, as one that has none has it."""
     section, dot, key = field.partition(".")
     return section.partition("-")[0] + dot + key
-
-
-def flatten(recipe: Recipe, prefix: str = "") -> Recipe:
-    """Nested settings by dotted key."""
-    flat: Recipe = {}
-    for key, value in recipe.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def _flat(recipe: Recipe) -> Recipe:
@@ -330,10 +334,6 @@ def _flat_head(own: Recipe | None) -> Recipe:
     """A head's settings by dotted key; where the file of its model lies does not count."""
     flat = flatten(own or {})
     return {key: value for key, value in flat.items() if key != "model" or f"model{SHA256}" not in flat}
-
-
-def _head_value(value: Any) -> str:
-    return NOT_SET if value is None else repr(value)
 
 
 def _said(flat: Recipe, key: str) -> str:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tilestream.config.restart import ALL, restarts
 from tilestream.config.slide_list import SlideRef
-from tilestream.encoders.factories import factory_file
-from tilestream.errors import InputError, without_credentials
+from tilestream.encoders.factories import code_sha256, factory_file
+from tilestream.errors import InputError, OutputError, without_credentials
 from tilestream.geometry import PlacedGrid, TileGrid
 from tilestream.runner.cohort import Cohort, check_source, open_slide
 from tilestream.runner.heads.stored import StoredImage, lacks_answers_only
@@ -18,7 +18,6 @@ from tilestream.runner.recipe import Recipes
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.summary import SlideResult, Summary, same_image
 from tilestream.sources.base import SlideInfo, Source
-from tilestream.sources.files import file_sha256
 from tilestream.store.cohort import some
 from tilestream.store.heads.columns import refuse_taken
 from tilestream.store.layout import TILES
@@ -50,6 +49,7 @@ def finished(store: SlideStore, ref: SlideRef, source: Source, recipes: Recipes,
     changed = recipes.changed_stages(store, ref)
     recipes.refuse_other_heads(store, ref, cohort.restart)
     check_source(store, source.info, ref)
+    refuse_other_code(store, ref, recipes.config.encoder.name, retry=cohort.retry_failed)
     if recipes.config.tiles.tissue.function is not None:
         from tilestream.tiles.grid import choose_tiles
 
@@ -60,6 +60,25 @@ def finished(store: SlideStore, ref: SlideRef, source: Source, recipes: Recipes,
     if mark is None or changed or cohort.restart or (cohort.retry_failed and (count_failed(mark["counts"]) or mark.get("unanswered"))):
         return None
     return mark
+
+
+def refuse_other_code(store: SlideStore, ref: SlideRef, encoder: str, *, retry: bool) -> None:
+    """Refuse to add rows to a slide that was begun with other code of `module:factory`; of one that is finished, it is said.
+
+    Raises
+    ------
+    OutputError
+        Naming the file.
+    """
+    was = (store.attributes or {}).get("encoder_code_sha256")
+    begun = 0 < len(store.ledger()) < store.layout.shards and store.completion is None
+    if was is None or not (begun or (retry and any(count_failed(entry["counts"]) for entry in store.ledger().values()))):
+        return
+    if code_sha256(encoder) != was:
+        raise OutputError(
+            f"{ref.id}: {factory_file(encoder)} of {encoder} holds other code than when rows of {store.folder.address} were made. "
+            "Put the file back, or start the slide over with --restart (its embeddings are then deleted)."
+        )
 
 
 def take_up(
@@ -74,7 +93,7 @@ def take_up(
     was = store.attributes
 
     def anew(into: SlideStore, slide: PreparedSlide | None = None) -> PreparedSlide:
-        slide = slide or prepare_slide(ref, source, setup)
+        slide = slide or begin(ref, source, setup, recipes)
         kept = slide.plan.kept_sha256 if setup.config.tiles.tissue.function is not None else None
         begins = was is None or into is store
         told = recipes.attributes(ref, {} if was is None or begins else was["recipe"], kept)
@@ -83,7 +102,7 @@ def take_up(
         return slide
 
     # Before anything is written: a slide that is refused leaves no store.
-    first = prepare_slide(ref, source, setup) if was is None else None
+    first = begin(ref, source, setup, recipes) if was is None else None
     refuse_taken(store.folder, setup.config.heads.keys() - store.heads.keys())
     store.raise_fence()
     if was is None or cohort.restart == ALL:
@@ -119,6 +138,16 @@ def take_up(
         store.adopt(wanted, windows_of(slide, setup))
     else:
         store.make_arrays(windows_of(slide, setup))
+    return slide
+
+
+def begin(ref: SlideRef, source: Source, setup: Setup, recipes: Recipes) -> PreparedSlide:
+    """Plan a slide from its files. Raises InputError where one of them was written meanwhile."""
+    from tilestream.runner.prepare import prepare_slide
+
+    recipes.of(ref)  # takes the digests of its files
+    slide = prepare_slide(ref, source, setup)
+    recipes.refuse_changed(ref)
     return slide
 
 
@@ -181,7 +210,7 @@ def _code_words(cohort: Cohort, encoder: str) -> str:
     file = factory_file(encoder)
     if file is None:
         return ""
-    now = file_sha256(file)
+    now = code_sha256(encoder)
     kept = {ref.id: (cohort.store(ref).attributes or {}).get("encoder_code_sha256") for ref in cohort.refs}
     changed = [slide for slide, was in kept.items() if was not in (None, now)]
     if changed:
@@ -217,9 +246,9 @@ def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, attribut
 
 
 def _code(encoder: str) -> dict[str, str]:
-    """Digest of the source file of an encoder's factory, where it has one; no part of the recipe, for a comment in it changes no number."""
-    file = factory_file(encoder)
-    return {} if file is None else {"encoder_code_sha256": file_sha256(file)}
+    """Digest of the code of an encoder's factory, where it has a file; no part of the recipe, for not all of it need change numbers."""
+    code = code_sha256(encoder)
+    return {} if code is None else {"encoder_code_sha256": code}
 
 
 def _geo(info: SlideInfo) -> dict[str, Any]:

@@ -82,3 +82,36 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}. Put the file back, or change the config.") from error
+
+
+class FileDigests:
+    """SHA-256 of files, each read once, as they were then."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, tuple[int, ...]]] = {}
+
+    def of(self, path: str, key: str) -> str:
+        """The digest of a file that a key of the config names. Raises InputError where it cannot be read, or is a pipe or a device."""
+        if path not in self._known:
+            refuse_special(path, key)
+            self._known[path] = file_sha256(Path(path)), look_at(path)
+        return self._known[path][0]
+
+    def refuse_changed(self, path: str, key: str) -> None:
+        """Refuse a file that was replaced or written since: what was read of it later is not what its digest is of. Raises InputError."""
+        digest, look = self._known.get(path, ("", ()))
+        if digest and look != look_at(path) and file_sha256(Path(path)) != digest:
+            raise InputError(f"{path} ({key}) changed while it was read. Run the same command again once nothing writes to it any more.")
+
+
+def look_at(path: str) -> tuple[int, ...]:
+    """What tells that a file, or a file of a folder, was written, without reading it; empty where nothing is there."""
+    there = Path(path)
+    found = []
+    for file in sorted(there.rglob("*")) if there.is_dir() else [there]:
+        try:
+            about = file.stat()
+        except OSError:
+            continue
+        found += [about.st_ino, about.st_size, about.st_mtime_ns]
+    return tuple(found)

@@ -51,7 +51,7 @@ def _pass_shards(worker: Worker, task: SlideTask, shards: range) -> Report:
         work = _Pass(task, shards)
         sink = Sink(work.places, work.store, task.line, work.first_open(), shards.stop)
         if sink.first_row is not None:
-            model = build_context(work.context, work.layout.dim, task.line.facts.precision).to(worker.device)
+            model = build_context(work.context, work.layout.dim, task.line.facts.precision, task.line.weights).to(worker.device)
             start = time.perf_counter()
             tiles, groups = work.reach(model, sink.first_row)
             y, x = task.grid.l0_y(work.places.tile_row[tiles]), task.grid.l0_x(work.places.tile_col[tiles])

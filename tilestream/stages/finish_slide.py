@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from tilestream.encoders.weights import load_weights
 from tilestream.models.context_streaming import TokenBand
 from tilestream.models.pca import principal_colours
 from tilestream.models.pooling import SoftmaxPool, make_pool
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import one_thread, pick_device
 from tilestream.stages.overview import SlidePanel, draw_overview, draw_slide_panel, tiles_at_edges
-from tilestream.stages.pinning import check_machine
+from tilestream.stages.pinning import check_machine, load_pinned
 from tilestream.stages.region_vectors import WindowWriter, write_larger_windows
 from tilestream.stages.shares import OVERVIEW_ROWS, OVERVIEW_THREADS
 from tilestream.stages.slide_task import Report, SlideTask
@@ -59,7 +58,7 @@ def pool_windows(task: SlideTask, shards: range) -> Report:
     with clock.timed("windows"):
         if line.facts.tokens == 1:
             _window_vectors(task, store, _pooled(task))
-        write_larger_windows(line.windows, store)
+        write_larger_windows(line.windows, store, line.weights)
     return Report(task.slide, shards, clock.seconds)
 
 
@@ -108,7 +107,7 @@ def _draw(task: SlideTask, store: SlideStore) -> None:
 def _pool_rows(task: SlideTask, store: SlideStore, rows: str) -> None:
     """The slide's vector, and with learned pools the share that each tile has in it."""
     chosen = task.line.pool
-    weights = load_weights(chosen.weights) if chosen.weights is not None else None
+    weights = load_pinned(chosen.weights, "pool.weights", task.line.weights) if chosen.weights is not None else None
     pool = make_pool(chosen.name, store.layout.dim, weights)
     state, logits = pool.identity(), []
     for block in store.blocks(rows):
@@ -125,7 +124,7 @@ def _pool_rows(task: SlideTask, store: SlideStore, rows: str) -> None:
 
 def _window_vectors(task: SlideTask, store: SlideStore, rows: str) -> None:
     """Window vectors of tile vectors, from the rows that are stored."""
-    writer = WindowWriter(task.line.windows, store)
+    writer = WindowWriter(task.line.windows, store, task.line.weights)
     tile_row, tile_col = task.read_places(store)
     start = 0
     for block in store.blocks(rows):

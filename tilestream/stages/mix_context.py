@@ -14,20 +14,21 @@ from numpy.typing import NDArray
 
 from tilestream.config.schema import Context
 from tilestream.encoders.contexts.context_file import context_path
-from tilestream.encoders.weights import apply_weights, load_weights
+from tilestream.encoders.weights import apply_weights
 from tilestream.models.context import ContextTransformer
 from tilestream.models.context_spec import BAND_BYTES
 from tilestream.models.context_streaming import Rect, RowBands, TokenBand, input_rects, mix_rect
 from tilestream.stages.hardware import one_thread, pick_device, pick_precision
-from tilestream.stages.pinning import check_machine
+from tilestream.stages.pinning import check_machine, load_pinned
 from tilestream.stages.region_vectors import WindowWriter
 from tilestream.stages.slide_task import LineSettings, Report, SlideTask, check_stopped
 from tilestream.stages.token_grid import TileMeans, TokenGrid, tokens_a_side
+from tilestream.stages.worker_settings import Digests
 from tilestream.store.layout import context_place
 from tilestream.store.slide_store import SlideStore
 
 
-def build_context(context: Context, dim: int, precision: str = "fp32") -> ContextTransformer:
+def build_context(context: Context, dim: int, precision: str = "fp32", pinned: Digests = ()) -> ContextTransformer:
     """The windowed transformer of a config, with its weights, in the encoder's number format or, with `exact`, in fp32.
 
     Beside an encoder of fp16 it runs in bf16: no token of it could be computed again alone.
@@ -50,7 +51,8 @@ def build_context(context: Context, dim: int, precision: str = "fp32") -> Contex
         width=context.width,
     )
     if context.weights is not None:
-        apply_weights(model, load_weights(context_path(context.weights)), context.weights, section="context")
+        state = load_pinned(str(context_path(context.weights)), "context.weights", pinned)
+        apply_weights(model, state, context.weights, section="context")
     precision = "bf16" if precision == "fp16" else precision
     return model.eval() if context.exact else model.eval().to(pick_precision(precision, torch.device("cpu")))
 
@@ -88,7 +90,7 @@ class StoredTokens:
         self.store = task.open_store()
         self.layout = self.store.layout
         self.places = TokenGrid(task.grid, *task.read_places(self.store), tokens_a_side(self.layout.tokens, task.grid))
-        self.model = build_context(task.line.context, self.layout.dim, task.line.facts.precision).to(self.device)
+        self.model = build_context(task.line.context, self.layout.dim, task.line.facts.precision, task.line.weights).to(self.device)
         self.stride_um = None if task.stride_um is None else task.stride_um / self.places.side
 
     def read(self, first_row: int, end_row: int) -> TokenBand:
@@ -159,7 +161,7 @@ class Sink:
         layout, windows = store.layout, line.token_windows
         self._layout, self._store, self._stage = layout, store, line.context.stage
         self._means = TileMeans(places, layout.shard_tiles, layout.dim, self._write, first, end)
-        self._windows = None if windows is None else WindowWriter(windows, store)
+        self._windows = None if windows is None else WindowWriter(windows, store, line.weights)
         rows = [] if first >= end else [int(places.tile_row[layout.rows(first).start]) * places.side]
         if self._windows is not None and self._windows.open_row is not None:
             rows.append(self._windows.open_row)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tilestream import __version__
+from tilestream.encoders.factories import code_sha256, factory_file
+from tilestream.encoders.weights import load_weights
 from tilestream.errors import UnfitWorkerError
+from tilestream.sources.files import file_sha256
 from tilestream.stages.hardware import has_matrix_units, see_own_device
-from tilestream.stages.worker_settings import Pinned, WorkerSettings
+from tilestream.stages.worker_settings import Digests, Pinned, WorkerSettings
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """Number formats as a config names them."""
@@ -36,7 +41,13 @@ def pin_settings(settings: WorkerSettings, device: torch.device, dtype: torch.dt
         precision=PRECISIONS[dtype],
         batch=batch,
         compute_threads=torch.get_num_threads() if exact_on_cpu else settings.compute_threads,
-        pinned=Pinned(digest, units, cpu_capability() if exact_on_cpu else None, (("tilestream", __version__), ("torch", _torch()))),
+        pinned=Pinned(
+            weights_sha256=digest,
+            matrix_units=units,
+            cpu_capability=cpu_capability() if exact_on_cpu else None,
+            versions=(("tilestream", __version__), ("torch", _torch())),
+            code_sha256=code_sha256(settings.encoder),
+        ),
     )
 
 
@@ -71,10 +82,45 @@ def check_machine(settings: WorkerSettings) -> None:
         )
 
 
-def check_alike(pinned: Pinned, digest: str) -> None:
-    """The same for what is known once the encoder is built: the digest of its weights."""
+def check_alike(pinned: Pinned, settings: WorkerSettings, digest: str) -> None:
+    """The same for what is known once the encoder is built: its code, and its weights by their digest."""
+    if code_sha256(settings.encoder) != pinned.code_sha256:
+        raise unfit(
+            f"the code of {settings.encoder} ({factory_file(settings.encoder)}) is another than that of the run's first worker",
+            "Put the same file there",
+        )
     if digest != pinned.weights_sha256:
-        raise unfit("its encoder has other weights than that of the run's first worker", "Put the same file there")
+        raise unfit(
+            f"its encoder has other weights ({digest[:12]}) than that of the run's first worker ({pinned.weights_sha256[:12]})",
+            "Put the same file there",
+        )
+
+
+def load_pinned(path: str, field: str, pinned: Digests) -> dict[str, Tensor]:
+    """A state dict from a file that must hold the bytes that it held when the run began.
+
+    Parameters
+    ----------
+    path, field : str
+        The file, and the key of the config that names it.
+    pinned : tuple
+        SHA-256 of each such file, by its path.
+
+    Raises
+    ------
+    UnfitWorkerError
+        It holds others here, or by now.
+    """
+    state = load_weights(path)
+    check_pinned(path, field, pinned)
+    return state
+
+
+def check_pinned(path: str | None, field: str, pinned: Digests) -> None:
+    """The same for a file that was loaded: afterwards, for what was read before it changed is what it held. Raises UnfitWorkerError."""
+    wanted = dict(pinned).get(path or "")
+    if wanted is not None and path is not None and file_sha256(Path(path)) != wanted:
+        raise unfit(f"{field}: {path} holds other bytes there, or by now, than when the run began", "Put the same file there and run again")
 
 
 def unfit(lack: str, way_out: str) -> UnfitWorkerError:

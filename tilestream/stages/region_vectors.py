@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tilestream.config.schema import Windows
-from tilestream.encoders.weights import load_weights
 from tilestream.geometry import TileGrid
 from tilestream.models.context_streaming import TokenBand
 from tilestream.models.plain_pools import Pool
 from tilestream.models.pooling import make_pool
+from tilestream.stages.pinning import load_pinned
+from tilestream.stages.worker_settings import Digests
 from tilestream.store.layout import WindowGrid
 from tilestream.store.slide_store import SlideStore
 
@@ -33,22 +34,22 @@ def window_grids(windows: Windows, grid: TileGrid, tokens_a_side: int, dim: int)
     return found
 
 
-def window_pool(windows: Windows, dim: int) -> Pool:
+def window_pool(windows: Windows, dim: int, pinned: Digests = ()) -> Pool:
     """The rule that makes one vector of a window's."""
-    return make_pool(windows.pool, dim, load_weights(windows.weights) if windows.weights is not None else None)
+    return make_pool(windows.pool, dim, load_pinned(windows.weights, "windows.weights", pinned) if windows.weights is not None else None)
 
 
 class WindowWriter:
     """Window vectors of the smallest size into a slide's store, from mixed tokens band by band; rows that are committed stay."""
 
-    def __init__(self, windows: Windows, store: SlideStore) -> None:
+    def __init__(self, windows: Windows, store: SlideStore, pinned: Digests = ()) -> None:
         self._store = store
         self._path = f"windows/{windows.sides[0]}"
         self._stage = f"windows{windows.sides[0]}"
         array = store.array(self._path)
         done = store.ledger(self._stage)
         first = next((row for row in range(array.shape[0]) if row not in done), array.shape[0])
-        pool = window_pool(windows, store.layout.dim)
+        pool = window_pool(windows, store.layout.dim, pinned)
         self._vectors = WindowVectors(windows.sides[0], array.shape[1], pool, self._write, first, array.shape[0])
         self.add, self.finish = self._vectors.add, self._vectors.finish
 
@@ -62,12 +63,12 @@ class WindowWriter:
         self._store.write_rows(self._stage, row, slice(row, row + 1), {self._path: values[None].astype(array.dtype)}, {})
 
 
-def write_larger_windows(windows: Windows, store: SlideStore) -> None:
+def write_larger_windows(windows: Windows, store: SlideStore, pinned: Digests = ()) -> None:
     """The windows of windows, size after size."""
     for small, large in pairwise(windows.sides):
         source, stage = store.array(f"windows/{small}"), f"windows{large}"
         rows = (np.asarray(source[row], np.float32) for row in range(source.shape[0]))
-        pool = window_pool(windows, source.shape[2])
+        pool = window_pool(windows, source.shape[2], pinned)
         for row, values in enumerate(pool_rows(rows, large // small, pool)):
             store.write_rows(stage, row, slice(row, row + 1), {f"windows/{large}": values[None].astype(source.dtype)}, {})
 

@@ -17,7 +17,7 @@ from tilestream.geometry import Level, TileGrid
 from tilestream.sources.base import ImageAddress
 from tilestream.stages.hardware import children_memory, peak_memory
 from tilestream.stages.heads.facts import HeadFacts
-from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
+from tilestream.stages.worker_settings import Digests, EncoderFacts, WorkerSettings
 from tilestream.store.folder import Folder
 from tilestream.store.layout import context_place, pool_places
 from tilestream.store.slide_store import ROWS, SlideStore
@@ -44,6 +44,8 @@ class LineSettings:
     """Whether one failed tile ends the slide."""
     heads: tuple[HeadFacts, ...] = ()
     """The heads of the run."""
+    weights: Digests = ()
+    """The files of weights of stages after the tiles, as they were when the run began."""
 
     @property
     def token_windows(self) -> Windows | None:

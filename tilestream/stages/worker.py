@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tilestream.buffers import PixelBuffers
-from tilestream.encoders.registry import build_encoder
-from tilestream.encoders.weights import state_digest, weights_digest
+from tilestream.encoders.registry import build_encoder, files_of, is_others
+from tilestream.encoders.weights import module_digest, state_digest, weights_digest
 from tilestream.errors import ConfigError, user_code
 from tilestream.sources.base import Source
 from tilestream.sources.open_images import OpenImages
@@ -136,11 +136,14 @@ class Worker:
         if settings.decode == "gpu" and not on_device:
             raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
         self.processes = DecodeProcesses(settings.threads) if on_device and settings.decode_processes else None
+        self.made_of = files_of(settings.spec)
+        others = is_others(settings.encoder)
         built = encoder or build_encoder(settings.spec)
         self.encoder, self.dtype, self.notes, state = cast_encoder(built, settings.encoder, settings.precision, settings.tile, self.device)
-        self._digesting = _begin_digest(state) if on_device and encoder is None else None
+        self._digesting = _begin_digest(state) if on_device and encoder is None and not others else None
         del state
         self.wide = WideTwin(self.encoder, settings.encoder) if self.dtype is torch.float16 else None
+        self._known = module_digest(self.encoder) if others else ""  # before it has run: it may count what it was given
         self.graphs: DeviceEncoder | None = None
         if on_device:
             self.graphs = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device)
@@ -152,7 +155,7 @@ class Worker:
             self.batch = settings.batch or CPU_BATCH
             self._encode_on_host = host_encoder(self.encoder, settings.encoder, self.batch, exact=settings.exact)
         if settings.pinned is not None:
-            check_alike(settings.pinned, self._digest())
+            check_alike(settings.pinned, settings, self._digest())
             if settings.compile:
                 self._check_compiled()
         self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
@@ -185,7 +188,9 @@ class Worker:
         return replace(pinned, compile=False) if self.settings.compile and not self.compile() else pinned
 
     def _digest(self) -> str:
-        """Of the weights."""
+        """Of the weights, and of an encoder of others of all numbers that it holds."""
+        if self._known:
+            return self._known
         return weights_digest(self.encoder) if self._digesting is None else self._digesting.result()
 
     def program_bytes(self) -> int:
@@ -330,10 +335,14 @@ _WORKER_LOCK = threading.Lock()
 
 
 def worker_for(settings: WorkerSettings) -> Worker:
-    """The worker of this process; built once, and anew when the settings change. One that chose for its run serves what it chose too."""
+    """The worker of this process; built once, and anew when the settings change, or for the next run what its encoder is made of.
+
+    One that chose for its run serves what it chose too.
+    """
     global _worker  # noqa: PLW0603  # one encoder a process
     with _WORKER_LOCK:
-        if _worker is None or settings not in (_worker.settings, _worker.pinned):
+        known = _worker is not None and settings in (_worker.settings, _worker.pinned)
+        if _worker is None or not known or (settings.pinned is None and _worker.made_of != files_of(settings.spec)):
             if _worker is not None and _worker.processes is not None:
                 _worker.processes.close()
             _worker = None  # let go of the old encoder before the new one is built

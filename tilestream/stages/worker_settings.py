@@ -76,6 +76,10 @@ def untrained_parts(config: Config, facts: EncoderFacts) -> list[str]:
     return parts
 
 
+Digests = tuple[tuple[str, str], ...]
+"""SHA-256 of files, by path."""
+
+
 @dataclass(frozen=True)
 class Pinned:
     """What the first worker of a run found, and every other one must find as well: its rows would differ otherwise."""
@@ -87,6 +91,8 @@ class Pinned:
     """The instruction set of the CPU's kernels, as torch names it, in exact mode."""
     versions: tuple[tuple[str, str], ...] = ()
     """Versions of what rows are computed with, by name."""
+    code_sha256: str | None = None
+    """Over the code of the module of `module:factory`."""
 
 
 @dataclass(frozen=True)

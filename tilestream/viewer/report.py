@@ -13,10 +13,10 @@ from typing import Any
 from tilestream import __version__
 from tilestream.errors import ConfigError, IncompleteError, InputError, without_credentials
 from tilestream.interop.target import Target
-from tilestream.runner.recipe import flatten
 from tilestream.store.cohort import find_stores
 from tilestream.store.folder import Folder
 from tilestream.store.layout import nothing_kept
+from tilestream.store.ledger import flatten
 from tilestream.store.ownership import is_zarr
 from tilestream.store.picture import small_image
 from tilestream.store.slide import Slide

@@ -16,7 +16,7 @@ from tilestream.encoders.heads.head_file import TASKS, read_about, read_head
 from tilestream.encoders.heads.loaded import LoadedHead
 from tilestream.encoders.heads.onnx import load_onnx
 from tilestream.encoders.hub import is_hub_id
-from tilestream.encoders.weights import weights_digest
+from tilestream.encoders.weights import module_digest, weights_digest
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.heads.bags import Bag
 from tilestream.store.heads.columns import NOT_COMPUTED
@@ -94,7 +94,7 @@ def _made(module: nn.Module, name: str) -> LoadedHead:
     if task not in TASKS:
         raise ConfigError(f"heads.{name}.model: its task is {task!r}, but it must be one of {', '.join(TASKS)}.")
     return LoadedHead(
-        module, task, tuple(getattr(module, "classes", ())), weights_digest(module), **stated, stride=int(getattr(module, "stride", 1)),
+        module, task, tuple(getattr(module, "classes", ())), module_digest(module), **stated, stride=int(getattr(module, "stride", 1)),
         context=int(getattr(module, "context", 0)),
         dim=getattr(module, "dim", None), streams=isinstance(module, Bag), untrained=bool(getattr(module, "untrained", False)),
     )  # fmt: skip

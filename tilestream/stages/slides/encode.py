@@ -18,6 +18,7 @@ from tilestream.encoders.slides.files import slide_weights
 from tilestream.encoders.slides.presets import SLIDE_PRESETS
 from tilestream.models.slides.base import SlideEncoder, TileBlock
 from tilestream.stages.hardware import THREAD_BYTES
+from tilestream.stages.pinning import check_pinned
 from tilestream.stages.slide_task import SlideTask, check_stopped
 from tilestream.stages.slides.contract import tile_cells
 from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD
@@ -51,6 +52,7 @@ def encode_slide(task: SlideTask, store: SlideStore, device: torch.device) -> En
     change a bit on a processor.
     """
     encoder = _encoder_for(task.line.pool, device)
+    check_pinned(slide_weights(task.line.pool), "pool.weights", task.line.weights)
     good = np.concatenate([np.empty(0, np.bool_), *store.map_blocks(ROWS, lambda rows, _: np.isfinite(rows).all(axis=1))])
     tiles = int(good.sum())
     if tiles == 0:
