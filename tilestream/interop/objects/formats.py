@@ -7,6 +7,13 @@ from typing import Any
 
 from tilestream.errors import ConfigError, InputError
 from tilestream.interop.objects.annotation_store import write_annotation_store
+from tilestream.interop.objects.answers import (
+    has_answers,
+    write_answers_csv,
+    write_answers_geojson,
+    write_answers_hdf5,
+    write_answers_parquet,
+)
 from tilestream.interop.objects.geojson import write_objects_geojson
 from tilestream.interop.objects.label_polygons import labels_path, write_label_polygons
 from tilestream.interop.objects.label_tiff import write_label_tiff
@@ -30,7 +37,15 @@ OBJECT_FORMATS: dict[str, tuple[str, Writer]] = {
 LABEL_FORMATS: dict[str, tuple[str, Writer]] = {"geojson": (".geojson", write_label_polygons), "cog": (".tif", write_label_tiff)}
 """The same of label images."""
 
-HEAD_SUFFIXES = {name: suffix for formats in (LABEL_FORMATS, OBJECT_FORMATS) for name, (suffix, _) in formats.items()}
+ANSWER_FORMATS: dict[str, tuple[str, Writer]] = {
+    "csv": (".csv", write_answers_csv),
+    "parquet": (".parquet", write_answers_parquet),
+    "geojson": (".geojson", write_answers_geojson),
+    "trident-h5": (".h5", write_answers_hdf5),
+}
+"""The same of classes and numbers of tiles, and of slides."""
+
+HEAD_SUFFIXES = {name: suffix for formats in (LABEL_FORMATS, OBJECT_FORMATS, ANSWER_FORMATS) for name, (suffix, _) in formats.items()}
 
 
 def head_writer(slide: Slide, head: str, name: str) -> Writer:
@@ -39,7 +54,7 @@ def head_writer(slide: Slide, head: str, name: str) -> Writer:
     Raises
     ------
     InputError
-        The slide has neither objects nor a label image of the head.
+        The slide has no answer of the head, of whatever kind.
     ConfigError
         The format is not for what the head leaves.
     """
@@ -47,11 +62,13 @@ def head_writer(slide: Slide, head: str, name: str) -> Writer:
         what, formats = "objects", OBJECT_FORMATS
     elif slide.has(labels_path(head)) and slide.head_answer(head).task == "classification":
         what, formats = "a label image", LABEL_FORMATS
+    elif has_answers(slide, head):
+        what, formats = "answers for tiles or the slide", ANSWER_FORMATS
     else:
         shapes = [key.removesuffix(".parquet").rpartition("/")[2] for key in slide.folder.names(SHAPES) if key.endswith(".parquet")]
-        there = sorted({*shapes, *(own for own in slide.heads if slide.has(labels_path(own)))})
+        there = sorted({*shapes, *(own for own in slide.heads if slide.has(labels_path(own)) or has_answers(slide, own))})
         raise InputError(
-            f"{slide.path} has no objects of {head!r}, nor a label image; it has {', '.join(there) or 'none of any head'}. Run with that head."
+            f"{slide.path} has no objects of {head!r}, nor a label image or other answers; it has {', '.join(there) or 'none of any head'}. Run with that head."
         )
     if name not in formats:
         raise ConfigError(f"--to {name}: {head} leaves {what}, which are written by --to {', '.join(formats)}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,18 +16,24 @@ if TYPE_CHECKING:
     import pandas as pd
     import zarr
 
+    from tilestream.geometry import TileGrid
+    from tilestream.store.layout import Layout
+
 
 class StoredHeads:
     """What a slide's store holds of heads; the part of `Slide` that reads it."""
 
     path: str
     recipe: dict[str, Any]
+    layout: Layout
 
     if TYPE_CHECKING:
 
         def has(self, path: str) -> bool: ...
 
         def array(self, path: str) -> zarr.Array[Any]: ...
+
+        def grid(self) -> TileGrid: ...
 
     @property
     def heads(self) -> dict[str, dict[str, Any]]:
@@ -56,6 +63,28 @@ class StoredHeads:
                 f"{self.path} holds no probabilities of head {name}, which saved {saved}. Run with probabilities in heads.{name}.save."
             )
         return np.asarray(self.array(place)[:], np.float32)
+
+    def read_head_map(self, name: str) -> NDArray[np.float32]:
+        """(classes, rows, cols) answers of a head of tiles in the slide's grid, whose cells are one stride a side: where tiles overlap, the mean of those that
+        reach into a cell, by area. NaN where none gave an answer. Raises InputError as `read_head`.
+        """
+        values, grid = self.read_head(name), self.grid()
+        if self.heads[name]["kind"] != "classify":
+            raise InputError(f"{self.path}: head {name} gives no answers for tiles (kind {self.heads[name]['kind']}). Use read_head.")
+        row, col = (np.asarray(self.array(f"{TILES}/obs/{side}")[:], np.int64) for side in ("row", "col"))
+        good = np.isfinite(values).all(axis=1)
+        reach = max(1, math.ceil(grid.tile / grid.stride))
+        sums = np.zeros((values.shape[1] + 1, grid.rows + reach, grid.cols + reach))
+        shares = [min(1.0, grid.tile / grid.stride - k) for k in range(reach)]
+        for down, height in enumerate(shares):
+            for right, width in enumerate(shares):
+                np.add.at(sums[-1], (row[good] + down, col[good] + right), height * width)
+                for channel in range(values.shape[1]):
+                    np.add.at(sums[channel], (row[good] + down, col[good] + right), height * width * values[good, channel])
+        sums = sums[:, : grid.rows, : grid.cols]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found: NDArray[np.float32] = (sums[:-1] / sums[-1]).astype(np.float32)
+        return found
 
     def read_head_classes(self, name: str) -> pd.Categorical:
         """(n,) class of each tile; `not computed` where the tile failed, or the head gave no answer. Raises InputError where it gives no classes of tiles."""
