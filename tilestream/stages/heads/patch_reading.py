@@ -6,7 +6,6 @@ import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock
 from tilestream.stages.heads.dense_model import PixelPatch
 from tilestream.stages.prefetch import read_ahead
-from tilestream.stages.slide_task import SlideTask, outlast_outages
+from tilestream.stages.slide_task import SlideTask
 from tilestream.stages.worker import Batch, DeviceReading, HostReading, worker_for
 from tilestream.stages.worker_settings import WorkerSettings
 from tilestream.tiles.decode_processes import DecodeProcesses
@@ -75,8 +74,7 @@ class PatchReader:
 
     def read(self, needed: NDArray[np.bool_]) -> Generator[PixelPatch, None, None]:
         """The patches of which `needed` (rows, cols) is true, row-major. Closing the generator stops the reading."""
-        image = self.task.image
-        source = outlast_outages(partial(self.hands.images.get, image), partial(self.hands.images.forget, image))
+        source = self.hands.images.get(self.task.image)
         rows = [(int(row), np.flatnonzero(needed[row])) for row in np.flatnonzero(needed.any(axis=1))]
         batches = read_ahead(self._rows(source, rows), self.clock)
         try:

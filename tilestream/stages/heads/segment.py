@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,10 +24,10 @@ from tilestream.stages.heads.dense_model import DenseModel, dense_threads
 from tilestream.stages.heads.describe import head_for
 from tilestream.stages.heads.facts import DenseFacts, HeadFacts
 from tilestream.stages.heads.kind import HeadKind
-from tilestream.stages.heads.patch_reading import READ_AT_ONCE, PatchReader
+from tilestream.stages.heads.patch_reading import READ_AT_ONCE, PatchReader, hands_for
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.prefetch import QUEUE_BATCHES
-from tilestream.stages.slide_task import Report, SlideTask, check_stopped
+from tilestream.stages.slide_task import Report, SlideTask, check_stopped, outlast_outages
 from tilestream.store.heads.columns import head_stage
 from tilestream.store.heads.labels import make_labels, write_levels
 from tilestream.store.layout import Layout
@@ -146,12 +147,16 @@ class Canvas:
 def _segment(task: SlideTask, units: range, device: torch.device) -> Report:
     facts, store, clock = task.head_facts, task.open_store(), Clock()
     canvas = Canvas(task, facts)
-    done = store.ledger(head_stage(facts.name))
-    kept = canvas.kept(task, store)
-    with dense_threads(device):
+    kept, images = canvas.kept(task, store), hands_for(task.line.worker, device).images
+
+    def work() -> None:
+        done = store.ledger(head_stage(facts.name))
         for run in canvas.blocks.runs(units):
             for part in _missing(run, done):
                 _Segmenting(task, store, canvas, device, clock).run(part, kept)
+
+    with dense_threads(device):
+        outlast_outages(work, partial(images.forget, task.image))
     return Report(task.slide, units, clock.seconds)
 
 
