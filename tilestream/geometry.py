@@ -133,6 +133,31 @@ class TileGrid:
         """y, x of the top-left of tile (0, 0), level-0 px."""
         return 0, 0
 
+    @property
+    def l0_step(self) -> float:
+        """Step between tile origins in level-0 pixels."""
+        return self.stride * self.scale
+
+    @property
+    def l0_cells(self) -> tuple[float, float]:
+        """y, x of the top-left of the cell of tile (0, 0), level-0 px. Cells are `l0_step` wide and share their tiles' centres: a value belongs there."""
+        margin = (self.l0_extent - self.l0_step) / 2
+        return self.l0_offset[0] + margin, self.l0_offset[1] + margin
+
+    def nearest_rows(self, l0_y: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The tile row whose centres are nearest to each level-0 y, -1 where no tile of the lattice reaches."""
+        return self._nearest(l0_y, self.l0_offset[0], self.rows)
+
+    def nearest_cols(self, l0_x: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The tile column whose centres are nearest to each level-0 x, -1 where no tile of the lattice reaches."""
+        return self._nearest(l0_x, self.l0_offset[1], self.cols)
+
+    def _nearest(self, l0: NDArray[np.float64], start: int, count: int) -> NDArray[np.int64]:
+        index = np.floor((l0 - start - (self.l0_extent - self.l0_step) / 2) / self.l0_step).astype(np.int64)
+        index = np.clip(index, 0, count - 1)
+        away = np.abs(l0 - (start + index * self.l0_step + self.l0_extent / 2))
+        return np.where(away <= self.l0_extent / 2, index, -1)
+
     def l0_y(self, tile_row: NDArray[np.int64]) -> NDArray[np.int64]:
         """Level-0 y of the top edge of tile rows."""
         return self.l0_origins(tile_row)

@@ -120,3 +120,19 @@ def test_tiles_too_small_to_see_have_no_borders():
     _, slide, map_ = picture(grid, row, col, np.full((len(row), 3), 77, np.uint8))
     assert not (slide == KEPT).all(axis=-1).any()
     assert (map_ == 77).all()
+
+
+@pytest.mark.parametrize("stride", [56, 75, 112, 168, 224])
+def test_a_value_lies_at_the_centre_of_its_tile(stride):
+    """Whatever the overlap: the picture's value at a tile's centre is the tile's, and the cell there reaches half a step to each side."""
+    grid = TileGrid(Size(6000, 4000), tile=224, stride=stride, scale=1.5)
+    row, col = grid.candidates()
+    panel = draw_slide_panel(np.zeros((120, 80, 3), np.uint8), np.ones((120, 80), bool), grid, row, col)
+    to_panel = panel.place.shape[0] / 6000
+    y, x = ((at + grid.l0_extent / 2) * to_panel for at in (grid.l0_y(row), grid.l0_x(col)))
+    inside = (y < panel.place.shape[0]) & (x < panel.place.shape[1])
+    assert inside.sum() > 100
+    np.testing.assert_array_equal(panel.place[y[inside].astype(int), x[inside].astype(int)], np.flatnonzero(inside))
+    assert (panel.place >= 0).all()  # overlapping tiles cover the whole image, its borders too
+    top, left = grid.l0_cells
+    assert (top + grid.l0_step / 2, left + grid.l0_step / 2) == pytest.approx((grid.l0_extent / 2, grid.l0_extent / 2))

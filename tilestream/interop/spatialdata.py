@@ -85,9 +85,8 @@ def container(path: Path) -> zarr.Group:
 
 def _write_grid(labels: zarr.Group, slide: Slide) -> None:
     """The tiles of a regular grid, one pixel each."""
-    step, side = slide.stride * slide.scale, slide.l0_extent
-    corner = tuple(start + (side - step) / 2 for start in slide.grid().l0_offset)
-    array = _raster(labels, GRID, grid_shape(slide), np.uint32, step, corner, LABEL)
+    grid = slide.grid()
+    array = _raster(labels, GRID, grid_shape(slide), np.uint32, grid.l0_step, grid.l0_cells, LABEL)
     for k, band in enumerate(_number_bands(slide)):
         array[k * CHUNK : k * CHUNK + band.shape[0]] = band
 

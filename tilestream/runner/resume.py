@@ -264,7 +264,7 @@ def _places(plan: SlidePlan) -> dict[str, dict[str, Any]]:
         return {}
     found = {"": geo.attributes((plan.info.size.height, plan.info.size.width))}
     if grid.regular:
-        cells = geo.moved(*grid.l0_offset, grid.stride * grid.scale)
+        cells = geo.moved(*grid.l0_offset, grid.l0_step)
         found[TILES] = cells.attributes((grid.rows, grid.cols), ("row", "col"))
     return found
 

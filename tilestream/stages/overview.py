@@ -86,18 +86,15 @@ def tiles_at_edges(status: NDArray[np.int8], tissue: NDArray[np.float32]) -> NDA
 
 
 def _tile_of_pixel(grid: TileGrid, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64], panel: tuple[int, int]) -> NDArray[np.int64]:
-    """(h, w) index of the kept tile under each pixel of a panel, -1 where there is none."""
+    """(h, w) index of the kept tile whose centre is nearest to each pixel of a panel, -1 where there is none."""
     width, height = panel
     if not grid.regular:
         return _painted(grid, tile_row, tile_col, panel)
     table = np.full((grid.rows + 1, grid.cols + 1), -1, np.int64)
     table[tile_row, tile_col] = np.arange(len(tile_row))
-    step = grid.stride * grid.scale
-    y0, x0 = grid.l0_offset
-    row = np.floor(((np.arange(height) + 0.5) * grid.l0_size.height / height - y0) / step).astype(np.int64)
-    col = np.floor(((np.arange(width) + 0.5) * grid.l0_size.width / width - x0) / step).astype(np.int64)
-    row[row < 0], col[col < 0] = grid.rows, grid.cols
-    return table[np.minimum(row, grid.rows)[:, None], np.minimum(col, grid.cols)[None, :]]
+    row = grid.nearest_rows((np.arange(height) + 0.5) * grid.l0_size.height / height)
+    col = grid.nearest_cols((np.arange(width) + 0.5) * grid.l0_size.width / width)
+    return table[row[:, None], col[None, :]]  # -1 is the last row and column, where there is no tile
 
 
 def _painted(grid: TileGrid, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64], panel: tuple[int, int]) -> NDArray[np.int64]:

@@ -213,9 +213,7 @@ class ViewedSlide(Slide):
             return self._painted()
         table = np.full((grid.rows, grid.cols), -1, np.int64)
         table[self.row, self.col] = np.arange(self.layout.tiles)
-        step = grid.stride * grid.scale
-        y, x = grid.l0_offset
-        return PlaceMap(table, Extent(y, x, grid.rows * step, grid.cols * step))
+        return PlaceMap(table, Extent(*grid.l0_cells, grid.rows * grid.l0_step, grid.cols * grid.l0_step))
 
     def _painted(self) -> PlaceMap:
         factor = min(1.0, MOST_PLACES / max(self.size.height, self.size.width), 8 / self.l0_extent)
