@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tilestream.config.schema import Config
-    from tilestream.encoders.load import load_encoder
+    from tilestream.encoders.registry import load_encoder
     from tilestream.fitting.fit import fit
     from tilestream.models.context import ContextTransformer
     from tilestream.runner.driver import run
@@ -23,7 +23,7 @@ _PLACES = {
     "embed": "tilestream.stages.embed_tiles",
     "find_tiles": "tilestream.tiles.grid",
     "fit": "tilestream.fitting.fit",
-    "load_encoder": "tilestream.encoders.load",
+    "load_encoder": "tilestream.encoders.registry",
     "open_image": "tilestream.sources",
     "run": "tilestream.runner.driver",
 }

@@ -11,7 +11,7 @@ import pytest
 from tilestream.errors import InputError
 from tilestream.interop.importing import import_features
 from tilestream.sources.hdf5_file import MOST_TILES, open_hdf5, read_dataset
-from tilestream.tiles.coords import places_digest
+from tilestream.tiles.coords import open_places
 
 N = 64
 
@@ -55,8 +55,8 @@ def test_what_the_file_does_not_hold_itself_is_refused(tmp_path, name):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         CASES[name](file)
-    with pytest.raises(InputError, match=r"a\.h5: "):
-        places_digest(path)
+    with pytest.raises(InputError, match=r"a\.h5: "), open_places(path) as file:
+        assert len(file.x) == len(file.y)
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (10, 2)}, {"chunks": (10, 2), "compression": "gzip"}, {"maxshape": (None, 2)}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
@@ -143,3 +144,30 @@ def _call_factory(spec: EncoderSpec) -> Any:
     check_arguments(spec.name, spec.args, factory)
     with user_code(f"encoder.name: {spec.name}", "building the encoder"):
         return factory(**spec.args)
+
+
+def load_encoder(name: str, weights: str | os.PathLike[str] | None = None, **args: Any) -> nn.Module:
+    """Build an encoder and load its weights.
+
+    Parameters
+    ----------
+    name : str
+        As `encoder.name` in a config: one of `tilestream encoders`, `timm:<model>`, `hf:<repository>`, `module:factory`.
+    weights : str or path, optional
+        A weights file, or a repository of the Hugging Face hub; the encoder's own where it is not given.
+    **args
+        Passed to the factory.
+
+    Returns
+    -------
+    encoder : nn.Module
+        On the CPU in eval mode, without gradients. Takes (n, 3, size, size) uint8 and returns (n, dim); `.dim` is an attribute.
+
+    Raises
+    ------
+    ConfigError
+        The name is unknown, or arguments or weights do not fit it.
+    InputError
+        The weights cannot be read or fetched.
+    """
+    return build_encoder(EncoderSpec(name, None if weights is None else os.fspath(weights), args))

@@ -16,8 +16,8 @@ from tilestream.errors import ConfigError
 NOTEBOOK_PX, NOTEBOOK_BYTES = 720, 200_000
 
 
-def plot_picture(raw: bytes, axes: Any = None) -> Any:
-    """Draw a picture into matplotlib axes, new ones where none are given, and return them.
+def plot_axes(axes: Any = None, **figure: Any) -> Any:
+    """Matplotlib axes: those given, or new ones.
 
     Raises
     ------
@@ -28,7 +28,12 @@ def plot_picture(raw: bytes, axes: Any = None) -> Any:
         from matplotlib import pyplot as plt
     except ModuleNotFoundError as error:
         raise ConfigError("plot needs the package matplotlib, which is not installed: pip install 'tilestream[plot]'.") from error
-    axes = plt.subplots(figsize=(12, 6), layout="constrained")[1] if axes is None else axes
+    return plt.subplots(layout="constrained", **figure)[1] if axes is None else axes
+
+
+def plot_picture(raw: bytes, axes: Any = None) -> Any:
+    """Draw a picture into `plot_axes`, and return them."""
+    axes = plot_axes(axes, figsize=(12, 6))
     axes.imshow(Image.open(io.BytesIO(raw)))
     axes.set_axis_off()
     return axes

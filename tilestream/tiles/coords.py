@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +23,6 @@ SLIDE = "{slide}"
 
 SUFFIXES = ("_patches.h5", ".h5")
 """Behind a slide's id in a folder: of TRIDENT's patches, of CLAM's patches and of features."""
-
-SIZE_ATTRIBUTES = ("patch_size", "patch_size_level0", "patch_level", "custom_downsample", "overlap")
-"""Attributes of coords that decide which pixels a tile has."""
 
 Index = NDArray[np.int64]
 
@@ -89,15 +85,6 @@ def open_places(path: Path) -> Iterator[ChosenFile]:
         with hdf5_errors(str(path)):
             file = ChosenFile(str(path), opened)
         yield file
-
-
-def places_digest(path: Path) -> str:
-    """SHA-256 over places and sizes: what else is in the file, features say, does not matter."""
-    with open_places(path) as file:
-        told = {name: file.attributes[name] for name in SIZE_ATTRIBUTES if name in file.attributes}
-        digest = hashlib.sha256(repr(sorted(told.items())).encode())
-        digest.update(np.stack([file.x, file.y], axis=1).astype("<i8").tobytes())
-    return digest.hexdigest()
 
 
 def place_tiles(path: Path, info: SlideInfo, size: int, slide: str) -> tuple[PlacedGrid, Index, Index]:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from tilestream.config.load import load_config
 from tilestream.config.schema import Tiles
-from tilestream.errors import ConfigError, InputError, user_code
+from tilestream.errors import InputError, user_code
 from tilestream.geometry import PlacedGrid, TileGrid, level_for_scale, scale_from_mpp
 from tilestream.sources.base import SlideInfo, Source
 from tilestream.sources.resolution import magnification_words
 from tilestream.store.layout import TileColumns
+from tilestream.store.picture import plot_axes
 from tilestream.tiles.annotations.mask_files import bounds_corner
 from tilestream.tiles.coords import find_file, place_tiles, placed_spec
 from tilestream.tiles.read_spec import ReadSpec
@@ -100,12 +101,9 @@ class TileSet:
         ConfigError
             matplotlib is not installed.
         """
-        try:
-            from matplotlib import pyplot as plt
-            from matplotlib.collections import PolyCollection
-        except ModuleNotFoundError as error:
-            raise ConfigError("plot needs the package matplotlib, which is not installed: pip install 'tilestream[plot]'.") from error
-        axes = plt.subplots(layout="constrained")[1] if axes is None else axes
+        axes = plot_axes(axes)
+        from matplotlib.collections import PolyCollection
+
         height, width = self.info.size.height, self.info.size.width
         axes.imshow(self.thumbnail.pixels, extent=(0, width, height, 0), interpolation="nearest")
         corners = np.array([[0, 0], [0, 1], [1, 1], [1, 0]]) * self.grid.l0_extent

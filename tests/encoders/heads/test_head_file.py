@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tilestream.encoders.heads.head_file import KEY, MODELS, Fitted, HeadAbout, build_model, read_about, read_head, write_head
+from tilestream.encoders.heads.head_file import MODELS, Fitted, HeadAbout, build_model, read_about, read_head, write_head
 from tilestream.errors import ConfigError, InputError
 
 FITTED = Fitted("uni", "ab" * 32, "fp32", 224, 0.5)
@@ -70,12 +70,14 @@ def test_other_files_are_told_apart_and_damaged_ones_refused(tmp_path):
         "classes": ["a", "b"],
         "fitted": None,
     }
-    save_file({"fc.weight": torch.zeros(2, 5), "fc.bias": torch.zeros(2)}, tmp_path / "h.safetensors", {KEY: json.dumps(told)})
+    save_file(
+        {"fc.weight": torch.zeros(2, 5), "fc.bias": torch.zeros(2)}, tmp_path / "h.safetensors", {"tilestream_head": json.dumps(told)}
+    )
     with pytest.raises(InputError, match=r"its tensors are not those of a linear head of 6 channels: fc\.weight"):
         read_head(tmp_path / "h.safetensors")
-    save_file({"a": torch.zeros(1)}, tmp_path / "h.safetensors", {KEY: json.dumps({**told, "format": 9})})
+    save_file({"a": torch.zeros(1)}, tmp_path / "h.safetensors", {"tilestream_head": json.dumps({**told, "format": 9})})
     with pytest.raises(InputError, match="of another version"):
         read_head(tmp_path / "h.safetensors")
-    save_file({"a": torch.zeros(1)}, tmp_path / "h.safetensors", {KEY: "{"})
+    save_file({"a": torch.zeros(1)}, tmp_path / "h.safetensors", {"tilestream_head": "{"})
     with pytest.raises(InputError, match="what it says of its head cannot be read"):
         read_head(tmp_path / "h.safetensors")

@@ -1,27 +1,18 @@
-"""Our file of a context: tensors in safetensors, and in its header, as JSON, its shape, what it was fitted on, and what it is worth.
-
-Nothing in such a file is executed. Its bytes depend on what is written alone. Reading what it says of itself needs no torch.
-"""
+"""Our file of a context, which says its shape, what it was fitted on, and what it is worth."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
 from tilestream.config.schema import Context
-from tilestream.errors import ConfigError, InputError
+from tilestream.encoders.own_files import read_own, write_own
+from tilestream.errors import ConfigError
 
 if TYPE_CHECKING:
     from tilestream.models.context import ContextTransformer
-
-KEY, FORMAT = "tilestream_context", 1
-"""Where the JSON stands among the metadata, and the version of what it holds."""
 
 BOX = Path(__file__).parent / "box"
 """Folder of the contexts that come with the package, each a file of its name and a card."""
@@ -99,48 +90,18 @@ def write_context(path: str | os.PathLike[str], model: ContextTransformer, about
         What its header says.
     """
     import torch
-    from safetensors.torch import save
 
-    told = {"format": FORMAT, **asdict(about)}
     # The spread of a channel may be smaller than half precision holds.
     state = {
         key: value.detach().cpu().to(torch.float32 if key in ("ends.mean", "ends.spread") else torch.float16).contiguous()
         for key, value in model.state_dict().items()
     }
-    place = Path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
-    part.write_bytes(save(state, {KEY: json.dumps(told, sort_keys=True)}))
-    part.replace(place)
+    write_own(path, "context", about, state)
 
 
 def read_context_about(path: str | os.PathLike[str]) -> ContextAbout | None:
-    """What a safetensors file says of its context; None where it is none of ours.
-
-    Raises
-    ------
-    InputError
-        It is missing, damaged, or of a version that is not known.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            told: Mapping[str, str] = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{os.fspath(path)}: cannot be read as safetensors ({error}). Write or fetch it again.") from error
-    if KEY not in told:
-        return None
-    try:
-        found = json.loads(told[KEY])
-        if found.pop("format") != FORMAT:
-            raise InputError(
-                f"{os.fspath(path)}: is a context of another version of tilestream; this one reads format {FORMAT}. Fit it again, or update."
-            )
-        fitted, notes = found.pop("fitted"), tuple(found.pop("notes"))
-        known = {each.name for each in fields(ContextAbout)}
-        kept = {key: value for key, value in found.items() if key in known}
-        return ContextAbout(**kept, notes=notes, fitted=None if fitted is None else FittedOn(**fitted))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{os.fspath(path)}: what it says of its context cannot be read ({error}). Fit it again.") from error
+    """`read_own` of a context."""
+    return read_own(path, "context", ContextAbout, FittedOn)
 
 
 def about_of(context: Context) -> ContextAbout | None:

@@ -1,29 +1,20 @@
-"""Our file of a head: tensors in safetensors, and in its header, as JSON, what the head is, what it was fitted on, and how good it was there.
-
-Nothing in such a file is executed. Its bytes depend on what is written alone.
-"""
+"""Our file of a head, which says what the head is, what it was fitted on, and how good it was there."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from tilestream.encoders.own_files import key_of, read_own, write_own
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.heads.bags import AttentionBag, PooledBag, TransformerBag
 from tilestream.models.heads.convolutions import ConvolutionHead
 from tilestream.models.heads.rows import LinearHead, MLPHead, NearestHead, PrototypeHead
 from tilestream.models.heads.token_decoder import TokenDecoder
-
-KEY, FORMAT = "tilestream_head", 1
-"""Where the JSON stands among the metadata, and the version of what it holds."""
 
 TASKS = ("classification", "regression", "risk")
 
@@ -116,43 +107,12 @@ def write_head(path: str | os.PathLike[str], module: nn.Module, about: HeadAbout
     about : HeadAbout
         What its header says.
     """
-    told = {"format": FORMAT, **asdict(about), "classes": list(about.classes)}
-    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    data = save(state, {KEY: json.dumps(told, sort_keys=True)})
-    place = Path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(place)
+    write_own(path, "head", about, {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()})
 
 
 def read_about(path: str | os.PathLike[str]) -> HeadAbout | None:
-    """What a safetensors file says of its head; None where it is none of ours.
-
-    Raises
-    ------
-    InputError
-        It is missing, damaged, or of a version that is not known.
-    """
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            told: Mapping[str, str] = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as safetensors ({error}). Write or fetch it again.") from error
-    if KEY not in told:
-        return None
-    try:
-        found = json.loads(told[KEY])
-        if found.pop("format") != FORMAT:
-            raise InputError(
-                f"{path}: is a head of another version of tilestream; this one reads format {FORMAT}. Fit it again, or update."
-            )
-        fitted = found.pop("fitted")
-        known = {each.name for each in fields(HeadAbout)}
-        kept: dict[str, Any] = {key: tuple(value) if key == "classes" else value for key, value in found.items() if key in known}
-        return HeadAbout(**kept, fitted=None if fitted is None else Fitted(**fitted))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: what it says of its head cannot be read ({error}). Fit it again.") from error
+    """`read_own` of a head."""
+    return read_own(path, "head", HeadAbout, Fitted)
 
 
 def read_head(path: str | os.PathLike[str]) -> tuple[nn.Module, HeadAbout]:
@@ -165,7 +125,7 @@ def read_head(path: str | os.PathLike[str]) -> tuple[nn.Module, HeadAbout]:
     """
     about = read_about(path)
     if about is None:
-        raise InputError(f"{path}: is no head of tilestream: its header lacks {KEY!r}. Give one that `tilestream fit` wrote.")
+        raise InputError(f"{path}: is no head of tilestream: its header lacks {key_of('head')!r}. Give one that `tilestream fit` wrote.")
     module = build_model(about)
     with safe_open(path, framework="pt", device="cpu") as file:
         state: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from tilestream.config.schema import Config
 from tilestream.encoders.contexts.context_file import about_of, settle_context
-from tilestream.errors import ConfigError, InputError, TilestreamError
+from tilestream.errors import ConfigError, InputError
+from tilestream.runner.heads.fitting import check_fitted_encoder, check_mpp
 from tilestream.stages.worker_settings import EncoderFacts
 
-TOLERANCE = 0.05
-"""How far resolutions may be apart, as a share."""
+OTHERWISE = "fit a context of your own"
+"""What a person may do who wants another encoder or resolution."""
 
 
 def with_fitted_context(config: Config) -> Config:
@@ -32,22 +33,14 @@ def check_fitted_context(facts: EncoderFacts, config: Config) -> None:
     fitted, tiles = about.fitted, config.tiles
     assert config.context is not None
     head = f"context.weights: {config.context.weights} was fitted on"
-    if fitted.encoder != facts.name:
-        raise ConfigError(
-            f"{head} {fitted.encoder}, but encoder.name is {facts.name}. Set encoder to {fitted.encoder}, or fit a context of your own."
-        )
-    if fitted.precision == facts.precision and fitted.encoder_sha256 != facts.digest:
-        raise ConfigError(
-            f"{head} {fitted.encoder} with weights {fitted.encoder_sha256[:12]}, but these are {facts.digest[:12]}. "
-            "Set encoder.weights to the file that it was fitted with, or fit a context of your own."
-        )
+    check_fitted_encoder(head, fitted, facts, OTHERWISE)
     for key, was, now in (("size", fitted.tile, tiles.size), ("stride", fitted.stride, tiles.stride or tiles.size)):
         if was != now:
             raise ConfigError(
                 f"{head} tiles of tiles.{key} {was:g} px, but it is {now:g}. Set tiles.{key} to {was:g}, or fit a context of your own."
             )
     if fitted.mpp is not None and tiles.mpp is not None:
-        _check_mpp(head, fitted.mpp, tiles.mpp, "tiles.mpp is", ConfigError)
+        check_mpp(head, fitted.mpp, tiles.mpp, "tiles.mpp is", ConfigError, OTHERWISE)
 
 
 def check_context_resolution(config: Config, mpp: float | None, name: str) -> None:
@@ -56,9 +49,5 @@ def check_context_resolution(config: Config, mpp: float | None, name: str) -> No
     if about is None or about.fitted is None or about.fitted.mpp is None or mpp is None or config.tiles.level != 0:
         return
     assert config.context is not None
-    _check_mpp(f"context.weights: {config.context.weights} was fitted on", about.fitted.mpp, mpp, f"level 0 of {name} has", InputError)
-
-
-def _check_mpp(head: str, wanted: float, mpp: float, what: str, kind: type[TilestreamError]) -> None:
-    if abs(mpp - wanted) > TOLERANCE * wanted:
-        raise kind(f"{head} {wanted:.4g} µm/px, but {what} {mpp:.4g}. Set tiles.mpp to {wanted:.4g}, or fit a context of your own.")
+    whose = f"context.weights: {config.context.weights} was fitted on"
+    check_mpp(whose, about.fitted.mpp, mpp, f"level 0 of {name} has", InputError, OTHERWISE)

@@ -11,8 +11,10 @@ from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.worker_settings import EncoderFacts
 
 if TYPE_CHECKING:
+    from tilestream.encoders.contexts.context_file import FittedOn
     from tilestream.encoders.heads.head_file import Fitted
 
+OTHERWISE = "give another model"
 TOLERANCE = 0.05
 """How far resolutions may be apart, as a share."""
 
@@ -32,14 +34,18 @@ def check_heads(heads: Iterable[HeadFacts], facts: EncoderFacts, config: Config,
         elif head.fitted is not None:
             _check_fitted(head, head.fitted, facts, config, context_sha256)
         if (wanted := wanted_mpp(head)) is not None and config.tiles.mpp is not None:
-            _check_mpp(head, wanted, config.tiles.mpp, "tiles.mpp is", ConfigError)
+            check_mpp(_made_for(head), wanted, config.tiles.mpp, "tiles.mpp is", ConfigError, OTHERWISE)
 
 
 def check_head_resolution(heads: Iterable[HeadFacts], config: Config, mpp: float | None, name: str) -> None:
     """With `tiles.level`, the resolution is the slide's: refuse one that a head was not made for. Raises InputError."""
     for head in heads:
         if (wanted := wanted_mpp(head)) is not None and config.tiles.level == 0 and mpp is not None:
-            _check_mpp(head, wanted, mpp, f"level 0 of {name} has", InputError)
+            check_mpp(_made_for(head), wanted, mpp, f"level 0 of {name} has", InputError, OTHERWISE)
+
+
+def _made_for(head: HeadFacts) -> str:
+    return f"heads.{head.name}.model: {head.head.model} was made for"
 
 
 def wanted_mpp(head: HeadFacts) -> float | None:
@@ -60,17 +66,20 @@ def precision_notes(heads: Iterable[HeadFacts], facts: EncoderFacts) -> Iterator
             )
 
 
-def _check_fitted(head: HeadFacts, fitted: Fitted, facts: EncoderFacts, config: Config, context_sha256: str | None) -> None:
-    key = f"heads.{head.name}.model"
+def check_fitted_encoder(whose: str, fitted: Fitted | FittedOn, facts: EncoderFacts, otherwise: str) -> None:
+    """Refuse an encoder that something was not fitted on, or other weights of it."""
     if fitted.encoder != facts.name:
-        raise ConfigError(
-            f"{key}: {head.head.model} was fitted on {fitted.encoder}, but encoder.name is {facts.name}. Set encoder to {fitted.encoder}, or fit the head anew."
-        )
+        raise ConfigError(f"{whose} {fitted.encoder}, but encoder.name is {facts.name}. Set encoder to {fitted.encoder}, or {otherwise}.")
     if fitted.precision == facts.precision and fitted.encoder_sha256 != facts.digest:
         raise ConfigError(
-            f"{key}: {head.head.model} was fitted on {fitted.encoder} with weights {fitted.encoder_sha256[:12]}, but these are {facts.digest[:12]}. "
-            "Set encoder.weights to the file that it was fitted with, or fit the head anew."
+            f"{whose} {fitted.encoder} with weights {fitted.encoder_sha256[:12]}, but these are {facts.digest[:12]}. "
+            f"Set encoder.weights to the file that it was fitted with, or {otherwise}."
         )
+
+
+def _check_fitted(head: HeadFacts, fitted: Fitted, facts: EncoderFacts, config: Config, context_sha256: str | None) -> None:
+    key = f"heads.{head.name}.model"
+    check_fitted_encoder(f"{key}: {head.head.model} was fitted on", fitted, facts, "fit the head anew")
     if fitted.tile != config.tiles.size:
         raise ConfigError(
             f"{key}: {head.head.model} was fitted on tiles of {fitted.tile} px, but tiles.size is {config.tiles.size}. "
@@ -91,8 +100,7 @@ def _check_size(head: HeadFacts, config: Config) -> None:
         )
 
 
-def _check_mpp(head: HeadFacts, wanted: float, mpp: float, what: str, kind: type[TilestreamError]) -> None:
+def check_mpp(whose: str, wanted: float, mpp: float, what: str, kind: type[TilestreamError], otherwise: str) -> None:
+    """Refuse a resolution that something was not fitted on."""
     if abs(mpp - wanted) > TOLERANCE * wanted:
-        raise kind(
-            f"heads.{head.name}.model: {head.head.model} was made for {wanted:.4g} µm/px, but {what} {mpp:.4g}. Set tiles.mpp to {wanted:.4g}, or give another model."
-        )
+        raise kind(f"{whose} {wanted:.4g} µm/px, but {what} {mpp:.4g}. Set tiles.mpp to {wanted:.4g}, or {otherwise}.")
