@@ -15,6 +15,7 @@ from torch import nn
 from tilestream.encoders import factories
 from tilestream.encoders.catalogue import COLUMNS, NARROW, EncoderSpec, encoder_table, known_encoders
 from tilestream.encoders.registry import build_encoder, random_weights
+from tilestream.encoders.slides.catalogue import encoder_rows, encoder_tables
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.patch_embed import PatchEmbed
 
@@ -126,3 +127,25 @@ def test_the_table_of_encoders_breaks_no_word_of_its_names(width, columns):
     assert all(len(line) <= width for line in lines)
     assert re.split(r"  +", lines[0].strip()) == [COLUMNS[key] for key in columns]
     assert {row["name"] for row in rows} <= {line.split(" ")[0] for line in lines}
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_slide_encoders_are_listed_with_licence_gate_and_what_they_were_trained_on(width):
+    console = Console(width=width, file=io.StringIO())
+    console.print(*encoder_tables(width), sep="\n\n")
+    lines = console.file.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    slides = [row for row in encoder_rows() if row["kind"] == "slide"]
+    assert {row["name"] for row in slides} <= {line.split(" ")[0] for line in lines}
+    assert all(row["licence"] and row["trained"] and row["gated"] in (True, False) and row["places"] for row in slides)
+    known = {row["name"] for row in encoder_rows() if row["kind"] == "tile"}
+    assert {row["tile_encoder"] for row in slides} <= known
+    (gigapath,) = (row for row in slides if row["name"] == "gigapath")
+    assert (gigapath["tile_encoder"], gigapath["tile_size"], gigapath["mpp"], gigapath["inputs"], gigapath["dim"]) == (
+        "gigapath",
+        256,
+        0.5,
+        1536,
+        768,
+    )
+    assert gigapath["places"] == "cells of 256 px at 0.5 µm/px from level-0 (0, 0), 0 to 999 a side"

@@ -271,18 +271,15 @@ def view_command(
 
 @app.command("encoders", cls=PlainCommand)
 def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the encoders that a config can name."""
-    from dataclasses import asdict
+    """List the encoders of tiles and of slides that a config can name."""
+    from tilestream.encoders.slides.catalogue import encoder_rows, encoder_tables
 
-    from tilestream.encoders.catalogue import encoder_table, known_encoders
-
-    rows = [asdict(entry) for entry in known_encoders()]
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(encoder_rows(), indent=1))
         return
     console = _console()
     console.width = console.width if console.is_terminal else WIDE
-    console.print(encoder_table(rows, console.width))
+    console.print(*encoder_tables(console.width), sep="\n\n")
     print(
         'Also timm:<model>, hf:<repository>, and "module:factory": a Python function that returns a torch.nn.Module with `dim`. --json has more columns.'
     )

@@ -18,7 +18,7 @@ from tilestream.sources.base import ImageAddress, Source
 from tilestream.stages.hardware import describe_device
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.slide_task import LineSettings, SlideTask
-from tilestream.stages.slides.contract import check_slide, check_slide_encoder
+from tilestream.stages.slides.contract import check_slide, check_slide_encoder, vector_dim
 from tilestream.stages.worker_settings import Digests, EncoderFacts, WorkerSettings, model_address, untrained_parts
 from tilestream.store.layout import Layout, WindowGrid
 from tilestream.store.slide_store import SlideStore
@@ -139,7 +139,7 @@ def learn_heads(
     from tilestream.stages.heads.describe import HeadsAsked, describe_heads
 
     named = tuple((name, head.model_copy(update={"model": model_address(head.model)})) for name, head in config.heads.items())
-    asked = HeadsAsked(named, facts.dim, config.tiles.size, settings.device, facts.batch, facts.tokens)
+    asked = HeadsAsked(named, facts.dim, config.tiles.size, settings.device, facts.batch, facts.tokens, vector_dim(config.pool, facts.dim))
     heads: tuple[HeadFacts, ...] = call(describe_heads, asked)
     check_heads(heads, facts, config, recipes.context_sha256)
     return heads

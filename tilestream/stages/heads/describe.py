@@ -54,6 +54,12 @@ class HeadsAsked:
     """Patches that a head gets at once."""
     tokens: int = 1
     """Patch tokens of a tile; 1 where the encoder gives one vector."""
+    vector_dim: int | None = None
+    """Channels of the slide's vector, where it is not that of rows."""
+
+    def seen_by(self, head: Head) -> HeadsAsked:
+        """The same with the channels of what a head reads."""
+        return self if self.vector_dim is None or head.input != "vector" else replace(self, dim=self.vector_dim)
 
 
 _LOCK = threading.Lock()
@@ -85,7 +91,7 @@ def describe_heads(asked: HeadsAsked) -> tuple[HeadFacts, ...]:
     ConfigError, InputError
         As `load_head`; or what a head gives is not what its kind gives.
     """
-    return tuple(_describe(name, head, asked) for name, head in asked.heads)
+    return tuple(_describe(name, head, asked.seen_by(head)) for name, head in asked.heads)
 
 
 def _describe(name: str, head: Head, asked: HeadsAsked) -> HeadFacts:

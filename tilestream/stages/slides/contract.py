@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.config.schema import Config
+from tilestream.config.vectors.pool import Pool
 from tilestream.encoders.slides.presets import SLIDE_PRESETS, SlidePreset
 from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import PlacedGrid, TileGrid
@@ -39,6 +40,11 @@ def check_slide_encoder(config: Config, dim: int) -> None:
         raise ConfigError(
             f"pool.name: {preset.name} was made for other tiles: {'; '.join(differing)}. Set them so, or pool.allow_mismatch to true."
         )
+
+
+def vector_dim(pool: Pool, dim: int) -> int | None:
+    """Channels of a slide's vector made of rows of `dim`, where that can be told without its weights and is another number."""
+    return SLIDE_PRESETS[pool.name].dim if pool.encodes else 2 * dim if pool.name == "mean+max" else None
 
 
 def _differences(config: Config, preset: SlidePreset) -> Iterator[str]:
