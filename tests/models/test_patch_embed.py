@@ -82,3 +82,13 @@ def test_a_module_is_filled_alike_in_any_mode(monkeypatch):
                 filled.append(layer.weight.detach().clone())
     assert torch.equal(filled[0], filled[1])
     assert torch.equal(filled[2], filled[3])
+
+
+def test_what_a_file_will_fill_is_left_as_it_is():
+    with patch_embed.weights_follow():
+        blank = patch_embed.BlankLinear(4, 4)
+        blank.weight.data.fill_(3)
+        patch_embed.seeded_init(blank, 0)
+    assert (blank.weight == 3).all()
+    patch_embed.seeded_init(blank, 0)
+    assert (blank.weight != 3).all()

@@ -29,10 +29,10 @@ def begin(tmp_path, output="out", **compute):
 @pytest.mark.parametrize(
     ("compute", "names"),
     [
-        ({"scheduler": "inline", "device": "cpu"}, ["torch"]),
-        ({"scheduler": "local", "device": "auto"}, ["torch", "devices"]),
-        ({"scheduler": "local", "device": "cpu", "workers": 2}, ["torch", "server", "distributed"]),
-        ({"scheduler": "tcp://127.0.0.1:1", "device": "cpu"}, ["torch"]),
+        ({"scheduler": "inline", "device": "cpu"}, ["torch", "zarr"]),
+        ({"scheduler": "local", "device": "auto"}, ["torch", "devices", "zarr"]),
+        ({"scheduler": "local", "device": "cpu", "workers": 2}, ["torch", "server", "distributed", "zarr"]),
+        ({"scheduler": "tcp://127.0.0.1:1", "device": "cpu"}, ["torch", "zarr"]),
     ],
 )
 def test_a_new_output_begins_what_its_run_cannot_do_without(tmp_path, begun, compute, names):

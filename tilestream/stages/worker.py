@@ -197,7 +197,8 @@ class Worker:
         """Resident memory of the worker before it reads: its own so far, its children's, what decoding adds to theirs, and a compiler."""
         more = COMPILER_BYTES if self.graphs is not None and self.settings.compile is None else 0
         more += self.wide.host_bytes if self.wide is not None else 0
-        return peak_memory() + children_memory() + more + CHILD_BYTES // 2 * (self.processes.count if self.processes else 0)
+        decoders = self.processes.count if self.processes else 0
+        return peak_memory() + max(children_memory() + CHILD_BYTES // 2 * decoders, CHILD_BYTES * decoders) + more  # some may not be up yet
 
     def embed_tiles(
         self,

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,8 +87,18 @@ class DecodeProcesses:
         self.count = count
         self._command = tuple(command)
         self._free: queue.LifoQueue[_Child] = queue.LifoQueue()
-        for _ in range(count):
-            self._free.put(_Child(self._command))
+        self._closed = threading.Event()
+        self._free.put(_Child(self._command))
+        self._starting = threading.Thread(target=self._start_others, name="start-decoders", daemon=True)
+        self._starting.start()
+
+    def _start_others(self) -> None:
+        """Start all but the first: each takes a while, in which this process builds its encoder. Where the system has no room, there are fewer."""
+        with contextlib.suppress(OSError):
+            for _ in range(self.count - 1):
+                if self._closed.is_set():
+                    return
+                self._free.put(_Child(self._command))
 
     def decode(
         self, image: ImageAddress, level: int, places: NDArray[np.int64], first: int, into: SharedPixels, shape: tuple[int, ...]
@@ -104,6 +115,8 @@ class DecodeProcesses:
 
     def close(self) -> None:
         """End the processes that are not at work."""
+        self._closed.set()
+        self._starting.join()
         with contextlib.suppress(queue.Empty):
             while True:
                 self._free.get_nowait().close()
