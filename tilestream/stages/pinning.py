@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from tilestream import __version__
 from tilestream.encoders.factories import code_sha256, factory_file
-from tilestream.encoders.weights import load_weights
+from tilestream.encoders.weights import load_weights, state_digest
 from tilestream.errors import UnfitWorkerError
 from tilestream.sources.files import file_sha256
 from tilestream.stages.hardware import has_matrix_units, see_own_device
@@ -80,6 +82,16 @@ def check_machine(settings: WorkerSettings) -> None:
             f"its processor's kernels are {cpu_capability()}, those of the run's first worker {pinned.cpu_capability}, and context.exact is true",
             "Set ATEN_CPU_CAPABILITY to the lesser of both (default, avx2, avx512) for all workers before they start",
         )
+
+
+def begin_digest(state: Mapping[str, Tensor]) -> Future[str] | None:
+    """The digest of weights on the host, in the making while they are used; None where some are on a device."""
+    if any(value.device.type != "cpu" for value in state.values()):
+        return None
+    pool = ThreadPoolExecutor(1, "digest")
+    found = pool.submit(state_digest, state)
+    pool.shutdown(wait=False)
+    return found
 
 
 def check_alike(pinned: Pinned, settings: WorkerSettings, digest: str) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tilestream.buffers import PixelBuffers
 from tilestream.encoders.registry import build_encoder, files_of, is_others
-from tilestream.encoders.weights import module_digest, state_digest, weights_digest
+from tilestream.encoders.weights import module_digest, weights_digest
 from tilestream.errors import ConfigError, user_code
 from tilestream.sources.base import Source
 from tilestream.sources.open_images import OpenImages
@@ -34,7 +34,7 @@ from tilestream.stages.encoding.embedded import ALL_TILES, Embedded, TileList
 from tilestream.stages.encoding.host import host_encoder
 from tilestream.stages.encoding.wide import WideTwin, beyond_range
 from tilestream.stages.hardware import cast_encoder, children_memory, peak_memory, pick_device, settle_allocator
-from tilestream.stages.pinning import check_alike, check_machine, pin_settings, unfit
+from tilestream.stages.pinning import begin_digest, check_alike, check_machine, pin_settings, unfit
 from tilestream.stages.prefetch import read_ahead, side_stream
 from tilestream.stages.shares import CPU_BATCH, IN_FLIGHT
 from tilestream.stages.worker_settings import LANES, EncoderFacts, WorkerSettings
@@ -140,7 +140,7 @@ class Worker:
         others = is_others(settings.encoder)
         built = encoder or build_encoder(settings.spec)
         self.encoder, self.dtype, self.notes, state = cast_encoder(built, settings.encoder, settings.precision, settings.tile, self.device)
-        self._digesting = _begin_digest(state) if on_device and encoder is None and not others else None
+        self._digesting = begin_digest(state) if on_device and encoder is None and not others else None
         del state
         self.wide = WideTwin(self.encoder, settings.encoder) if self.dtype is torch.float16 else None
         self._known = module_digest(self.encoder) if others else ""  # before it has run: it may count what it was given
@@ -319,16 +319,6 @@ class Worker:
                 parts.append(self._encode_on_host(part) if self.graphs is None else self.graphs(part, compiled=compiled))
             start += len(part)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _begin_digest(state: Mapping[str, Tensor]) -> Future[str] | None:
-    """The digest of weights on the host, in the making while they are used; None where some are on a device."""
-    if any(value.device.type != "cpu" for value in state.values()):
-        return None
-    pool = ThreadPoolExecutor(1, "digest")
-    found = pool.submit(state_digest, state)
-    pool.shutdown(wait=False)
-    return found
 
 
 _worker: Worker | None = None
