@@ -124,3 +124,14 @@ def test_a_raster_of_which_nothing_is_kept_has_no_tissue_in_what_is_said(tmp_pat
     assert json.loads((tmp_path / "out" / "run.json").read_text())["slides"][0]["note"] == "no tile holds anything"
     write_report(str(tmp_path / "out"), str(tmp_path / "report.html"))
     assert "no tissue found" not in (tmp_path / "report.html").read_text()
+
+
+def test_tissue_that_fills_too_little_of_a_tile_is_not_called_none(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    write_pyramid(tmp_path / "a.tif", picture, tile=64, levels=1, compression="deflate")
+    summary = tilestream.run(
+        config(tmp_path / "a.tif", tmp_path / "out", tiles={"size": 224, "level": 0, "tissue": "otsu"}, encoder=ENCODER)
+    )
+    assert summary.slides[0].note == "no tile holds enough tissue"
+    assert any("tiles.tissue.min_fraction (0.1)" in warning for warning in summary.slides[0].warnings)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["slides"][0]["note"] == "no tile holds enough tissue"

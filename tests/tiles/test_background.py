@@ -198,3 +198,22 @@ def test_white_parts_of_a_dim_field_that_count_as_tissue_are_doubted() -> None:
     pixels[:60] = pixels[60:120, 100:200] = 255
     found = find_tissue(Thumbnail(pixels, 16.0), Tissue(), 8.0)
     assert any("never scanned" in words for words in found.warnings)
+
+
+@pytest.mark.parametrize(("paler", "doubted"), [(0.969, True), (1.0, False), (0.9, False)])
+def test_tissue_beside_what_is_paler_than_counts_is_doubted_where_it_cannot_be_noise(paler, doubted):
+    noise = np.random.default_rng(0).normal(0, 0.3, (300, 400, 1))
+    picture = np.full((300, 400, 3), 246.0)
+    picture[40:140, 40:240] *= (0.9, 0.78, 0.85)
+    uneven = np.kron(np.indices((20, 50)).sum(axis=0) % 2, np.ones((4, 4)))[..., None]
+    picture[160:240, 40:240] *= paler + 0.012 * (uneven - 0.5) * (paler < 1)
+    found = find_tissue(Thumbnail(np.clip(picture + noise, 0, 255).astype(np.uint8), 16.0), Tissue(), 8.0)
+    assert found.mask[60:120, 60:220].all()
+    assert any("the stain is faint" in warning for warning in found.warnings) is doubted
+
+
+def test_a_picture_that_is_nowhere_flat_is_all_tissue_however_small():
+    busy = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    found = find_tissue(Thumbnail(busy, 1.0), Tissue(), 0.5)
+    assert found.mask.all()
+    assert "all of it counts as tissue" in found.warnings[0]

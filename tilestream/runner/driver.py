@@ -31,6 +31,7 @@ from tilestream.runner.summary import EMBEDDING, STATE, SlideResult, Summary, no
 from tilestream.stages.clock import Wall
 from tilestream.stages.slide_task import Report, add_counts
 from tilestream.stages.worker_settings import worker_settings
+from tilestream.store.layout import nothing_kept
 from tilestream.store.lock import Claims
 from tilestream.store.ownership import refuse_foreign
 
@@ -338,8 +339,7 @@ class Run:
             }
         result.tiles, result.candidates = len(plan), plan.candidates
         result.context = str(slide.context) if slide.context else ""
-        if len(plan) == 0:
-            result.note = "no tissue found" if plan.info.geo is None else "no tile holds anything"
+        result.note = "" if len(plan) else nothing_kept({"geo": plan.info.geo, "tissue_found": plan.mask.any()})
         there = sum(len(plan.tile_row[slide.layout.rows(shard)]) for shard in committed)
         self.reporter.planned(plan, slide.projection, len(plan) - there)
 

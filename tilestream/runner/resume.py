@@ -227,7 +227,7 @@ def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, attribut
     info = plan.info
     source = {"address": without_credentials(plan.ref.address), "backend": info.backend, "fingerprint": info.fingerprint, "mpp": info.mpp, "mpp_source": info.mpp_source,
               "height": info.size.height, "width": info.size.width, "level": plan.spec.level, "downsample": plan.spec.downsample,
-              "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(plan.warnings),
+              "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(plan.warnings), "tissue_found": bool(plan.mask.any()),
               **_geo(info), "thumbnail_downsample": plan.thumbnail.downsample, "bounds": _bounds(info),
               "icc_profile": info.properties.get("icc_profile", "none"), "icc": info.properties.get("icc", "ignored"), **_placed(plan.grid)}  # fmt: skip
     uns: dict[str, Any] = {"spatial_unit": "px of level 0", "slide": plan.ref.id}

@@ -157,7 +157,7 @@ def _open_auto(address: str, options: SourceOptions) -> Source:
     if path.is_dir():
         return _open_folder(path, options)
     from tilestream.sources.containers import foreign_words, refuse_overview
-    from tilestream.sources.files import NoGridError, checked_file, starts_as_zip
+    from tilestream.sources.files import NoGridError, NotTiffError, checked_file, starts_as_zip
     from tilestream.sources.picture import is_picture
 
     checked_file(address)
@@ -175,7 +175,8 @@ def _open_auto(address: str, options: SourceOptions) -> Source:
         try:
             return _open_tiff(address, options)
         except NoGridError as error:
-            why = f"tifffile found no regular tile grid: {str(error).removeprefix(f'{address}: ')}"
+            grid = "" if isinstance(error, NotTiffError) else "tifffile found no regular tile grid: "
+            why = f"{grid}{str(error).removeprefix(f'{address}: ')}"
     from tilestream.sources.openslide import OpenSlideSource
 
     try:

@@ -25,6 +25,10 @@ class NoGridError(InputError):
     """The image is no regular grid of pieces to this backend; another backend may still read it."""
 
 
+class NotTiffError(NoGridError):
+    """The file is no TIFF."""
+
+
 def checked_file(address: str) -> Path:
     """The path of an existing, readable, non-empty file. Raises InputError."""
     path = Path(address)

@@ -116,7 +116,9 @@ def tile_names(slide: str, tile_row: NDArray[np.int64], tile_col: NDArray[np.int
 
 def nothing_kept(source: Mapping[str, Any]) -> str:
     """What is said of an image of which no tile was kept, from what its store says of it: on a map there is no tissue."""
-    return "no tile holds anything" if source.get("geo") else "no tissue found"
+    if source.get("geo"):
+        return "no tile holds anything"
+    return "no tile holds enough tissue" if source.get("tissue_found") else "no tissue found"
 
 
 VECTORS = {"tiles": f"{TILES}/X", "context": context_place("context"), "slide": pool_places("pool")[0]}

@@ -40,6 +40,9 @@ SPREAD_PART = 0.25
 PALE_SIDE = 3
 """Radius, px, of what is tissue although it is paler than the limit: over so wide a part neither noise nor the spread of a strong colour is what it is."""
 
+FAINT_STAIN, MOST_PALE = 8.0, 0.14
+"""Of tissue of fewer steps than this, the share of what stands out that may be a little paler than what counts and yet more than noise."""
+
 FAINT, MOST_NEAR, LEAST_SHARE = 2.2, 0.35, 0.01
 """When the method is unsure: steps of typical tissue below, share of pixels near the limit above, share of background in the image below."""
 
@@ -121,8 +124,10 @@ def _stained(thumbnail: Thumbnail, tissue: Tissue, um_per_px: float | None) -> F
     pixels = thumbnail.pixels
     missing = np.zeros(pixels.shape[:2], np.bool_) if thumbnail.missing is None else thumbnail.missing
     mask, background, warnings = _apart(pixels, missing)
+    if background is None:
+        return FoundTissue(_with_missing(mask, thumbnail), warnings)
     if tissue.pens:
-        white = np.full(3, 255.0) if background is None or background.dark else np.exp(background.base)
+        white = np.full(3, 255.0) if background.dark else np.exp(background.base)
         before = int(mask.sum())
         for row, line in enumerate(pixels):
             mask[row] &= ~_pen(line, white)
@@ -181,16 +186,19 @@ def _beyond(pixels: Pixels, background: Background, ignored: Mask) -> tuple[Mask
         mask |= ndimage.grey_opening(pale.view(np.uint8), footprint=_disk(PALE_SIDE)).view(np.bool_)
     if mask.sum() <= LEAST_TISSUE * mask.size:
         return mask, (FAINT_THINGS,) if background.structure > 1 else (NOTHING_SHINES,) if background.dark else ()
-    return mask, tuple(_doubts(background, typical / one, near))
+    pale_share = int(counts[int(0.6 * one) : int(one) + 1].sum()) / max(1, int(beyond[-1]))
+    return mask, tuple(_doubts(background, typical / one, near, pale_share))
 
 
-def _doubts(background: Background, typical: float, near: float) -> Iterator[str]:
+def _doubts(background: Background, typical: float, near: float, pale: float) -> Iterator[str]:
     """Why what was found may be wrong."""
     name = "the dark ground" if background.dark else "the glass"
     if typical < FAINT:
         yield f"tissue hardly stands out from {name} ({typical:.1f} times what noise and uneven light make of it): look at the tissue, or give a mask."
     elif near > MOST_NEAR:
         yield f"much of the image lies between {name} and tissue ({near:.0%} of what stands out is near the limit): look at the tissue, or give a mask."
+    elif background.quiet and typical < FAINT_STAIN and pale > MOST_PALE:
+        yield f"the stain is faint, and things paler than what counts as tissue lie on {name} ({pale:.0%} of what stands out): look at the tissue, or give a mask."
     if background.share < LEAST_SHARE:
         yield f"only {background.share:.1%} of the image shows {name}: look at the tissue, or give a mask."
 

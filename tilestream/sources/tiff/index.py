@@ -21,7 +21,7 @@ from tilestream.geometry import Level, Size, downsample_from_sizes
 from tilestream.sources.base import LARGEST_PROFILE, SegmentGrid, SourceOptions
 from tilestream.sources.channel_names import list_channels
 from tilestream.sources.containers import refuse_olympus
-from tilestream.sources.files import NoGridError
+from tilestream.sources.files import NoGridError, NotTiffError
 from tilestream.sources.geo import GeoReference, read_geo
 from tilestream.sources.resolution import Resolution
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
@@ -123,7 +123,7 @@ def index_tiff(address: str, options: SourceOptions) -> TiffIndex:
         with tifffile.TiffFile(address) as tif:
             return _index(tif, Choices(address, options))
     except TIFFFILE_ERRORS as error:
-        raise NoGridError(f"{address}: cannot be read as TIFF: {str(error) or type(error).__name__}") from error
+        raise NotTiffError(f"{address}: cannot be read as TIFF: {str(error) or type(error).__name__}") from error
 
 
 def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:

@@ -70,6 +70,11 @@ class Background:
         return 48.0 if self.dark else 16.0
 
     @property
+    def quiet(self) -> bool:
+        """Whether noise explains nothing on glass that is half as far from it as what counts as tissue at least."""
+        return not self.dark and 4 * self.noise <= LEAST_ABSORBED / 2 and 4 * self.tint_noise <= LEAST_TINT / 2
+
+    @property
     def bright(self) -> float:
         """Mean grey level of the channels in the middle of the image."""
         return float(self.base.mean() if self.dark else np.exp(self.base).mean())
