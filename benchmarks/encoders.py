@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from benchmarks.tile_features import colour_histogram
 from tilestream.models.efficientnet_lite import EfficientNetLite
 from tilestream.models.vit import VisionTransformer
 from tilestream.models.vit_config import ViTConfig
@@ -63,3 +64,18 @@ def vit_huge(**options):
 def lite(**options):
     """The network of tilestream-lite with random weights, for machines that have not got its weights: as fast, and means nothing."""
     return EfficientNetLite(**options)
+
+
+class ColourHistogram(nn.Module):
+    """(n, 3, size, size) uint8 -> (n, 512) float32: what colours alone tell."""
+
+    dim = 512
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Square roots of the parts of pixels in 8 x 8 x 8 bins."""
+        return colour_histogram(tiles)["colour histogram"]
+
+
+def histogram() -> nn.Module:
+    """For `encoder: benchmarks.encoders:histogram`."""
+    return ColourHistogram()

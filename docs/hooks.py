@@ -4,28 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
-MARKS = ("<!-- config -->", "<!-- commands -->")
+MARKS = ("<!-- config -->", "<!-- fit -->", "<!-- commands -->")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """The page with its marks replaced."""
-    for mark, make in zip(MARKS, (config_reference, command_reference), strict=True):
+    for mark, make in zip(MARKS, (config_reference, fit_reference, command_reference), strict=True):
         if mark in markdown:
             markdown = markdown.replace(mark, make())
     return markdown
 
 
 def config_reference() -> str:
-    """One table a section of the config: key, values, default, meaning."""
+    """The config of `run`."""
     from tilestream.config.json_schema import config_schema
 
-    schema = config_schema()
+    return schema_tables(config_schema())
+
+
+def fit_reference() -> str:
+    """The config of `fit`."""
+    from tilestream.config.fit_schema import FitConfig
+
+    return schema_tables(FitConfig.model_json_schema(), "of fit")
+
+
+def schema_tables(schema: dict[str, Any], top: str = "Top level") -> str:
+    """One table a section: key, values, default, meaning."""
     sections = [("", schema)]
     lines: list[str] = []
     seen: set[str] = set()
     while sections:
         name, section = sections.pop(0)
-        lines += [f"## {name or 'Top level'}", "", _first_words(section), "", "| key | values | default | meaning |", "|---|---|---|---|"]
+        lines += [f"## {name or top}", "", _first_words(section), "", "| key | values | default | meaning |", "|---|---|---|---|"]
         for key, field in section.get("properties", {}).items():
             lines.append(
                 f"| `{name + '.' if name else ''}{key}` | {_values(field)} | {_default(field)} | {_cell(field.get('description', ''))} |"
@@ -40,7 +51,13 @@ def config_reference() -> str:
 
 
 def _parts(field: dict[str, Any]) -> list[dict[str, Any]]:
-    return [field, *field.get("anyOf", []), *field.get("allOf", []), field.get("items", {}), field.get("additionalProperties") or {}]
+    return [
+        field,
+        *field.get("anyOf", []),
+        *field.get("allOf", []),
+        field.get("items", {}),
+        field["additionalProperties"] if isinstance(field.get("additionalProperties"), dict) else {},
+    ]
 
 
 def _first_words(section: dict[str, Any]) -> str:

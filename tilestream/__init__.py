@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from tilestream.config.schema import Config
     from tilestream.encoders.registry import load_encoder
     from tilestream.fitting.fit import fit
+    from tilestream.fitting.unlabelled.neighbours import find_nearest
     from tilestream.models.context import ContextTransformer
     from tilestream.runner.driver import run
     from tilestream.sources import open_image
@@ -21,6 +22,7 @@ _PLACES = {
     "Config": "tilestream.config.schema",
     "ContextTransformer": "tilestream.models.context",
     "embed": "tilestream.stages.embed_tiles",
+    "find_nearest": "tilestream.fitting.unlabelled.neighbours",
     "find_tiles": "tilestream.tiles.grid",
     "fit": "tilestream.fitting.fit",
     "load_encoder": "tilestream.encoders.registry",
@@ -34,6 +36,7 @@ __all__ = [
     "ContextTransformer",
     "__version__",
     "embed",
+    "find_nearest",
     "find_tiles",
     "fit",
     "load_encoder",

@@ -1,6 +1,7 @@
 """What the README and the docs show is run: configs are read, commands and Python go through, in the order of the page."""
 
 import contextlib
+import importlib.util
 import io
 import re
 import shlex
@@ -11,7 +12,7 @@ import yaml
 
 from tests.support.images import make_image, write_svs
 from tilestream.cli import main
-from tilestream.config.fit_schema import FitConfig
+from tilestream.config.fit_schema import FitConfig, Head, Masked, Split, Survival, Target
 from tilestream.config.load import load_config, load_section
 
 ROOT = Path(__file__).parents[2]
@@ -92,3 +93,22 @@ def test_a_config_of_the_docs_is_valid(text, folder, monkeypatch):
 def test_python_of_the_docs_runs(text, folder):
     with contextlib.chdir(folder):
         exec(compile(text.replace("<slide id>", "a"), "docs", "exec"), {"__name__": "docs"})
+
+
+def test_the_reference_has_every_key_of_the_config_of_fit():
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = hooks.on_page_markdown((ROOT / "docs" / "reference" / "config.md").read_text())
+    told = page[page.index("# Config of fit") :]
+    for section, fields in {
+        "": FitConfig,
+        "target.": Target,
+        "target.survival.": Survival,
+        "target.masked.": Masked,
+        "head.": Head,
+        "split.": Split,
+    }.items():
+        for key, field in fields.model_fields.items():
+            assert f"| `{section}{key}` |" in told
+            assert " ".join(field.description.split()).replace("|", "\\|") in told

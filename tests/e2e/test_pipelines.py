@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import tilestream
 from tilestream.config.heads import NO_ENCODER
 from tilestream.config.load import load_config
 from tilestream.config.slide_list import list_slides
@@ -14,7 +15,18 @@ NAMES = ["classify", "cluster", "context", "demo", "detect", "geotiff", "patch_t
 
 
 def test_the_promised_pipelines_are_there():
-    assert sorted(path.stem for path in PIPELINES.glob("*.yaml")) == NAMES
+    assert sorted(path.stem for path in PIPELINES.glob("*.yaml")) == sorted([*NAMES, "fit"])
+
+
+@pytest.mark.slow
+def test_the_pipeline_of_fit_learns_from_the_slides_that_it_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(4):
+        overrides = ["output=embeddings/fit", f"slides=sample://he?width=6144&height=4096&seed={seed}", "compute.scheduler=inline"]
+        assert tilestream.run(load_config(PIPELINES / "classify.yaml", overrides)).exit_code == 0
+    found = tilestream.fit(PIPELINES / "fit.yaml")
+    assert found.evaluation.metrics["balanced_accuracy"].value > 0.8
+    assert found.report.name == "tissue.html"
 
 
 @pytest.mark.parametrize("name", NAMES)

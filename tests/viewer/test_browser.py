@@ -2,52 +2,17 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
 
-from tests.support.needs import without
 from tests.support.runs import embed
 from tests.support.stores import make_store
-from tests.support.viewing import CHROMIUM, files, running, viewed
+from tests.support.viewing import browsing, files, viewed
 from tilestream.errors import ConfigError, InputError
 from tilestream.viewer.catalogue import Catalogue
 from tilestream.viewer.deepzoom import SIDE, Zoom
 from tilestream.viewer.neighbours import nearest
-
-HELPERS = """
-window.tsModel = (name) => [...Bokeh.documents[0]._all_models.values()].find((m) => { try { return m.name === name } catch { return false } });
-window.tsFrame = (name) => { const v = Bokeh.index.find_one(tsModel(name)), r = v.frame.bbox, e = v.el.getBoundingClientRect();
-  return [e.left + r.left, e.top + r.top, r.width, r.height] };
-window.tsPoint = (name, x, y) => { const v = Bokeh.index.find_one(tsModel(name)), e = v.el.getBoundingClientRect();
-  return [e.left + v.frame.x_scale.compute(x), e.top + v.frame.y_scale.compute(y)] };
-window.tsImage = (name) => { const d = tsModel(name).data, i = d.image; return i.length ? Array.from(i[0]) : [] }; null
-"""
-
-
-@contextmanager
-def browsing(*outputs):
-    """A page of the viewer, what it asked for, and what it complained of, which must be nothing."""
-    if CHROMIUM is None:
-        without("no Chromium on the path")
-    with running(*outputs) as (address, _), sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        asked, wrong = [], []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.goto(address)
-        page.wait_for_function("window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle")
-        page.evaluate(HELPERS)
-        page.wait_for_function("tsModel('points data').data.x.length > 0 || tsModel('scatter').title.text.includes('no tiles')")
-        yield page, asked
-        assert wrong == []
-        assert all(urlsplit(url).netloc == urlsplit(address).netloc for url in asked if not url.startswith("data:"))
-        browser.close()
 
 
 @pytest.mark.slow

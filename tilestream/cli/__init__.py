@@ -14,6 +14,7 @@ from rich.console import Console
 from tilestream import __version__
 from tilestream.cli.help import PlainCommand
 from tilestream.cli.interrupts import Interrupts
+from tilestream.cli.options import AnnotationsOption, SetOption, SlidesOption
 from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
 
 app = typer.Typer(
@@ -22,10 +23,6 @@ app = typer.Typer(
 )  # fmt: skip
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. pipelines/demo.yaml.", show_default=False)]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. tiles.mpp=0.25; may be repeated.")
-]
-
 FORCE = "Replace a file that was not written by this command, or was changed since."
 
 WIDE = 170  # columns of tables that go into a file or a pipe
@@ -249,24 +246,24 @@ def view_command(
         typer.Argument(metavar="OUTPUT", help="Output folders, or <slide id>.zarr in them; several side by side.", show_default=False),
     ],
     slide: Annotated[str | None, typer.Option(help="Id of the slide that is shown first.")] = None,
-    slides: Annotated[
-        list[str] | None,
-        typer.Option(help="Folder or URL of slides: needed for those of stores that others made, and for those that are not local files."),
-    ] = None,
+    slides: SlidesOption = None,
+    annotations: AnnotationsOption = None,
     host: Annotated[
         str, typer.Option(help="Address or name to listen on; others than loopback are reachable from the network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0 is any free one.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
 ) -> None:
-    """Look at slides and their embeddings in the browser. Writes nothing; Ctrl-C ends it."""
+    """Look at slides and their embeddings in the browser. Writes nothing but what is drawn with --annotations; Ctrl-C ends it."""
     try:
         import bokeh  # noqa: F401
     except ModuleNotFoundError as error:
         raise ConfigError("view needs the package bokeh, which is not installed: pip install 'tilestream[view]'.") from error
     from tilestream.viewer.server import serve
 
-    serve(outputs, lambda words: print(words, flush=True), slide=slide, roots=slides or (), host=host, port=port, browser=not no_browser)
+    serve(
+        outputs, lambda words: print(words, flush=True), slide=slide, roots=slides or (), host=host, port=port, browser=not no_browser, annotations=annotations
+    )  # fmt: skip
 
 
 @app.command("encoders", cls=PlainCommand)

@@ -23,7 +23,7 @@ from tilestream.config.types import (
     yaml_word,
 )
 
-TILE_MODELS = ("linear", "mlp", "knn", "prototypes")
+TILE_MODELS = ("linear", "mlp", "knn", "prototypes", "kmeans")
 SLIDE_MODELS = ("mean", "max", "abmil", "transformer")
 
 Folds = Annotated[int, Field(strict=True, ge=2, le=1000)]
@@ -67,7 +67,7 @@ class Masked(Section):
 
 
 class Target(Section):
-    """What is to be learned: exactly one of `slides`, `annotations`, `obs` and `masked`; with `masked`, annotations only judge."""
+    """What is to be learned: exactly one of `slides`, `annotations`, `obs`, `clusters` and `masked`; with `masked`, annotations only judge."""
 
     section: ClassVar[str] = "target."
 
@@ -75,6 +75,8 @@ class Target(Section):
     """CSV, TSV or XLSX with a row for each slide (column slide, slide_id or filename) or each patient (patient, patient_id or case_id)."""
     column: Text | None = None
     """Column of `slides` that is learned."""
+    columns: Names = ()
+    """In place of a column: several, of each of which a head is made; `save` then has {column} in its name."""
     survival: Survival | None = None
     """In place of a column: `{time: months, event: died}`."""
     regression: bool = False
@@ -93,18 +95,22 @@ class Target(Section):
     """No labels: a context by masked tokens, for `context.weights` of a run. `{}` takes the defaults. With `annotations` beside it, their classes are
     told from tiles with and without it, and it is said how it treats their borders; it learns nothing from them."""
 
+    clusters: Annotated[int, Field(strict=True, ge=2, le=200)] | None = None
+    """No labels: so many clusters of the tiles of all slides, by the model kmeans."""
+
     @model_validator(mode="after")
     def _one_kind(self) -> Target:
-        given = [key for key in ("slides", "annotations", "obs", "masked") if getattr(self, key) is not None]
+        given = [key for key in ("slides", "annotations", "obs", "clusters", "masked") if getattr(self, key) is not None]
         if len(given) != 1 and given != ["annotations", "masked"]:
             raise ValueRefusedError(
-                f"{' and '.join(given) if given else 'nothing'} given, but it takes one of slides (a table of labels), annotations (drawn regions), obs, masked"
+                f"{' and '.join(given) if given else 'nothing'} given, but it takes one of slides (a table of labels), annotations "
+                "(drawn regions), obs (what tiles have already), clusters (no labels), masked (a context)"
             )
-        learned = [key for key in ("column", "survival") if getattr(self, key) is not None]
+        learned = [key for key in ("column", "columns", "survival") if getattr(self, key)]
         if len(learned) != (given[0] == "slides"):
             raise ValueRefusedError(
-                f"{' and '.join(learned) or 'neither column nor survival'} given, but slides takes one of column and survival, and {given[0]} "
-                f"{'takes that' if given[0] == 'slides' else 'takes neither'}"
+                f"{' and '.join(learned) or 'no column, columns or survival'} given, but slides takes one of column, columns and survival, and {given[0]} "
+                f"{'takes that' if given[0] == 'slides' else 'takes none of them'}"
             )
         return self
 
@@ -118,8 +124,8 @@ class Head(Section):
     """What outputs call it: lower-case letters, digits and _."""
     kind: Literal["classify", "slide"]
     """A prediction for each tile, or one for each slide."""
-    model: Literal["linear", "mlp", "knn", "prototypes", "mean", "max", "abmil", "transformer"]
-    """Of tiles: linear (logistic regression), mlp, knn, prototypes (few examples). Of slides: mean or max (of the tiles, then linear), abmil (gated
+    model: Literal["linear", "mlp", "knn", "prototypes", "kmeans", "mean", "max", "abmil", "transformer"]
+    """Of tiles: linear (logistic regression), mlp, knn, prototypes (few examples), kmeans (no labels). Of slides: mean or max (of the tiles, then linear), abmil (gated
     attention), transformer."""
     input: Literal["tiles", "context"] = "tiles"
     """Which stored vectors it reads."""
@@ -184,6 +190,19 @@ class FitConfig(Section):
             raise ValueRefusedError(f"{yaml_word(save)}, but it must end in .safetensors, e.g. heads/tumour.safetensors")
         return save
 
+    @model_validator(mode="after")
+    def _a_file_each(self) -> FitConfig:
+        if bool(self.target.columns) != ("{column}" in self.save):
+            raise ValueRefusedError(
+                f"save: {yaml_word(self.save)}, but "
+                + (
+                    "with target.columns it must hold {column}, e.g. heads/{column}.safetensors"
+                    if self.target.columns
+                    else "{column} needs target.columns"
+                )
+            )
+        return self
+
     @field_validator("head")
     @classmethod
     def _fits_target(cls, head: Head, info: ValidationInfo) -> Head:
@@ -194,6 +213,10 @@ class FitConfig(Section):
             raise ValueRefusedError(f"{head.name}, but target.masked trains a context and no head. Leave it out")
         if target.masked is None and not head.name:
             raise ValueRefusedError("missing; it says what is trained, e.g. {name: tumour, kind: classify, model: linear}")
+        if (head.model == "kmeans") != (target.clusters is not None):
+            raise ValueRefusedError(
+                f"model is {head.model}, and target.clusters {'is not given' if target.clusters is None else f'is {target.clusters}'}, but kmeans and clusters go together"
+            )
         if head.kind == "slide" and target.annotations is not None:
             raise ValueRefusedError("kind is slide, but target.annotations says what tiles are. Make it classify")
         if head.kind == "classify" and (target.regression or target.survival is not None):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +18,24 @@ from tilestream.config.fit_schema import FitConfig
 from tilestream.config.load import load_section
 from tilestream.encoders.heads.head_file import Fitted as FittedOn
 from tilestream.encoders.heads.head_file import HeadAbout, read_about, write_head
-from tilestream.errors import ConfigError, InputError
-from tilestream.fitting.colour import read_colours
-from tilestream.fitting.evaluate import Evaluation, Predictions, evaluate, majority
+from tilestream.errors import ConfigError
+from tilestream.fitting.evaluate import Evaluation, evaluate, majority
+from tilestream.fitting.held_out import Slides, Tiles
 from tilestream.fitting.masked.fit_context import ContextSummary, fit_context
-from tilestream.fitting.metrics import Floats, Ints
+from tilestream.fitting.memory import FitMemory, project_memory
 from tilestream.fitting.outputs import open_slides, refuse_foreign, write_texts
 from tilestream.fitting.report import Fitted, beside, metrics_json, predictions_csv, report_html
 from tilestream.fitting.targets import Cases, find_cases, refuse_mixed_embeddings
-from tilestream.fitting.tile_labels import label_tiles
-from tilestream.fitting.training.bags import Bags
-from tilestream.fitting.training.features import Drawn, pool_slides, read_drawn
-from tilestream.fitting.training.inner import softmax
-from tilestream.fitting.training.linear import fit_cox, fit_logistic, fit_ridge
-from tilestream.fitting.training.slide_models import predict_slides, train_slides
-from tilestream.fitting.training.tile_models import scores_of, train_tiles
-from tilestream.models.heads.bags import Bag
+from tilestream.fitting.training.tile_models import linear_head
+from tilestream.fitting.unlabelled.cluster_report import clusters_texts
+from tilestream.fitting.unlabelled.clusters import cluster_slides
+from tilestream.fitting.unlabelled.neighbours import find_duplicates
 from tilestream.runner.recipe import context_sha256
+from tilestream.stages.hardware import forget_peak, peak_memory
 from tilestream.store.slide import Slide
 
-COPIES = 6
-"""Times that the vectors of drawn tiles are held while a head learns: as read, and in float64 as they are standardised and multiplied."""
+ATTENTIVE = ("abmil", "transformer")
+"""Models that look at some tiles more than at others."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,16 @@ class FitSummary:
     report: Path
     metrics: Path
     predictions: Path
-    evaluation: Evaluation
+    evaluation: Evaluation | None
+    """How good it is on patients it never saw; None of clusters, of which nothing is true or false."""
+    memory: FitMemory | None
+    """What was projected before anything was learned; None of clusters, which hold a block at a time."""
+    peak_bytes: int
+    """What was taken, at most; where the system does not say since when, of the whole process."""
     lines: tuple[str, ...]
     """What a person reads at the end."""
+    each: Mapping[str, FitSummary] = field(default_factory=dict)
+    """With `target.columns`, the summary of each; the rest is then that of the first."""
 
 
 def fit(
@@ -69,7 +75,7 @@ def fit(
     overrides : sequence of str
         `a.b=c` settings that go before the config's.
     tell : callable
-        Given a line now and then while a context learns.
+        Given lines meanwhile: how much memory learning will take, and now and then how a context learns.
 
     Raises
     ------
@@ -79,153 +85,99 @@ def fit(
     checked = config if isinstance(config, FitConfig) else load_section(FitConfig, config, overrides)
     if checked.target.masked is not None:
         return fit_context(checked, tell)
+    return _fit_each(checked, tell) if checked.target.columns else _fit_head(checked, tell)
+
+
+def _fit_head(checked: FitConfig, tell: Callable[[str], None]) -> FitSummary:
     files = beside(checked.save)
     others = [path for kind, path in files.items() if kind != "head"]
     refuse_foreign(files["head"], others, lambda path: read_about(path) is not None, "head")
-    slides = open_slides(checked.embeddings)
+    forget_peak()
+    slides = _lightened(open_slides(checked.embeddings))
     facts = refuse_mixed_embeddings(slides, checked.head.input)
+    if checked.target.clusters is not None:
+        return _fit_clusters(checked, slides, facts)
     cases = find_cases(checked, slides)
+    memory = project_memory(checked, cases)
+    tell(str(memory))
     torch.manual_seed(checked.split.seed)  # nothing draws from it; what did, unseen, would draw the same
-    work = _Tiles(checked, cases) if checked.head.kind == "classify" else _Slides(checked, cases)
+    work = Tiles(checked, cases) if checked.head.kind == "classify" else Slides(checked, cases)
     predictions = work.predict_held_out()
-    evaluation = evaluate(
-        predictions, {"majority": majority(predictions), **work.by_colour(predictions)}, checked.split.seed, _notes(work.cases)
+    evaluation = evaluate(predictions, {"majority": majority(predictions), **work.by_colour(predictions)}, checked.split.seed, _notes(work))
+    module, model, arguments = work.train_all()
+    fitted = Fitted(
+        checked.head.name,
+        _about(checked, work.cases, facts),
+        work.cases,
+        predictions,
+        work.case,
+        work.row,
+        evaluation,
+        work.attention if isinstance(work, Slides) and checked.head.model in ATTENTIVE else None,
     )
-    module, model, arguments = work.train(np.ones(len(work.cases.slides), np.bool_))
-    fitted = Fitted(checked.head.name, _about(checked, work.cases, facts), work.cases, predictions, work.case, work.row, evaluation)
     about = HeadAbout(
         checked.head.kind, model, checked.head.input, int(str(facts["dimensions"])), len(predictions.classes) or 1,
         task={"classes": "classification", "regression": "regression", "survival": "risk"}[predictions.task],
         classes=predictions.classes, arguments=arguments, fitted=_fitted_on(slides[0], checked.head.input),
         metrics={name: {"value": metric.value, "low": metric.low, "high": metric.high} for name, metric in evaluation.metrics.items() if np.isfinite(metric.value)},
-        notes=f"{evaluation.patients} patients, {evaluation.samples} {'tiles' if work.row is not None else 'slides'}, {checked.split.folds} folds",
+        notes=f"{evaluation.patients} {work.unit}, {evaluation.samples} {'tiles' if work.row is not None else 'slides'}, {checked.split.folds} folds",
     )  # fmt: skip
-    return _write(checked, module, about, fitted)
+    texts = {
+        "metrics": metrics_json(fitted, checked.model_dump(mode="json"), {"projected": memory.total, "peak": peak_memory()}),
+        "predictions": predictions_csv(fitted), "report": report_html(fitted),
+    }  # fmt: skip
+    return _write(checked, module, about, texts, (evaluation, memory), tuple(_lines(fitted)))
 
 
-class _Tiles:
-    """Heads of tiles."""
+def _fit_each(config: FitConfig, tell: Callable[[str], None]) -> FitSummary:
+    """A head of each column; all are judged on the same patients where the same slides have labels."""
+    each: dict[str, FitSummary] = {}
+    for column in config.target.columns:
+        word = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
+        target = config.target.model_copy(update={"column": column, "columns": ()})
+        head = config.head.model_copy(update={"name": f"{config.head.name}_{word}"})
+        save = config.save.replace("{column}", word)
+        if any(str(found.head) == save for found in each.values()):
+            raise ConfigError(f"target.columns: {column!r} would be written to {save}, as another column is. Rename one of them.")
+        each[column] = _fit_head(config.model_copy(update={"target": target, "head": head, "save": save}), tell)
+    first = next(iter(each.values()))
+    return replace(first, lines=tuple(line for column, found in each.items() for line in (f"{column}:", *found.lines)), each=each)
 
-    def __init__(self, config: FitConfig, cases: Cases) -> None:
-        self.config = config
-        self.cases, labels = label_tiles(config, cases)
-        dim = int(self.cases.slides[0].vectors(config.head.input).shape[1])
-        limit = max(1000, config.memory_limit // (dim * 4 * COPIES))
-        self.drawn: Drawn = read_drawn(self.cases.slides, config.head.input, labels, len(self.cases.classes), limit, config.split.seed)
-        self.fold = self.cases.fold[self.drawn.case]
-        tested = self.fold >= 0
-        self.case: Ints = self.drawn.case[tested]
-        self.row: Ints | None = self.drawn.row[tested]
-        _check_tiles(self.drawn, self.fold, self.cases.classes)
 
-    def train(self, cases: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[nn.Module, str, dict[str, Any]]:
-        """A head of the drawn tiles of some cases, the name of its model in a file, and its arguments."""
-        rows, head = cases[self.drawn.case], self.config.head
-        group = self.cases.group[self.drawn.case[rows]]
-        module, arguments = train_tiles(
-            head.model, self.drawn.x[rows], self.drawn.label[rows], group, len(self.cases.classes), head.args, self.config.split.seed
+def _fit_clusters(config: FitConfig, slides: Sequence[Slide], facts: Mapping[str, object]) -> FitSummary:
+    """A head that tells the nearest of some centres, and a report on what lies where."""
+    head, count = config.head, config.target.clusters
+    assert count is not None
+    if head.args:
+        raise ConfigError(f"head.args.{next(iter(head.args))}: kmeans has no settings; target.clusters says how many clusters there are.")
+    found = cluster_slides(slides, head.input, count, config.split.seed)
+    duplicates = find_duplicates(slides, head.input, config.split.seed)
+    classes = tuple(f"cluster {k + 1}" for k in range(count))
+    about = HeadAbout(
+        head.kind, "linear", head.input, int(str(facts["dimensions"])), count, task="classification", classes=classes,
+        fitted=_fitted_on(slides[0], head.input), notes=f"{count} clusters of {int(found.counts.sum()):,} tiles of {len(slides)} slides, without labels",
+    )  # fmt: skip
+    texts = clusters_texts(head.name, about.notes, slides, head.input, found, duplicates)
+    lines = (about.notes, f"furthest out: {slides[found.outliers[0][0]].id}, tile {found.outliers[0][1]}" if found.outliers else "no outliers",
+             f"{len(duplicates)} pairs of tiles are nearly the same")  # fmt: skip
+    return _write(config, linear_head(found.model), about, texts, (None, None), lines)
+
+
+def _lightened(slides: list[Slide]) -> list[Slide]:
+    """The same slides; thousands of them share one recipe, and their completion marks, which were looked at, are let go."""
+    recipes: dict[str, dict[str, Any]] = {}
+    for slide in slides:
+        slide.recipe = recipes.setdefault(json.dumps(slide.recipe, sort_keys=True), slide.recipe)
+        slide.completion = {}
+    return slides
+
+
+def _notes(work: Tiles | Slides) -> tuple[str, ...]:
+    if work.unit == "regions":
+        return (
+            "All labels are on slides of one patient: drawn regions were held out, not patients. Draw on slides of several patients to learn how it does there.",
         )
-        return module, head.model, arguments
-
-    def predict_held_out(self) -> Predictions:
-        """Probabilities of each drawn tile, by a head that saw nothing of its patient."""
-        scores = np.full((len(self.drawn.x), len(self.cases.classes)), np.nan)
-        for k in range(int(self.fold.max()) + 1):
-            module, _, _ = self.train(self.cases.fold != k)
-            scores[self.fold == k] = softmax(scores_of(module, self.drawn.x[self.fold == k]))
-        tested = self.fold >= 0
-        nothing = np.full(len(self.case), np.nan)
-        return Predictions(
-            "classes", self.cases.classes, self.drawn.label[tested], nothing, np.zeros(len(self.case), np.bool_), scores[tested], self.fold[tested],
-            np.unique(self.cases.patient[self.case], return_inverse=True)[1],
-        )  # fmt: skip
-
-    def by_colour(self, predictions: Predictions) -> dict[str, Predictions]:
-        """The same by logistic regression on the colours of the thumbnail."""
-        colours = [read_colours(slide, self.drawn.row[self.drawn.case == i]) for i, slide in enumerate(self.cases.slides)]
-        if any(found is None for found in colours):
-            return {}
-        x = np.concatenate([found for found in colours if found is not None])
-        scores = np.full_like(predictions.scores, np.nan, shape=(len(x), predictions.scores.shape[1]))
-        for k in range(int(self.fold.max()) + 1):
-            train, test = self.fold != k, self.fold == k
-            scores[test] = softmax(fit_logistic(x[train], self.drawn.label[train], len(self.cases.classes), 1.0).scores(x[test]))
-        return {"colour": _with_scores(predictions, scores[self.fold >= 0])}
-
-
-class _Slides:
-    """Heads of slides."""
-
-    row: Ints | None = None
-
-    def __init__(self, config: FitConfig, cases: Cases) -> None:
-        self.config, self.cases = config, cases
-        self.case: Ints = np.flatnonzero(cases.fold >= 0)
-        head = config.head
-        self.bags = Bags(cases.slides, head.input, config.memory_limit, positions=head.model == "transformer")
-        self.pooled: Floats | None = pool_slides(cases.slides, head.input, head.model) if head.model in ("mean", "max") else None
-        self.device = torch.device(
-            "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu" if config.device == "auto" else config.device
-        )
-
-    def train(self, cases: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[Bag, str, dict[str, Any]]:
-        """A head of some cases, the name of its model in a file, and its arguments."""
-        head = self.config.head
-        bag, arguments = train_slides(head.model, self.cases, cases, self.pooled, self.bags, head.args, self.config.split.seed, self.device)
-        return bag, "pool" if head.model in ("mean", "max") else head.model, arguments
-
-    def predict_held_out(self) -> Predictions:
-        """What is predicted of each slide by a head that saw nothing of its patient."""
-        cases = self.cases
-        scores = np.full((len(cases.slides), len(cases.classes) or 1), np.nan)
-        for k in range(int(cases.fold.max()) + 1):
-            bag, _, _ = self.train(cases.fold != k)
-            test = np.flatnonzero(cases.fold == k)
-            answers = predict_slides(bag, self.bags, test.tolist())
-            scores[test] = softmax(answers) if cases.task == "classes" else answers
-        at = self.case
-        return Predictions(
-            cases.task, cases.classes, cases.label[at], cases.value[at], cases.died[at], scores[at], cases.fold[at],
-            np.unique(cases.patient[at], return_inverse=True)[1],
-        )  # fmt: skip
-
-    def by_colour(self, predictions: Predictions) -> dict[str, Predictions]:
-        """The same by a linear model of the mean colours of each slide's tiles on its thumbnail."""
-        cases = self.cases
-        found = [read_colours(slide, self.bags.good(i)) for i, slide in enumerate(cases.slides)]
-        if any(colours is None for colours in found):
-            return {}
-        x = np.stack([colours.mean(axis=0) for colours in found if colours is not None])
-        scores = np.full((len(x), predictions.scores.shape[1]), np.nan)
-        for k in range(int(cases.fold.max()) + 1):
-            train, test = cases.fold != k, cases.fold == k
-            if cases.task == "classes":
-                scores[test] = softmax(fit_logistic(x[train], cases.label[train], len(cases.classes), 1.0).scores(x[test]))
-            elif cases.task == "regression":
-                scores[test] = fit_ridge(x[train], cases.value[train], 1.0).scores(x[test])
-            else:
-                scores[test] = fit_cox(x[train], cases.value[train], cases.died[train], 0.1).scores(x[test])
-        return {"colour": _with_scores(predictions, scores[self.case])}
-
-
-def _with_scores(found: Predictions, scores: Floats) -> Predictions:
-    return Predictions(found.task, found.classes, found.label, found.value, found.died, scores, found.fold, found.patient)
-
-
-def _check_tiles(drawn: Drawn, fold: Ints, classes: Sequence[str]) -> None:
-    """Refuse tiles of which a class would be tested and never learned."""
-    for k, name in enumerate(classes):
-        folds = set(fold[drawn.label == k].tolist())
-        if len(folds) < 2 and folds != {-1}:
-            told = "no tiles" if not folds else "tiles in one fold only"
-            raise InputError(
-                f"the class {name!r} has {told}: it would be tested without having been learned. Label it on slides of more patients, "
-                "leave it out by target.classes, or ask for fewer folds."
-            )
-
-
-def _notes(cases: Cases) -> tuple[str, ...]:
-    if cases.by_patient:
+    if work.cases.by_patient:
         return ()
     return (
         "No column of patients is known: slides are held out one by one, and two slides of one patient may lie on both sides. Name it by split.patient.",
@@ -259,27 +211,26 @@ def _fitted_on(slide: Slide, what: str) -> FittedOn | None:
     )
 
 
-def _write(config: FitConfig, module: nn.Module, about: HeadAbout, fitted: Fitted) -> FitSummary:
+def _write(
+    config: FitConfig,
+    module: nn.Module,
+    about: HeadAbout,
+    texts: Mapping[str, str],
+    found: tuple[Evaluation | None, FitMemory | None],
+    lines: tuple[str, ...],
+) -> FitSummary:
     """Write the head last: whoever finds it finds what it is worth beside it."""
     files = beside(config.save)
     try:
-        settings = config.model_dump(mode="json")
-        write_texts(
-            [
-                (files["metrics"], metrics_json(fitted, settings)),
-                (files["predictions"], predictions_csv(fitted)),
-                (files["report"], report_html(fitted)),
-            ]
-        )
+        write_texts([(files[kind], text) for kind, text in texts.items()])
         write_head(files["head"], module, about)
     except OSError as error:
         raise ConfigError(f"save: {config.save} cannot be written: {error.strerror or error}.") from error
-    return FitSummary(
-        files["head"], files["report"], files["metrics"], files["predictions"], fitted.evaluation, tuple(_lines(fitted, files))
-    )
+    written = (f"head: {files['head']}", f"report: {files['report']}")
+    return FitSummary(files["head"], files["report"], files["metrics"], files["predictions"], *found, peak_memory(), (*lines, *written))
 
 
-def _lines(fitted: Fitted, files: Mapping[str, Path]) -> list[str]:
+def _lines(fitted: Fitted) -> list[str]:
     found = fitted.evaluation
     shown = [name for name in ("auroc", "balanced_accuracy", "c_index", "r2") if name in found.metrics]
     lines = [fitted.about]
@@ -289,4 +240,4 @@ def _lines(fitted: Fitted, files: Mapping[str, Path]) -> list[str]:
     lines += [f"note: {note}" for note in found.notes]
     if fitted.cases.left_out:
         lines.append(f"not used: {len(fitted.cases.left_out)} slides, e.g. {fitted.cases.left_out[0]}")
-    return [*lines, f"head: {files['head']}", f"report: {files['report']}"]
+    return lines

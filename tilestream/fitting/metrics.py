@@ -5,7 +5,7 @@ Every function takes `weight` (n,) float64, how often each sample counts, and is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,19 @@ BINS = 15
 """Bins of the calibration error."""
 
 
-def auroc(positive: NDArray[np.bool_], score: Floats, weight: Floats) -> float:
-    """Probability that a positive sample scores higher than a negative one, ties counting half (Hanley and McNeil 1982)."""
+Ranks = tuple[NDArray[np.intp], NDArray[np.intp]]
+"""Samples in the order of their scores, and where each score begins among them: what does not change from one weighting to the next."""
+
+
+def rank(score: Floats) -> Ranks:
+    """The ranks of scores."""
     order = np.argsort(score, kind="stable")
-    _, first = np.unique(score[order], return_index=True)
+    return order, np.unique(score[order], return_index=True)[1]
+
+
+def auroc(positive: NDArray[np.bool_], score: Floats, weight: Floats, ranks: Ranks | None = None) -> float:
+    """Probability that a positive sample scores higher than a negative one, ties counting half (Hanley and McNeil 1982)."""
+    order, first = ranks or rank(score)
     wins = np.add.reduceat(np.where(positive, weight, 0.0)[order], first)
     losses = np.add.reduceat(np.where(positive, 0.0, weight)[order], first)
     pairs = wins.sum() * losses.sum()
@@ -28,12 +37,11 @@ def auroc(positive: NDArray[np.bool_], score: Floats, weight: Floats) -> float:
     return float((wins * (below + losses / 2)).sum() / pairs) if pairs > 0 else np.nan
 
 
-def average_precision(positive: NDArray[np.bool_], score: Floats, weight: Floats) -> float:
+def average_precision(positive: NDArray[np.bool_], score: Floats, weight: Floats, ranks: Ranks | None = None) -> float:
     """Area under precision over recall as a sum of steps: the precision at each threshold times the recall that it adds."""
-    order = np.argsort(-score, kind="stable")
-    _, first = np.unique(-score[order], return_index=True)
-    hits = np.add.reduceat(np.where(positive, weight, 0.0)[order], first)
-    taken = np.cumsum(np.add.reduceat(weight[order], first))
+    order, first = ranks or rank(score)
+    hits = np.add.reduceat(np.where(positive, weight, 0.0)[order], first)[::-1]
+    taken = np.cumsum(np.add.reduceat(weight[order], first)[::-1])
     total = hits.sum()
     if total == 0:
         return np.nan
@@ -41,10 +49,10 @@ def average_precision(positive: NDArray[np.bool_], score: Floats, weight: Floats
     return float((precision * hits).sum() / total)
 
 
-def macro(metric: Callable[[NDArray[np.bool_], Floats, Floats], float], truth: Ints, probability: Floats, weight: Floats) -> float:
+def macro(metric: Callable[..., float], truth: Ints, probability: Floats, weight: Floats, ranks: Sequence[Ranks] | None = None) -> float:
     """A metric of two classes, for several: the mean over the classes, each against all others; of two classes, that of the second."""
     classes = range(1, 2) if probability.shape[1] == 2 else range(probability.shape[1])
-    return float(np.mean([metric(truth == k, probability[:, k], weight) for k in classes]))
+    return float(np.mean([metric(truth == k, probability[:, k], weight, ranks[k] if ranks else None) for k in classes]))
 
 
 def confusion(truth: Ints, predicted: Ints, classes: int, weight: Floats) -> Floats:

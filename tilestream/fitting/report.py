@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tilestream.fitting.curves import draw_curves
-from tilestream.fitting.evaluate import ROUNDS, Evaluation, Metric, Predictions
+from tilestream.fitting.evaluate import ROUNDS, Evaluation, Metric, Predictions, widening
+from tilestream.fitting.pictures import fill_page, slide_picture, tile_picture
 from tilestream.fitting.targets import Cases
-from tilestream.store.slide import Slide
-from tilestream.store.slide_store import THUMBNAIL
 
 WORST = 20
 """Slides, or tiles, whose predictions are shown because they are furthest from the truth."""
+
+LEGEND = "Orange is where the head looked, the more the stronger, and beside it the tiles that it looked at most; by the head that had not seen the slide."
+
+MOST_SEEN = 3
+"""Tiles with the greatest attention that are shown of each of these slides."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,12 @@ class Fitted:
     row: NDArray[np.int64] | None
     """(m,) row of each prediction's tile; None where slides are predicted."""
     evaluation: Evaluation
+    attention: Callable[[int], NDArray[np.float64]] | None = None
+    """(n,) share of each tile of a slide in what was predicted of it, by the head that did not see it; None where heads have no attention."""
 
 
-def metrics_json(fitted: Fitted, settings: dict[str, Any]) -> str:
-    """Metrics with intervals, by fold, of the baselines, and the config, for programs."""
+def metrics_json(fitted: Fitted, settings: dict[str, Any], memory: dict[str, int]) -> str:
+    """Metrics with intervals, by fold, of the baselines, the config and the bytes that were projected and taken, for programs."""
     evaluation = fitted.evaluation
     found = {
         "tilestream": "fit",
@@ -61,6 +63,7 @@ def metrics_json(fitted: Fitted, settings: dict[str, Any]) -> str:
         "confusion": evaluation.confusion,
         "notes": list(evaluation.notes),
         "left_out": list(fitted.cases.left_out),
+        "memory": memory,
     }
     return json.dumps(found, indent=1, ensure_ascii=False)
 
@@ -101,7 +104,6 @@ def _truth(found: Predictions, own: NDArray[np.int64], predicted: int) -> list[o
 
 def report_html(fitted: Fitted) -> str:
     """The page."""
-    page = Template(files("tilestream.fitting").joinpath("assets/fit.html").read_text(encoding="utf-8"))
     evaluation, found = fitted.evaluation, fitted.predictions
     notes = "".join(f"<li>{escape(note)}</li>" for note in evaluation.notes)
     left = "".join(f"<li>{escape(words)}</li>" for words in fitted.cases.left_out[:200])
@@ -109,12 +111,16 @@ def report_html(fitted: Fitted) -> str:
     if evaluation.confusion:
         rows = [[name, *counts] for name, counts in zip(found.classes, evaluation.confusion, strict=True)]
         confusion = f"<h2>True class (rows) and predicted class</h2><div class='wide'>{table_html(['', *found.classes], rows)}</div>"
-    return page.substitute(
+    return fill_page(
+        "fit.html",
         title=escape(f"Head {fitted.name}"),
         about=escape(fitted.about),
         notes=f"<ul class='note'>{notes}</ul>" if notes else "",
         metrics=_metrics_table(evaluation),
         rounds=ROUNDS,
+        wider=f", made {wider:.2f} times as wide because the heads of the folds share patients"
+        if (wider := widening(len(evaluation.by_fold))) > 1
+        else "",
         folds=table_html(
             ["fold", *evaluation.by_fold[0]],
             [
@@ -125,6 +131,7 @@ def report_html(fitted: Fitted) -> str:
         confusion=confusion,
         curves="".join(draw_curves(found)),
         worst=_worst(fitted),
+        seen="" if fitted.attention is None else f"<p class='soft'>{LEGEND}</p>",
         left_out=f"<h2>Not used</h2><ul>{left}</ul>" if left else "",
     )
 
@@ -174,25 +181,10 @@ def _worst_rows(fitted: Fitted) -> Iterator[tuple[str, list[object]]]:
             told: list[object] = [found.classes[int(found.label[m])], f"{found.classes[k]} ({found.scores[m, k]:.2f})"]
         else:
             told = [f"{found.value[m]:.4g}", f"{found.scores[m, 0]:.4g}"]
-        yield _picture(slide, row), [slide.id, *place, *told]
-
-
-def _picture(slide: Slide, row: int | None) -> str:
-    """A slide's thumbnail, or the place of a tile on it, as an image of 96 px; "" where there is none."""
-    raw = slide.folder.get(THUMBNAIL)
-    if raw is None:
-        return ""
-    with Image.open(io.BytesIO(raw)) as picture:
-        small = picture.convert("RGB")
-        if row is not None:
-            scale = picture.height / slide.size.height
-            y, x = (float(slide.read_column(name)[row]) * scale for name in ("y", "x"))
-            side = max(1.0, slide.l0_extent * scale)
-            small = small.crop((round(x - side), round(y - side), round(x + 2 * side), round(y + 2 * side)))
-        small.thumbnail((192, 192))
-        buffer = io.BytesIO()
-        small.save(buffer, "PNG")
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+        shares = None if fitted.attention is None else fitted.attention(int(fitted.case[m]))
+        shown = slide_picture(slide, shares) if row is None else tile_picture(slide, row)
+        seen = "" if shares is None else "".join(tile_picture(slide, int(k)) for k in np.argsort(-shares, kind="stable")[:MOST_SEEN])
+        yield shown + seen, [slide.id, *place, *told]
 
 
 def beside(save: str) -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -76,6 +77,15 @@ class _Told:
     event: str = ""
 
 
+def annotation_file(pattern: str, slide: str) -> Path | None:
+    """The file of drawn regions of a slide: by a pattern with `{slide}`, or in a folder; None where there is none."""
+    if "{slide}" in pattern:
+        path = Path(pattern.replace("{slide}", slide))
+        return path if path.is_file() else None
+    endings = (".geojson", ".json", ".geojson.gz", ".json.gz", ".xml")
+    return next((path for ending in endings if (path := Path(pattern) / f"{slide}{ending}").is_file()), None)
+
+
 def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
     """The slides that have a label, in folds.
 
@@ -88,6 +98,12 @@ def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
     left_out: list[str] = []
     if target.slides is not None:
         told, left_out = _from_table(config, slides)
+    elif target.annotations is not None:
+        told = [_from_list(config, slide, None) for slide in slides if annotation_file(target.annotations, slide.id) is not None]
+        left_out = [f"{slide.id}: no annotations" for slide in slides if annotation_file(target.annotations, slide.id) is None]
+        if not told:
+            ids = ", ".join(slide.id for slide in slides[:3])
+            raise InputError(f"target.annotations: {target.annotations} has no file for any slide of the embeddings ({ids}, ...).")
     else:
         told = [_from_list(config, slide, target.obs) for slide in slides]
     names = [case.slide.id for case in told]
@@ -97,9 +113,9 @@ def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
     _refuse_two_patients(told, same_image)
     task: Task = "survival" if target.survival else "regression" if target.regression else "classes"
     where = f"{target.slides}: " if target.slides else ""
-    classes, label = (
-        _classes(config, [case.cell for case in told]) if task == "classes" and target.annotations is None else ((), np.full(len(told), -1))
-    )
+    by_tile = target.annotations is not None or (target.obs is not None and target.obs not in told[0].slide.listed)
+    by_slide = task == "classes" and not by_tile
+    classes, label = _classes(config, [case.cell for case in told]) if by_slide else ((), np.full(len(told), -1))
     value = np.full(len(told), np.nan)
     died = np.zeros(len(told), np.bool_)
     if task != "classes":
@@ -110,24 +126,26 @@ def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
     strata = label - label.min() if task == "classes" else died.astype(np.int64)
     if config.split.column is not None:
         fold = given_folds([case.fold for case in told], group, names)
+    elif by_tile and len(set(group.tolist())) == 1:
+        fold = np.zeros(len(told), np.int64)  # regions will be held out
     else:
         fold = draw_folds(group, strata, config.split.folds, config.split.seed)
     cases = Cases(
         tuple(case.slide for case in told), tuple(case.patient or case.slide.id for case in told), any(case.patient for case in told),
         group, fold, task, classes, label, value, died, tuple(left_out),
     )  # fmt: skip
-    if task == "classes" and target.annotations is None:
+    if by_slide:
         _check_folds(cases)
     return cases
 
 
 def _from_list(config: FitConfig, slide: Slide, column: str | None) -> _Told:
     """A slide by what the list of slides said of it."""
-    if column is not None and column not in slide.listed:
-        there = ", ".join(slide.listed) or "none"
+    if column is not None and column not in slide.listed and column not in slide.heads:
+        there = ", ".join([*slide.listed, *slide.heads]) or "none"
         raise ConfigError(
-            f"target.obs: {slide.id} has no column {column!r} from the list of slides; it has {there}. Add it to the CSV that `slides` names "
-            "and run again, or name the labels by target.slides."
+            f"target.obs: {slide.id} has no column {column!r} from the list of slides, and no head of that name; it has {there}. Add it to the CSV that "
+            "`slides` names and run again, or name the labels by target.slides."
         )
     return _Told(slide, patient_of(config, slide), slide.listed.get(config.split.site or "", ""), "", slide.listed.get(column or "", ""))
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from skimage import measure
 
 from tilestream.config.fit_schema import FitConfig
 from tilestream.errors import InputError
-from tilestream.fitting.splits import Ints, join_groups
-from tilestream.fitting.targets import Cases
+from tilestream.fitting.targets import Cases, Ints, annotation_file
+from tilestream.fitting.training.features import Labels
+from tilestream.store.heads.columns import NOT_COMPUTED
 from tilestream.store.slide import Slide
 from tilestream.tiles.annotations.cover import draw_classes
 from tilestream.tiles.tissue import tile_fractions
@@ -20,16 +23,7 @@ PIXELS_A_TILE = 16
 """Side of a tile, in pixels of the raster on which regions are drawn: parts of it are known to about 1 %."""
 
 
-def annotation_file(pattern: str, slide: str) -> Path | None:
-    """The file of drawn regions of a slide: by a pattern with `{slide}`, or in a folder; None where there is none."""
-    if "{slide}" in pattern:
-        path = Path(pattern.replace("{slide}", slide))
-        return path if path.is_file() else None
-    endings = (".geojson", ".json", ".geojson.gz", ".json.gz", ".xml")
-    return next((path for ending in endings if (path := Path(pattern) / f"{slide}{ending}").is_file()), None)
-
-
-def draw_tile_classes(slide: Slide, path: Path, min_fraction: float, chosen: Sequence[str] = ()) -> tuple[list[str], Ints]:
+def draw_tile_classes(slide: Slide, path: Path, min_fraction: float, chosen: Sequence[str] = ()) -> tuple[list[str], Labels]:
     """The classes of a file, and (n,) which of them each tile has; -1 where none covers `min_fraction` of it, or several do.
 
     Memory bound: 5 bytes for each pixel of a raster with `PIXELS_A_TILE` a tile, and class.
@@ -45,8 +39,8 @@ def draw_tile_classes(slide: Slide, path: Path, min_fraction: float, chosen: Seq
     masks = {name: mask for name, mask in draw_classes(path, shape, downsample).items() if name and (not chosen or name in chosen)}
     row, col = (slide.read_column(name).astype(np.int64) for name in ("row", "col"))
     names = sorted(masks)
-    label = np.full(slide.layout.tiles, -1, np.int64)
-    owners = np.zeros(slide.layout.tiles, np.int64)
+    label = np.full(slide.layout.tiles, -1, np.int16)
+    owners = np.zeros(slide.layout.tiles, np.int16)
     for k, name in enumerate(names):
         covered = tile_fractions(masks[name], downsample, grid, row, col) >= min(min_fraction, 1 - 1e-6)
         label[covered] = k
@@ -55,7 +49,7 @@ def draw_tile_classes(slide: Slide, path: Path, min_fraction: float, chosen: Seq
     return names, label
 
 
-def label_tiles(config: FitConfig, cases: Cases) -> tuple[Cases, list[Ints]]:
+def label_tiles(config: FitConfig, cases: Cases) -> tuple[Cases, list[Labels]]:
     """The cases that have labelled tiles, with all their classes, and the class of each tile of each, -1 where it has none.
 
     Raises
@@ -64,40 +58,54 @@ def label_tiles(config: FitConfig, cases: Cases) -> tuple[Cases, list[Ints]]:
         No tile has a class, all have one, or a class lies in one fold only.
     """
     target = config.target
-    if target.annotations is None:
-        good = [np.where(slide.read_good(), label, -1) for slide, label in zip(cases.slides, cases.label.tolist(), strict=True)]
+    if cases.classes:
+        good = [
+            np.where(slide.read_good(), label, -1).astype(np.int16) for slide, label in zip(cases.slides, cases.label.tolist(), strict=True)
+        ]
         return cases, good
-    files = {slide.id: annotation_file(target.annotations, slide.id) for slide in cases.slides}
-    drawn = {
-        slide.id: draw_tile_classes(slide, path, target.min_fraction, target.classes)
-        for slide in cases.slides if (path := files[slide.id]) is not None
-    }  # fmt: skip
-    if not drawn:
-        ids = ", ".join(slide.id for slide in cases.slides[:3])
-        raise InputError(f"target.annotations: {target.annotations} has no file for any slide of the embeddings ({ids}, ...).")
+    drawn: dict[str, tuple[list[str], Labels]] = {}
+    for slide in cases.slides:
+        if target.annotations is None:
+            drawn[slide.id] = _answered(slide, str(target.obs), target.classes)
+        elif (path := annotation_file(target.annotations, slide.id)) is not None:
+            drawn[slide.id] = draw_tile_classes(slide, path, target.min_fraction, target.classes)
     classes = target.classes or tuple(sorted(set(itertools.chain.from_iterable(names for names, _ in drawn.values()))))
-    kept = [i for i, slide in enumerate(cases.slides) if slide.id in drawn]
-    labels = [_renumbered(cases.slides[i], *drawn[cases.slides[i].id], classes) for i in kept]
-    left = tuple(f"{slide.id}: no annotations" for slide in cases.slides if slide.id not in drawn)
-    some = _subset(cases, kept, classes, cases.left_out + left)
+    labels = [_renumbered(slide, *drawn[slide.id], classes) for slide in cases.slides]
     counts = np.array([[int((label == k).sum()) for k in range(len(classes))] for label in labels])
     if len(classes) < 2 or (counts.sum(axis=0) > 0).sum() < 2:
         there = ", ".join(f"{name} {count}" for name, count in zip(classes, counts.sum(axis=0).tolist(), strict=True)) or "none"
-        raise InputError(
-            f"target.annotations: tiles by class: {there}. It takes two classes with tiles that {target.min_fraction:.0%} of one covers."
-        )
-    return some, labels
+        wanted = f" that {target.min_fraction:.0%} of one covers" if target.annotations is not None else ""
+        key = "annotations" if target.annotations is not None else "obs"
+        raise InputError(f"target.{key}: tiles by class: {there}. It takes two classes with tiles{wanted}.")
+    return replace(cases, classes=classes), labels
 
 
-def _renumbered(slide: Slide, names: Sequence[str], label: Ints, classes: Sequence[str]) -> Ints:
+def _answered(slide: Slide, head: str, chosen: Sequence[str]) -> tuple[list[str], Labels]:
+    """The classes that a head gave the tiles of a slide, and (n,) which of them each has; -1 where it gave none."""
+    found = slide.read_head_classes(head)
+    names = [name for name in map(str, found.categories) if name != NOT_COMPUTED and (not chosen or name in chosen)]
+    code = np.array([names.index(name) if name in names else -1 for name in map(str, found.categories)], np.int16)
+    return names, code[np.asarray(found.codes)]
+
+
+def number_regions(slides: Sequence[Slide], case: Ints, row: Ints, label: Ints) -> Ints:
+    """(m,) number of the region of each labelled tile: tiles of one slide and class that touch, at corners too, through others."""
+    found = np.zeros(len(case), np.int64)
+    first = 0
+    for i in np.unique(case).tolist():
+        places = [slides[i].read_column(name).astype(np.int64) for name in ("row", "col")]
+        for k in np.unique(label[case == i]).tolist():
+            own = np.flatnonzero((case == i) & (label == k))
+            y, x = (axis[row[own]] for axis in places)
+            mask = np.zeros((y.max() + 1, x.max() + 1), np.bool_)
+            mask[y, x] = True
+            numbers, count = measure.label(mask, connectivity=2, return_num=True)
+            found[own] = first + numbers[y, x] - 1
+            first += count
+    return found
+
+
+def _renumbered(slide: Slide, names: Sequence[str], label: Labels, classes: Sequence[str]) -> Labels:
     """Labels by the classes of all slides, without tiles that failed."""
-    places = np.array([classes.index(name) for name in names] + [-1])
-    return np.where(slide.read_good(), places[label], -1)
-
-
-def _subset(cases: Cases, kept: Sequence[int], classes: tuple[str, ...], left_out: tuple[str, ...]) -> Cases:
-    at = np.asarray(kept)
-    return Cases(
-        tuple(cases.slides[i] for i in kept), tuple(cases.patients[i] for i in kept), cases.by_patient, join_groups(cases.group[at].tolist()),
-        cases.fold[at], cases.task, classes, cases.label[at], cases.value[at], cases.died[at], left_out,
-    )  # fmt: skip
+    places = np.array([classes.index(name) for name in names] + [-1], np.int16)
+    return np.where(slide.read_good(), places[label], np.int16(-1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from tilestream.store.folder import Folder
 from tilestream.store.ledger import Ledger
 from tilestream.store.zarr_chunks import chunk_reader
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 BLOCK_ROWS = 2048
@@ -131,10 +132,15 @@ def map_blocks(
             out[first - start : last - start] = chunk[first - number * rows : last - number * rows]
         return out
 
+    yield from map_ahead(lambda first: work(read(first), first), range(start, end, block_rows * (skip + 1)), threads)
+
+
+def map_ahead(work: Callable[[S], T], items: Iterable[S], threads: int = BLOCKS_AHEAD) -> Iterator[T]:
+    """What `work` makes of each item, in their order, by threads that run as many items ahead of the caller as there are threads."""
     pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="rows") as pool:
-        for first in range(start, end, block_rows * (skip + 1)):
-            pending.append(pool.submit(lambda first: work(read(first), first), first))
+        for item in items:
+            pending.append(pool.submit(work, item))
             if len(pending) > threads:
                 yield pending.popleft().result()
         while pending:

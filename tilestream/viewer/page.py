@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any
 
 from bokeh.document import Document
@@ -15,12 +16,12 @@ from tilestream.viewer.catalogue import Catalogue
 from tilestream.viewer.panel import Panel
 
 
-def make_page(doc: Document, catalogue: Catalogue, workers: Executor) -> None:
-    """Fill a document: one panel an output. All panels look at one place, and a click in one is a click in all."""
+def make_page(doc: Document, catalogue: Catalogue, workers: Executor, annotations: Path | None = None) -> None:
+    """Fill a document: one panel an output; with a folder of annotations, what draws on their slides. All panels look at one place, and a click in one is a click in all."""
     doc.title = "tilestream: " + ", ".join(without_credentials(output.address) for output in catalogue.outputs)
     doc.template = read_asset("page.html")
     ranges = Range1d(0, 1, name="x"), Range1d(-1, 0, name="y")
-    panels = [Panel(doc, catalogue, output, ranges, workers) for output in catalogue.outputs]
+    panels = [Panel(doc, catalogue, output, ranges, workers, annotations) for output in catalogue.outputs]
 
     def click_all(l0_y: float, l0_x: float) -> None:
         for panel in panels:
@@ -37,8 +38,11 @@ def _lay_out(panel: Panel, *, wide: bool) -> Any:
     several = len(panel.output.entries) > 1
     controls: list[Any] = [panel.choose_slide] if several else []
     controls += [panel.choose_overlay, panel.opacity, panel.groups, panel.points]
+    drawing: list[Any] = []
+    if panel.drawing is not None:
+        drawing = [row(panel.drawing.widgets, sizing_mode="stretch_width"), panel.drawing.classes, panel.drawing.told]
     slide = column(
-        panel.title, row(controls, sizing_mode="stretch_width"), panel.legend, panel.pictures.slide, panel.pictures.readout, sizing_mode="stretch_both",
+        panel.title, row(controls, sizing_mode="stretch_width"), *drawing, panel.legend, panel.pictures.slide, panel.pictures.readout, sizing_mode="stretch_both",
     )  # fmt: skip
     if wide:
         return row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tilestream.viewer.answers import CLASSES, DENSITY, OBJECTS, class_counts, c
 from tilestream.viewer.catalogue import Catalogue, Output
 from tilestream.viewer.clusters import cluster
 from tilestream.viewer.deepzoom import Zoom
+from tilestream.viewer.drawing.tools import Drawing
 from tilestream.viewer.neighbours import nearest, similarity
 from tilestream.viewer.overlays import (
     PALETTE,
@@ -50,7 +52,15 @@ TILES_ACROSS = 10
 class Panel:
     """What is shown of one output. Slow work is done by `workers`, one job after the other, and its result laid in by the document's thread."""
 
-    def __init__(self, doc: Document, catalogue: Catalogue, output: Output, ranges: tuple[Range1d, Range1d], workers: Executor) -> None:
+    def __init__(
+        self,
+        doc: Document,
+        catalogue: Catalogue,
+        output: Output,
+        ranges: tuple[Range1d, Range1d],
+        workers: Executor,
+        annotations: Path | None = None,
+    ) -> None:
         self.doc, self.catalogue, self.output, self.workers = doc, catalogue, output, workers
         self.number = output.first.number
         self.shown = False
@@ -68,7 +78,8 @@ class Panel:
         self.groups = Slider(title="clusters", start=2, end=20, step=1, value=6, width=110, name="k")
         self.points = Select(title="scatter", options=["PCA", "UMAP"], value="PCA", width=90, name="choose points")
         self.title, self.legend = Div(name="title", width_policy="max"), Div(name="legend")
-        self.pictures.slide.on_event(Tap, lambda event: self.on_click(-event.y, event.x))
+        self.drawing = None if annotations is None else Drawing(annotations, self.pictures.slide, self._selected)
+        self.pictures.slide.on_event(Tap, lambda event: None if self.drawing and self.drawing.busy else self.on_click(-event.y, event.x))
         self.pictures.gallery.on_event(Tap, lambda event: self.follow(event.x, event.y))
         self.pictures.points.selected.on_change("indices", lambda _attr, _old, new: self.light(new))
         self.choose_overlay.on_change("value", lambda _attr, _old, _new: self.draw())
@@ -76,6 +87,8 @@ class Panel:
         self.opacity.on_change("value", lambda _attr, _old, new: self.pictures.set_opacity(new))
         self.groups.on_change("value_throttled", lambda _attr, _old, _new: self.regroup())
         self.points.on_change("value", lambda _attr, _old, _new: self.scatter())
+        if self.drawing is not None:  # who draws looks at tissue
+            self.choose_overlay.update(options=[STATUS, NOTHING], value=NOTHING)
         self.show(self.number)
         doc.on_event(DocumentReady, lambda _event: self.begin())
 
@@ -113,6 +126,8 @@ class Panel:
             self.choose_overlay.value = STATUS
         self.draw()
         self.scatter()
+        if self.drawing is not None:
+            self.drawing.show(slide.id)
         if tile is not None:
             self.go(tile)
             self.click(*self._centre(tile))
@@ -268,6 +283,10 @@ class Panel:
             return None
         head = sorted(self.slide.heads).index(chosen.removeprefix(OBJECTS))
         return _tile_source(f"/objects/{self.number}/{head}/{{Z}}/{{X}}/{{Y}}.png", Zoom(self.slide.size))
+
+    def _selected(self) -> tuple[ViewedSlide, NDArray[np.int64]]:
+        """The slide, and its tiles that are selected in the scatter."""
+        return self.slide, self.pictures.tiles_of_points(self.pictures.points.selected.indices) if self.shown else np.empty(0, np.int64)
 
     def _centre(self, tile: int) -> tuple[float, float]:
         half = self.slide.l0_extent / 2

@@ -10,6 +10,7 @@ import threading
 import webbrowser
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -130,7 +131,7 @@ class Viewer:
         The host or the port cannot be had.
     """
 
-    def __init__(self, catalogue: Catalogue, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, catalogue: Catalogue, host: str = "127.0.0.1", port: int = 0, annotations: Path | None = None) -> None:
         if host in ANY:
             raise ConfigError(
                 f"--host: {host!r} is every address of this machine. Give the one address or name by which browsers reach it."
@@ -145,7 +146,7 @@ class Viewer:
             (rf"/crops/{digits}/{digits}\.jpg", _Pixels, pixels),
             (rf"/objects/{digits}/{digits}/{digits}/{digits}/{digits}\.png", _Objects, pixels),
         ]
-        page = Application(FunctionHandler(lambda doc: make_page(doc, catalogue, self._workers)))
+        page = Application(FunctionHandler(lambda doc: make_page(doc, catalogue, self._workers, annotations)))
         try:
             sockets = bind_sockets(port, host, family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         except (OSError, OverflowError) as error:
@@ -182,21 +183,24 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     browser: bool = True,
+    annotations: Path | None = None,
 ) -> None:
-    """Show outputs until the process is interrupted; images below `roots` are opened whoever made a store.
+    """Show outputs until the process is interrupted; images below `roots` are opened whoever made a store, and what is drawn goes into `annotations`.
 
     Raises
     ------
     InputError
         There is no output.
     ConfigError
-        No output has the slide, or the host or the port cannot be had.
+        No output has the slide, the host or the port cannot be had, or several outputs are to be drawn on.
     """
+    if annotations is not None and len(outputs) > 1:
+        raise ConfigError(f"--annotations: {len(outputs)} outputs are shown, but regions are drawn on the slides of one. Name one output.")
     # A page that is closed while it is sent something is no event.
     logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)
 
     async def run() -> None:
-        viewer = Viewer(Catalogue(outputs, slide, roots), host, port)
+        viewer = Viewer(Catalogue(outputs, slide, roots), host, port, annotations)
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -24,8 +24,8 @@ from tilestream.fitting.masked.surroundings import compare_neighbours, probe, re
 from tilestream.fitting.metrics import Floats, Ints
 from tilestream.fitting.outputs import open_slides, refuse_foreign, write_texts
 from tilestream.fitting.splits import draw_folds, join_groups
-from tilestream.fitting.targets import patient_of, refuse_mixed_embeddings
-from tilestream.fitting.tile_labels import annotation_file, draw_tile_classes
+from tilestream.fitting.targets import annotation_file, patient_of, refuse_mixed_embeddings
+from tilestream.fitting.tile_labels import draw_tile_classes
 from tilestream.models.context import ContextTransformer, WindowBlock
 from tilestream.models.positions import TableBias
 from tilestream.store.ledger import digest_of
@@ -241,11 +241,11 @@ def _labels(config: FitConfig, slides: Sequence[Slide]) -> tuple[list[str], list
     drawn: list[tuple[list[str], Ints]] = []
     for slide in slides:
         path = annotation_file(pattern, slide.id)
-        drawn.append(
-            ([], np.full(slide.layout.tiles, -1))
-            if path is None
-            else draw_tile_classes(slide, path, config.target.min_fraction, config.target.classes)
-        )
+        if path is None:
+            drawn.append(([], np.full(slide.layout.tiles, -1)))
+        else:
+            names, label = draw_tile_classes(slide, path, config.target.min_fraction, config.target.classes)
+            drawn.append((names, label.astype(np.int64)))
     classes = sorted({name for names, _ in drawn for name in names})
     order = [np.array([classes.index(name) for name in names] + [-1]) for names, _ in drawn]
     return classes, [places[label] for places, (_, label) in zip(order, drawn, strict=True)]

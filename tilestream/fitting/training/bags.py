@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -16,6 +16,7 @@ from tilestream.fitting.metrics import Ints
 from tilestream.fitting.training.features import THREADS, Vectors, read_rows
 from tilestream.models.heads.bags import BagRows
 from tilestream.models.positions import position_unit
+from tilestream.store.blocks import map_ahead
 from tilestream.store.slide import Slide
 
 BAG = 512
@@ -26,6 +27,14 @@ PART = 4
 
 BLOCK = 2048
 """Tiles of a block while it is judged."""
+
+MOST = 512
+"""Slides that are looked at, at most, for what many would not tell better: means of channels, and when to stop."""
+
+
+def some_of(which: Ints, most: int) -> Ints:
+    """`most` of these at most, from all over their order."""
+    return which if len(which) <= most else which[np.linspace(0, len(which) - 1, most).round().astype(np.int64)]
 
 
 @dataclass(frozen=True)
@@ -65,22 +74,26 @@ class Bags:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="bags") as pool:
             self._bits = list(pool.map(lambda slide: np.packbits(slide.read_good()), slides))
         self.dtype = np.result_type(*(array.dtype for array in self.arrays))
-        self.in_memory = sum(int(np.bitwise_count(bits).sum()) for bits in self._bits) * self.dim * self.dtype.itemsize <= limit
+        self.in_memory = sum(map(self.count, range(len(self.slides)))) * self.dim * self.dtype.itemsize <= limit
         self._held: dict[int, NDArray[np.floating]] = {}
         self._lock = Lock()
+
+    def count(self, i: int) -> int:
+        """Tiles of a slide that have a vector."""
+        return int(np.bitwise_count(self._bits[i]).sum())
 
     def good(self, i: int) -> Ints:
         """Rows of the tiles of a slide that have a vector."""
         return np.flatnonzero(np.unpackbits(self._bits[i], count=self.slides[i].layout.tiles))
 
-    def draw(self, which: Sequence[int], chance: np.random.Generator) -> Iterator[Rows]:
+    def draw(self, which: Iterable[int], chance: np.random.Generator) -> Iterator[Rows]:
         """Bags of some slides, of `BAG` tiles or of a quarter of those that there are: never twice the same, so that few slides are not learned by heart.
 
-        Of slides that are not in memory the tiles come from a few chunks drawn at random, so that little is read.
+        Of slides that are not in memory the tiles come from a few chunks drawn at random, so that little is read. Memory bound: a bag a thread is read
+        ahead.
         """
-        rows = [self._draw_rows(i, chance) for i in which]
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="bags") as pool:
-            yield from pool.map(self.rows, which, rows)
+        drawn = ((i, self._draw_rows(i, chance)) for i in which)
+        yield from map_ahead(lambda bag: self.rows(*bag), drawn, THREADS)
 
     def rows(self, i: int, rows: Ints) -> Rows:
         """Some tiles of a slide, by their rows in its store."""
@@ -94,14 +107,13 @@ class Bags:
     def whole(self, i: int) -> Iterator[Rows]:
         """All good tiles of a slide, block by block."""
         good = self.good(i)
-        for start in range(0, len(good), BLOCK):
-            yield self.rows(i, good[start : start + BLOCK])
+        yield from map_ahead(lambda start: self.rows(i, good[start : start + BLOCK]), range(0, len(good), BLOCK), THREADS)
 
     def statistics(self, which: Ints) -> tuple[Tensor, Tensor]:
-        """(d,) mean and spread of each channel over one bag of each slide: what later bags are standardised by."""
+        """(d,) mean and spread of each channel over one bag of each slide, of `MOST` slides at most: what later bags are standardised by."""
         chance = np.random.default_rng(0)
         count, total, squares = 0, np.zeros(self.dim), np.zeros(self.dim)
-        for rows in self.draw(which.tolist(), chance):
+        for rows in self.draw(some_of(which, MOST).tolist(), chance):
             x = rows.x.double().numpy()
             count, total, squares = count + len(x), total + x.sum(axis=0), squares + (x**2).sum(axis=0)
         mean = total / count

@@ -21,6 +21,9 @@ THREADS = 4
 
 Vectors = NDArray[np.float32]
 
+Labels = NDArray[np.int16]
+"""Classes of a slide's tiles, -1 where one has none."""
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -38,7 +41,7 @@ class Drawn:
     """Labelled tiles that there are, of which these were drawn."""
 
 
-def draw_rows(labels: Sequence[Ints], classes: int, limit: int, seed: int) -> list[Ints]:
+def draw_rows(labels: Sequence[Labels], classes: int, limit: int, seed: int) -> list[Ints]:
     """Rows of each slide that are learned from: all labelled ones, or `limit` at most, even over classes and over the slides of a class.
 
     Slides and classes that have fewer than their even share leave the rest to the others.
@@ -68,7 +71,7 @@ def _even(there: Ints, limit: int) -> Ints:
     return taken
 
 
-def read_drawn(slides: Sequence[Slide], what: str, labels: Sequence[Ints], classes: int, limit: int, seed: int) -> Drawn:
+def read_drawn(slides: Sequence[Slide], what: str, labels: Sequence[Labels], classes: int, limit: int, seed: int) -> Drawn:
     """The vectors of labelled tiles, `limit` at most."""
     rows = draw_rows(labels, classes, limit, seed)
     starts = np.cumsum([0, *map(len, rows)])
@@ -81,7 +84,7 @@ def read_drawn(slides: Sequence[Slide], what: str, labels: Sequence[Ints], class
     with ThreadPoolExecutor(THREADS, thread_name_prefix="fit") as pool:
         list(pool.map(read, range(len(slides))))
     return Drawn(
-        x, np.concatenate([label[part] for label, part in zip(labels, rows, strict=True)]),
+        x, np.concatenate([label[part] for label, part in zip(labels, rows, strict=True)]).astype(np.int64),
         np.repeat(np.arange(len(rows)), [len(part) for part in rows]), np.concatenate(rows), sum(int((label >= 0).sum()) for label in labels),
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from tilestream.fitting.metrics import Floats, Ints
 from tilestream.fitting.targets import Cases
-from tilestream.fitting.training.bags import Bags, Rows
+from tilestream.fitting.training.bags import MOST, Bags, Rows, some_of
 from tilestream.fitting.training.inner import best_of, cross_entropy, keep_back, temperature
 from tilestream.fitting.training.linear import Linear, cox_loss, fit_cox, fit_logistic, fit_ridge
 from tilestream.fitting.training.tile_models import STRENGTHS, Best, choose_strength, settings_of
@@ -131,7 +132,7 @@ def _train_bag(
 ) -> Bag:
     """AdamW on bags of some tiles; ended and chosen by whole slides of patients that were kept back."""
     chance = np.random.default_rng(seed)
-    learned, judged = at[~kept], at[kept]
+    learned, judged = at[~kept], some_of(at[kept], MOST)
     learner = _Learner(bag.requires_grad_().to(device), cases, bags, learned, device)
     batch, epochs = int(settings["batch"]), int(settings["epochs"])
     if cases.task != "survival":  # there, those of one batch are compared
@@ -140,9 +141,10 @@ def _train_bag(
     best = Best(bag, int(settings["patience"]))
     for _ in range(epochs):
         order = chance.permutation(learned)
+        drawn = bags.draw(order.tolist(), chance)
         for start in range(0, len(order), batch):
             part = order[start : start + batch]
-            loss = learner.loss(part, learner.answers(part, chance))
+            loss = learner.loss(part, learner.answers(drawn, len(part), chance))
             if loss is not None:
                 optimiser.zero_grad()
                 loss.backward()
@@ -183,9 +185,9 @@ class _Learner:
         kept = torch.as_tensor(chance.random(given.x.shape, dtype=np.float32) >= DROPPED)
         return replace(given, x=given.x * kept / (1 - DROPPED)).to(self.device)
 
-    def answers(self, part: Ints, chance: np.random.Generator) -> Tensor:
-        """(b, outputs) of a bag of each of some cases."""
-        return torch.stack([self.bag(self._dropped(rows, chance))[0] for rows in self.bags.draw(part.tolist(), chance)])
+    def answers(self, drawn: Iterator[Rows], count: int, chance: np.random.Generator) -> Tensor:
+        """(count, outputs) of the next bags that were drawn."""
+        return torch.stack([self.bag(self._dropped(rows, chance))[0] for rows in islice(drawn, count)])
 
     def loss(self, part: Ints, answers: Tensor) -> Tensor | None:
         """Of the answers (b, outputs) of some cases; None where nobody died among them."""

@@ -1,0 +1,1 @@
+"""What a cohort tells without labels: clusters, outliers, nearest and duplicate tiles."""
