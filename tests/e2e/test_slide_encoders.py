@@ -182,6 +182,27 @@ def test_coordinates_in_half_precision_are_refused(image, tmp_path, gigapath):
         encode(image, tmp_path / "no", gigapath[1], tiles={"level": None, "from": path}, on_error={"slide": "fail"})
 
 
+def test_tokens_are_kept_on_request_and_go_with_their_pool(image, tmp_path, monkeypatch):
+    module, weights = small_gigapath(monkeypatch, tmp_path, tile_encoder="tests.support.encoders:some_corners")
+    sections = {"encoder": "tests.support.encoders:some_corners", "compute": {"shard_tiles": 8}}
+    encode(image, tmp_path / "out", weights, pool={"tokens": True, "as": "giga"}, **sections)
+    encode(image, tmp_path / "out", weights, pool={"tokens": True}, **sections)
+    slide = tilestream.open(tmp_path / "out" / "a.zarr")
+    assert slide.named_vectors == ["slide-giga", "tokens-giga"]
+    good, tokens = slide.read_good(), slide.vectors("tokens")[:]
+    assert np.isnan(tokens[~good]).all()
+    assert np.isfinite(tokens[good]).all()
+    assert np.array_equal(slide.vectors("tokens-giga")[:], tokens, equal_nan=True)
+    norm = torch.nn.functional.layer_norm(torch.from_numpy(tokens[good]).mean(dim=0), (16,), module.norm.weight, module.norm.bias, 1e-6)
+    assert np.abs(norm.numpy() - slide.slide_vector).max() < 1e-5
+    assert np.array_equal(slide.to_anndata().obsm["tokens"], tokens, equal_nan=True)
+    encode(image, tmp_path / "out", weights, **sections)
+    assert not tilestream.open(tmp_path / "out" / "a.zarr").has("tables/tiles/obsm/tokens")
+    monkeypatch.setitem(SLIDE_PRESETS, "hipt-4k", replace(SLIDE_PRESETS["hipt-4k"], spec=RegionSpec(12, 8, 1, 2)))
+    with pytest.raises(ConfigError, match=r"pool.tokens: true, but hipt-4k makes no tokens of tiles; gigapath, gigapath-flash, moozy do"):
+        encode(image, tmp_path / "no", weights, pool={"name": "hipt-4k", "tokens": True}, **sections)
+
+
 def test_arguments_and_weights_that_do_not_fit_are_refused(image, tmp_path, gigapath):
     with pytest.raises(ConfigError, match=r"pool.args.layers: 'gigapath' takes no such argument. Did you mean layer\?"):
         encode(image, tmp_path / "no", gigapath[1], pool={"args": {"layers": 3}})

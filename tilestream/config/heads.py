@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from tilestream.config.restart import NAME
 from tilestream.config.types import Count, Index, Names, PathText, Positive, Section, ValueRefusedError, yaml_word
 
-TAKEN = frozenset({"row", "col", "y", "x", "tissue", "status", "slide", "spatial", "context", "attention"})
+TAKEN = frozenset({"row", "col", "y", "x", "tissue", "status", "slide", "spatial", "context", "attention", "tokens"})
 """Columns of the tables that are there already."""
 
 NO_ENCODER = "none"

@@ -43,7 +43,8 @@ def _pool(task: SlideTask, shards: range, device: torch.device) -> Report:
     store, clock = task.open_store(), Clock()
     with clock.timed("pool"):
         if task.line.pool.encodes:
-            store.write_pool(encode_slide(task, store, device).vector, task.slide, None, task.line.pool.stage)
+            made = encode_slide(task, store, device)
+            store.write_pool(made.vector, task.slide, None, task.line.pool.stage, made.tokens)
         else:
             _pool_rows(task, store, _pooled(task))
     return Report(task.slide, shards, clock.seconds)

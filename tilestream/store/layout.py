@@ -29,10 +29,11 @@ def context_place(stage: str) -> str:
     return f"{TILES}/obsm/{stage}"
 
 
-def pool_places(stage: str) -> tuple[str, str]:
-    """The array (1, d) of a pool, and that of the shares of tiles in it."""
+def pool_places(stage: str) -> tuple[str, str, str]:
+    """The array (1, d) of a pool, that of the shares of tiles in it, and that of the tiles' tokens before they become one."""
     _, _, name = stage.partition("-")
-    return (f"{SLIDE}/obsm/{stage}" if name else f"{SLIDE}/X"), f"{TILES}/obsm/{stage_called('attention', name or None)}"
+    shares, tokens = (f"{TILES}/obsm/{stage_called(what, name or None)}" for what in ("attention", "tokens"))
+    return (f"{SLIDE}/obsm/{stage}" if name else f"{SLIDE}/X"), shares, tokens
 
 
 @dataclass(frozen=True)
@@ -121,15 +122,15 @@ def nothing_kept(source: Mapping[str, Any]) -> str:
     return "no tile holds enough tissue" if source.get("tissue_found") else "no tissue found"
 
 
-VECTORS = {"tiles": f"{TILES}/X", "context": context_place("context"), "slide": pool_places("pool")[0]}
+VECTORS = {"tiles": f"{TILES}/X", "context": context_place("context"), "slide": pool_places("pool")[0], "tokens": pool_places("pool")[2]}
 """Where a store keeps the vectors that there may be."""
 
 
 def vectors_place(what: str) -> str | None:
-    """Where vectors lie, those of contexts and pools under names among them (`context-wide`, `slide-wide`); None for what is no such thing."""
+    """Where vectors lie, those of contexts and pools under names among them (`context-wide`, `slide-wide`, `tokens-wide`); None for what is no such thing."""
     kind, dash, name = what.partition("-")
-    if dash and kind in ("context", "slide"):
-        return context_place(what) if kind == "context" else pool_places(f"pool-{name}")[0]
+    if dash and kind in ("context", "slide", "tokens"):
+        return context_place(what) if kind == "context" else pool_places(f"pool-{name}")[0 if kind == "slide" else 2]
     return VECTORS.get(what)
 
 

@@ -30,6 +30,7 @@ _LACKING = {
     "tiles": "no embeddings of tiles, output.save was {saved}. Run with tiles among them.",
     "context": "no context of tiles, output.save was {saved}. Run with a context, and with tiles among them.",
     "slide": "no vector of the slide, output.save was {saved}. Run with a pool, and with slide among them.",
+    "tokens": "no tokens of tiles of a slide encoder. Run with pool.tokens: true.",
 }
 
 
@@ -187,9 +188,10 @@ class Slide(StoredHeads):
 
     @property
     def named_vectors(self) -> list[str]:
-        """Contexts and vectors of the slide that are kept under names, as `vectors` takes them: `context-wide`, `slide-wide`."""
-        stages = (stage.replace("pool-", "slide-") for stage, own in self.recipe.items() if stage.startswith(NAMED) and own is not None)
-        return [what for what in sorted(stages) if self.has(str(vectors_place(what)))]
+        """Contexts and vectors of the slide that are kept under names, as `vectors` takes them: `context-wide`, `slide-wide`, `tokens-wide`."""
+        stages = [stage for stage, own in self.recipe.items() if stage.startswith(NAMED) and own is not None]
+        found = {stage.replace("pool-", kind) for stage in stages for kind in ("slide-", "tokens-")}
+        return [what for what in sorted(found) if self.has(str(vectors_place(what)))]
 
     @property
     def embeddings(self) -> zarr.Array[Any]:

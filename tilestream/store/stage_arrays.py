@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def stage_metadata(
 
 def _pool_row(stage: str, vector: NDArray[np.float32]) -> dict[str, bytes]:
     """The objects of a vector (d,) of a slide that is kept under a name."""
-    made, (place, _) = Folder.in_memory("memory"), pool_places(stage)
+    made, place = Folder.in_memory("memory"), pool_places(stage)[0]
     zarr.create_group(made.store).require_group(f"{SLIDE}/obsm").create_array(
         stage, data=vector[None].astype(np.float32), chunks=(1, max(1, len(vector))), attributes=ARRAY
     )
@@ -95,6 +96,15 @@ def slide_table(slide_id: str, vector: NDArray[np.float32]) -> dict[str, bytes]:
     slide = create_table(zarr.create_group(made.store).create_group("tables"), "slide", len(vector), {}, {}, [slide_id])
     slide.create_array("X", data=vector[None].astype(np.float32), chunks=(1, max(1, len(vector))), attributes=ARRAY)
     return {key: made.get(key) or b"" for key in made.names(SLIDE)}
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Tokens of all tiles of a slide, given out as they are written."""
+
+    dim: int
+    read: Callable[[slice], NDArray[np.float32]]
+    """(m, dim) of some tiles, NaN for those that have none."""
 
 
 class LaterStages(Ledger):
@@ -161,25 +171,40 @@ class LaterStages(Ledger):
     def _clear_slide_table(self) -> None:
         """Remove the vector of the slide that has no name, and the table round it; what heads and named pools have there stays."""
         others = (*(f"{SLIDE}/obsm/{head}/" for head in self.heads), *(f"{pool_places(stage)[0]}/" for stage in self._named()))
-        self.folder.delete_all(pool_places("pool")[1])
+        for place in pool_places("pool")[1:]:
+            self.folder.delete_all(place)
         for key in self.folder.names(SLIDE):
             if not key.startswith(others):
                 self.folder.delete(key)
 
-    def write_pool(self, vector: NDArray[np.float32], slide_id: str, shares: NDArray[np.float32] | None, stage: str = "pool") -> None:
+    def write_pool(
+        self,
+        vector: NDArray[np.float32],
+        slide_id: str,
+        shares: NDArray[np.float32] | None,
+        stage: str = "pool",
+        tokens: TokenRows | None = None,
+    ) -> None:
         """Write a vector of the slide, (1, d) float32, and with learned pools the shares of tiles in it, (n, heads) float32; then their entry.
 
-        They are tables/slide/X and tables/tiles/obsm/attention, and of a named pool arrays of its own in both `obsm`.
+        They are tables/slide/X and tables/tiles/obsm/attention, and of a named pool arrays of its own in both `obsm`. Tokens of tiles, (n, w) float32,
+        go beside the shares, shard by shard.
         """
-        _, attention = pool_places(stage)
+        places = pool_places(stage)
         with self.committing():
             self.drop_stage(stage)
             made = slide_table(slide_id, vector) if stage == "pool" else _pool_row(stage, vector)
             for key, data in made.items():
                 self.folder.put(key, data)
+            obsm = zarr.open_group(self.folder.store, path=f"{TILES}/obsm", mode="r+")
             if shares is not None:
-                write_plain(zarr.open_group(self.folder.store, path=f"{TILES}/obsm", mode="r+"), attention.rpartition("/")[2], shares)
-            keys = [*made, *self.folder.names(attention)]
+                write_plain(obsm, places[1].rpartition("/")[2], shares)
+            if tokens is not None:
+                row_array(obsm, places[2].rpartition("/")[2], replace(self.layout, dtype="float32"), (tokens.dim,))
+                array = self.array(places[2])
+                for shard in range(self.layout.shards):
+                    array[self.layout.rows(shard)] = tokens.read(self.layout.rows(shard))
+            keys = [*made, *(key for place in places[1:] for key in self.folder.names(place))]
             self.folder.flush_all(keys)
             self.record(stage, 0, keys, {})
 

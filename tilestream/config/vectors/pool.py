@@ -35,6 +35,9 @@ class Pool(Kept):
     """Options of a slide encoder: of gigapath `layer` (0 to 12), `output` (mean or class) and `encoder_norm`."""
     allow_mismatch: Switch = False
     """Whether a slide encoder may be given tiles of another encoder, size, resolution or overlap than it was made for. The recipe says so."""
+    tokens: Switch = False
+    """Whether the tokens that a slide encoder makes of tiles, before they become one vector, are kept: in `obsm/tokens` of the tiles, of a pool with a
+    name in `obsm/tokens-<name>`."""
 
     @property
     def encodes(self) -> bool:
@@ -62,7 +65,7 @@ class Pool(Kept):
             )
         return weights
 
-    @field_validator("args", "allow_mismatch")
+    @field_validator("args", "allow_mismatch", "tokens")
     @classmethod
     def _check_options(cls, value: Any, info: ValidationInfo) -> Any:
         name = info.data.get("name")

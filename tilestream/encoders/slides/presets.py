@@ -61,6 +61,11 @@ class SlidePreset:
         return not isinstance(self.spec, GatedSpec)
 
     @property
+    def has_tokens(self) -> bool:
+        """Whether tiles become tokens that see each other over the whole slide."""
+        return isinstance(self.spec, LongNetSpec | AlibiSpec)
+
+    @property
     def places(self) -> str:
         """Unit and origin of the places of tiles, in words."""
         if not self.placed:

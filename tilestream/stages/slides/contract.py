@@ -35,6 +35,11 @@ def check_slide_encoder(config: Config, dim: int) -> None:
             f"pool.name: {preset.name} takes vectors of {preset.inputs} features, and encoder {config.encoder.name} gives {dim}. "
             f"Set encoder to {preset.tile_encoder}, or choose another pool."
         )
+    if config.pool.tokens and not preset.has_tokens:
+        with_tokens = ", ".join(name for name, each in SLIDE_PRESETS.items() if each.has_tokens)
+        raise ConfigError(
+            f"pool.tokens: true, but {preset.name} makes no tokens of tiles; {with_tokens} do. Leave it out, or choose one of them."
+        )
     differing = list(_differences(config, preset))
     if differing and not config.pool.allow_mismatch:
         raise ConfigError(

@@ -23,6 +23,7 @@ from tilestream.stages.slide_task import SlideTask, check_stopped
 from tilestream.stages.slides.contract import tile_cells
 from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD
 from tilestream.store.slide_store import ROWS, SlideStore
+from tilestream.store.stage_arrays import TokenRows
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class EncodedSlide:
 
     vector: NDArray[np.float32]
     """(dim,), NaN where no tile has an embedding."""
+    tokens: TokenRows | None = None
+    """Of its tiles, where they are asked for."""
 
 
 def try_slide_encoder(pool: Pool) -> str:
@@ -58,7 +61,23 @@ def encode_slide(task: SlideTask, store: SlideStore, device: torch.device) -> En
     if tiles == 0:
         return EncodedSlide(np.full(encoder.dim, np.nan, np.float32))
     made = encoder.encode(_blocks(task, store, device), tiles, check_stopped)
-    return EncodedSlide(made.vector.float().cpu().numpy())
+    tokens = _token_rows(made.tokens, good) if task.line.pool.tokens and made.tokens is not None else None
+    return EncodedSlide(made.vector.float().cpu().numpy(), tokens)
+
+
+def _token_rows(tokens: torch.Tensor, good: NDArray[np.bool_]) -> TokenRows:
+    """Tokens of the tiles that have an embedding as rows of all tiles."""
+    at = np.cumsum(good) - 1
+
+    def read(rows: slice) -> NDArray[np.float32]:
+        here = good[rows]
+        found = np.full((len(here), tokens.shape[1]), np.nan, np.float32)
+        if here.any():
+            first, last = at[rows][here][[0, -1]]
+            found[here] = tokens[int(first) : int(last) + 1].float().cpu().numpy()
+        return found
+
+    return TokenRows(tokens.shape[1], read)
 
 
 def _blocks(task: SlideTask, store: SlideStore, device: torch.device) -> Iterator[TileBlock]:
