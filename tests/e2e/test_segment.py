@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from PIL import Image
 
 import tilestream
+from tests.support import dense_models
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config
 from tilestream.config.load import load_config
@@ -48,6 +50,31 @@ def test_workers_and_cuts_leave_the_same_bytes_for_a_model_that_is_blended(image
     monkeypatch.setattr("tilestream.stages.heads.segment.SegmentKind.together", 1)
     segment(image, tmp_path / "many", UNET)
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "many")
+
+
+@pytest.mark.parametrize("blend", ["hann", "cosine", "crop"])
+def test_patches_meet_as_the_config_says(image, tmp_path, blend):
+    """Beside a plain sum over a canvas of the whole image."""
+    head = {"model": MODELS + "values_unet", "size": 96, "overlap": 32, "classes": ["a", "b", "c", "d"], "blend": blend}
+    segment(image, tmp_path / "out", head)
+    step, margin, model = 64, 16, dense_models.small_unet()
+    ramp = {
+        "hann": np.sin(np.pi * (np.arange(32) + 0.5) / 64) ** 2,
+        "cosine": 0.5 - 0.5 * np.cos(np.pi * np.arange(1, 33) / 33),
+        "crop": np.arange(32) >= 16,
+    }
+    along = np.concatenate([ramp[blend], np.ones(32), 1 - ramp[blend]])
+    pixels = np.full((HEIGHT + 2 * 96, WIDTH + 2 * 96, 3), 255, np.uint8)
+    pixels[margin : margin + HEIGHT, margin : margin + WIDTH] = make_image(HEIGHT, WIDTH, 1)
+    sums = np.zeros((5, *pixels.shape[:2]))
+    for y in range(0, HEIGHT, step):
+        for x in range(0, WIDTH, step):
+            with torch.inference_mode():
+                out = model(torch.from_numpy(pixels[y : y + 96, x : x + 96]).permute(2, 0, 1)[None])[0].double().numpy()
+            weights = along[:, None] * along
+            sums[:, y : y + 96, x : x + 96] += np.concatenate([out * weights, weights[None]])
+    wanted = (sums[:4] / np.maximum(sums[4], 1e-9))[:, margin : margin + HEIGHT, margin : margin + WIDTH]
+    assert np.abs(level(tmp_path / "out") - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
 def test_a_run_that_was_cut_short_ends_with_the_same_bytes(image, tmp_path, monkeypatch):

@@ -58,6 +58,9 @@ class Head(Section):
     """Side of a patch of pixels, in px; that of the tiles where neither this nor the model says."""
     overlap: Index | None = None
     """How far neighbouring patches overlap, in px, where the model does not say."""
+    blend: Literal["hann", "cosine", "crop"] | None = None
+    """How neighbouring patches of a head of kind segment meet: by ramps that add up to one, or each with its own middle alone. The default is crop where the
+    overlap holds all that the model sees, for then it equals one pass, else hann."""
     save: Names = Field(default=None, validate_default=True)
     """What is stored beside the answers: of classify probabilities, of slide attention, of detect shapes, of segment labels, and probabilities of all classes too."""
 
@@ -77,6 +80,13 @@ class Head(Section):
         read = info.data.get("input", "pixels")
         if given is not None and read != "pixels":
             raise ValueRefusedError(f"{given:g}, but the head reads {read}, which have no pixels. Leave it out, or set input to pixels")
+        return given
+
+    @field_validator("blend")
+    @classmethod
+    def _check_blend(cls, given: str | None, info: ValidationInfo) -> str | None:
+        if given is not None and (info.data.get("kind"), info.data.get("input")) != ("segment", "pixels"):
+            raise ValueRefusedError(f"{given}, but only heads of kind segment that read pixels have patches that meet. Leave it out")
         return given
 
     @field_validator("save", mode="before")

@@ -48,24 +48,24 @@ def describe_dense(name: str, head: Head, loaded: LoadedHead, device: torch.devi
         except ValueError as error:
             raise ConfigError(f"heads.{name}.model: {head.model} cannot segment: {error}.") from error
     overlap = loaded.overlap if head.overlap is None else head.overlap
-    margin, blend = _choose_margin(name, size, overlap, reach)
+    margin, exact = _choose_margin(name, size, overlap, reach)
+    blend: Blend = head.blend or ("crop" if exact or margin == 0 else "hann")
+    exact = exact and blend == "crop"
     check_classes(name, head, loaded, reach.channels)
     if loaded.task == "classification" and len(loaded.classes) > MOST_CLASSES:
         raise ConfigError(f"heads.{name}.classes: {len(loaded.classes)}, but a label image holds {MOST_CLASSES}. Give a model of fewer.")
-    alone = (
-        blend == "crop" and device.type == "cpu"
-    )  # one pass has one image: for several, other convolutions may be taken, and their last bits differ
+    alone = exact and device.type == "cpu"  # as one pass: for several images other convolutions may be taken, whose last bits differ
     batch = 1 if alone else max(1, BATCH_PIXELS[device.type] // size**2)
     answer = Answer(loaded.task, reach.channels, loaded.classes)
     model = DenseModel(loaded.module, answer, device, "auto", as_logits=False, what=f"heads.{name}.model: {head.model}", whose="grey")
     taken, _ = _peak_of(lambda: model.warm(batch, size), device)
-    dense = DenseFacts(size, margin, reach.stride, blend, blend == "crop", batch, taken)
+    dense = DenseFacts(size, margin, reach.stride, blend, exact, batch, taken)
     seen = (
         f"sees {reach.margin} px beyond a pixel"
         if reach.margin is not None
         else f"sees further than a quarter of a patch of {size} px, or everything"
     )
-    met = "equals one pass over the whole image" if dense.exact else f"is blended over {2 * margin} px ({blend})"
+    met = "equals one pass over the whole image" if exact else f"patches meet over {2 * margin} px ({blend})"
     return HeadFacts(
         name, head, answer, loaded.digest, module_bytes(loaded.module), size=size, mpp=head.mpp or loaded.mpp, overlap=2 * margin,
         on_processor=on_processor, untrained=loaded.untrained, notes=(*loaded.notes, f"{seen}; {met}"), dense=dense,
@@ -111,8 +111,8 @@ def check_classes(name: str, head: Head, loaded: LoadedHead, outputs: int) -> No
         )
 
 
-def _choose_margin(name: str, size: int, overlap: int | None, reach: Reach) -> tuple[int, Blend]:
-    """The margin of patches, and how they meet."""
+def _choose_margin(name: str, size: int, overlap: int | None, reach: Reach) -> tuple[int, bool]:
+    """The margin of patches, and whether the model sees no further."""
     if overlap is None and reach.margin is not None:
         margin = reach.margin
     else:
@@ -127,8 +127,7 @@ def _choose_margin(name: str, size: int, overlap: int | None, reach: Reach) -> t
         raise ConfigError(
             f"heads.{name}.size: {size} px, but the model works in steps of {reach.period} px. Set it to {size // reach.period * reach.period}."
         )
-    exact = reach.margin is not None and margin >= reach.margin
-    return margin, "crop" if exact or margin == 0 else "hann"
+    return margin, reach.margin is not None and margin >= reach.margin
 
 
 def _peak_of(work: Callable[[], T], device: torch.device) -> tuple[int, T]:
