@@ -4,15 +4,16 @@ import io
 
 import numpy as np
 import pytest
+import zarr
 from PIL import Image
 
 import tilestream
-from tests.support.images import write_pyramid
+from tests.support.images import make_image, write_pyramid
 from tests.support.made_nuclei import CLASSES, draw_nuclei, place_nuclei
 from tests.support.runs import config
 from tests.support.viewing import ask, viewed
 from tilestream.store.heads.palette import class_colours
-from tilestream.viewer.answers import class_counts, density_overlay, draw_object_tile, head_overlays
+from tilestream.viewer.answers import class_counts, density_overlay, draw_answer_tile, draw_object_tile, head_overlays
 from tilestream.viewer.deepzoom import SIDE, Zoom
 from tilestream.viewer.report import write_report
 
@@ -81,3 +82,28 @@ def test_the_report_counts_objects_by_class(shown, tmp_path):
 
 def counts_of(counts):
     return [f"{count:,}" for count in counts.tolist()]
+
+
+def test_label_images_are_laid_tile_by_tile_and_counted(tmp_path):
+    write_pyramid(tmp_path / "a.tif", make_image(900, 1300, 1), compression="deflate", levels=1, mpp=0.5)
+    head = {"kind": "segment", "model": "tests.support.dense_models:strided41", "size": 320}
+    tilestream.run(config(tmp_path / "a.tif", tmp_path / "out", encoder="none", tiles={"size": 200}, heads={"kinds": head}))
+    slide = viewed(tmp_path / "out" / "a.zarr")
+    assert head_overlays(slide) == ["labels: kinds"]
+    labels = zarr.open_array(tmp_path / "out" / "a.zarr" / "labels" / "kinds" / "0", mode="r")[:]
+    colours = np.array([(0, 0, 0, 0), *((*colour, 255) for colour in class_colours(4))], np.uint8)
+    deepest = Zoom(slide.size).deepest
+    for level, step in ((deepest, 4), (0, 2)):  # level-0 px a px of the tile: 1, and 4; labels have 4
+        for row, col in ((0, 0), (1, 2)) if level == deepest else ((0, 0),):
+            found = np.asarray(Image.open(io.BytesIO(draw_answer_tile(slide, "kinds", (level, col, row)))))
+            scale = Zoom(slide.size).scale(level)
+            y, x = ((start * SIDE + np.arange(0, SIDE, 7)) * scale // 4 for start in (row, col))
+            y, x = y[y < labels.shape[0]], x[x < labels.shape[1]]
+            assert (found[::7, ::7][: len(y), : len(x)] == colours[labels[y][:, x]]).all(), (level, step)
+            assert not found[::7, ::7][len(y) :].any()
+    counts = np.bincount(labels.ravel(), minlength=5)[1:]
+    assert [words for _, words in class_counts(slide, "labels: kinds")] == [
+        f"class{k} {n / counts.sum():.1%}" for k, n in enumerate(counts)
+    ]
+    write_report(str(tmp_path / "out"), str(tmp_path / "r.html"))
+    assert f"kinds: class0 {counts[0] / counts.sum():.1%}" in (tmp_path / "r.html").read_text()

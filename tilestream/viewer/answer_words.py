@@ -8,6 +8,7 @@ from tilestream.errors import InputError
 from tilestream.store.heads.shapes import ShapesFile, shapes_key
 from tilestream.store.layout import TILES
 from tilestream.store.slide import Slide
+from tilestream.viewer.answers import has_labels, label_shares
 
 
 def answer_words(slide: Slide) -> list[str]:
@@ -26,14 +27,18 @@ def _words(slide: Slide, name: str) -> str:
         codes = np.asarray(slide.array(f"{TILES}/obs/{name}/codes")[:], np.int64)
         counts = np.bincount(codes, minlength=len(answer.classes) + 1)[1:].tolist()
         return f"{sum(counts):,} tiles{_parts(answer.classes, counts)}"
-    if kind == "slide":
-        try:
-            values = slide.read_head(name)[0].tolist()
-        except InputError:  # not answered yet
-            return ""
-        names = answer.classes or tuple(f"output {k}" for k in range(len(values)))
-        return ", ".join(f"{label} {value:.3g}" for label, value in zip(names, values, strict=True))
-    return ""
+    if has_labels(slide, name):
+        return ", ".join(f"{label} {share:.1%}" for label, share in zip(answer.classes, label_shares(slide, name), strict=True))
+    return _of_slide(slide, name, answer.classes) if kind == "slide" else ""
+
+
+def _of_slide(slide: Slide, name: str, classes: tuple[str, ...]) -> str:
+    try:
+        values = slide.read_head(name)[0].tolist()
+    except InputError:  # not answered yet
+        return ""
+    names = classes or tuple(f"output {k}" for k in range(len(values)))
+    return ", ".join(f"{label} {value:.3g}" for label, value in zip(names, values, strict=True))
 
 
 def _parts(classes: tuple[str, ...], counts: list[int]) -> str:

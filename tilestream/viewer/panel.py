@@ -15,7 +15,7 @@ from bokeh.models import Div, Range1d, Select, Slider, WMTSTileSource
 from numpy.typing import NDArray
 
 from tilestream.store.layout import STATUSES
-from tilestream.viewer.answers import CLASSES, DENSITY, OBJECTS, class_counts, class_overlay, density_overlay, head_overlays
+from tilestream.viewer.answers import CLASSES, DENSITY, LABELS, OBJECTS, class_counts, class_overlay, density_overlay, head_overlays
 from tilestream.viewer.catalogue import Catalogue, Output
 from tilestream.viewer.clusters import cluster
 from tilestream.viewer.deepzoom import Zoom
@@ -277,11 +277,11 @@ class Panel:
         self.workers.submit(done)
 
     def _object_tiles(self) -> WMTSTileSource | None:
-        """Where the objects of the chosen overlay come from, tile by tile; None where it has none."""
+        """Where the objects or labels of the chosen overlay come from, tile by tile; None where it has none."""
         chosen = self.choose_overlay.value
-        if not chosen.startswith(OBJECTS):
+        if not chosen.startswith((OBJECTS, LABELS)):
             return None
-        head = sorted(self.slide.heads).index(chosen.removeprefix(OBJECTS))
+        head = sorted(self.slide.heads).index(chosen.partition(": ")[2])
         return _tile_source(f"/objects/{self.number}/{head}/{{Z}}/{{X}}/{{Y}}.png", Zoom(self.slide.size))
 
     def _selected(self) -> tuple[ViewedSlide, NDArray[np.int64]]:
@@ -335,7 +335,7 @@ def legend(chosen: str, slide: ViewedSlide, k: int, overlay: Overlay | None) -> 
     if chosen == STATUS:
         present = [(code, name) for code, name in enumerate(STATUSES) if (slide.status == code).any()]
         return "".join(_patch(STATUS_COLOURS[code], f"{name} {int((slide.status == code).sum()):,}") for code, name in present)
-    if chosen.startswith((CLASSES, OBJECTS)):
+    if chosen.startswith((CLASSES, OBJECTS, LABELS)):
         return "".join(_patch(colour, words) for colour, words in class_counts(slide, chosen))
     return escape(overlay.words) if overlay is not None else ""
 

@@ -25,7 +25,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 
 from tilestream.errors import ConfigError, TilestreamError
-from tilestream.viewer.answers import draw_object_tile
+from tilestream.viewer.answers import draw_answer_tile
 from tilestream.viewer.catalogue import Catalogue
 from tilestream.viewer.deepzoom import encode_jpeg
 from tilestream.viewer.page import make_page
@@ -107,7 +107,7 @@ class _Pixels(RequestHandler):
 
 
 class _Objects(_Pixels):
-    """Objects by numbers: /objects/<slide>/<head>/<level>/<column>/<row>.png; heads are counted in the order of their names."""
+    """Objects or labels by numbers: /objects/<slide>/<head>/<level>/<column>/<row>.png; heads are counted in the order of their names."""
 
     kind = "image/png"
 
@@ -117,7 +117,7 @@ class _Objects(_Pixels):
         try:
             slide = self.catalogue.slide(number)
             heads = sorted(slide.heads)
-            return draw_object_tile(slide, heads[rest[0]], (rest[1], rest[2], rest[3])) if rest[0] < len(heads) else None
+            return draw_answer_tile(slide, heads[rest[0]], (rest[1], rest[2], rest[3])) if rest[0] < len(heads) else None
         except TilestreamError:
             return None
 

@@ -41,7 +41,7 @@ def write_label_polygons(slide: Slide, target: Target, *, head: str, in_bounds: 
     """
     classes = slide.head_answer(head).classes
     told = [json.dumps({"name": name, "color": colour}) for name, colour in zip(classes, class_colours(len(classes)), strict=True)]
-    step, whose = _l0_step(slide, head), uuid.uuid5(uuid.NAMESPACE_URL, f"{slide.id}/{head}")
+    step, whose = l0_step_of(slide, head), uuid.uuid5(uuid.NAMESPACE_URL, f"{slide.id}/{head}")
     on_map, corner = MapPlaces.of(slide), bounds_corner(slide) if in_bounds else (0, 0)
     count = 0
     with target.writing() as path, text_file(path) as out:
@@ -72,7 +72,7 @@ def _regions(labels: Any) -> Iterator[Outlines]:
     return trace_blocks(blocks(), (height, width), TOLERANCE)
 
 
-def _l0_step(slide: Slide, head: str) -> float:
+def l0_step_of(slide: Slide, head: str) -> float:
     """Level-0 px from pixel to pixel of a label image."""
     about: Any = zarr.open_group(slide.folder.store, path=f"labels/{head}", mode="r").attrs["ome"]
     scale = about["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"][-1]
