@@ -13,7 +13,7 @@ of workers; on a processor devices are workers. Runs are printed as they end; no
   busy            part of the time in which tiles were in work that a device computed
   host, projected GiB of the worker that took most, and what the plan said; model: GiB of its weights in the run's number format
   equal           whether all rows have the bytes of the fewest devices' run; largest difference where not
-then the parts of the wall clock, and the share of each stage in devices times seconds while tiles were in work: more than one goes on at a time.
+then the parts of the wall clock, what its start went into and of that what the worker took that was asked first, and the share of each stage in devices times seconds while tiles were in work: more than one goes on at a time.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def describe(ran: Ran, devices: int) -> dict[str, Any]:
     encoder = record["encoder"]
     return {
         "workers": record["workers"], "batch": encoder["batch"], "tiles": record["new_tiles"], "wall": ran.seconds, "first": ran.first,
-        "steady": steady(shards, devices) or record["tiles_per_second"], "busy": spent.get("compute", 0.0), "parts": ran.parts, "shares": spent,
+        "steady": steady(shards, devices) or record["tiles_per_second"], "busy": spent.get("compute", 0.0), "parts": ran.parts, "starting": ran.starting, "shares": spent,
         "host": record["peak_bytes"] / GIB, "projected": record["projected_bytes"] / GIB,
         "model": encoder["parameters"] * BYTES[encoder["precision"]] / GIB, "bound": record["bound"],
     }  # fmt: skip
@@ -170,6 +170,7 @@ def print_row(row: dict[str, Any]) -> None:
         f"host {row['host']:.2f} of projected {row['projected']:.2f} GiB, model {row['model']:.2f}, batch {row['batch']}, equal {equal}"
     )
     print(f"    wall: {', '.join(f'{part} {taken:.2f}' for part, taken in row['parts'].items())}")
+    print(f"    starting: {', '.join(f'{part} {taken:.2f}' for part, taken in row['starting'].items())}")
     print(f"    stages: {', '.join(f'{stage} {share:.0%}' for stage, share in row['shares'].items())}; {row['bound']}", flush=True)
 
 

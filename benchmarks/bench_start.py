@@ -153,6 +153,11 @@ class Ran:
         """What the wall clock went into; `ending` is what the process took beyond the run."""
         return {**self.record["seconds_by_part"], "ending": self.seconds - self.record["seconds"]}
 
+    @property
+    def starting(self) -> dict[str, float]:
+        """What its start went into, and of that what the worker took that was asked first."""
+        return {**self.record["seconds_of_starting"], **dict(self.record["encoder"]["seconds"])}
+
 
 def run_command(
     config: dict[str, Any], folder: Path, settings: Sequence[str], *, environment: Mapping[str, str] = MappingProxyType({}),
@@ -200,7 +205,8 @@ def run_case(case: Case, slide: Path, folder: Path, chosen: argparse.Namespace) 
     }  # fmt: skip
     ran = run_command(config, folder, chosen.set)
     computing = ran.parts["computing"] / ran.seconds
-    return {"seconds": ran.seconds, "first": ran.first, "tiles": ran.record["tiles"], "computing": computing, "parts": ran.parts}
+    figures = {"seconds": ran.seconds, "first": ran.first, "tiles": ran.record["tiles"], "computing": computing}
+    return {**figures, "parts": ran.parts, "starting": ran.starting}
 
 
 def measure(commands: list[str], runs: list[str], folder: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]:
@@ -229,9 +235,13 @@ def measure(commands: list[str], runs: list[str], folder: Path, chosen: argparse
 
 def _middle(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians of the numbers of some turns."""
-    numbers = {key: median(each[key] for each in found) for key in found[0] if key != "parts"}
-    parts = {key: median(each["parts"][key] for each in found) for key in found[0].get("parts", ())}
-    return {**numbers, "parts": parts} if parts else numbers
+    numbers = {key: median(each[key] for each in found) for key, value in found[0].items() if not isinstance(value, dict)}
+    tables = {
+        key: {name: median(each[key][name] for each in found) for name in value}
+        for key, value in found[0].items()
+        if isinstance(value, dict)
+    }
+    return {**numbers, **tables}
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
@@ -262,13 +272,14 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """A line a command, and of runs one more on their parts."""
+    """A line a command, and of runs two more on their parts."""
     print(f"{'command':<20}{'seconds':>9}{'/ python':>10}{'/ imports':>11}{'first shard':>13}{'tiles':>8}{'computing':>11}")
     for row in rows:
         print(f"{row['command']:<20}{row['seconds']:>9.2f}{row['over_python']:>10.1f}{row['over_imports']:>11.2f}", end="")
         if "parts" in row:
             print(f"{row['first']:>13.2f}{row['tiles']:>8.0f}{row['computing']:>11.0%}")
-            print(f"{'':<4}{', '.join(f'{part} {taken:.2f}' for part, taken in row['parts'].items())}")
+            for table in ("parts", "starting"):
+                print(f"{'':<4}{table}: {', '.join(f'{part} {taken:.2f}' for part, taken in row[table].items())}")
         else:
             print()
 

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,6 @@ from tilestream.runner.resume import book_finished, look_at_all, nothing_to_do
 from tilestream.runner.summary import EMBEDDING, STATE, SlideResult, Summary, note_refusal, same_image, write_records
 from tilestream.stages.clock import Wall
 from tilestream.stages.slide_task import Report, add_counts
-from tilestream.stages.worker_settings import worker_settings
 from tilestream.store.layout import nothing_kept
 from tilestream.store.lock import Claims
 from tilestream.store.ownership import refuse_foreign
@@ -108,25 +106,18 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float) -> Su
     cohort = share_out(cohort)
     results = [SlideResult(ref.id, ref.address, listed=dict(ref.extra)) for ref in cohort.refs]
     summary = Summary(config.output.path, recorded_config(config), results, wall=Wall(began))
+    summary.wall.mark("config")
     todo = look_at_all(cohort, recipes, summary, reporter)
     if not todo and not is_object_name(config.encoder.name):  # an object of this process may be another one by now
         reporter.message(nothing_to_do(summary, cohort, config.encoder.name))
         return summary
-    # Only who has work needs torch.
-    from tilestream.runner.prepare import set_up
-    from tilestream.stages.embed_tiles import describe_encoder
-
+    summary.wall.mark("looking")
     try:
         with Claims(cohort.output) as claims, open_engine(config.compute, partial(reporter.message, level="warning")) as engine:
-            stored = stored_encoder(cohort, recipes, todo)
-            settings = worker_settings(config)
-            if stored is None and config.compute.scheduler.kind == "local" and not engine.in_process:
-                # Alike as they are, they settle alike what is open: none waits for another's encoder.
-                engine.call_all(describe_encoder, settings)
-            setup = set_up(config, settings, engine.call, engine.workers, len(cohort.refs), recipes, stored)
-            if stored is None:  # all workers build their encoders now, so that none does while others wait for its first shard
-                engine.call_all(describe_encoder, setup.settings)
-            setup = replace(setup, workers=engine.workers)
+            summary.wall.mark("workers")
+            from tilestream.runner.prepare import set_up_on  # only who has work needs torch, which comes while workers start
+
+            setup = set_up_on(engine, config, len(cohort.refs), recipes, stored_encoder(cohort, recipes, todo), summary.wall)
             Run(cohort, setup, engine, summary, reporter, recipes.knowing(setup.facts, setup.heads), claims, todo).execute()
     finally:
         summary.wall.enter("ended")

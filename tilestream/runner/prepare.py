@@ -10,16 +10,18 @@ from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.runner.cohort import source_options
 from tilestream.runner.contexts.fitted_context import check_context_resolution, check_fitted_context
+from tilestream.runner.engines.engine import Engine
 from tilestream.runner.heads.fitting import check_head_resolution, check_heads, precision_notes
 from tilestream.runner.memory import ContextPlan, Projection, check_memory, project_memory
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.slide_plan import SlidePlan, check_encoder, make_layout, make_slide_plan
 from tilestream.sources.base import ImageAddress, Source
+from tilestream.stages.clock import Wall
 from tilestream.stages.hardware import describe_device
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.slide_task import LineSettings, SlideTask
 from tilestream.stages.slides.contract import check_slide, check_slide_encoder, vector_dim
-from tilestream.stages.worker_settings import Digests, EncoderFacts, WorkerSettings, model_address, untrained_parts
+from tilestream.stages.worker_settings import Digests, EncoderFacts, WorkerSettings, model_address, untrained_parts, worker_settings
 from tilestream.store.layout import Layout, WindowGrid
 from tilestream.store.slide_store import SlideStore
 
@@ -90,6 +92,21 @@ class PreparedSlide:
 def _make_task(plan: SlidePlan, setup: Setup, schedule: str, address: str, token: str | None) -> SlideTask:
     image = ImageAddress(plan.ref.address, source_options(setup.config, plan.ref), plan.info.fingerprint)
     return SlideTask(plan.ref.id, image, address, token, plan.spec, plan.grid, plan.info.mpp, schedule, setup.line, levels=plan.info.levels)
+
+
+def set_up_on(engine: Engine, config: Config, slides: int, recipes: Recipes, stored: EncoderFacts | None, wall: Wall) -> Setup:
+    """`set_up` by the workers of an engine, all of which then have their encoders; those that come later get one before they count."""
+    from tilestream.stages.embed_tiles import describe_encoder
+
+    settings = worker_settings(config)
+    wall.mark("imports")
+    if stored is None and config.compute.scheduler.kind == "local" and not engine.in_process:
+        engine.call_all(describe_encoder, settings)  # alike as they are, they settle alike what is open: none waits for another's encoder
+    setup = set_up(config, settings, engine.call, engine.workers, slides, recipes, stored)
+    if stored is None:  # all workers build their encoders now, so that none does while others wait for its first shard
+        engine.call_all(describe_encoder, setup.settings)
+    wall.mark("encoder")
+    return replace(setup, workers=engine.workers)
 
 
 def set_up(

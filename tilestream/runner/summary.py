@@ -185,6 +185,7 @@ class Summary:
                     "exit_code": self.exit_code,
                     "seconds": round(self.seconds, 3),
                     "seconds_by_part": {k: round(v, 3) for k, v in self.parts.items()} if self.wall.seconds else {},
+                    "seconds_of_starting": {k: round(v, 3) for k, v in self.wall.marks.items()},
                     "seconds_by_stage": {k: round(v, 3) for k, v in self.seconds_by_stage.items()},
                     "tiles": self.tiles,
                     "failed_tiles": self.failed_tiles,

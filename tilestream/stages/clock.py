@@ -43,12 +43,20 @@ class Wall:
         self._part = "starting"
         self.seconds: dict[str, float] = {}
         """By part, as far as they have ended."""
+        self.marks: dict[str, float] = {}
+        """Of some of what went on in them, in order."""
+        self._marked = self._since
 
     def enter(self, part: str) -> None:
         """A part begins, and the one before it ends."""
         now = time.perf_counter()
         self.seconds[self._part] = self.seconds.get(self._part, 0.0) + now - self._since
         self._since, self._part = now, part
+
+    def mark(self, what: str) -> None:
+        """What went on since the last mark, or from the start, is over."""
+        now = time.perf_counter()
+        self.marks[what], self._marked = now - self._marked, now
 
 
 def process_began() -> float:

@@ -146,6 +146,7 @@ def _learn_facts(worker: Worker, settings: WorkerSettings) -> EncoderFacts:
         tile_seconds=worker.graphs.seconds_a_tile() if worker.graphs else None,
         takes_larger_tiles=bool(getattr(worker.encoder, "takes_larger_tiles", False)),
         cpu_capability=pinned.cpu_capability,
+        seconds=worker.seconds,
     )
 
 

@@ -27,7 +27,7 @@ from tilestream.encoders.weights import module_digest, weights_digest
 from tilestream.errors import ConfigError, user_code
 from tilestream.sources.base import Source
 from tilestream.sources.open_images import OpenImages
-from tilestream.stages.clock import Clock
+from tilestream.stages.clock import Clock, Wall
 from tilestream.stages.encoding.compiling import COMPILER_BYTES
 from tilestream.stages.encoding.device import DeviceEncoder
 from tilestream.stages.encoding.embedded import ALL_TILES, Embedded, TileList
@@ -126,6 +126,7 @@ class Worker:
     """
 
     def __init__(self, settings: WorkerSettings, encoder: nn.Module | None = None) -> None:
+        wall = Wall()
         check_machine(settings)
         self.device = pick_device(settings.device)
         settle_allocator(computes=self.device.type == "cpu")
@@ -138,10 +139,13 @@ class Worker:
         self.processes = DecodeProcesses(settings.threads) if on_device and settings.decode_processes else None
         self.made_of = files_of(settings.spec)
         others = is_others(settings.encoder)
+        wall.mark("device")
         built = encoder or build_encoder(settings.spec)
+        wall.mark("building")
         self.encoder, self.dtype, self.notes, state = cast_encoder(built, settings.encoder, settings.precision, settings.tile, self.device)
         self._digesting = begin_digest(state) if on_device and encoder is None and not others else None
         del state
+        wall.mark("casting")
         self.wide = WideTwin(self.encoder, settings.encoder) if self.dtype is torch.float16 else None
         self._known = module_digest(self.encoder) if others else ""  # before it has run: it may count what it was given
         self.graphs: DeviceEncoder | None = None
@@ -154,10 +158,13 @@ class Worker:
         else:
             self.batch = settings.batch or CPU_BATCH
             self._encode_on_host = host_encoder(self.encoder, settings.encoder, self.batch, exact=settings.exact)
+        wall.mark("batch and graph")
         if settings.pinned is not None:
             check_alike(settings.pinned, settings, self._digest())
             if settings.compile:
                 self._check_compiled()
+        self.seconds = tuple(wall.marks.items())
+        """What building it took, in order."""
         self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         # One thread does all computing: each thread has an allocator arena of its own, and activations would leave holes in all of them.
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")

@@ -170,6 +170,8 @@ class EncoderFacts:
     """The instruction set of the CPU's kernels, where the output depends on it: in exact mode."""
     tile_seconds: float | None = None
     """Seconds a tile on a CUDA device, without compiling."""
+    seconds: tuple[tuple[str, float], ...] = ()
+    """What the worker that was asked first took for building it, in order."""
     takes_larger_tiles: bool = False
     """Whether the encoder brings tiles above `tile_size` to it."""
 
