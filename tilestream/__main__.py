@@ -7,6 +7,7 @@ import os
 import sys
 
 from tilestream.cli import main
+from tilestream.cli.interrupts import raise_again
 from tilestream.stages.clock import process_began
 
 
@@ -22,6 +23,7 @@ def leave() -> None:
     """
     if not sys.flags.safe_path and "" not in sys.path and (here := os.path.realpath(os.curdir)) not in sys.path:
         sys.path.append(here)
+    sys.unraisablehook = raise_again
     gc.set_threshold(50_000, 20, 50)
     try:
         main(began=process_began())

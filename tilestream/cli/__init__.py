@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tilestream import __version__
 from tilestream.cli.help import PlainCommand
-from tilestream.cli.interrupts import Interrupts
+from tilestream.cli.interrupts import Interrupts, say_when_interrupted
 from tilestream.cli.options import AnnotationsOption, SetOption, SlidesOption
 from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
 
@@ -84,7 +84,7 @@ def run_command(
     from tilestream.runner.driver import run
     from tilestream.runner.progress import LiveReporter, make_reporter, print_summary
 
-    reporter = make_reporter(log_format)
+    say_when_interrupted((reporter := make_reporter(log_format)).kept_words)
     try:
         part = job_of(shard)
         if part is not None and shard is None:
@@ -335,7 +335,7 @@ def main(arguments: list[str] | None = None, *, began: float | None = None) -> N
         sys.exit(meant.exit_code)
     except SystemExit:
         if interrupts.count:  # outside a run, where the command line makes an exit code of its own
-            sys.exit(InterruptedRunError.exit_code)
+            interrupts.leave_unbegun()
         raise
     finally:
         if not interrupts.count:

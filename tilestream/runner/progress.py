@@ -61,6 +61,14 @@ class _Counter(Reporter):
         """Tiles that this run embedded so far: of each slide what was told or seen of it, whichever is more."""
         return sum(max(self._reported.get(slide, 0), self._looked_up.get(slide, 0)) for slide in self._there)
 
+    def kept_words(self) -> str:
+        """What of the slides in work the output holds, by what is known of it."""
+        there = sum(self._there.values())
+        if not self.slides:
+            return "nothing was begun yet, and what earlier runs finished is kept"
+        done = f"{self.slides_done} of {counted(self.slides, 'slide')} done, " if self.slides > 1 else ""
+        return f"{done}{there + self.tiles_done:,} of {there + self.tiles:,} planned tiles are in the output and kept"
+
     def started(self, slides: int, facts: EncoderFacts, workers: int) -> None:
         self.slides = slides
         self.since = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import logging
 import multiprocessing
 import os
 import platform
@@ -45,7 +46,13 @@ class Cluster:
         """Let go of it; what was started here ends."""
         self.client.close()
         if self.started is not None:
-            self.started.close()
+            nannies = logging.getLogger("distributed.nanny")
+            level = nannies.level
+            nannies.setLevel(logging.ERROR)  # that a worker in the middle of a batch had to be killed is no news any more
+            try:
+                self.started.close()
+            finally:
+                nannies.setLevel(level)
 
 
 def open_cluster(compute: Compute) -> Cluster:

@@ -16,6 +16,7 @@ from tilestream.config.compute import Compute
 from tilestream.errors import InterruptedRunError, TilestreamError, UnfitWorkerError
 from tilestream.runner.engines.clusters import Cluster, open_cluster
 from tilestream.runner.engines.engine import Engine, Outcome, run_task
+from tilestream.runner.engines.interrupts import interrupts_held
 from tilestream.runner.engines.patience import Patience
 from tilestream.stages.worker_settings import LANES
 
@@ -81,7 +82,8 @@ class DaskEngine(Engine):
         self._checked = 0.0
         self._run, self._count = os.urandom(4).hex(), 0
         self._threads = 1
-        self._cluster: Cluster = open_cluster(compute)
+        with interrupts_held():
+            self._cluster: Cluster = open_cluster(compute)
         self._client = self._cluster.client
         limit = ALONE if compute.scheduler.kind == "local" else compute.wait
         self._patience = Patience(limit, self._cluster.expected, say)
@@ -208,7 +210,8 @@ class DaskEngine(Engine):
         if self._client.status != "running":
             raise InterruptedRunError(LOST)
         try:
-            told = self._client.scheduler_info(n_workers=-1)["workers"]
+            with interrupts_held():
+                told = self._client.scheduler_info(n_workers=-1)["workers"]
         except OSError as error:
             raise InterruptedRunError(LOST) from error
         there = set(told)
@@ -292,9 +295,11 @@ def _value(outcome: Outcome) -> Any:
 def _outcome(future: Any) -> Outcome:
     """How a task ended, when it has. Raises InterruptedRunError where that cannot be known, TaskFailedError where it failed by itself."""
     try:
-        error = future.exception()
+        with interrupts_held():
+            error = future.exception()
+            if error is None:
+                outcome: Outcome = future.result()
         if error is None:
-            outcome: Outcome = future.result()
             return outcome
     except (CancelledError, OSError) as broken:  # what tasks raise is handed over; this is the connection
         raise InterruptedRunError(LOST) from broken

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-from multiprocessing import forkserver
+import signal
+from multiprocessing import forkserver, resource_tracker
 
 PRELOADED = [
     "tilestream.runner.engines.in_server", "distributed", "tilestream.stages.embed_tiles", "tilestream.stages.mix_context",
@@ -15,4 +16,10 @@ PRELOADED = [
 def begin_server() -> None:
     """Start the server, where it does not run yet; it imports while others go on. It ends with this process."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # which would take the mask away
+    # A Ctrl-C reaches every process of a terminal: it is for the run, which ends its workers in order. They have the mask of what forks them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
