@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tilestream.encoders.registry import load_encoder
     from tilestream.fitting.fit import fit
     from tilestream.fitting.unlabelled.neighbours import find_nearest
+    from tilestream.interop.patients import patient_vectors
     from tilestream.models.context import ContextTransformer
     from tilestream.runner.driver import run
     from tilestream.sources import open_image
@@ -27,6 +28,7 @@ _PLACES = {
     "fit": "tilestream.fitting.fit",
     "load_encoder": "tilestream.encoders.registry",
     "open_image": "tilestream.sources",
+    "patient_vectors": "tilestream.interop.patients",
     "run": "tilestream.runner.driver",
 }
 """Where the public names live; each is imported when it is asked for, as most bring torch."""
@@ -41,6 +43,7 @@ __all__ = [
     "fit",
     "load_encoder",
     "open_image",
+    "patient_vectors",
     "run",
 ]  # open shadows a builtin
 

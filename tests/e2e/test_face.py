@@ -12,7 +12,19 @@ from tests.support.images import make_image, write_svs
 from tests.support.runs import config
 from tilestream.errors import ConfigError
 
-PUBLIC = ("fit", "find_nearest", "open_image", "find_tiles", "load_encoder", "embed", "ContextTransformer", "run", "open", "Config")
+PUBLIC = (
+    "fit",
+    "find_nearest",
+    "open_image",
+    "find_tiles",
+    "load_encoder",
+    "embed",
+    "ContextTransformer",
+    "run",
+    "open",
+    "patient_vectors",
+    "Config",
+)
 
 
 @pytest.fixture(scope="module")
