@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import re
 import traceback
 from collections.abc import Iterator
@@ -70,6 +71,22 @@ class ConfigError(TilestreamError):
 
 class UnfitWorkerError(ConfigError):
     """A worker cannot compute what the first worker of its run computes; another one may."""
+
+
+def load_needed(what: str, extra: str, *modules: str, otherwise: str = "") -> list[Any]:
+    """Modules of an optional package, which `what` needs.
+
+    Raises
+    ------
+    ConfigError
+        It is not installed; names the extra that brings it.
+    """
+    try:
+        return [importlib.import_module(name) for name in modules]
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{what} needs the package {modules[0]}, which is not installed: pip install 'tilestream[{extra}]'{otherwise}."
+        ) from error
 
 
 class InputError(TilestreamError):

@@ -15,7 +15,7 @@ from tilestream import __version__
 from tilestream.cli.help import PlainCommand
 from tilestream.cli.interrupts import Interrupts, say_when_interrupted
 from tilestream.cli.options import AnnotationsOption, SetOption, SlidesOption
-from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
+from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, load_needed, storage_error
 
 app = typer.Typer(
     name="tilestream", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
@@ -255,10 +255,7 @@ def view_command(
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
 ) -> None:
     """Look at slides and their embeddings in the browser. Writes nothing but what is drawn with --annotations; Ctrl-C ends it."""
-    try:
-        import bokeh  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ConfigError("view needs the package bokeh, which is not installed: pip install 'tilestream[view]'.") from error
+    load_needed("view", "view", "bokeh")
     from tilestream.viewer.server import serve
 
     serve(

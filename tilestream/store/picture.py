@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 from PIL import Image
 
-from tilestream.errors import ConfigError
+from tilestream.errors import load_needed
 
 NOTEBOOK_PX, NOTEBOOK_BYTES = 720, 200_000
 
@@ -24,10 +24,7 @@ def plot_axes(axes: Any = None, **figure: Any) -> Any:
     ConfigError
         matplotlib is not installed.
     """
-    try:
-        from matplotlib import pyplot as plt
-    except ModuleNotFoundError as error:
-        raise ConfigError("plot needs the package matplotlib, which is not installed: pip install 'tilestream[plot]'.") from error
+    _, plt = load_needed("plot", "plot", "matplotlib", "matplotlib.pyplot")
     return plt.subplots(layout="constrained", **figure)[1] if axes is None else axes
 
 

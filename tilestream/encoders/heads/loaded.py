@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,12 +67,6 @@ class LoadedHead:
     """Whether a head of a slide takes its rows in blocks."""
     untrained: bool = False
     notes: tuple[str, ...] = ()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256, in hex, of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def module_bytes(module: nn.Module) -> int:

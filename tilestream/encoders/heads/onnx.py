@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from tilestream.config.heads import Head
-from tilestream.encoders.heads.loaded import LoadedHead, file_digest
+from tilestream.encoders.heads.loaded import LoadedHead
 from tilestream.encoders.heads.pixels import PixelClassifier, Preparation
 from tilestream.encoders.imported import import_optional
 from tilestream.errors import ConfigError, InputError
+from tilestream.sources.files import file_sha256
 
 _FLOAT, _UINT8 = "tensor(float)", "tensor(uint8)"
 
@@ -97,7 +98,7 @@ def load_onnx(path: Path, head: Head, name: str) -> LoadedHead:
         module = PixelClassifier(graph, Preparation(tuple(told["mean"]), tuple(told["std"])))
     classes = told.get("classes") or ()
     return LoadedHead(
-        module, "classification", tuple(map(str, classes)), file_digest(path), size=told.get("size") or graph.side, mpp=told.get("mpp")
+        module, "classification", tuple(map(str, classes)), file_sha256(path), size=told.get("size") or graph.side, mpp=told.get("mpp")
     )
 
 

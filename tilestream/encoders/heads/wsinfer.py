@@ -7,11 +7,12 @@ from typing import Any
 from torch import nn
 
 from tilestream.encoders.heads.libraries import build_timm
-from tilestream.encoders.heads.loaded import HeadFolder, LoadedHead, file_digest
+from tilestream.encoders.heads.loaded import HeadFolder, LoadedHead
 from tilestream.encoders.heads.onnx import OnnxModule
 from tilestream.encoders.heads.pixels import PixelClassifier, Preparation
 from tilestream.encoders.weights import weights_digest
 from tilestream.errors import ConfigError, InputError
+from tilestream.sources.files import file_sha256
 
 _STEPS = {"Resize": {"size", "interpolation", "max_size", "antialias"}, "ToTensor": set(), "Normalize": {"mean", "std", "inplace"}}
 """Steps of a transform, in this order, and their arguments."""
@@ -48,7 +49,7 @@ def _model(found: HeadFolder) -> tuple[nn.Module, str]:
     if len(files) > 1:
         raise InputError(f"{found.key}: {folder} has {len(files)} models ({', '.join(file.name for file in files[:4])}). Name one of them.")
     if files[0].suffix == ".onnx":
-        return OnnxModule(files[0], found.key), file_digest(files[0])
+        return OnnxModule(files[0], found.key), file_sha256(files[0])
     architecture = config.get("architecture")
     if not architecture:
         raise ConfigError(

@@ -5,14 +5,13 @@ Source: https://docs.ogc.org/is/21-026/21-026.html and GDAL's driver `COG`.
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tilestream.errors import ConfigError
+from tilestream.errors import load_needed
 from tilestream.interop.objects.label_polygons import labels_path
 from tilestream.interop.target import Target, Written
 from tilestream.store.heads.palette import class_colours
@@ -32,11 +31,7 @@ def write_label_tiff(slide: Slide, target: Target, *, head: str, **_: Any) -> Wr
     ConfigError
         rasterio is not installed.
     """
-    try:
-        rasterio: Any = importlib.import_module("rasterio")
-        shutil: Any = importlib.import_module("rasterio.shutil")
-    except ModuleNotFoundError as error:
-        raise ConfigError("--to cog needs the package rasterio, which is not installed: pip install 'tilestream[geo]'.") from error
+    rasterio, shutil = load_needed("--to cog", "geo", "rasterio", "rasterio.shutil")
     labels = slide.array(labels_path(head))
     classes = slide.head_answer(head).classes
     height, width = labels.shape

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.errors import ConfigError, InputError
+from tilestream.errors import InputError, load_needed
 from tilestream.store.folder import Folder
 
 SHAPES = "shapes"
@@ -228,13 +228,7 @@ class ShapesFile:
 
 def load_pyarrow() -> tuple[Any, Any]:
     """The modules pyarrow and pyarrow.parquet. Raises ConfigError where they are not installed."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "heads of kind detect need the package pyarrow, which is not installed: pip install 'tilestream[parquet]'."
-        ) from error
+    pa, pq = load_needed("a head of kind detect", "parquet", "pyarrow", "pyarrow.parquet")
     return pa, pq
 
 
