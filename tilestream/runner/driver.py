@@ -10,6 +10,7 @@ from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tilestream.buffers import counted
 from tilestream.config.load import load_config, recorded_config
 from tilestream.config.python_objects import is_object_name
 from tilestream.config.restart import ALL
@@ -112,6 +113,7 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float) -> Su
         reporter.message(nothing_to_do(summary, cohort, config.encoder.name))
         return summary
     summary.wall.mark("looking")
+    reporter.message(f"{counted(len(todo) or len(cohort.refs), 'slide')} to do: loading PyTorch and the encoder ...")
     try:
         with Claims(cohort.output) as claims, open_engine(config.compute, partial(reporter.message, level="warning")) as engine:
             summary.wall.mark("workers")
