@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pyproj
 import pytest
 import rasterio
+import tifffile
 import zarr
 from rasterio.transform import Affine
 
@@ -66,8 +67,23 @@ def test_the_place_is_rasterios(tmp_path: Path, crs: str, transform: Affine, mpp
         assert geo.south_up == (judge.transform.e > 0)
         assert source.info.mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-6))
     facts = describe_image(str(path))["properties"]
-    assert facts["geo.orientation"].startswith("south-up" if transform is SOUTH_UP else "north-up")
-    assert facts["geo.crs"]
+    words = {SOUTH_UP: "south-up", TURNED: "turned: rows run 36.87° from the x axis"}.get(transform, "north-up")
+    assert facts["geo.orientation"].startswith(words)
+    assert facts["geo.crs"] not in ("", "unknown")
+
+
+def test_control_points_are_told_and_not_taken_for_a_place(tmp_path: Path) -> None:
+    path, corners = tmp_path / "a.tif", ((0, 0), (300, 0), (0, 200))
+    points = tuple(float(v) for col, row in corners for v in (col, row, 0, 9 + col / 1e4, 50 - row / 1e4, 0))
+    keys = (1, 1, 0, 2, 1024, 0, 1, 2, 2048, 0, 1, 4326)
+    tags = [(33922, "d", len(points), points, True), (34735, "H", len(keys), keys, True)]
+    tifffile.imwrite(path, make_image(200, 300, 1), photometric="rgb", tile=(64, 64), metadata=None, extratags=tags)
+    with rasterio.open(path) as judge:
+        assert [(point.col, point.row) for point in judge.gcps[0]] == list(corners)
+    with open_source(str(path), SourceOptions()) as source:
+        assert source.info.geo is None
+        (warning,) = source.info.warnings
+        assert warning.startswith("3 ground control points say where it lies on a map, and they are not read")
 
 
 @pytest.mark.parametrize("point", [True, False])

@@ -162,3 +162,11 @@ def test_a_picture_under_another_name_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.mrxs").write_bytes(buffer.getvalue())
     with pytest.raises(InputError, match=r"MIRAX; the file is an overview.*Copy that folder \(a/\) as well"):
         open_source(str(tmp_path / "a.mrxs"), SourceOptions())
+
+
+@pytest.mark.parametrize(("suffix", "words"), [("png", "begins as PNG"), ("jpg", "begins as JPEG"), ("jp2", "begins as JPEG 2000")])
+def test_a_picture_that_is_called_a_slide_is_told(tmp_path: Path, suffix: str, words: str) -> None:
+    Pillow.fromarray(make_image(64, 80, 1)).save(tmp_path / f"a.{suffix}")
+    (tmp_path / f"a.{suffix}").rename(tmp_path / "a.svs")
+    with pytest.raises(InputError, match=rf"a\.svs: {words}\. If it is the picture that is meant, call it \.{suffix}"):
+        open_source(str(tmp_path / "a.svs"), SourceOptions())

@@ -158,7 +158,7 @@ def _open_auto(address: str, options: SourceOptions) -> Source:
         return _open_folder(path, options)
     from tilestream.sources.containers import foreign_words, refuse_overview
     from tilestream.sources.files import NoGridError, NotTiffError, checked_file, starts_as_zip
-    from tilestream.sources.picture import is_picture
+    from tilestream.sources.picture import is_picture, misnamed_words
 
     checked_file(address)
     plugin = _plugin(path.suffix.removeprefix(".").lower())
@@ -186,7 +186,7 @@ def _open_auto(address: str, options: SourceOptions) -> Source:
             return plugin(address, options)
         words = str(error).removeprefix(f"{address}: ")
         told = f"{address}: no backend reads it. tiff: {why}. openslide: {words.rstrip('.')}. Is it an image? Copy it again from its origin, or convert it to OME-Zarr."
-        raise InputError(foreign_words(address) or told) from error
+        raise InputError(foreign_words(address) or misnamed_words(address) or told) from error
 
 
 def _open_folder(path: Path, options: SourceOptions) -> Source:

@@ -102,14 +102,20 @@ class GeoReference:
             "spatial:registration": "pixel",
         }
 
+    def _orientation(self) -> str:
+        a, b, _, d, e, _ = self.transform
+        if abs(b) + abs(d) > 1e-6 * (abs(a) + abs(e)):
+            return f"turned: rows run {math.degrees(math.atan2(d, a)):.4g}° from the x axis of the CRS"
+        return "south-up: row 0 is the southern edge" if self.south_up else "north-up"
+
     def facts(self) -> dict[str, str]:
         """Free facts for `inspect`."""
         a, b, c, d, e, f = self.transform
         return {
-            "geo.crs": self.code or self.name or "unknown",
+            "geo.crs": self.code or self.name or ("without a code, known as WKT" if self.wkt else "unknown"),
             **({"geo.crs_name": self.name} if self.code and self.name else {}),
             "geo.transform": f"x = {a:.12g} col + {b:.12g} row + {c:.12g}, y = {d:.12g} col + {e:.12g} row + {f:.12g}",
-            "geo.orientation": "south-up: row 0 is the southern edge" if self.south_up else "north-up",
+            "geo.orientation": self._orientation(),
         }
 
 
@@ -125,10 +131,22 @@ def read_geo(page: Any, address: str) -> GeoReference | None:
     key = {PROJECTED: "ProjectedCSTypeGeoKey", GEOGRAPHIC: "GeographicTypeGeoKey"}.get(kind, "")
     code = int(tags.get(key, 0))
     name = str(tags.get("GTCitationGeoKey") or tags.get("PCSCitationGeoKey") or tags.get("GeogCitationGeoKey") or "").strip(" |")
+    name = "" if name.casefold() == "unknown" else name
     if code in (0, USER_DEFINED):
         return _asked_of_rasterio(address, transform, name)
     metres = _metres(tags, code) if kind == PROJECTED else None
     return GeoReference(transform, f"EPSG:{code}", "", name, metres)
+
+
+def place_warnings(page: Any) -> tuple[str, ...]:
+    """What a tifffile page says of its place that is not read."""
+    ties, placed = page.tags.valueof(33922, default=()), page.tags.valueof(33550) or page.tags.valueof(34264)
+    count = len(tuple(_flat(ties))) // 6
+    if placed or count < 2:
+        return ()
+    return (
+        f"{count} ground control points say where it lies on a map, and they are not read: its place is unknown. gdalwarp makes a GeoTIFF that states it.",
+    )
 
 
 def read_nodata(page: Any) -> float | None:

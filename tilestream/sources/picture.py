@@ -56,9 +56,21 @@ def is_picture(address: str) -> bool:
     suffix = address[address.rfind(".") :].lower() if "." in address else ""
     if suffix not in SUFFIXES:
         return False
+    return bool(_kind(address))
+
+
+def misnamed_words(address: str) -> str:
+    """What a file is that begins as a picture and is called something else, and the way out, as a sentence; "" of any other."""
+    kind = _kind(address)
+    return f"{address}: begins as {kind[0]}. If it is the picture that is meant, call it {kind[1]}." if kind else ""
+
+
+def _kind(address: str) -> tuple[str, str] | None:
+    """Name and suffix of the kind of picture that a file begins as."""
     with open(address, "rb") as file:  # noqa: PTH123  # addresses are strings
         head = file.read(12)
-    return head.startswith((PNG, JPEG, JP2, J2K))
+    kinds = {PNG: ("PNG", ".png"), JPEG: ("JPEG", ".jpg"), JP2: ("JPEG 2000", ".jp2"), J2K: ("JPEG 2000", ".j2k")}
+    return next((kind for start, kind in kinds.items() if head.startswith(start)), None)
 
 
 class PictureSource(Source):

@@ -63,6 +63,9 @@ class Resolution:
 
 UNKNOWN = Resolution(None, "")
 
+LEAST_MPP = 1e-5
+"""µm/px that a file can mean: electron microscopes come to a tenth of a nanometre, ten times as much."""
+
 
 def resolution_from_config(mpp: float) -> Resolution:
     """The resolution that the config states in place of the file's. Raises InputError where it is not positive and finite."""
@@ -79,7 +82,7 @@ def resolution_from_file(address: str, x: float, y: float, source: str, *, limit
     InputError
         x and y differ by more than 1 %.
     """
-    if not all(math.isfinite(v) and v > 0 for v in (x, y)):
+    if not all(math.isfinite(v) and v >= LEAST_MPP for v in (x, y)):
         return Resolution(None, "", (f"{source}: {x:g} x {y:g} µm/px is no resolution; mpp is taken as unknown.",))
     if limit < math.inf and (min(x, y) > limit or is_placeholder(x)):
         return Resolution(

@@ -112,3 +112,35 @@ def test_an_image_in_one_file_speaks_of_no_others(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.ome.tif", np.moveaxis(make_image(300, 260), -1, 0), photometric="minisblack", metadata={"axes": "CYX"})
     with pytest.raises(InputError, match=r"axis C is 3 long\. Choose in the config"):
         describe_image(str(tmp_path / "a.ome.tif"))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "words"),
+    [
+        (make_image(150, 130, 2)[..., 1], {"tile": (64, 64)}, "c1.ome.tif is another kind of picture: 150 x 130 uint8"),
+        (make_image(300, 260, 2)[..., 1].astype(np.uint16), {"tile": (64, 64)}, "300 x 260 uint16"),
+        (make_image(300, 260, 2)[..., 1], {"tile": (128, 128)}, "in tiles of 128 x 128"),
+        (make_image(300, 260, 2)[..., 1], {"tile": (64, 64), "compression": "zlib"}, "ADOBE_DEFLATE"),
+    ],
+)
+def test_files_that_are_not_made_alike_are_refused_by_name(tmp_path: Path, pixels: Image, options: dict[str, object], words: str) -> None:
+    paths = write_channels(tmp_path, make_image(300, 260, 1))
+    tifffile.imwrite(paths[1], pixels, photometric="minisblack", metadata=None, **options)
+    with pytest.raises(InputError, match=words):
+        open_source(str(paths[0]), RGB)
+
+
+def test_a_file_that_is_no_tiff_is_named(tmp_path: Path) -> None:
+    paths = write_channels(tmp_path, make_image(300, 260, 1))
+    paths[2].write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match=r"of them c2\.ome\.tif cannot be read as TIFF\. Copy them again"):
+        open_source(str(paths[0]), RGB)
+
+
+def test_a_companion_that_is_there_does_not_make_its_file_an_image_of_its_own(tmp_path: Path) -> None:
+    xml = f'<?xml version="1.0" encoding="UTF-8"?><OME xmlns="{SCHEMA}"><BinaryOnly MetadataFile="m.companion.ome" UUID="{uuid.uuid4().urn}"/></OME>'
+    tifffile.imwrite(tmp_path / "a.ome.tif", make_image(300, 260, 1)[..., 0], tile=(64, 64), metadata=None, description=xml.encode())
+    (tmp_path / "m.companion.ome").write_text(f'<OME xmlns="{SCHEMA}"/>')
+    for options in (SourceOptions(), RGB):
+        with pytest.raises(InputError, match=r"told in m\.companion\.ome"):
+            open_source(str(tmp_path / "a.ome.tif"), options)

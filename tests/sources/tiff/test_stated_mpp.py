@@ -53,7 +53,9 @@ def test_pixels_that_are_not_square_are_refused(tmp_path: Path) -> None:
         assert source.info.mpp == 0.3
 
 
-@pytest.mark.parametrize(("stated", "mpp"), [("0.2521", 0.2521), ("0,2521", 0.2521), ("0", None), ("nan", None), ("-1", None)])
+@pytest.mark.parametrize(
+    ("stated", "mpp"), [("0.2521", 0.2521), ("0,2521", 0.2521), ("0", None), ("nan", None), ("-1", None), ("1e-7", None)]
+)
 def test_aperio_resolution_is_checked(tmp_path: Path, stated: Any, mpp: float | None) -> None:
     path = write_svs(tmp_path / "a.svs", make_image(100, 100), mpp=stated)
     with TiffSource(str(path), SourceOptions()) as source:

@@ -22,13 +22,13 @@ from tilestream.sources.base import LARGEST_PROFILE, SegmentGrid, SourceOptions
 from tilestream.sources.channel_names import list_channels
 from tilestream.sources.containers import refuse_olympus
 from tilestream.sources.files import NoGridError, NotTiffError
-from tilestream.sources.geo import GeoReference, read_geo
+from tilestream.sources.geo import GeoReference, place_warnings, read_geo
 from tilestream.sources.resolution import Resolution
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.tiff.channel_names import read_channel_names
 from tilestream.sources.tiff.coding import JPEG, RGB, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.jpeg import JpegDecoder
-from tilestream.sources.tiff.multi_file import check_files, name_files, refuse_special_files
+from tilestream.sources.tiff.multi_file import check_files, name_files, refuse_companion, refuse_special_files
 from tilestream.sources.tiff.pages import mask_levels, pick_levels, pick_series, vendor_of
 from tilestream.sources.tiff.stated_mpp import is_aperio, read_resolution
 from tilestream.sources.tiff.strips import cut_strips, rows_at_once, sample_type
@@ -129,6 +129,7 @@ def index_tiff(address: str, options: SourceOptions) -> TiffIndex:
 def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     address = choices.address
     refuse_special_files(tif, address)
+    refuse_companion(tif, address)
     number, series = pick_series(tif, choices)
     page = series.keyframe
     refuse_olympus(page, address)
@@ -161,7 +162,17 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     profile = _icc_profile(page)
     facts["icc_profile"] = f"{len(profile)} bytes" if profile is not None else "none"
     return TiffIndex(
-        levels, rule, stated, vendor_of(tif, series), compression, facts, warnings + stated.warnings, profile, tuple(files), masks, geo
+        levels,
+        rule,
+        stated,
+        vendor_of(tif, series),
+        compression,
+        facts,
+        warnings + stated.warnings + place_warnings(page),
+        profile,
+        tuple(files),
+        masks,
+        geo,
     )
 
 

@@ -29,6 +29,15 @@ def name_files(tif: tifffile.TiffFile, address: str) -> tuple[str, ...]:
     )
 
 
+def refuse_companion(tif: tifffile.TiffFile, address: str) -> None:
+    """Refuse a file whose metadata lies in another one, whether or not that is there. Raises InputError naming it."""
+    if len(tif.pages) and (companion := _METADATA_FILE.search(tif.pages.first.description)) is not None:
+        raise InputError(
+            f"{address}: is one of several files of an OME-TIFF, and what it holds is told in {companion[1]}. "
+            f"Convert the whole to OME-Zarr: bioformats2raw {companion[1]} image.zarr."
+        )
+
+
 def refuse_special_files(tif: tifffile.TiffFile, address: str) -> None:
     """Refuse an image of which a file is a FIFO, a socket or a device, before tifffile waits for it. Raises InputError."""
     if len(tif.pages) == 0:
@@ -48,27 +57,53 @@ def _some(names: list[str]) -> str:
 
 
 def check_files(tif: tifffile.TiffFile, series: Any, numbers: tuple[int, ...], address: str) -> None:
-    """Refuse an image of which a page that is wanted lies in a file that is not there.
+    """Refuse an image of which a page that is wanted lies in a file that is not there, is no TIFF, or holds another kind of picture.
 
     Raises
     ------
     InputError
-        Naming the missing files, or the file that holds the metadata of this one.
+        Naming those files.
     NoGridError
         A page is missing, and nothing says where it should be.
     """
-    description = tif.pages.first.description
-    if (companion := _METADATA_FILE.search(description)) is not None:
-        raise InputError(
-            f"{address}: is one of several files of an OME-TIFF, and what it holds is told in {companion[1]}. "
-            f"Convert the whole to OME-Zarr: bioformats2raw {companion[1]} image.zarr."
-        )
-    if all(series.pages[number] is not None for number in numbers):
+    pages = [series.pages[number] for number in numbers]
+    if all(page is not None for page in pages):
+        for page in pages:
+            _check_alike(page, series.keyframe, address)
         return
-    _, missing = _files(description, address)
+    names, missing = _files(tif.pages.first.description, address)
+    if not missing and (damaged := [name for name in names if not _is_tiff(Path(address).parent / name)]):
+        raise InputError(
+            f"{address}: its image lies in several files, and of them {_some(damaged)} cannot be read as TIFF. Copy them again from their origin."
+        )
     if not missing:
         raise NoGridError(f"{address}: pages of the image are missing from this file")
     raise InputError(
         f"{address}: its image lies in several files, and {len(missing)} of them are not in {Path(address).parent}: {_some(missing)}. "
         "Put them beside this one, or choose channels that are there with source.channels."
     )
+
+
+def _is_tiff(path: Path) -> bool:
+    try:
+        with tifffile.TiffFile(path) as tif:
+            return len(tif.pages) > 0
+    except (OSError, ValueError):  # of which tifffile's own error is one
+        return False
+
+
+def _check_alike(page: Any, first: Any, address: str) -> None:
+    """Refuse a page of another file that is not made as the first one is: what is read by file tile has one grid and one coding."""
+    other = page.keyframe
+    if other is not first and page.parent is not first.parent and _told(other) != _told(first):
+        raise InputError(
+            f"{address}: its image lies in several files, and {page.parent.filehandle.name} is another kind of picture: {_told(other)}, and the first "
+            f"{_told(first)}. Export them alike, or convert the whole to OME-Zarr."
+        )
+
+
+def _told(page: Any) -> str:
+    """What a page is, as far as reading by file tile depends on it."""
+    pieces = f"tiles of {page.tilelength} x {page.tilewidth}" if page.is_tiled else f"strips of {page.rowsperstrip} rows"
+    size = " x ".join(str(side) for side in page.shape)
+    return f"{size} {page.dtype} {page.photometric.name} in {pieces}, {page.compression.name}"
