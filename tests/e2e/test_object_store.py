@@ -2,9 +2,11 @@
 
 import errno
 import io
+import json
 import logging
 import threading
 import time
+from contextlib import suppress
 from unittest.mock import Mock
 
 import boto3
@@ -17,13 +19,17 @@ import tilestream
 from tests.support.images import make_image, write_ome_zarr, write_pyramid
 from tests.support.resuming import SECTIONS
 from tests.support.runs import config, embed, opened, same_store
+from tests.support.stores import begin_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, InterruptedRunError, OutputError
 from tilestream.runner.progress import print_summary
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
+from tilestream.store import object_store
 from tilestream.store.folder import Folder
+from tilestream.store.ledger import FENCE, WRITERS, unpack
 from tilestream.store.lock import hold_lock
+from tilestream.store.slide_store import SlideStore
 
 IMAGE = make_image(760, 820, seed=5)  # 8 x 9 tiles of 96 px
 
@@ -231,3 +237,62 @@ def test_an_image_in_a_bucket_is_read_as_a_local_one(client, tmp_path):
     run_there("s3://lab/slides/a.zarr", tmp_path / "there")
     run_there(image, tmp_path / "here")
     ends_equal(tmp_path / "there", tmp_path / "here")
+
+
+def fenced(address):
+    store = SlideStore(Folder(address))
+    begin_store(store, 4, 5, 20, {"tiles": "recipe"}, 0)
+    return store
+
+
+def test_a_fence_is_up_once_no_task_of_an_earlier_run_commits_any_more(client):
+    store = fenced("s3://lab/fenced/a.zarr")
+    old, new = (SlideStore(store.folder, token) for token in ("old", "new"))
+    old.raise_fence()
+    order, inside, go_on = [], threading.Event(), threading.Event()
+
+    def commit():
+        with suppress(OutputError), old.committing():  # it is told in the end that others own the store by now
+            inside.set()
+            go_on.wait(30)
+            old.record("tiles", 0, [], {"counts": {"ok": 1}})
+            order.append("committed")
+
+    def raise_fence():
+        new.raise_fence()
+        order.append("raised")
+
+    threads = [threading.Thread(target=work) for work in (commit, raise_fence)]
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
+    while unpack(store.folder.get(FENCE)) != {"token": "new"}:  # it is put up, and waits
+        pass
+    with pytest.raises(OutputError, match="belongs to a later run"), old.committing():
+        pass
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert order == ["committed", "raised"]
+    assert 0 in new.ledger()
+    assert store.folder.names(WRITERS) == []
+
+
+def test_marks_of_dead_writers_run_out(client, monkeypatch):
+    store = fenced("s3://lab/marks/a.zarr")
+    own = json.dumps(object_store._own_process())
+    gone = json.dumps({**json.loads(own), "pid": 2**22 + 1})
+    for name, data in {"dead here": gone, "silent elsewhere": gone.replace('"host": "', '"host": "not-'), "broken": "{"}.items():
+        store.folder.put(f"{WRITERS}/{name}.json", data.encode())
+    monkeypatch.setattr(object_store, "LEASE", 0.5)
+    began = time.monotonic()
+    SlideStore(store.folder, "new").raise_fence()
+    assert (store.folder.names(WRITERS), time.monotonic() - began > 0.5) == ([], True)
+
+
+def test_a_writer_that_lives_and_does_not_end_is_told(client, monkeypatch):
+    store = fenced("s3://lab/hung/a.zarr")
+    monkeypatch.setattr(object_store, "LEASE", 0.3)
+    monkeypatch.setattr("tilestream.store.folder.PATIENCE", 0.6)
+    with store.folder.marked(WRITERS), pytest.raises(OutputError, match=r"a process has been writing for 0\.6 s"):
+        SlideStore(store.folder, "new").raise_fence()

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
 from tilestream.errors import ConfigError, OutputError
-from tilestream.store.object_store import RemoteStore, open_remote
+from tilestream.store.object_store import RemoteStore, await_writers, open_remote, writer_marked
 
 SYNCS_AT_ONCE = 16
 
@@ -289,6 +289,17 @@ class Folder:
             yield
         finally:
             os.close(descriptor)
+
+    @contextmanager
+    def marked(self, prefix: str) -> Iterator[None]:
+        """Known below `prefix` as one who writes, in an object store; a disk has `locked`."""
+        with writer_marked(self.store, prefix) if isinstance(self.store, RemoteStore) else nullcontext():
+            yield
+
+    def await_writers(self, prefix: str) -> None:
+        """Wait for those. Raises OutputError where one goes on for more than `PATIENCE` seconds."""
+        if isinstance(self.store, RemoteStore) and not await_writers(self.store, prefix, PATIENCE):
+            raise OutputError(f"{self.address}: a process has been writing for {PATIENCE:g} s. End it, or wait for it, then run again.")
 
 
 def _lock(descriptor: int, place: Path, how: int) -> None:

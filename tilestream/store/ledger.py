@@ -20,6 +20,9 @@ from tilestream.store.ownership import MARK, claim, is_ours, mark_harm
 HOME = ".tilestream"
 LEDGER, BASE, COMPLETE, FENCE = f"{HOME}/shards", f"{HOME}/base.json", f"{HOME}/complete.json", f"{HOME}/fence.json"
 
+WRITERS = f"{HOME}/writers"
+"""Where those who commit are known to who raises the fence, in an object store."""
+
 ERRORS_KEPT = 1000
 """Failed tiles whose causes the completion repeats."""
 
@@ -101,17 +104,18 @@ class Ledger:
         claim(self.folder)
         with self.folder.locked(HOME):
             self.folder.put(FENCE, pack({"token": self.token}))
+        self.folder.await_writers(WRITERS)
 
     @contextmanager
     def committing(self, *, alone: bool = False) -> Iterator[None]:
-        """The fence stays where it is while the block runs; on a disk without locks and in an object store it is looked at before and after.
+        """The fence stays where it is while the block runs; on a disk without locks it is looked at before and after.
 
         Raises
         ------
         OutputError
             Another run owns the store by now.
         """
-        with self.folder.locked(HOME, shared=not alone):
+        with self.folder.locked(HOME, shared=not alone), self.folder.marked(WRITERS):
             self._look()
             yield
             self._look()

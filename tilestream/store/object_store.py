@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
+import json
 import os
 import re
+import secrets
+import threading
+import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
@@ -179,3 +185,83 @@ class ObjectFile(io.RawIOBase):
                 buffer[:count] = bytes(obstore.get_range(self._store, self._key, start=self._place, length=count))
         self._place += count
         return count
+
+
+LEASE = 30.0
+"""Seconds after which the mark of a writer that nobody renews counts for nothing."""
+
+
+@contextmanager
+def writer_marked(store: RemoteStore, prefix: str) -> Iterator[None]:
+    """A mark below `prefix` while the block runs, which a thread renews.
+
+    Who marks itself and then looks at the fence, and who puts up another fence and then waits for marks, cannot both go on: what an object store shows
+    is what was written last.
+    """
+    key, beat = f"{prefix}/{secrets.token_hex(16)}.json", itertools.count()
+    ended = threading.Event()
+
+    def put() -> None:
+        sync(store.set(key, default_buffer_prototype().buffer.from_bytes(json.dumps({**_own_process(), "beat": next(beat)}).encode())))
+
+    def renew() -> None:
+        while not ended.wait(LEASE / 3):
+            with suppress(OSError):
+                put()
+
+    put()
+    renewer = threading.Thread(target=renew, name="mark", daemon=True)
+    renewer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        renewer.join()
+        with suppress(OSError):  # it runs out
+            sync(store.delete(key))
+
+
+def await_writers(store: RemoteStore, prefix: str, patience: float) -> bool:
+    """Wait until nobody has a mark below `prefix`, or those who have them are dead; whether that was so within `patience` seconds of writers that live."""
+    seen: dict[str, tuple[bytes, float]] = {}
+    began = time.monotonic()
+    while marks := sync(_marks(store, prefix)):
+        now = time.monotonic()
+        for key, data in marks.items():
+            if seen.get(key, (b"", 0.0))[0] != data:
+                seen[key] = data, now
+            if now - seen[key][1] > LEASE or _is_dead(data):
+                sync(store.delete(key))
+        if now - began > patience + LEASE:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+async def _marks(store: RemoteStore, prefix: str) -> dict[str, bytes]:
+    found = {}
+    async for name in store.list_dir(prefix):
+        data = await store.get(f"{prefix}/{name}", default_buffer_prototype())
+        if data is not None:
+            found[f"{prefix}/{name}"] = data.to_bytes()
+    return found
+
+
+def _own_process() -> dict[str, Any]:
+    """What tells whether a process lives, to those who see its numbers."""
+    space = Path("/proc/self/ns/pid")
+    return {"host": os.uname().nodename, "space": str(space.readlink()) if space.exists() else "", "pid": os.getpid()}
+
+
+def _is_dead(data: bytes) -> bool:
+    """Whether a mark is of a process of this machine that is gone."""
+    try:
+        told, own = json.loads(data), _own_process()
+        if any(told[key] != own[key] for key in ("host", "space")):
+            return False
+        os.kill(int(told["pid"]), 0)
+    except (ValueError, KeyError, TypeError, PermissionError):
+        return False
+    except ProcessLookupError:
+        return True
+    return False
