@@ -122,7 +122,7 @@ def with_intervals(predictions: Predictions, seed: int) -> dict[str, Metric]:
     found = {}
     for name, value in predictions.measure(ones).items():
         low, high = (value + wider * (end - value) for end in intervals[name])
-        found[name] = Metric(value, max(low, LOWEST.get(name, 0.0)), min(high, HIGHEST.get(name, 1.0)))
+        found[name] = Metric(value, max(min(low, value), LOWEST.get(name, 0.0)), min(max(high, value), HIGHEST.get(name, 1.0)))
     return found
 
 

@@ -190,7 +190,7 @@ def _about(config: FitConfig, cases: Cases, facts: Mapping[str, object]) -> str:
     column = f"{target.survival.time} and {target.survival.event}" if target.survival else target.column
     of = f"{column} of {target.slides}" if target.slides else target.annotations or f"{target.obs} of the list of slides"
     return (
-        f"{config.head.model} on {config.head.input} of {facts['encoder']}, {len(cases.slides)} slides of {len(set(cases.patients))} patients, to tell "
+        f"{config.head.model} on {config.head.input} of {facts['encoder']}, slides {len(cases.slides)}, patients {len(set(cases.patients))}, to tell "
         f"{', '.join(cases.classes) or cases.task}; from {of}"
     )
 
@@ -236,7 +236,7 @@ def _lines(fitted: Fitted) -> list[str]:
     lines = [fitted.about]
     for name in shown:
         others = ", ".join(f"{other} {metrics[name].value:.3f}" for other, metrics in found.baselines.items())
-        lines.append(f"{name.replace('_', ' ')} {found.metrics[name]}, patients never seen; {others}")
+        lines.append(f"{name.replace('_', ' ')} {found.metrics[name]}, {fitted.predictions.unit} never seen; {others}")
     lines += [f"note: {note}" for note in found.notes]
     if fitted.cases.left_out:
         lines.append(f"not used: {len(fitted.cases.left_out)} slides, e.g. {fitted.cases.left_out[0]}")

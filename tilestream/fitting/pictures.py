@@ -36,7 +36,11 @@ def tile_picture(slide: Slide, row: int) -> str:
     scale = small.height / slide.size.height
     y, x = (float(slide.read_column(name)[row]) * scale for name in ("y", "x"))
     side = max(1.0, slide.l0_extent * scale)
-    return _html(small.crop((round(x - side), round(y - side), round(x + 2 * side), round(y + 2 * side))))
+    around = Image.new(
+        "RGB", (round(3 * side), round(3 * side)), "white"
+    )  # what lies outside the image is white, as it was for the encoder
+    around.paste(small, (-round(x - side), -round(y - side)))
+    return _html(around)
 
 
 def slide_picture(slide: Slide, shares: NDArray[np.float64] | None = None) -> str:

@@ -118,7 +118,8 @@ def report_html(fitted: Fitted) -> str:
         notes=f"<ul class='note'>{notes}</ul>" if notes else "",
         metrics=_metrics_table(evaluation),
         rounds=ROUNDS,
-        wider=f", made {wider:.2f} times as wide because the heads of the folds share patients"
+        unit=found.unit,
+        wider=f", made {wider:.2f} times as wide because the heads of the folds learned from the same {found.unit}"
         if (wider := widening(len(evaluation.by_fold))) > 1
         else "",
         folds=table_html(

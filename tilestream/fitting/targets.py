@@ -107,7 +107,7 @@ def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
     else:
         told = [_from_list(config, slide, target.obs) for slide in slides]
     names = [case.slide.id for case in told]
-    same_image = [str(case.slide.source["fingerprint"]) for case in told]
+    same_image = [str(case.slide.source.get("fingerprint", case.slide.path)) for case in told]
     keys: list[Sequence[str]] = [[case.patient or case.slide.id for case in told], same_image]
     group = join_groups(*keys, [case.site for case in told]) if config.split.site else join_groups(*keys)
     _refuse_two_patients(told, same_image)

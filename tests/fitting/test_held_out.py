@@ -1,0 +1,75 @@
+"""What is held out where all labels are of one patient, and how wide intervals are."""
+
+import json
+
+import numpy as np
+import pytest
+
+import tilestream
+from tests.support.cohorts import write_rows
+from tests.support.stores import make_store
+from tilestream.errors import InputError
+from tilestream.fitting.evaluate import Predictions, widening, with_intervals
+from tilestream.fitting.fit import fit
+from tilestream.fitting.metrics import bootstrap
+from tilestream.fitting.tile_labels import number_regions
+
+
+def square(row, col, name, side=2):
+    x, y, size = col * 224, row * 224, side * 224
+    ring = [[x, y], [x + size, y], [x + size, y + size], [x, y + size], [x, y]]
+    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {"classification": {"name": name}}}
+
+
+def test_regions_of_one_slide_are_held_out_and_a_lone_one_is_refused(tmp_path):
+    x = np.random.default_rng(0).normal(size=(36, 6))
+    x += 5 * (np.arange(36) % 6 >= 3)[:, None]
+    write_rows(tmp_path / "out" / "s.zarr", x, fingerprint="image")
+    shapes = [square(0, 0, "left"), square(4, 1, "left"), square(0, 4, "right")]
+    config = {
+        "embeddings": str(tmp_path / "out"), "target": {"annotations": str(tmp_path)}, "head": {"name": "side", "kind": "classify", "model": "linear"},
+        "save": str(tmp_path / "side.safetensors"),
+    }  # fmt: skip
+    (tmp_path / "s.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": shapes}))
+    with pytest.raises(InputError, match=r"the class 'right' is one region: nothing is left to judge it by. Draw another region"):
+        fit(config)
+    (tmp_path / "s.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [*shapes, square(4, 4, "right")]}))
+    found = fit(config)
+    assert found.evaluation.metrics["accuracy"].value == 1
+    assert found.evaluation.patients == 4
+    assert len(found.evaluation.by_fold) == 2
+    assert "drawn regions were held out, not patients" in found.evaluation.notes[0]
+    assert "regions never seen" in found.lines[1]
+
+
+def test_regions_are_tiles_of_a_class_that_touch(tmp_path):
+    make_store(tmp_path / "s.zarr", 4, 4)
+    label = np.array([[0, 0, -1, 1], [-1, 0, -1, 1], [1, -1, 0, 0], [1, -1, 0, 1]]).ravel()
+    row = np.flatnonzero(label >= 0)
+    slides = [tilestream.open(tmp_path / "s.zarr")]
+    found = number_regions(slides, np.zeros(len(row), int), row, label[row])
+    places = np.full(16, -1)
+    places[row] = found
+    # The second and third square of class 0 touch at a corner; the tile of class 1 in the last corner touches none of its kind.
+    assert len({places[0], places[1], places[5], places[10], places[14]}) == 1
+    assert len({places[3], places[8], places[15]}) == 3
+    assert places[3] == places[7]
+
+
+def test_intervals_of_folds_are_wider_and_hold_the_value():
+    chance = np.random.default_rng(0)
+    n = 40
+    label = np.arange(n) % 2
+    positive = np.clip(0.5 + 0.1 * (label * 2 - 1) + chance.normal(scale=0.2, size=n), 0, 1)
+    scores = np.stack([1 - positive, positive], axis=1)
+
+    def of(fold):
+        return Predictions("classes", ("a", "b"), label, np.full(n, np.nan), np.zeros(n, bool), scores, fold, np.arange(n))
+
+    one, five = (with_intervals(of(fold), 0) for fold in (np.zeros(n, int), np.arange(n) % 5))
+    plain = bootstrap(of(np.zeros(n, int)).measure, np.arange(n), 1000, 0)
+    assert widening(5) == pytest.approx(1.5)
+    for name in ("auroc", "accuracy", "kappa"):
+        assert (one[name].low, one[name].high) == pytest.approx(plain[name])
+        assert five[name].value - five[name].low == pytest.approx(1.5 * (one[name].value - one[name].low))
+        assert five[name].low <= five[name].value <= five[name].high <= 1
