@@ -11,7 +11,6 @@ import torch
 from benchmarks.pretrain import __doc__ as about
 from benchmarks.pretrain.chunks import EXCLUDED, count_sources, find_chunks, load_chunks
 from benchmarks.pretrain.colour import ColourConfig
-from benchmarks.pretrain.methods import METHODS
 from benchmarks.pretrain.train import Run, TrainConfig, Trainer
 from tilestream.models.vit import vit_tiny_patch16_224
 
@@ -23,7 +22,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the chunks")
     parser.add_argument("--out", type=Path, required=True, help="folder of encoder.safetensors, log.json and checkpoint.pt")
-    parser.add_argument("--method", choices=METHODS, default=usual.method)
     parser.add_argument("--minutes", type=float, default=7.0, help="of the whole run, preparation and earlier parts counted in")
     parser.add_argument("--max-steps", type=int, help="end after so many steps")
     parser.add_argument("--seed", type=int, default=usual.seed)
@@ -46,9 +44,7 @@ def main(arguments: list[str] | None = None) -> Run:
     torch.set_float32_matmul_precision("high")
     paths = find_chunks(chosen.data, tuple(chosen.exclude))
     chunks = load_chunks(paths, device)
-    config = TrainConfig(
-        method=chosen.method, seed=chosen.seed, batch=chosen.batch, lr=chosen.lr, colour=ColourConfig().scaled(chosen.colour)
-    )
+    config = TrainConfig(seed=chosen.seed, batch=chosen.batch, lr=chosen.lr, colour=ColourConfig().scaled(chosen.colour))
     vit = vit_tiny_patch16_224(position="sincos", seed=chosen.seed)
     trainer = Trainer(vit, chunks, config, compiled=device.type == "cuda" and not chosen.no_compile)
     facts = {

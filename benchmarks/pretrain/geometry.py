@@ -107,20 +107,7 @@ def cut_crops(chunks: Tensor, maps: Tensor, px: int) -> Tensor:
     return views.reshape(n, 3, v, px, px).transpose(1, 2)
 
 
-def draw_masks(n: int, side: int, masked: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw blobs of exactly `masked` patches each: the highest of a field of smooth noise (block-wise masks as in BEiT, arXiv:2106.08254).
-
-    Returns
-    -------
-    mask : (n, side * side) bool
-        True where a patch is hidden.
-    index : (n, masked) int64
-        The hidden patches.
-    """
-    coarse = max(side // 3, 1)
-    noise = torch.randn((n, 1, coarse, coarse), generator=generator, device=generator.device)
-    field = F.interpolate(noise, (side, side), mode="bicubic", align_corners=False).flatten(1)
-    field = field + 0.3 * torch.randn(field.shape, generator=generator, device=generator.device)
-    index = field.topk(masked, dim=1).indices
-    mask = torch.zeros_like(field, dtype=torch.bool).scatter_(1, index, value=True)
-    return mask, index
+def skip_masks(n: int, side: int, generator: torch.Generator) -> None:
+    """Draw the numbers of n masks of side x side patches: tilestream-tiny comes again, bit for bit, from the stream that they were drawn from."""
+    for shape in ((n, 1, max(side // 3, 1), max(side // 3, 1)), (n, side**2)):
+        torch.randn(shape, generator=generator, device=generator.device)

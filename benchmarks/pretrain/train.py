@@ -16,21 +16,19 @@ from torch import Tensor, nn
 from benchmarks.pretrain.chunks import halve_chunks
 from benchmarks.pretrain.colour import ColourConfig, Recolour
 from benchmarks.pretrain.export import write_safetensors
-from benchmarks.pretrain.geometry import ViewConfig, cut_crops, draw_crops, draw_masks
-from benchmarks.pretrain.methods import METHODS, Batch, Method, MethodConfig, cosine_between
+from benchmarks.pretrain.geometry import ViewConfig, cut_crops, draw_crops, skip_masks
+from benchmarks.pretrain.methods import Batch, MethodConfig, Vicreg, cosine_between
 from tilestream.models.vit import VisionTransformer
 
 
 class CollapseError(RuntimeError):
-    """The encoder gives nearly the same features, or targets that say nothing, for every picture."""
+    """The encoder gives nearly the same features for every picture."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """What a run does; two runs with equal fields and a step limit are the same run."""
 
-    method: str = "vicreg"
-    """One of `METHODS`."""
     seed: int = 0
     """Of heads and views."""
     batch: int = 512
@@ -45,8 +43,6 @@ class TrainConfig:
     """Of the teacher, first and last; it rises along a cosine (BYOL, arXiv:2006.07733)."""
     clip: float = 3.0
     """Largest norm of the gradient."""
-    masked: float = 0.4
-    """Part of the patches hidden in every second global view of methods that hide."""
     collapse_after: float = 0.2
     """Part of the run after which a collapse ends it."""
     log_steps: int = 50
@@ -57,7 +53,7 @@ class TrainConfig:
 
 
 class Trainer:
-    """A method, its optimiser and its source of views; `step` is one update.
+    """Student and teacher, their optimiser and their source of views; `step` is one update.
 
     Parameters
     ----------
@@ -78,7 +74,7 @@ class Trainer:
         sides = (config.views.global_px // vit.patch, config.views.local_px // vit.patch)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.method: Method = METHODS[config.method](vit.cpu(), sides, config.losses).to(self.device)
+            self.method = Vicreg(vit.cpu(), sides, config.losses).to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.recolour = Recolour(config.colour).to(self.device)
         self._change: Callable[..., Tensor] = self.recolour.forward
@@ -94,14 +90,11 @@ class Trainer:
         mean, std = vit.config.mean, vit.config.std
         self._mean = torch.tensor(mean, device=self.device)[:, None, None]
         self._std = torch.tensor(std, device=self.device)[:, None, None]
-        g, n = config.views.global_views, config.batch
-        row = torch.arange(g * n, device=self.device)
-        self._masked_rows = row[(row // n + row % n) % 2 == 0]
 
     def _groups(self) -> list[dict[str, Any]]:
         trained = [(name, p) for name, p in self.method.student.named_parameters() if p.requires_grad]
-        matrices = [p for name, p in trained if p.ndim > 1 and not name.endswith(("cls_token", "prototypes"))]
-        others = [p for name, p in trained if p.ndim <= 1 or name.endswith(("cls_token", "prototypes"))]
+        matrices = [p for name, p in trained if p.ndim > 1 and not name.endswith("cls_token")]
+        others = [p for name, p in trained if p.ndim <= 1 or name.endswith("cls_token")]
         return [{"params": matrices, "weight_decay": self.config.weight_decay}, {"params": others, "weight_decay": 0.0}]
 
     @torch.no_grad()
@@ -116,12 +109,9 @@ class Trainer:
             for found, drawn, px in zip(cut, maps, (views.global_px, views.local_px), strict=True):
                 if drawn.shape[1]:
                     found.append(cut_crops(pictures, drawn, px))
-        side = views.global_px // self.vit.patch
-        mask, masked_index = draw_masks(len(self._masked_rows), side, round(self.config.masked * side**2), self.generator)
-        every = torch.zeros(views.global_views * self.config.batch, side**2, dtype=torch.bool, device=self.device)
-        every[self._masked_rows] = mask
+        skip_masks(views.global_views * half, views.global_px // self.vit.patch, self.generator)
         local_views = self._finish(cut[1]) if cut[1] else None
-        return Batch(self._finish(cut[0]), local_views, every, self._masked_rows, masked_index, self.config.batch)
+        return Batch(self._finish(cut[0]), local_views, self.config.batch)
 
     def _finish(self, cut: list[Tensor]) -> Tensor:
         """Crops (n / 2, v, 3, px, px) of both scales to normalised views (v * n, 3, px, px), view by view."""
@@ -140,18 +130,18 @@ class Trainer:
             return config.lr * max(progress / config.warmup, 0.01)
         return cosine_between(config.lr, config.lr / 1000, (progress - config.warmup) / (1 - config.warmup))
 
-    def backward(self, progress: float) -> dict[str, Tensor]:
+    def backward(self) -> dict[str, Tensor]:
         """Gradients of one batch, and what to log of it."""
         batch = self.draw_batch()
         with self._autocast():
-            loss, logged = self.method.loss(batch, progress)
+            loss, logged = self.method.loss(batch)
         loss.backward()
         return {"loss": loss.detach(), **{key: value.detach() for key, value in logged.items()}}
 
     def warm_up(self) -> None:
         """Compile and allocate with a batch that leaves no trace in weights or random state."""
         state = self.generator.get_state()
-        self.backward(0.0)
+        self.backward()
         self.optimiser.zero_grad()
         self.generator.set_state(state)
         if self.device.type == "cuda":
@@ -159,8 +149,7 @@ class Trainer:
 
     def step(self, progress: float) -> dict[str, Tensor]:
         """One update at this part of the run; returns the losses, on the device."""
-        logged = self.backward(progress)
-        self.method.before_update(progress)
+        logged = self.backward()
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         logged["gradient"] = nn.utils.clip_grad_norm_(parameters, self.config.clip)
         for group in self.optimiser.param_groups:
@@ -175,12 +164,10 @@ class Trainer:
         """Raise where the third row of the log in a row shows a collapse, or one has a loss that is no number."""
         if not all(abs(value) < float("inf") for value in row.values()):
             raise CollapseError(f"step {self.steps}: {row}. Lower --lr.")
-        bad = row["spread"] < 1e-4 or row.get("entropy", 0.0) > 0.98
+        bad = row["spread"] < 1e-4
         self._bad_rows = self._bad_rows + 1 if bad and progress >= self.config.collapse_after else 0
         if self._bad_rows == 3:
-            raise CollapseError(
-                f"step {self.steps}: spread {row['spread']:.6f}, entropy {row.get('entropy', 0.0):.3f} of a uniform one, three rows long. Lower --lr."
-            )
+            raise CollapseError(f"step {self.steps}: spread {row['spread']:.6f}, three rows long. Lower --lr.")
 
     def encoder_state(self) -> dict[str, Tensor]:
         """The moving average's weights as float16, under the names of the package's vision transformer."""
@@ -294,7 +281,7 @@ class Run:
 
     def save(self) -> None:
         """Write checkpoint, encoder and log, each complete or not at all; the checkpoint last."""
-        metadata = {"method": self.trainer.config.method, "seed": str(self.trainer.config.seed), "steps": str(self.trainer.steps)}
+        metadata = {"method": "vicreg", "seed": str(self.trainer.config.seed), "steps": str(self.trainer.steps)}
         write_safetensors(self.out / "encoder.safetensors", self.trainer.encoder_state(), metadata)
         self._write_log()
         state = {"trainer": self.trainer.state(), "rows": self.rows, "progress": self.progress, "seconds": self.seconds()}
