@@ -1,10 +1,14 @@
 """The heads in the package: small, explained, fitted on what they say, and right on a sample slide that they have not seen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 import zarr
 
 import tilestream
+from benchmarks import fit_sample_segmenter
 from benchmarks.fit_sample_heads import BLOOD, SEEN, kinds_of
 from tilestream.config.load import load_config
 from tilestream.encoders.heads.address import BOX, box_names
@@ -50,3 +54,17 @@ def test_the_pipeline_that_segments_labels_a_slide_that_was_not_fitted_on(tmp_pa
     computed = found > 0
     assert computed.any()
     assert (found[computed] - 1 == known[computed]).mean() > 0.85
+
+
+@pytest.mark.slow
+def test_the_segmenter_in_the_package_comes_out_the_same_each_time(tmp_path, monkeypatch):
+    """A few steps on small slides, by the command that fitted it."""
+    monkeypatch.setattr(fit_sample_segmenter, "address_of", lambda seed: f"sample://he?width=2048&height=1536&seed={seed}")
+    threads, files = torch.get_num_threads(), []
+    for name in ("a", "b"):
+        fit_sample_segmenter.main(["--out", str(tmp_path / name), "--steps", "4"])
+        files.append((tmp_path / name / "tilestream-sample-segment.safetensors").read_bytes())
+    torch.set_num_threads(threads)
+    assert files[0] == files[1]
+    about = read_about(tmp_path / "a" / "tilestream-sample-segment.safetensors")
+    assert replace(about, metrics={}, notes="") == replace(read_about(BOX / "tilestream-sample-segment.safetensors"), metrics={}, notes="")

@@ -59,7 +59,7 @@ class DenseModel:
         What its outputs are.
     device : torch.device
     precision : str
-        As `encoder.precision`; auto is fp32 on a CPU.
+        As `encoder.precision`; auto is fp32 on a CPU, and fp16 is bf16.
     as_logits : bool
         Whether logits stay logits, and are no probabilities yet.
     what, whose : str
@@ -71,7 +71,8 @@ class DenseModel:
     ) -> None:
         self.module, self.answer, self.device, self.as_logits = module, answer, device, as_logits
         self.what, self.whose = what, whose
-        self._dtype = torch.float32 if device.type == "cpu" and precision == "auto" else pick_precision(precision, device)
+        given = "bf16" if precision == "fp16" else precision  # beside an encoder of fp16: whose results leave its range are lost
+        self._dtype = torch.float32 if device.type == "cpu" and precision == "auto" else pick_precision(given, device)
         if device.type == "cuda":
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -159,7 +159,9 @@ class StoredMap:
         self.dim = task.line.facts.dim
         self.step = None if task.stride_um is None else task.stride_um / canvas.side
         context = task.line.context if canvas.context is not None else None
-        self.context = None if context is None else build_context(context, self.dim, task.line.facts.precision).to(device)
+        self.context = (
+            None if context is None else build_context(context, self.dim, task.line.facts.precision, task.line.weights).to(device)
+        )
 
     def read(self, rect: Rect) -> tuple[Tensor, Tensor]:
         """(d, h, w) float32 tokens of a rectangle, 0 where none is, and (h, w) where there is one; both on the device."""
