@@ -1,13 +1,14 @@
 """What a run will need is begun at once, and nothing where it may have nothing to do."""
 
 import ctypes
+import sys
 import types
 
 import pytest
 
 from tests.support.runs import config
 from tilestream.config.load import load_config
-from tilestream.runner.engines import early
+from tilestream.runner.engines import early, fork_server
 
 
 @pytest.fixture
@@ -18,6 +19,7 @@ def begun(monkeypatch):
     monkeypatch.setattr(early.importlib, "import_module", names.append)
     monkeypatch.setattr(early, "_wake_devices", lambda *_, **__: names.append("devices"))
     monkeypatch.setattr(early, "begin_server", lambda: names.append("server"))
+    monkeypatch.setattr(early, "import_zarr", lambda: names.append("zarr"))
     return names
 
 
@@ -91,3 +93,15 @@ def test_a_device_is_woken_where_this_process_uses_it(monkeypatch, devices, name
     early._wake_devices(name, inline=inline, here=here)
     assert driver.retained == retained
     assert bool(begun) == server
+
+
+def test_zarr_comes_without_cupy_and_whoever_wants_cupy_still_gets_it(monkeypatch):
+    seen = []
+    monkeypatch.setattr(fork_server.importlib, "import_module", lambda name: seen.append((name, sys.modules.get("cupy", "free"))))
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    fork_server.import_zarr()
+    assert seen == [("zarr", None)]
+    assert "cupy" not in sys.modules
+    monkeypatch.setitem(sys.modules, "cupy", types.ModuleType("cupy"))
+    fork_server.import_zarr()
+    assert len(seen) == 1

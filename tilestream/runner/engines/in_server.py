@@ -8,6 +8,8 @@ import ctypes
 import logging
 import os
 
+from tilestream.runner.engines.fork_server import import_zarr
+
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # a worker then says itself how many torch is to have
     os.environ.setdefault(name, "1")
 with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -22,3 +24,4 @@ def is_news(record: logging.LogRecord) -> bool:
 # The run says itself what became of tasks that were cancelled, and of workers that left.
 logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
 logging.getLogger("distributed.worker").addFilter(is_news)
+import_zarr()
