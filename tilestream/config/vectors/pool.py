@@ -11,12 +11,27 @@ from tilestream.config.types import Arguments, Kept, PathText, Switch, ValueRefu
 LEARNED = ("gated_attention", "queries")
 """Rules that learn."""
 
-SLIDE_ENCODERS = ("gigapath", "gigapath-flash", "hipt-4k", "chief", "feather", "feather-uni2-h", "feather-uni", "madeleine", "moozy")
+SLIDE_ENCODERS = (
+    "gigapath",
+    "gigapath-flash",
+    "hipt-4k",
+    "chief",
+    "feather",
+    "feather-uni2-h",
+    "feather-uni",
+    "madeleine",
+    "moozy",
+    "titan",
+    "prism",
+    "prism2",
+    "care",
+)
 """Slide encoders, which have a contract of their own with what they are given."""
 
 PoolName: TypeAlias = Literal[
     "mean", "max", "mean+max", "gated_attention", "queries", "none",
     "gigapath", "gigapath-flash", "hipt-4k", "chief", "feather", "feather-uni2-h", "feather-uni", "madeleine", "moozy",
+    "titan", "prism", "prism2", "care",
 ]  # fmt: skip
 
 
@@ -38,6 +53,9 @@ class Pool(Kept):
     tokens: Switch = False
     """Whether the tokens that a slide encoder makes of tiles, before they become one vector, are kept: in `obsm/tokens` of the tiles, of a pool with a
     name in `obsm/tokens-<name>`."""
+    trust_remote_code: Switch = False
+    """Whether a slide encoder that only its authors' code can build (titan, prism, prism2, care) may run that code, which can do whatever you can;
+    `weights` is then the folder of its repository."""
 
     @property
     def encodes(self) -> bool:
@@ -65,7 +83,7 @@ class Pool(Kept):
             )
         return weights
 
-    @field_validator("args", "allow_mismatch", "tokens")
+    @field_validator("args", "allow_mismatch", "tokens", "trust_remote_code")
     @classmethod
     def _check_options(cls, value: Any, info: ValidationInfo) -> Any:
         name = info.data.get("name")

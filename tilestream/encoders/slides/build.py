@@ -11,6 +11,7 @@ from tilestream.config.vectors.pool import Pool
 from tilestream.encoders.factories import refuse_unknown
 from tilestream.encoders.slides.files import slide_weights
 from tilestream.encoders.slides.presets import SLIDE_PRESETS
+from tilestream.encoders.slides.remote import build_remote
 from tilestream.encoders.weight_files import load_weights
 from tilestream.encoders.weights import apply_weights
 from tilestream.errors import ConfigError
@@ -19,7 +20,7 @@ from tilestream.models.slides.base import SlideEncoder
 from tilestream.models.slides.gated import FAMILIES
 from tilestream.models.slides.longnet import LongNet
 from tilestream.models.slides.regions import RegionEncoder
-from tilestream.models.slides.specs import AlibiSpec, LongNetSpec, RegionSpec, Spec
+from tilestream.models.slides.specs import AlibiSpec, GatedSpec, LongNetSpec, RegionSpec, RemoteSpec
 
 
 def build_slide_encoder(pool: Pool) -> SlideEncoder:
@@ -34,6 +35,8 @@ def build_slide_encoder(pool: Pool) -> SlideEncoder:
     """
     preset = SLIDE_PRESETS[pool.name]
     refuse_unknown(preset.name, pool.args, preset.options, "pool")
+    if isinstance(preset.spec, RemoteSpec):
+        return build_remote(preset, pool)
     path = slide_weights(pool)
     assert path is not None, "slide encoders have weights"
     state = load_weights(path)
@@ -47,7 +50,7 @@ def build_slide_encoder(pool: Pool) -> SlideEncoder:
     return module
 
 
-def _make(spec: Spec, pool: Pool, state: Mapping[str, Tensor]) -> SlideEncoder:
+def _make(spec: LongNetSpec | AlibiSpec | RegionSpec | GatedSpec, pool: Pool, state: Mapping[str, Tensor]) -> SlideEncoder:
     """The module of a shape; its weights are whatever lay in its memory."""
     if isinstance(spec, LongNetSpec):
         return LongNet(spec, **pool.args, seed=None)

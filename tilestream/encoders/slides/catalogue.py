@@ -29,7 +29,7 @@ def slide_row(preset: SlidePreset) -> dict[str, Any]:
     return {
         "kind": "slide", "name": preset.name, "source": preset.repository, "file": preset.file, "dim": preset.dim, "inputs": preset.inputs,
         "tile_encoder": preset.tile_encoder, "tile_size": preset.tile, "mpp": preset.mpp, "overlap": 0, "places": preset.places,
-        "output": preset.output, "licence": preset.licence, "gated": preset.gated, "trained": preset.trained, "note": preset.note,
+        "output": preset.output, "licence": preset.licence, "gated": preset.gated, "trained": preset.trained, "through": preset.through, "note": preset.note,
     }  # fmt: skip
 
 

@@ -19,6 +19,8 @@ def slide_weights(pool: Pool) -> str | None:
     if pool.weights is not None or not pool.encodes:
         return pool.weights
     preset = SLIDE_PRESETS[pool.name]
+    if not preset.file:
+        return None  # a whole repository, which is fetched by hand
     way = f"or fetch {preset.file} on another machine and set pool.weights to its path"
     if not preset.on_hub:
         raise InputError(

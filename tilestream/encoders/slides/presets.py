@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tilestream.models.slides.specs import AlibiSpec, GatedSpec, LongNetSpec, RegionSpec, Spec
+from tilestream.models.slides.specs import AlibiSpec, GatedSpec, LongNetSpec, RegionSpec, RemoteSpec, Spec
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,12 @@ class SlidePreset:
     @property
     def placed(self) -> bool:
         """Whether places of tiles count."""
-        return not isinstance(self.spec, GatedSpec)
+        return not isinstance(self.spec, GatedSpec) and not (isinstance(self.spec, RemoteSpec) and self.spec.call == "representations")
+
+    @property
+    def through(self) -> str:
+        """`tilestream`, or `its own code`, which runs only with consent."""
+        return "its own code" if isinstance(self.spec, RemoteSpec) else "tilestream"
 
     @property
     def has_tokens(self) -> bool:
@@ -89,6 +94,7 @@ _MEAN = "mean of the last layer's tokens, normed"
 
 _GATED = "weighted mean of what tiles become"
 _PC108 = "PC-108, slides of 108 classes, by classification"
+_GIB = 1024**3
 _NC_ND = "CC-BY-NC-ND-4.0"
 
 _ALL = (
@@ -129,6 +135,22 @@ _ALL = (
     SlidePreset(
         "moozy", "AtlasAnalyticsLab/MOOZY", "moozy.pt", "CC-BY-NC-SA-4.0", False, "lunit-vits8", 224, 0.5, "see its page", "class token, normed",
         AlibiSpec(384, 768, 6, 12, 3072, registers=4), note="its transformer over the slides of a case is not run",
+    ),
+    SlidePreset(
+        "titan", "MahmoodLab/TITAN", "", _NC_ND, True, "conch-v1.5", 512, 0.5, "335,645 slides, by distillation and reports", "attention pool",
+        RemoteSpec(768, 768, "patch_features", _GIB, pair_bytes=96), note="its code does not run with transformers 5",
+    ),
+    SlidePreset(
+        "prism", "paige-ai/Prism", "", _NC_ND, True, "virchow", 224, 0.5, "587,196 slides with 195,344 reports", "class latent, normed",
+        RemoteSpec(2560, 1280, "representations", 3 * _GIB),
+    ),
+    SlidePreset(
+        "prism2", "paige-ai/Prism2", "", _NC_ND, True, "virchow2-cls", 224, 0.5, "see its page", "image embedding",
+        RemoteSpec(1280, 2560, "representations", 16 * _GIB), note="called as prism is; its own interface was not seen",
+    ),
+    SlidePreset(
+        "care", "Zipper-1/CARE", "", "CC-BY-NC-4.0 (code: MIT)", True, "conch-v1.5", 512, 0.5, "see its page", "slide embedding",
+        RemoteSpec(768, 512, "embedding", _GIB), note="its code asks for transformers 4.57",
     ),
 )  # fmt: skip
 

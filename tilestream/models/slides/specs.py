@@ -142,4 +142,22 @@ class RegionSpec:
         return 8 * tiles * (self.dim + 6) + tokens * (12 * self.dim + self.heads * (self.side**2 + 1) * 3) * 4
 
 
-Spec = LongNetSpec | AlibiSpec | GatedSpec | RegionSpec
+@dataclass(frozen=True)
+class RemoteSpec:
+    """What is known of a slide encoder that its authors' own code builds."""
+
+    inputs: int
+    dim: int
+    call: str
+    """How it is called: patch_features, representations or embedding."""
+    weight_bytes: int
+    """About what its weights take in fp32."""
+    pair_bytes: int = 0
+    """What it holds for each pair of tiles."""
+
+    def bytes(self, tiles: int, *, cuda: bool = False) -> int:  # as the others
+        """About what encoding holds where it computes, without the weights: what the code of others takes is not known better."""
+        return tiles * (self.inputs * 4 * 4 + 64) + tiles**2 * self.pair_bytes
+
+
+Spec = LongNetSpec | AlibiSpec | GatedSpec | RegionSpec | RemoteSpec

@@ -96,12 +96,13 @@ def _blocks(task: SlideTask, store: SlideStore, device: torch.device) -> Iterato
 def _encoder_for(pool: Pool, device: torch.device) -> SlideEncoder:
     """The slide encoder of a pool on a device; the last one stays."""
     path = slide_weights(pool)
-    file = () if path is None or not Path(path).exists() else (Path(path).stat().st_mtime_ns, Path(path).stat().st_size)
-    return _load(json.dumps(pool.recipe(), sort_keys=True), str(device), file)
+    files = [] if path is None else [Path(path), *sorted(Path(path).rglob("*"))]
+    seen = tuple((stat.st_mtime_ns, stat.st_size) for stat in (file.stat() for file in files if file.exists()))
+    return _load(json.dumps(pool.recipe(), sort_keys=True), str(device), seen)
 
 
 @lru_cache(maxsize=1)
-def _load(pool: str, device: str, _file: tuple[int, ...]) -> SlideEncoder:
+def _load(pool: str, device: str, _files: tuple[tuple[int, int], ...]) -> SlideEncoder:
     return build_slide_encoder(Pool(**json.loads(pool))).to(device)
 
 
