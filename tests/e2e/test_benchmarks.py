@@ -14,6 +14,7 @@ from benchmarks import (
     bench_export,
     bench_formats,
     bench_heads,
+    bench_masked,
     bench_memory,
     bench_objects,
     bench_pipeline,
@@ -254,3 +255,9 @@ def test_fp16_is_nearer_to_fp32_than_bf16(tmp_path):
     far = {row["format"]: 1 - row["cosine"] for row in rows}
     assert far["fp16"] < far["bf16"] / 3
     assert all(row["finite"] for row in rows)
+
+
+def test_a_context_learns_from_made_slides(tmp_path):
+    told = bench_masked.main(["--tokens", "2000", "--side", "32", "--dim", "16", "--passes", "1", "--folder", str(tmp_path)])
+    assert told["tokens"] == 2 * 32**2
+    assert (tmp_path / "context.safetensors").is_file()

@@ -9,6 +9,7 @@ from tilestream.config.heads import NO_ENCODER
 from tilestream.config.load import load_config
 from tilestream.config.slide_list import list_slides
 from tilestream.encoders.catalogue import known_encoders
+from tilestream.encoders.contexts.context_file import context_path
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 NAMES = ["classify", "cluster", "context", "demo", "detect", "geotiff", "patch_tokens", "segment", "slide", "wsi"]
@@ -58,3 +59,11 @@ def test_no_pipeline_defaults_to_an_untrained_encoder():
     for name in NAMES:
         encoder = load_config(PIPELINES / f"{name}.yaml").encoder.name
         assert encoder == NO_ENCODER or entries[encoder].note != "untrained"
+
+
+@pytest.mark.parametrize("name", ["demo", "context"])
+def test_what_is_shown_first_has_no_random_weights(name):
+    config = load_config(PIPELINES / f"{name}.yaml")
+    assert config.context.weights == "tilestream-lite-context"
+    assert Path(context_path(config.context.weights)).is_file()
+    assert config.pool.name == "mean"

@@ -151,3 +151,32 @@ def test_windows_with_a_bias_equal_the_formula(position):
     weights = logits.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1)
     expected = attn.proj((weights @ v).transpose(1, 2).flatten(2))
     assert torch.allclose(attn(x, mask), expected, atol=1e-6)
+
+
+def test_what_a_hidden_token_holds_does_not_matter():
+    made = ContextTransformer(8, depth=2, heads=2, window=4, position="bias", width=16)
+    row, col = (axis.ravel() for axis in torch.meshgrid(torch.arange(6), torch.arange(7), indexing="ij"))
+    tokens, hidden = torch.randn(42, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(42, dtype=torch.bool)
+    hidden[[3, 20]] = True
+    others = torch.where(hidden[:, None], 100.0, tokens)
+
+    def told(given, unseen):
+        mixed = made.encode(given, row, col, None, unseen)
+        for layer in range(made.depth):
+            mixed = made.mix(layer, mixed, row, col)
+        return made.finish(mixed)
+
+    torch.testing.assert_close(told(tokens, hidden), told(others, hidden), atol=0, rtol=0)
+    assert not torch.equal(told(tokens, None), told(others, None))
+    torch.testing.assert_close(told(tokens, None), made(tokens, row, col), atol=0, rtol=0)
+
+
+def test_a_width_standardises_and_comes_back_to_the_tokens_own_channels():
+    made = ContextTransformer(8, depth=1, heads=2, window=4, position="bias", width=16)
+    made.ends.mean.fill_(5.0)
+    made.ends.spread.fill_(2.0)
+    tokens = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
+    row, col = (axis.ravel() for axis in torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij"))
+    plain = ContextTransformer(8, depth=1, heads=2, window=4, position="bias", width=16)
+    torch.testing.assert_close(made(tokens * 2 + 5, row, col), plain(tokens, row, col))
+    assert made(tokens, row, col).shape == (9, 8)

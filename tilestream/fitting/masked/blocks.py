@@ -85,11 +85,12 @@ class TokenBlocks:
     def drawn(self, seed: int, number: int) -> Iterator[Block]:
         """One pass over all tokens in blocks with borders and an order of their own; what is shuffled together is what fits into memory."""
         chance = np.random.default_rng([seed, number])
-        bands = [(k, start) for k, grid in enumerate(self.grids) for start in self._starts(grid, int(chance.integers(self.side)))]
+        bands = [(k, start) for k, grid in enumerate(self.grids) for start in self._starts(grid, self._offset(grid.tok_row, chance))]
         waiting: list[Block] = []
         held = 0
         for n in chance.permutation(len(bands)).tolist():
-            for block in self._band(bands[n][0], bands[n][1], int(chance.integers(self.side))):
+            k, start = bands[n]
+            for block in self._band(k, start, self._offset(self.grids[k].tok_col, chance)):
                 waiting.append(block)
                 held += block.tokens.nbytes
             if held > self.memory // 4:
@@ -102,6 +103,13 @@ class TokenBlocks:
         for k, grid in enumerate(self.grids):
             for start in self._starts(grid, 0):
                 yield from self._band(k, start, 0)
+
+    def _offset(self, places: Ints, chance: np.random.Generator) -> int:
+        """Where blocks are cut along an axis: anywhere, but a slide that fits into one block is not cut."""
+        drawn = int(chance.integers(self.side))
+        if len(places) and int(places.max() - places.min()) < self.side:
+            return int(-places.min() % self.side)
+        return drawn
 
     def _starts(self, grid: _Grid, offset: int) -> list[int]:
         """First rows of the bands that hold tokens."""

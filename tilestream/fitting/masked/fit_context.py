@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -19,7 +21,7 @@ from tilestream.fitting.masked.baselines import COMPONENTS, fit_ridge
 from tilestream.fitting.masked.blocks import TokenBlocks
 from tilestream.fitting.masked.judge import Told, hide, judge
 from tilestream.fitting.masked.learn import Learned, learn
-from tilestream.fitting.masked.page import Judged, metrics_json, report_html
+from tilestream.fitting.masked.page import Judged, lost_words, metrics_json, report_html
 from tilestream.fitting.masked.surroundings import compare_neighbours, probe, read_vectors
 from tilestream.fitting.metrics import Floats, Ints
 from tilestream.fitting.outputs import open_slides, refuse_foreign, write_texts
@@ -31,11 +33,14 @@ from tilestream.models.positions import TableBias
 from tilestream.store.ledger import digest_of
 from tilestream.store.slide import Slide
 
-WINDOWS_A_BLOCK = 3
+WINDOWS_A_BLOCK = 4
 """Windows a side of what is read and learned together."""
 
 NEAREST = 2.0
 """How much a logit of the head with the shortest reach falls with each token of distance, before anything is learned."""
+
+HIDDEN_WANTED, MOST_DRAWS = 10_000, 4
+"""Hidden tokens of held-out slides that are wanted, and how often others are hidden to come near it."""
 
 FEWEST = 64
 """Tiles on each side of the split."""
@@ -89,9 +94,10 @@ def fit_context(config: FitConfig, tell: Callable[[str], None] = lambda words: N
     )
     learned = learn(model, blocks, masked, stride_um, config.split.seed, device, tell)
     _round_to_half(model)  # what is judged is what is written
-    model.to(device)
-    ridge = fit_ridge(hide(blocks.drawn(config.split.seed, 1 << 20), model.cpu(), masked.hidden, config.split.seed), axes, masked.window)
-    told = judge(model, hide(unseen.fixed(), model, masked.hidden, config.split.seed + 1), ridge, stride_um, config.split.seed)
+    ridge = fit_ridge(hide(blocks.drawn(config.split.seed, 1 << 20), model, masked.hidden, config.split.seed), axes, masked.window)
+    draws = min(MOST_DRAWS, math.ceil(HIDDEN_WANTED / (masked.hidden * unseen.tokens)))
+    again = itertools.chain.from_iterable(hide(unseen.fixed(), model, masked.hidden, config.split.seed + 1 + n) for n in range(draws))
+    told = judge(model, again, ridge, stride_um, config.split.seed)
     judged = _judged(config, about, model, told, learned, (train, held), (blocks, unseen), stride_um)
     about = replace(
         about, trained_on=dict(judged.trained_on), metrics=judged.metrics(), notes=(judged.verdict, judged.positions, *judged.notes)
@@ -215,7 +221,7 @@ def _judged(
         read_vectors(model, part, labels[start : start + len(own)], stride_um, MOST_SEEN)
         for part, own, start in ((blocks[0], train, 0), (blocks[1], held, len(train)))
     )
-    notes = []
+    notes = lost_words(told, [slide.id for slide in held])
     if len(held) < 5:
         notes.append(f"{len(held)} slides are held out, which is few: on other slides the numbers may be far from these.")
     if config.target.annotations and not classes:

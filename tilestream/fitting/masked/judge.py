@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -28,38 +29,40 @@ class Errors:
     """Squared errors of hidden tokens, by what told them and by the square of the grid that they lie in."""
 
     names: tuple[str, ...] = (CONTEXT, *BASELINES, *SHUFFLED)
-    squares: list[Floats] = field(default_factory=list)
-    """Of each square, the sum of squared errors by name."""
-    counts: list[float] = field(default_factory=list)
-    """Its hidden tokens."""
-    sums: list[Floats] = field(default_factory=list)
+    squares: dict[tuple[int, int], Floats] = field(default_factory=dict)
+    """By slide and square: the squared errors by name, then how many hidden tokens it has, and these tokens' squared lengths, all added up."""
+    sums: dict[tuple[int, int], Floats] = field(default_factory=dict)
     """(d,) its hidden tokens added up."""
-    norms: list[float] = field(default_factory=list)
-    """Its hidden tokens' squared lengths added up."""
 
-    def add(self, truth: Floats, told: dict[str, Floats], square: Ints) -> None:
-        """Take hidden tokens (m, d), what each way says of them, and the number of each one's square."""
-        each = np.stack([np.square(told[name] - truth).sum(axis=1) for name in self.names], axis=1)
+    def add(self, truth: Floats, told: dict[str, Floats], square: Ints, slide: int) -> None:
+        """Take hidden tokens (m, d) of a slide, what each way says of them, and the number of each one's square."""
+        each = [np.square(told[name] - truth).sum(axis=1) for name in self.names]
+        table = np.stack([*each, np.ones(len(truth)), np.square(truth).sum(axis=1)], axis=1)
         for n in np.unique(square).tolist():
-            own = square == n
-            self.squares.append(each[own].sum(axis=0))
-            self.counts.append(float(own.sum()))
-            self.sums.append(truth[own].sum(axis=0))
-            self.norms.append(float(np.square(truth[own]).sum()))
+            own, key = square == n, (slide, n)
+            self.squares[key] = self.squares.get(key, 0) + table[own].sum(axis=0)
+            self.sums[key] = self.sums.get(key, 0) + truth[own].sum(axis=0)
 
     @property
-    def tokens(self) -> int:
-        """Hidden tokens in all."""
-        return int(sum(self.counts))
+    def slides(self) -> Ints:
+        """(squares,) the slide of each."""
+        return np.array([slide for slide, _ in self.squares], np.int64)
 
     def r_squared(self, weight: Floats) -> dict[str, float]:
         """By name, 1 less the error as a part of the variance about the hidden tokens' own mean; squares count by weight."""
-        squares, norms = np.stack(self.squares), np.asarray(self.norms)
-        mean = weight @ np.stack(self.sums)
-        total = float(weight @ norms) - float(mean @ mean) / max(1.0, float(weight @ np.asarray(self.counts)))
+        found = weight @ self._table
+        total = float(found[-1]) - float(np.square(weight @ self._means).sum()) / max(1.0, float(found[-2]))
         if total <= 0:
             return dict.fromkeys(self.names, float("nan"))
-        return dict(zip(self.names, (1 - weight @ squares / total).tolist(), strict=True))
+        return dict(zip(self.names, (1 - found[:-2] / total).tolist(), strict=True))
+
+    @cached_property
+    def _table(self) -> Floats:
+        return np.stack(list(self.squares.values()))
+
+    @cached_property
+    def _means(self) -> Floats:
+        return np.stack(list(self.sums.values()))
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,18 @@ class Told:
     """R² of the context, of each baseline and with shuffled places, with 95 % intervals over squares."""
     gain: dict[str, Metric]
     """How much more R² the context has than each of the others."""
+    by_slide: dict[int, dict[str, float]]
+    """R² in each slide, about its own mean."""
     tokens: int
+    """Hidden tokens, each as often as it was hidden."""
     squares: int
     failing: tuple[str, ...]
     """Baselines that the context is not better than: the interval of its gain is not all above 0."""
+
+    def lost(self) -> dict[int, str]:
+        """The slides in which a baseline tells hidden tokens better than the context, and which does best there."""
+        best = {k: max(BASELINES, key=lambda name: own[name]) for k, own in self.by_slide.items()}  # called at once
+        return {k: name for k, name in best.items() if not self.by_slide[k][CONTEXT] > self.by_slide[k][name]}
 
     @property
     def better(self) -> bool:
@@ -110,7 +121,7 @@ def tell(
 def judge(
     model: ContextTransformer, hidden: Iterator[tuple[Block, Floats, Mask]], ridge: NeighbourRidge, stride_um: float | None, seed: int
 ) -> Told:
-    """Compare what is told of the hidden tokens of some blocks."""
+    """Compare what is told of the hidden tokens of some blocks, which may come again with others hidden."""
     errors = Errors()
     window = model.window
     for number, (block, z, visible) in enumerate(hidden):
@@ -130,7 +141,7 @@ def judge(
         for name, within in zip(SHUFFLED, (square, np.zeros_like(square)), strict=True):
             moved = _permuted(within, chance)
             told[name] = tell(model, block, visible, stride_um, row[moved], col[moved])[at]
-        errors.add(z[at], told, square[at])
+        errors.add(z[at], told, square[at], block.slide)
     return _summed(errors, seed)
 
 
@@ -144,7 +155,7 @@ def _permuted(group: Ints, chance: np.random.Generator) -> NDArray[np.int64]:
 
 def _summed(errors: Errors, seed: int) -> Told:
     """R² and gains with intervals over draws of squares."""
-    count = len(errors.counts)
+    count = len(errors.squares)
     value = errors.r_squared(np.ones(count)) if count else dict.fromkeys(errors.names, float("nan"))
     chance = np.random.default_rng(seed)
     draws: dict[str, list[float]] = {name: [] for name in errors.names}
@@ -156,7 +167,9 @@ def _summed(errors: Errors, seed: int) -> Told:
     r2 = {name: _metric(value[name], table[name]) for name in errors.names}
     gain = {name: _metric(value[CONTEXT] - value[name], table[CONTEXT] - table[name]) for name in (*BASELINES, *SHUFFLED)}
     failing = tuple(name for name in BASELINES if not gain[name].low > 0)
-    return Told(r2, gain, errors.tokens, count, failing)
+    by_slide = {k: errors.r_squared((errors.slides == k).astype(np.float64)) for k in np.unique(errors.slides).tolist()}
+    tokens = int(sum(found[-2] for found in errors.squares.values()))
+    return Told(r2, gain, by_slide, tokens, count, failing)
 
 
 def _metric(value: float, draws: Floats) -> Metric:

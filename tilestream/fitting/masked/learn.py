@@ -19,7 +19,7 @@ from tilestream.config.fit_schema import Masked
 from tilestream.fitting.masked.blocks import Block, TokenBlocks
 from tilestream.models.context import ContextTransformer
 
-BATCH = 1024
+BATCH = 512
 """Tokens a step, about."""
 
 SEEN = 3_000_000
@@ -61,7 +61,7 @@ def learn(
 ) -> Learned:  # fmt: skip
     """Fit a model, whose mean and spread are set, in place; on a CPU the same seed gives the same bits."""
     passes = passes_of(masked, blocks.tokens)
-    steps = max(1, math.ceil(passes * blocks.tokens / BATCH))
+    whole = passes * blocks.tokens
     model.to(device).train().requires_grad_(requires_grad=True)
     matrices = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
@@ -69,10 +69,10 @@ def learn(
         [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}], lr=masked.learning_rate, betas=(0.9, 0.98)
     )
     chance = torch.Generator().manual_seed(seed)
-    began, seen, losses = time.perf_counter(), 0, []
+    began, seen, told, losses = time.perf_counter(), 0, 0, []
     for step, batch in enumerate(_batches(blocks, passes, masked, seed)):
         for group in solver.param_groups:
-            group["lr"] = masked.learning_rate * _rate(step, steps)
+            group["lr"] = masked.learning_rate * _rate((seen + len(batch[1]) / 2) / whole)
         loss = batch_loss(model, batch, masked.hidden, stride_um, chance)
         solver.zero_grad()
         loss.backward()
@@ -80,8 +80,9 @@ def learn(
         solver.step()
         seen += len(batch[1])
         losses.append(loss.detach())
-        if step % max(1, steps // 10) == 0:
-            tell(f"step {step} of about {steps}, loss {float(losses[-1]):.3f}, {seen / (time.perf_counter() - began):,.0f} tokens/s")
+        if seen * 10 // whole > told:
+            told = seen * 10 // whole
+            tell(f"{told * 10} %, step {step}, loss {float(losses[-1]):.3f}, {seen / (time.perf_counter() - began):,.0f} tokens/s")
     last = torch.stack(losses[-max(1, len(losses) // 10) :]).mean()
     model.eval().requires_grad_(requires_grad=False).cpu()
     return Learned(len(losses), passes, seen, time.perf_counter() - began, float(last))
@@ -113,12 +114,11 @@ def batch_loss(
     return found
 
 
-def _rate(step: int, steps: int) -> float:
-    """Share of the highest learning rate: up over the first steps, then down a cosine."""
-    warm = max(1, round(WARM * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+def _rate(done: float) -> float:
+    """Share of the highest learning rate when a part of all is done: up over the first of it, then down a cosine."""
+    if done < WARM:
+        return done / WARM
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - WARM) / (1 - WARM))))
 
 
 def _batches(blocks: TokenBlocks, passes: int, masked: Masked, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

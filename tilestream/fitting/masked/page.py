@@ -72,6 +72,9 @@ class Judged:
             "hidden_tokens": told.tokens,
             "r2": {name: _plain(metric) for name, metric in told.r2.items()},
             "gain": {name: _plain(metric) for name, metric in told.gain.items()},
+            "by_slide": _finite(
+                {slide: self.told.by_slide[k] for k, slide in enumerate(self.trained_on["held_out"]) if k in told.by_slide}
+            ),
             "neighbours": _finite(self.neighbours),
             "probes": _finite(self.probes),
         }
@@ -107,6 +110,15 @@ class Judged:
         return [*lines, *(f"note: {note}" for note in self.notes)]
 
 
+def lost_words(told: Told, held_out: Sequence[str]) -> list[str]:
+    """Of each held-out slide in which a baseline is better, a sentence, ten at most."""
+    lost = [
+        f"in {held_out[k]} a baseline tells hidden tokens better: {WORDS[name]}, R² {told.by_slide[k][name]:.3f}; this context {told.by_slide[k][CONTEXT]:.3f}"
+        for k, name in told.lost().items()
+    ]
+    return [*lost[:10], *([f"and in {len(lost) - 10} other slides"] if len(lost) > 10 else [])]
+
+
 def metrics_json(judged: Judged, settings: Mapping[str, Any]) -> str:
     """Everything, for programs."""
     found = {
@@ -125,6 +137,11 @@ def report_html(judged: Judged) -> str:
         ["", "R²", "how much more the context has"],
         [[WORDS[name], told.r2[name], told.gain.get(name, "")] for name in (CONTEXT, *BASELINES, *SHUFFLED)],
     )
+    ids = judged.trained_on["held_out"]
+    by_slide = table_html(
+        ["slide", *(WORDS[name] for name in (CONTEXT, *BASELINES))],
+        [[ids[k], *(f"{own[name]:.3f}" for name in (CONTEXT, *BASELINES))] for k, own in told.by_slide.items()],
+    )
     probes = ""
     if judged.probes:
         probes = f"<h2>Linear probe of tile classes</h2>{_by_name(judged.probes)}"
@@ -134,7 +151,7 @@ def report_html(judged: Judged) -> str:
     }  # fmt: skip
     return page.substitute(
         title="A context by masked tokens", about=escape(judged.about), verdict=escape(judged.verdict), notes=f"<ul class='note'>{notes}</ul>",
-        hidden=hidden, rounds=ROUNDS, neighbours=_by_name(judged.neighbours), probes=probes, learning=table_html(["", ""], list(facts.items())),
+        hidden=hidden, by_slide=by_slide, rounds=ROUNDS, neighbours=_by_name(judged.neighbours), probes=probes, learning=table_html(["", ""], list(facts.items())),
     )  # fmt: skip
 
 

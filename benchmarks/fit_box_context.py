@@ -1,6 +1,6 @@
-"""Slides from which the context in the box is fitted: sample slides, and mosaics of histology pictures, embedded by tilestream-lite.
+"""The context in the box, fitted on sample slides and on mosaics of histology pictures, which tilestream-lite embeds.
 
-    python -m benchmarks.context_slides --pictures FOLDER --folder embeddings/context_slides
+    python -m benchmarks.fit_box_context --pictures FOLDER [--slides SLIDE ...] [--folder embeddings/box_context] [--out contexts]
 
 A mosaic is 24 x 24 tiles wide. It is cut into regions with curved borders, and each is one picture, continued by reflection: neighbouring tiles show the
 same picture, as neighbours in tissue do, and a border is a border of kinds. Beside the stores lie GeoJSON files with the kind of each region, and of the
@@ -10,6 +10,7 @@ tissue of sample slides.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -20,8 +21,13 @@ import tilestream
 from tilestream.sources.made.histology import KINDS
 from tilestream.sources.made.slide import sample_labels
 
-SAMPLES, MOSAICS = 8, 12
-"""How many of each; the last quarter of the mosaics shows pictures that the others do not."""
+NAME = "tilestream-lite-context"
+
+SAMPLES, MOSAICS = 6, 12
+"""How many of each. The last quarter of each is held out; its mosaics show pictures that the others do not."""
+
+PASSES = 70
+"""Times that each tile is learned from."""
 
 TILE, MPP, SIDE, SITES, CELL = 224, 0.5, 24, 14, 32
 """Of a tile, px and µm/px; of a mosaic, tiles a side and regions; of a cell of its regions, px."""
@@ -48,8 +54,8 @@ def draw_regions(rng: np.random.Generator) -> NDArray[np.int64]:
     return nearest
 
 
-def make_mosaic(path: Path, pictures: list[Path], seed: int) -> tuple[NDArray[np.int64], list[str]]:
-    """Write one as a tiled TIFF; its regions by cell, and the kind of each."""
+def make_mosaic(path: Path, pictures: list[Path], seed: int) -> NDArray[np.int64]:
+    """Write one as a tiled TIFF; (cells, cells) number of the region at each cell."""
     rng = np.random.default_rng([seed, 7])
     regions, side = draw_regions(rng), SIDE * TILE
     chosen = [pictures[int(k)] for k in rng.choice(len(pictures), SITES, replace=False)]
@@ -61,7 +67,7 @@ def make_mosaic(path: Path, pictures: list[Path], seed: int) -> tuple[NDArray[np
         canvas[mask] = pixels[np.ix_(*bent)][mask]
     tifffile.imwrite(path, canvas, tile=(TILE, TILE), photometric="rgb", compression="jpeg", compressionargs={"level": 92},
                      resolution=(1e4 / MPP, 1e4 / MPP), resolutionunit="CENTIMETER")  # fmt: skip
-    return regions, [name.stem.split("_")[-1].removesuffix("-2") for name in chosen]
+    return regions
 
 
 def write_regions(path: Path, labels: NDArray[np.integer], names: list[str], cell: float) -> None:
@@ -90,14 +96,29 @@ def embed(slides: list[str], output: Path, tissue: str) -> None:
     assert done.exit_code == 0, done.to_json()
 
 
+def config_of(folder: Path, out: Path, device: str) -> dict[str, Any]:
+    """What `fit` is told."""
+    held = [f"mosaic{seed:02d}" for seed in range(MOSAICS * 3 // 4, MOSAICS)] + [
+        f"*seed{seed}" for seed in range(SAMPLES * 3 // 4, SAMPLES)
+    ]
+    others = [str(folder / "other")] if (folder / "other").exists() else []  # real slides are held out, all of them
+    held += [slide.id for output in others for slide in tilestream.open(output)]
+    return {
+        "embeddings": [str(folder / "pictures"), str(folder / "samples"), *others], "target": {"masked": {"passes": PASSES}, "annotations": str(folder / "regions")},
+        "split": {"held_out": held}, "save": str(out / f"{NAME}.safetensors"), "device": device,
+    }  # fmt: skip
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Make, embed and annotate them all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, required=True, help="folder of pictures named <number>_<source>.jpg, 512 px a side")
-    parser.add_argument("--slides", nargs="*", default=[], help="further slides to embed, into `other`")
-    parser.add_argument("--folder", type=Path, default=Path("embeddings/context_slides"))
+    parser.add_argument("--slides", nargs="*", default=[], help="slides of tissue that are held out beside the made ones")
+    parser.add_argument("--folder", type=Path, default=Path("embeddings/box_context"))
+    parser.add_argument("--out", type=Path, default=Path("contexts"), help="folder of the context, its report and its metrics")
+    parser.add_argument("--device", default="cpu")
     asked = parser.parse_args(arguments)
-    for name in ("mosaics", "regions/mosaics", "regions/samples"):
+    for name in ("mosaics", "regions"):
         (asked.folder / name).mkdir(parents=True, exist_ok=True)
     pictures = sorted(path for path in asked.pictures.glob("*.jpg") if path.stem.split("_")[-1] in SOURCES)
     held = MOSAICS * 3 // 4
@@ -105,17 +126,18 @@ def main(arguments: list[str] | None = None) -> None:
         path = asked.folder / "mosaics" / f"mosaic{seed:02d}.tif"
         if path.exists():
             continue
-        regions, kinds = make_mosaic(path, [p for k, p in enumerate(pictures) if (k % 4 == 3) == (seed >= held)], seed)
-        names = [f"{kind}{n}" for n, kind in enumerate(kinds)]
-        write_regions(asked.folder / "regions/mosaics" / f"{path.stem}.geojson", regions, names, CELL)
+        regions = make_mosaic(path, [p for k, p in enumerate(pictures) if (k % 4 == 3) == (seed >= held)], seed)
+        write_regions(asked.folder / "regions" / f"{path.stem}.geojson", regions, [f"{path.stem} {n}" for n in range(SITES)], CELL)
     embed([str(asked.folder / "mosaics" / "*.tif")], asked.folder / "pictures", "none")
     for seed in range(SAMPLES):
         embed([address_of(seed)], asked.folder / "samples", "otsu")
     for slide in tilestream.open(asked.folder / "samples"):
         labels, cell = sample_labels(slide.source["address"])
-        write_regions(asked.folder / "regions/samples" / f"{slide.id}.geojson", labels, list(KINDS), cell)
+        write_regions(asked.folder / "regions" / f"{slide.id}.geojson", labels, list(KINDS), cell)
     if asked.slides:
         embed(list(asked.slides), asked.folder / "other", "otsu")
+    fitted = tilestream.fit(config_of(asked.folder, asked.out, asked.device), tell=print)
+    print(*fitted.lines, sep="\n")
 
 
 if __name__ == "__main__":
