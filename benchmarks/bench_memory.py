@@ -1,6 +1,6 @@
 """Claims: no process of a run takes more memory than the plan projects, the projection is near, and memory does not follow the image.
 
-    python -m benchmarks.bench_memory [--only jpeg context ...] [--quick] [--device cuda] [--json]
+    python -m benchmarks.bench_memory [--only jpeg context ...] [--quick] [--device cuda] [--part 1/3] [--limit 220] [--json]
 
 Each row is a run of the whole program in fresh processes, on made images. Its peak is the high-water mark of resident memory (VmHWM) of
 the process that drives or of a worker with its children, whichever is higher; its projection is what the plan said before a pixel was read.
@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,14 +229,23 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--device", default="cpu", help="compute.device of all runs")
     parser.add_argument("--images", type=Path, help="folder where made images are kept; default: one that is deleted")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no case is begun")
+    parser.add_argument(
+        "--part", default="1/1", metavar="I/N", help="every N-th case from the I-th (1-based): one machine may end within minutes"
+    )
     chosen = parser.parse_args(arguments)
     cases = [case for case in CASES if case.quick or not chosen.quick]
     cases = [case for case in cases if not chosen.only or any(word in case.name for word in chosen.only)]
+    part, parts = map(int, chosen.part.split("/"))
+    cases, began = cases[part - 1 :: parts], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         if not chosen.json:
             print(f"  {'case':<44} {'tiles':>6} {'projected':>9} {'peak MiB':>9} {'ratio':>6}  parts of the projection, MiB")
         for case in cases:
+            if time.monotonic() - began > chosen.limit:
+                print(f"not begun within {chosen.limit:g} s: {case.name}", file=sys.stderr)
+                continue
             with images.kept_in(chosen.images or Path(folder)):
                 rows.append(measure(case, chosen.device, Path(folder)))
             if not chosen.json:

@@ -209,3 +209,20 @@ def test_changed_arguments_are_told_once_in_words(place, before, after, words):
     tilestream.run(sections({"encoder": {"name": name, "args": before}}))
     with pytest.raises(OutputError, match=rf"made by another recipe: {re.escape(words)}\. "):
         tilestream.run(sections({"encoder": {"name": name, "args": after}}))
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "begun"])
+def test_other_columns_of_the_slide_list_are_said(place, finished):
+    (place / "list.csv").write_text("path,id,patient,site\na.tif,a,p1,north\n")
+    settings = sections({"slides": "list.csv"})
+    if finished:
+        tilestream.run(settings)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            tilestream.run(settings, reporter=Stop())
+    (place / "list.csv").write_text("path,id,patient\na.tif,a,p2\n")
+    told = Told()
+    tilestream.run(settings, reporter=told)
+    words = "which keeps what it has: patient was p1 and is now p2; site was north and is now not set"
+    assert any(words in line for line in told.lines)
+    assert opened("out", "a").obs["patient"].unique().tolist() == ["p1"]

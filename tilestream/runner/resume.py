@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from tilestream.errors import InputError, OutputError, without_credentials
 from tilestream.geometry import PlacedGrid, TileGrid
 from tilestream.runner.cohort import Cohort, check_source, open_slide
 from tilestream.runner.heads.stored import StoredImage, lacks_answers_only
-from tilestream.runner.recipe import Recipes
+from tilestream.runner.recipe import NOT_SET, Recipes
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.summary import SlideResult, Summary, same_image
 from tilestream.sources.base import SlideInfo, Source
@@ -81,6 +81,14 @@ def refuse_other_code(store: SlideStore, ref: SlideRef, encoder: str, *, retry: 
         )
 
 
+def forget_asked(store: SlideStore, cohort: Cohort, recipes: Recipes) -> None:
+    """Forget what the command says is to be done again."""
+    if cohort.restart:
+        store.forget({stage for stage in store.upstream if restarts(cohort.restart, stage)} & recipes.stages)
+    if cohort.retry_failed:
+        store.forget_failed()
+
+
 def take_up(
     store: SlideStore, ref: SlideRef, source: Source, setup: Setup, recipes: Recipes, cohort: Cohort, say: Callable[[str], None]
 ) -> PreparedSlide:
@@ -117,10 +125,9 @@ def take_up(
         return anew(store)
     if not sound and (lost := store.forget_damaged()):
         say(f"{ref.id}: {lost} shards do not hold what was written; they are done again.")
-    if cohort.restart:
-        store.forget({stage for stage in store.upstream if restarts(cohort.restart, stage)} & recipes.stages)
-    if cohort.retry_failed:
-        store.forget_failed()
+    for warning in other_columns(store, dict(ref.extra)):
+        say(f"{ref.id}: {warning}")
+    forget_asked(store, cohort, recipes)
     slide = prepare_slide(ref, source, setup, store)
     there = store.attributes or {}
     kept = there["recipe"]["tiles"]["tissue"].get("kept_sha256")
@@ -189,10 +196,25 @@ def book_finished(result: SlideResult, store: SlideStore, mark: dict[str, Any], 
     result.tile_errors = {int(row): cause for row, cause in mark["errors"].items()}
     result.unanswered, result.redone = mark.get("unanswered", {}), mark.get("redone", 0)
     source = (store.attributes or {}).get("source", {})
-    result.warnings = [*source.get("warnings", ()), *same_image(seen, result.id, source.get("fingerprint", ""))]
+    result.warnings = [
+        *source.get("warnings", ()),
+        *other_columns(store, result.listed),
+        *same_image(seen, result.id, source.get("fingerprint", "")),
+    ]
     for warning in result.warnings:
         reporter.message(f"{result.id}: {warning}", level="warning")
     reporter.slide_done(result)
+
+
+def other_columns(store: SlideStore, listed: Mapping[str, str]) -> list[str]:
+    """What the list of slides says of a slide and its store has otherwise, in words: it was written with the rows, and stays."""
+    was = (store.attributes or {}).get("listed", {})
+    told = [
+        f"{name} was {was.get(name, NOT_SET)} and is now {listed.get(name, NOT_SET)}"
+        for name in sorted(was.keys() | listed)
+        if was.get(name) != listed.get(name)
+    ]
+    return [f"the list of slides has other columns than its store, which keeps what it has: {'; '.join(told)}"] if told else []
 
 
 def nothing_to_do(summary: Summary, cohort: Cohort, encoder: str) -> str:
