@@ -106,7 +106,7 @@ class Compute(Section):
     batch_size: AutoCount = "auto"
     """Tiles that the encoder gets at once."""
     shard_tiles: Count = 2048
-    """Tiles of one task and of one stored object: what is done, committed and resumed as a whole. Where it is not set, 1024 or 512 for encoders larger than ViT-S."""
+    """Tiles of one task and of one stored object: what is done, committed and resumed as a whole."""
     memory_limit: Bytes = 4 * 2**30
     """Memory of one worker, in bytes; the plan refuses what does not fit. Also written as 4GiB or 500 MB."""
     compile: AutoSwitch = "auto"

@@ -16,12 +16,6 @@ from tilestream.tiles.grid import TileSet, choose_tiles
 from tilestream.tiles.thumbnail import thumbnail_bytes
 from tilestream.tiles.tissue import tissue_bytes
 
-SHARD_WORK = 2048 * 45_000_000
-"""Tiles times parameters of a shard: 2048 tiles of ViT-S, 1024 of ViT-B, `LEAST_TILES` of larger ones."""
-
-LEAST_TILES = 512
-"""Tiles of a shard, at least: 0.15 s of ViT-L on an H100."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class SlidePlan(TileSet):
@@ -129,22 +123,8 @@ def make_layout(plan_tiles: int, config: Config, facts: EncoderFacts) -> Layout:
     return Layout(
         plan_tiles,
         facts.dim,
-        shard_tiles(config, facts),
+        config.compute.shard_tiles,
         config.output.dtype,
         context_dim,
         facts.tokens if kept and facts.tokens > 1 else 0,
     )
-
-
-def shard_tiles(config: Config, facts: EncoderFacts) -> int:
-    """Tiles of a shard: as the config says; where it says nothing, fewer for a large encoder, so that several devices end a slide together.
-
-    It depends on nothing but config and encoder: whoever does the slide, and with how many, its store is the same. With a context it stays,
-    for the border that is read twice would grow.
-    """
-    chosen = config.compute.shard_tiles
-    if "shard_tiles" in config.compute.model_fields_set or config.context is not None:
-        return chosen
-    while chosen > LEAST_TILES and chosen * facts.parameters > SHARD_WORK:
-        chosen //= 2
-    return chosen
