@@ -1,5 +1,6 @@
 """An encoder is cast only to what it says it can be; memory is counted from where a run begins."""
 
+import copy
 import os
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import nn
 
 from tilestream.encoders.weights import state_digest, weights_digest
 from tilestream.stages import hardware
-from tilestream.stages.hardware import cast_encoder, forget_peak, peak_memory
+from tilestream.stages.hardware import cast_copy, cast_encoder, forget_peak, peak_memory
 
 
 class Own(nn.Module):
@@ -98,3 +99,17 @@ def test_the_process_of_a_run_sees_all_devices(worker_of_three, monkeypatch):
     monkeypatch.setattr(hardware, "worker_address", lambda: "")
     hardware.see_own_device()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,5,7"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_cast_copy_is_what_copying_and_casting_gives(dtype):
+    encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    encoder[2].weight.requires_grad_(requires_grad=False)
+    encoder.append(encoder[0])  # shared
+    before = weights_digest(encoder)
+    found, expected = cast_copy(encoder, dtype), copy.deepcopy(encoder).to(dtype)
+    assert weights_digest(found) == weights_digest(expected)
+    assert [value.requires_grad for value in found.parameters()] == [value.requires_grad for value in expected.parameters()]
+    assert found[3].weight is found[0].weight
+    assert not {value.data_ptr() for value in found.state_dict().values()} & {value.data_ptr() for value in encoder.state_dict().values()}
+    assert weights_digest(encoder) == before

@@ -197,7 +197,7 @@ def cast_encoder(
     if precision == "auto" and len(offered) == 1 and has_matrix_units(device):
         notes = [f"{name} runs in fp32: precision is auto, and the encoder does not say that it can be cast (attribute precisions)"]
     if dtype is torch.float16 and device.type == "cuda":
-        half = copy.deepcopy(encoder).to(dtype)
+        half = cast_copy(encoder, dtype)
         state = _state(half)
         if _stays_finite(half.to(device), tile, device):
             return half, dtype, notes, state
@@ -206,6 +206,15 @@ def cast_encoder(
     cast = encoder if dtype is torch.float32 else encoder.to(dtype)
     state = _state(cast)
     return cast.to(device), dtype, notes, state
+
+
+def cast_copy(encoder: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """An encoder once more in another number format; its weights are never held twice in their own."""
+    from torch import nn
+
+    parameters = [value for value in encoder.parameters() if type(value) is nn.Parameter and value.is_floating_point()]
+    copies = {id(value): nn.Parameter(value.detach().to(dtype, copy=True), requires_grad=value.requires_grad) for value in parameters}
+    return copy.deepcopy(encoder, dict(copies)).to(dtype)
 
 
 def _state(encoder: nn.Module) -> dict[str, Tensor]:
