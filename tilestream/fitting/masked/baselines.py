@@ -102,7 +102,7 @@ def fit_ridge(hidden: Hidden, axes: Floats, window: int) -> NeighbourRidge:
         if count >= MOST:
             break
     (gram, cross), rest = sums[0], sums[1]
-    best = STRENGTHS[len(STRENGTHS) // 2]
+    best = STRENGTHS[-1]
     if tuned:
         errors = {}
         for strength in STRENGTHS:

@@ -17,7 +17,7 @@ from torch import nn
 from tilestream.config.fit_schema import FitConfig, Masked
 from tilestream.encoders.contexts.context_file import ContextAbout, FittedOn, read_context_about, write_context
 from tilestream.errors import ConfigError, InputError
-from tilestream.fitting.masked.baselines import COMPONENTS, fit_ridge
+from tilestream.fitting.masked.baselines import COMPONENTS, MOST, fit_ridge
 from tilestream.fitting.masked.blocks import TokenBlocks
 from tilestream.fitting.masked.judge import Told, hide, judge
 from tilestream.fitting.masked.learn import Learned, learn
@@ -94,10 +94,7 @@ def fit_context(config: FitConfig, tell: Callable[[str], None] = lambda words: N
     )
     learned = learn(model, blocks, masked, stride_um, config.split.seed, device, tell)
     _round_to_half(model)  # what is judged is what is written
-    ridge = fit_ridge(hide(blocks.drawn(config.split.seed, 1 << 20), model, masked.hidden, config.split.seed), axes, masked.window)
-    draws = min(MOST_DRAWS, math.ceil(HIDDEN_WANTED / (masked.hidden * unseen.tokens)))
-    again = itertools.chain.from_iterable(hide(unseen.fixed(), model, masked.hidden, config.split.seed + 1 + n) for n in range(draws))
-    told = judge(model, again, ridge, stride_um, config.split.seed)
+    told = judge_context(model, blocks, unseen, axes, masked, stride_um, config.split.seed)
     judged = _judged(config, about, model, told, learned, (train, held), (blocks, unseen), stride_um)
     about = replace(
         about, trained_on=dict(judged.trained_on), metrics=judged.metrics(), notes=(judged.verdict, judged.positions, *judged.notes)
@@ -108,6 +105,18 @@ def fit_context(config: FitConfig, tell: Callable[[str], None] = lambda words: N
     except OSError as error:
         raise ConfigError(f"save: {config.save} cannot be written: {error.strerror or error}.") from error
     return ContextSummary(main, report, numbers, told, judged, (*judged.lines(), f"context: {main}", f"report: {report}"))
+
+
+def judge_context(
+    model: ContextTransformer, blocks: TokenBlocks, unseen: TokenBlocks, axes: Floats, masked: Masked, stride_um: float | None, seed: int
+) -> Told:
+    """What hidden tokens of held-out slides say of a context; tokens are hidden anew a few times where there are few."""
+    part = masked.hidden
+    times = [min(MOST_DRAWS, math.ceil(wanted / (part * side.tokens))) for wanted, side in ((MOST, blocks), (HIDDEN_WANTED, unseen))]
+    taught = itertools.chain.from_iterable(hide(blocks.drawn(seed, (1 << 20) + n), model, part, seed + n) for n in range(times[0]))
+    ridge = fit_ridge(taught, axes, masked.window)
+    asked = itertools.chain.from_iterable(hide(unseen.fixed(), model, part, seed + 1 + n) for n in range(times[1]))
+    return judge(model, asked, ridge, stride_um, seed)
 
 
 def _refuse_unfit(slides: Sequence[Slide]) -> None:
@@ -223,7 +232,9 @@ def _judged(
     )
     notes = lost_words(told, [slide.id for slide in held])
     if len(held) < 5:
-        notes.append(f"{len(held)} slides are held out, which is few: on other slides the numbers may be far from these.")
+        notes.append(
+            f"{len(held)} {'slides are' if len(held) > 1 else 'slide is'} held out, which is few: on other slides the numbers may be far from these."
+        )
     if config.target.annotations and not classes:
         notes.append("No tile has a class by target.annotations.")
     trained_on = {
