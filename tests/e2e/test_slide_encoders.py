@@ -18,6 +18,7 @@ from tilestream.models.patch_embed import seeded_init
 from tilestream.models.slides.alibi import AlibiEncoder
 from tilestream.models.slides.base import TileBlock
 from tilestream.models.slides.gated import FAMILIES
+from tilestream.models.slides.longnet import LongNet
 from tilestream.models.slides.regions import RegionEncoder
 from tilestream.models.slides.specs import AlibiSpec, GatedSpec, LongNetSpec, RegionSpec
 from tilestream.store.folder import Folder
@@ -93,6 +94,21 @@ def test_each_family_streams_to_the_same_bits_from_any_shards(image, tmp_path, m
     cells = (torch.from_numpy(rows.read_column(axis)) for axis in ("row", "col"))
     whole = made.encode([TileBlock(torch.from_numpy(rows.embeddings[:]), *cells)], 110).vector
     assert np.abs(vectors[0] - whole.numpy()).max() < 1e-5
+
+
+def test_in_exact_mode_one_thread_encodes(image, tmp_path, gigapath, monkeypatch):
+    seen, before, encode_slide = [], torch.get_num_threads(), LongNet.encode
+
+    def watched(self, *args):
+        seen.append(torch.get_num_threads())
+        return encode_slide(self, *args)
+
+    monkeypatch.setattr(LongNet, "encode", watched)
+    encode(image, tmp_path / "exact", gigapath[1], context={"window": 4, "depth": 1, "heads": 2, "exact": True})
+    assert seen == [1]
+    encode(image, tmp_path / "plain", gigapath[1])
+    assert np.allclose(*(tilestream.open(tmp_path / name / "a.zarr").slide_vector for name in ("exact", "plain")), atol=1e-5)
+    torch.set_num_threads(before)
 
 
 def test_failed_tiles_are_absent_and_a_slide_without_any_is_nan(image, tmp_path, monkeypatch):
@@ -174,6 +190,13 @@ def test_places_of_a_file_that_overlap_or_share_a_cell_are_refused(image, tmp_pa
     tiles = {"level": None, "from": chosen(tmp_path / "a.h5", np.asarray(places))}
     with pytest.raises(InputError, match=words):
         encode(image, tmp_path / "no", gigapath[1], tiles=tiles, on_error={"slide": "fail"})
+
+
+def test_coordinates_in_px_of_tiles_where_level_0_has_twice_as_many_are_refused(tmp_path, gigapath):
+    image = write_pyramid(tmp_path / "a.tif", make_image(620, 700, 1), compression="deflate", levels=1, mpp=0.25)
+    path = chosen(tmp_path / "a.h5", np.stack(np.mgrid[:3, :3], axis=-1).reshape(-1, 2) * 64, patch_size_level0=128)
+    with pytest.raises(InputError, match=r"tiles at level-0 y 0, x 0 and y 0, x 64 overlap, with sides of 128 px"):
+        encode(image, tmp_path / "no", gigapath[1], tiles={"level": None, "from": path}, on_error={"slide": "fail"})
 
 
 def test_coordinates_in_half_precision_are_refused(image, tmp_path, gigapath):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,8 +52,8 @@ def try_slide_encoder(pool: Pool) -> str:
 def encode_slide(task: SlideTask, store: SlideStore, device: torch.device) -> EncodedSlide:
     """Pass the stored rows of a slide through its slide encoder, in fp32.
 
-    Rows come in blocks that do not depend on shards, and all that is computed at once is of fixed size, so neither shards nor workers nor threads
-    change a bit on a processor.
+    Rows come in blocks that do not depend on shards, and all that is computed at once is of fixed size, so shards and resume change no bit on a
+    processor; nor do workers and threads in exact mode, where one thread computes.
     """
     encoder = _encoder_for(task.line.pool, device)
     check_pinned(slide_weights(task.line.pool), "pool.weights", task.line.weights)
@@ -60,9 +61,21 @@ def encode_slide(task: SlideTask, store: SlideStore, device: torch.device) -> En
     tiles = int(good.sum())
     if tiles == 0:
         return EncodedSlide(np.full(encoder.dim, np.nan, np.float32))
-    made = encoder.encode(_blocks(task, store, device), tiles, check_stopped)
+    with _one_thread() if task.line.worker.exact else nullcontext():
+        made = encoder.encode(_blocks(task, store, device), tiles, check_stopped)
     tokens = _token_rows(made.tokens, good) if task.line.pool.tokens and made.tokens is not None else None
     return EncodedSlide(made.vector.float().cpu().numpy(), tokens)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread: a product of matrices may have other last bits with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _token_rows(tokens: torch.Tensor, good: NDArray[np.bool_]) -> TokenRows:
