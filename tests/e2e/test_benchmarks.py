@@ -12,6 +12,7 @@ from benchmarks import (
     bench_context,
     bench_durability,
     bench_export,
+    bench_fit,
     bench_formats,
     bench_heads,
     bench_masked,
@@ -46,6 +47,16 @@ def test_exports_of_more_tiles_take_no_more_memory(capsys):
     assert json.loads(capsys.readouterr().out) == rows
     grown = {name: bench_export.growth(rows, name) for name in formats}
     assert {name: mib for name, mib in grown.items() if mib > bench_export.GROWTH_MIB} == {}
+
+
+@pytest.mark.slow
+def test_fitting_stays_below_its_projection(capsys):
+    rows = bench_fit.main(["--slides", "12", "--tiles", "400", "--dim", "64", "--distinct", "2", "--plain", "8", "--json"])
+    assert json.loads(capsys.readouterr().out) == rows
+    fits = {row["row"]: row["projected"] - row["peak"] for row in rows if "peak" in row}
+    assert len(fits) == 3
+    assert min(fits.values()) > 0, fits
+    assert all(row["seconds_per_million"] > 0 for row in rows if "peak" not in row)
 
 
 @pytest.mark.slow
