@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from torch import Tensor
 from benchmarks.encoder_gate import measure_formats
 from tilestream.encoders.catalogue import EncoderSpec
 from tilestream.encoders.registry import build_encoder
+from tilestream.sources import open_source
+from tilestream.sources.base import SourceOptions
 
 ENCODERS = ("tilestream-tiny", "tilestream-lite", "vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")
 
 
 def read_tiles(data: Path, count: int, side: int) -> Tensor:
-    """(n, 3, side, side) uint8 cut from the pictures in a folder and below it, at most `count`."""
+    """(n, 3, side, side) uint8 cut from the pictures in a folder and below it, at most `count`; from a sample slide where there are none."""
     tiles: list[np.ndarray] = []
     for path in sorted(data.rglob("*.jpg")) + sorted(data.rglob("*.png")):
         picture = np.asarray(Image.open(path).convert("RGB"))
@@ -32,6 +35,10 @@ def read_tiles(data: Path, count: int, side: int) -> Tensor:
             tiles += [picture[y : y + side, x : x + side] for x in range(0, picture.shape[1] - side + 1, side)]
         if len(tiles) >= count:
             break
+    if not tiles:
+        across = math.ceil(math.sqrt(count))
+        with open_source(f"sample://he?width={across * side}&height={across * side}", SourceOptions()) as slide:
+            tiles = [slide.read((k // across * side, k % across * side, side, side)) for k in range(count)]
     return torch.from_numpy(np.stack(tiles[:count])).permute(0, 3, 1, 2).contiguous()
 
 
