@@ -11,11 +11,12 @@ BOUND = 1 / (1 + NOISE**2)
 """R² of whoever knows a board's vector: its variance is 1, and the noise cannot be told."""
 
 
-def board(seed, side=16, dim=4):
-    """(side, side, dim): a vector drawn for the field, its sign that of a chessboard's square, and noise."""
+def board(seed, side=32, dim=4, square=8):
+    """(side, side, dim): a vector drawn for each square of the field, its sign that of a chessboard's square, and noise."""
     chance = np.random.default_rng([seed, 5])
     y, x = np.mgrid[:side, :side]
-    return ((-1.0) ** (x + y))[..., None] * chance.normal(size=dim) + NOISE * chance.normal(size=(side, side, dim))
+    vectors = chance.normal(size=(side // square, side // square, dim)).repeat(square, axis=0).repeat(square, axis=1)
+    return ((-1.0) ** (x + y))[..., None] * vectors + NOISE * chance.normal(size=(side, side, dim))
 
 
 def noise(seed, side=16, dim=4):

@@ -24,7 +24,7 @@ def fit_masked(embeddings, to, masked=SMALL, **sections):
 
 @pytest.fixture(scope="module")
 def boards(tmp_path_factory):
-    return write_fields(tmp_path_factory.mktemp("boards"), [board(seed) for seed in range(16)])
+    return write_fields(tmp_path_factory.mktemp("boards"), [board(seed) for seed in range(8)])
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def noises(tmp_path_factory):
 
 @pytest.mark.slow
 def test_what_neighbours_determine_is_told_up_to_the_noise(boards, tmp_path):
-    told = fit_masked(boards, tmp_path, {**SMALL, "passes": 80, "learning_rate": 0.01}).told
+    told = fit_masked(boards, tmp_path, {**SMALL, "passes": 30, "learning_rate": 0.01}).told
     assert BOUND - 0.07 < told.r2["context"].value < BOUND + 0.02
     assert told.better
     assert told.r2["nearest"].value < 0  # it has the other sign
@@ -43,7 +43,7 @@ def test_what_neighbours_determine_is_told_up_to_the_noise(boards, tmp_path):
 
 
 def test_shuffled_places_cost_where_places_matter(boards, tmp_path):
-    found = fit_masked(boards, tmp_path, {**SMALL, "passes": 8, "learning_rate": 0.01})
+    found = fit_masked(boards, tmp_path, {**SMALL, "passes": 3, "learning_rate": 0.01})
     assert found.told.gain["shuffled_in_blocks"].low > 0
     assert any("With tokens shuffled it does worse" in line for line in found.lines)
 
