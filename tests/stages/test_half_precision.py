@@ -120,27 +120,30 @@ def test_what_is_finite_is_known_row_by_row():
 @pytest.mark.parametrize(
     ("capability", "offered", "dtype"),
     [
-        ((9, 0), ("fp32", "bf16", "fp16"), torch.float16),
+        ((9, 0), ("fp32", "bf16", "fp16"), torch.bfloat16),
+        ((9, 0), ("fp32", "fp16"), torch.float16),
         ((7, 5), ("fp32", "bf16", "fp16"), torch.float16),
         ((9, 0), ("fp32", "bf16"), torch.bfloat16),
         ((6, 1), ("fp32", "bf16", "fp16"), torch.float32),
         ((9, 0), ("fp32",), torch.float32),
     ],
 )
-def test_auto_on_a_gpu_takes_the_nearest_format_that_is_offered(monkeypatch, capability, offered, dtype):
+def test_auto_on_a_gpu_takes_what_is_offered_and_it_has_units_for(monkeypatch, capability, offered, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: capability >= (8, 0))
     assert pick_precision("auto", torch.device("cuda"), offered) is dtype
 
 
-def test_one_that_leaves_the_range_on_probe_tiles_runs_in_bf16(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+@pytest.mark.parametrize(
+    ("capability", "asked", "wide", "word"), [((9, 0), "fp16", torch.bfloat16, "bf16"), ((7, 5), "auto", torch.float32, "fp32")]
+)
+def test_one_that_leaves_the_range_on_probe_tiles_runs_in_a_wider_format(monkeypatch, capability, asked, wide, word):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(hardware, "_stays_finite", lambda *_: False)
     on_gpu = torch.device("cuda")
     monkeypatch.setattr(Bright, "to", lambda self, where: self if where == on_gpu else nn.Module.to(self, where))
-    cast, dtype, notes, state = cast_encoder(Bright(), "own:make", "auto", SIDE, on_gpu)
-    assert (dtype, cast.linear.weight.dtype, state["linear.weight"].dtype) == (torch.bfloat16,) * 3
-    assert notes == ["own:make leaves the range of fp16 on probe tiles: it runs in bf16"]
+    cast, dtype, notes, state = cast_encoder(Bright(), "own:make", asked, SIDE, on_gpu)
+    assert (dtype, cast.linear.weight.dtype, state["linear.weight"].dtype) == (wide,) * 3
+    assert notes == [f"own:make leaves the range of fp16 on probe tiles: it runs in {word}"]
     monkeypatch.setattr(hardware, "_stays_finite", lambda *_: True)
-    cast, dtype, notes, state = cast_encoder(Bright(), "own:make", "auto", SIDE, on_gpu)
+    cast, dtype, notes, state = cast_encoder(Bright(), "own:make", asked, SIDE, on_gpu)
     assert (dtype, cast.linear.weight.dtype, state["linear.weight"].dtype, notes) == (torch.float16, torch.float16, torch.float16, [])

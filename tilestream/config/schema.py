@@ -166,8 +166,8 @@ class Encoder(Section):
     args: Arguments = Field(default_factory=dict)
     """Keyword arguments of the factory."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the arithmetic; auto is fp16 on a GPU and bf16 on a processor, where they have matrix units for it and the encoder says that
-    it can be cast, else fp32. An encoder that leaves the range of fp16 on probe tiles runs in bf16; single tiles that leave it are computed in fp32."""
+    """Number format of the arithmetic; auto is bf16 where the device has matrix units for it, else fp16 likewise, where the encoder says that it can
+    be cast, else fp32. An encoder that leaves the range of fp16 on probe tiles runs in bf16; single tiles that leave it are computed in fp32."""
     allow_mismatch: Switch = False
     """Whether an encoder may run at another tile size or resolution than it was made for."""
 
