@@ -69,6 +69,13 @@ def test_a_process_began_before_its_first_line():
     assert process_began() <= time.perf_counter()
 
 
+def test_what_a_shell_did_before_it_handed_its_process_over_is_not_counted():
+    told = "import time; from tilestream.stages import clock; clock.LONGEST_START = 0.5; print(time.perf_counter() - clock.process_began())"
+    command = ["sh", "-c", 'sleep 2; exec "$@"', "sh", sys.executable, "-c", told]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 2
+
+
 def test_the_parts_of_a_record_add_up_to_its_wall_clock(tmp_path):
     write_pyramid(tmp_path / "a.tif", make_image(500, 600, seed=1), compression="jpeg", levels=1, mpp=0.5)
     chosen = config(tmp_path / "a.tif", tmp_path / "out", encoder="patch_embed", context={"window": 4, "depth": 1, "heads": 3}, pool="mean")

@@ -59,8 +59,16 @@ class Wall:
         self.marks[what], self._marked = now - self._marked, now
 
 
+LONGEST_START = 5.0
+"""Seconds that an interpreter may wait for its files before its first line; what was before that was another program's."""
+
+
 def process_began() -> float:
-    """When this process was started, on the clock of `time.perf_counter`; now, where the system does not say."""
+    """When this program was started, on the clock of `time.perf_counter`; now, where the system does not say.
+
+    The kernel knows when the process was started, which may have been a shell's that handed it over (`exec`): one that is too old for what it
+    has computed counts from that alone.
+    """
     now = time.perf_counter()
     try:
         with open("/proc/self/stat", encoding="ascii") as stat:  # noqa: PTH123  # a pseudo-file of the kernel
@@ -68,4 +76,5 @@ def process_began() -> float:
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, AttributeError, IndexError):
         return now
-    return now - max(0.0, age)
+    computed = time.process_time()
+    return now - (max(0.0, age) if age - computed < LONGEST_START else computed)
