@@ -24,8 +24,8 @@ def plot_axes(axes: Any = None, **figure: Any) -> Any:
     ConfigError
         matplotlib is not installed.
     """
-    _, plt = load_needed("plot", "plot", "matplotlib", "matplotlib.pyplot")
-    return plt.subplots(layout="constrained", **figure)[1] if axes is None else axes
+    modules = load_needed("plot", "plot", "matplotlib", *(["matplotlib.pyplot"] if axes is None else []))
+    return modules[1].subplots(layout="constrained", **figure)[1] if axes is None else axes
 
 
 def plot_picture(raw: bytes, axes: Any = None) -> Any:
