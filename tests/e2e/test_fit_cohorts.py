@@ -76,7 +76,7 @@ def test_attention_finds_the_few_tiles_that_tell(rare, tmp_path):
     assert fitted(folder, tmp_path, "abmil").evaluation.metrics["auroc"].value > allowed - 0.08
 
 
-@pytest.mark.parametrize(("model", "args"), [("linear", {}), ("knn", {}), ("prototypes", {}), ("mean", {}), ("abmil", {"epochs": 8})])
+@pytest.mark.parametrize(("model", "args"), [("linear", {}), ("prototypes", {}), ("abmil", {"epochs": 8})])
 def test_shuffled_labels_are_at_chance(weak, tmp_path, model, args, monkeypatch):
     monkeypatch.setattr("tilestream.fitting.evaluate.ROUNDS", 300)
     folder, _, label, _ = weak

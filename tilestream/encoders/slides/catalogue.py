@@ -34,9 +34,9 @@ def slide_row(preset: SlidePreset) -> dict[str, Any]:
 
 
 def encoder_rows() -> list[dict[str, Any]]:
-    """All encoders that `encoder.name` takes, then all slide encoders that `pool.name` takes."""
+    """All slide encoders that `pool.name` takes, then all encoders that `encoder.name` takes: who keeps one row a name has the tiles' then."""
     tiles = [{"kind": "tile", **asdict(entry)} for entry in known_encoders()]
-    return [*tiles, *(slide_row(preset) for preset in SLIDE_PRESETS.values())]
+    return [*(slide_row(preset) for preset in SLIDE_PRESETS.values()), *tiles]
 
 
 def encoder_tables(width: int) -> tuple[Table, Table]:
