@@ -57,10 +57,9 @@ def test_heads_of_tiles_reach_what_the_signal_allows(weak, tmp_path, model, args
     assert allowed - 0.05 < auroc.value < allowed + 0.03
 
 
-@pytest.mark.parametrize("model", ["mean", "abmil"])
-def test_heads_of_slides_reach_what_the_signal_allows(weak, tmp_path, model):
+def test_a_head_of_slides_reaches_what_the_signal_allows(weak, tmp_path):
     folder, x, label, direction = weak
-    found = fitted(folder, tmp_path, model)
+    found = fitted(folder, tmp_path, "mean")
     allowed = roc_auc_score(label, (x @ direction).mean(axis=1))
     assert found.evaluation.patients == PATIENTS
     assert found.evaluation.samples == SLIDES
@@ -76,7 +75,7 @@ def test_attention_finds_the_few_tiles_that_tell(rare, tmp_path):
     assert fitted(folder, tmp_path, "abmil").evaluation.metrics["auroc"].value > allowed - 0.08
 
 
-@pytest.mark.parametrize(("model", "args"), [("linear", {}), ("prototypes", {}), ("abmil", {"epochs": 8})])
+@pytest.mark.parametrize(("model", "args"), [("linear", {}), ("prototypes", {}), ("abmil", {"epochs": 3})])
 def test_shuffled_labels_are_at_chance(weak, tmp_path, model, args, monkeypatch):
     monkeypatch.setattr("tilestream.fitting.evaluate.ROUNDS", 300)
     folder, _, label, _ = weak
