@@ -65,7 +65,7 @@ def test_a_damaged_tile_costs_those_that_touch_it(capsys, tmp_path, image, say, 
     )
 
 
-@pytest.mark.parametrize("kind", ["hang", "die"])
+@pytest.mark.parametrize("kind", [pytest.param("hang", marks=pytest.mark.slow), "die"])
 def test_a_decoder_that_hangs_or_crashes_costs_its_tile(capsys, tmp_path, monkeypatch, say, kind):
     plugin = tmp_path / "crash-1.dist-info"  # on the path of the child processes too
     plugin.mkdir()

@@ -135,13 +135,15 @@ def wide(tmp_path_factory):
     return folder / "a.tif", (folder / "out" / "a.zarr" / shapes_key("nuclei")).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_same_bytes(tmp_path, wide):
     path, undisturbed = wide
     tilestream.run(wanted(path, tmp_path / "out", 1000, 40, compute={"scheduler": "local", "workers": 2, "threads": 1}))
     assert (tmp_path / "out" / "a.zarr" / shapes_key("nuclei")).read_bytes() == undisturbed
 
 
-@pytest.mark.parametrize("units", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("units", [1, 3])
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path, wide, units):
     path, undisturbed = wide
     given = wanted(path, tmp_path / "out", 1000, 40, "slow", compute={"scheduler": "inline", "threads": 1})

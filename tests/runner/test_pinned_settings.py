@@ -96,6 +96,7 @@ def rows(image, output, **encoder):
     return opened(output, "a").embeddings[:]
 
 
+@pytest.mark.slow
 def test_a_worker_that_joins_late_and_lacks_what_the_first_one_has_is_refused_by_name(cluster, image, tmp_path):
     cluster.add_worker(units=True)
     compute = {"scheduler": f"file:{cluster.file}", "threads": 1, "batch_size": 4, "shard_tiles": 1}
@@ -149,6 +150,7 @@ def test_the_only_worker_of_a_kind_that_is_wanted_is_found_missing(monkeypatch):
         Worker(replace(pinned, pinned=replace(pinned.pinned, weights_sha256="other")))
 
 
+@pytest.mark.slow
 def test_exact_mode_pins_the_instruction_set(image, tmp_path):
     context = {"window": 4, "depth": 1, "heads": 3, "exact": True}
     given = config(image, tmp_path / "out", encoder=VIT, tiles=TILES, context=context)

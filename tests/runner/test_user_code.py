@@ -113,6 +113,7 @@ def test_a_script_without_a_main_guard_runs_where_no_process_is_started(image, t
     assert (done.stdout.strip(), done.stderr) == ("9", "")
 
 
+@pytest.mark.slow
 def test_a_script_with_a_main_guard_runs(image, tmp_path):
     done = script(
         tmp_path,

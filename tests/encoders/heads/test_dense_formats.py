@@ -62,8 +62,9 @@ def segformer():
 
 @pytest.mark.parametrize(
     ("made", "stride"),
-    [pytest.param(unet, 1, marks=pytest.mark.slow), pytest.param(fpn, 1, marks=pytest.mark.slow), (segformer, 4)],
+    [(unet, 1), (fpn, 1), (segformer, 4)],
 )
+@pytest.mark.slow
 def test_onnx_exports_give_what_their_library_gives(tmp_path, made, stride):
     torch.manual_seed(0)
     model = made().eval()
