@@ -55,8 +55,10 @@ def test_an_outage_that_passes_leaves_no_trace(image, tmp_path, monkeypatch, no_
 @pytest.mark.parametrize("name", LINES)
 def test_an_outage_that_stays_ends_the_run_which_then_resumes(image, tmp_path, monkeypatch, no_pauses, name):
     tilestream.run(line(name, image, tmp_path / "calm"))
+    ledger = tmp_path / "out" / "a.zarr" / ".tilestream" / "shards"
+    kept = (lambda: ledger.is_dir() and any(ledger.iterdir())) if name == "tiles" else lambda: True
     with monkeypatch.context() as patched:
-        patched.setattr(os, "pread", Outage(100, 10**9, errno.ESTALE))
+        patched.setattr(os, "pread", Outage(0 if name == "tiles" else 100, 10**9, errno.ESTALE, kept))
         with pytest.raises(InterruptedRunError, match=r"a\.tif: its storage does not answer: Stale file handle.*4 tries in 0 s") as ended:
             tilestream.run(line(name, image, tmp_path / "out"))
     assert ended.value.exit_code == 5

@@ -9,14 +9,14 @@ from tilestream.stages import slide_task
 
 
 class Outage:
-    """In place of `os.pread`: after `after` reads of an image, the next `count` of them fail as `kind` says."""
+    """In place of `os.pread`: after `after` reads of an image, the next `count` of them fail as `kind` says; none before `begun` says so."""
 
-    def __init__(self, after, count, kind):
-        self.after, self.count, self.kind, self.reads, self.read = after, count, kind, 0, os.pread
+    def __init__(self, after, count, kind, begun=lambda: True):
+        self.after, self.count, self.kind, self.reads, self.read, self.begun = after, count, kind, 0, os.pread, begun
 
     def __call__(self, number, size, offset):
         if Path(f"/proc/self/fd/{number}").readlink().suffix == ".tif":
-            self.reads += 1
+            self.reads += self.begun()
             if self.after < self.reads <= self.after + self.count:
                 raise OSError(self.kind, os.strerror(self.kind))
         return self.read(number, size, offset)
