@@ -1,5 +1,7 @@
 """What parts of a run say of their own bytes, held against what they take; whole runs are measured by the benchmark."""
 
+import subprocess
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -95,3 +97,24 @@ def test_a_projection_is_the_sum_of_a_workers_parts_and_never_less_than_was_seen
     small = Projection(**{name: value * MIB for name, value in parts.items()}, seen=0)
     assert small.total == small.worker == sum(parts.values()) * MIB + SLACK
     assert Projection(**{name: value * MIB for name, value in parts.items()}, seen=900 * MIB).total == 900 * MIB
+
+
+def test_what_the_callers_process_held_before_does_not_count_against_the_limit(tmp_path):
+    """In a process of its own: a notebook with an array, and after it a run whose limit has no room for that."""
+    script = f"""
+import numpy as np, tilestream
+held = np.ones(1 << 27)
+summary = tilestream.run({{
+    "slides": "sample://he?width=900&height=700", "output": {str(tmp_path / "out")!r}, "encoder": {{"name": "patch_embed"}},
+    "tiles": {{"size": 224, "level": 0, "tissue": "none"}}, "compute": {{"scheduler": "inline", "device": "cpu", "memory_limit": "900MiB"}},
+}})
+assert summary.projected_bytes > summary.peak_bytes > held.nbytes, summary
+tilestream.run("{tmp_path}/refused.yaml")
+"""
+    (tmp_path / "refused.yaml").write_text(
+        f"slides: sample://he?width=900&height=700\noutput: {tmp_path}/other\nencoder: {{name: patch_embed}}\n"
+        "tiles: {size: 224, level: 0, tissue: none}\ncompute: {scheduler: inline, device: cpu, memory_limit: 300MiB}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "ConfigError: compute.memory_limit" in done.stderr, done.stderr
+    assert (tmp_path / "out" / "run.json").exists()

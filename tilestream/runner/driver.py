@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from tilestream.runner.reporter import Reporter
 from tilestream.runner.resume import book_finished, look_at_all, nothing_to_do
 from tilestream.runner.summary import EMBEDDING, STATE, SlideResult, Summary, note_refusal, same_image, write_records
 from tilestream.stages.clock import Wall
+from tilestream.stages.hardware import held_memory
 from tilestream.stages.slide_task import Report, add_counts
 from tilestream.store.layout import nothing_kept
 from tilestream.store.lock import Claims
@@ -73,7 +75,8 @@ def run(
     reporter : Reporter, optional
         Hears of the progress.
     began : float, optional
-        Of `time.perf_counter`: from when on the run's wall clock counts; from this call on where it is not given.
+        Of `time.perf_counter`: from when on the run's wall clock counts, in a process of its own. Where it is not given, from this call on,
+        and what the caller's process holds by then does not count against `compute.memory_limit`.
 
     Returns
     -------
@@ -85,6 +88,7 @@ def run(
     ConfigError, InputError, OutputError, InterruptedRunError
         As the exit codes of the command line say; slides that are finished by then stay finished.
     """
+    held = held_memory() if began is None else 0
     began = time.perf_counter() if began is None else began
     checked = with_fitted_context(config if isinstance(config, Config) else load_config(config, overrides))
     compute = checked.compute
@@ -92,14 +96,14 @@ def run(
         check_main_guard("compute.isolate: true" if compute.isolate else "compute.scheduler: local")
     cohort = list_cohort(checked, shard, restart=restart, retry_failed=retry_failed)
     try:
-        return _run(checked, cohort, reporter or Reporter(), began)
+        return _run(checked, cohort, reporter or Reporter(), began, held)
     except OSError as error:
         if (meant := storage_error(error)) is None:
             raise
         raise meant from error
 
 
-def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float) -> Summary:
+def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float, held: int) -> Summary:
     """Do it, and leave its record and the state of the output however it ends; where nothing was done, nothing is written."""
     cohort.output.reach()
     refuse_foreign(cohort.output, cohort.refs, [STATE])
@@ -120,6 +124,7 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float) -> Su
             from tilestream.runner.prepare import set_up_on  # only who has work needs torch, which comes while workers start
 
             setup = set_up_on(engine, config, len(cohort.refs), recipes, stored_encoder(cohort, recipes, todo), summary.wall)
+            setup = replace(setup, held=held if engine.in_process else 0)
             Run(cohort, setup, engine, summary, reporter, recipes.knowing(setup.facts, setup.heads), claims, todo).execute()
     finally:
         summary.wall.enter("ended")
@@ -131,8 +136,8 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float) -> Su
                 result.status = "unfinished"
         if summary.touched:
             write_records(cohort.output, summary)
-    if cohort.shard is None and not summary.touched and (held := [s.error for s in summary.slides if s.status == "elsewhere"]):
-        raise OutputError(f"{cohort.output.address} is in use by {held[0]}. Wait for it, or choose another output.")
+    if cohort.shard is None and not summary.touched and (elsewhere := [s.error for s in summary.slides if s.status == "elsewhere"]):
+        raise OutputError(f"{cohort.output.address} is in use by {elsewhere[0]}. Wait for it, or choose another output.")
     return summary
 
 

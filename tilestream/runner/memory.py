@@ -66,11 +66,18 @@ class Projection:
     """The pool's weights, and the rows, their covariance and the picture that the overview takes."""
     seen: int
     """What the process that planned the slide has taken by then: its total is no less, whatever the other parts say."""
+    held: int = 0
+    """What the process of a worker held before the run, in the part of the program: it is there, and no limit of the run's is asked to hold it."""
 
     @property
     def worker(self) -> int:
         """Sum of a worker's parts, with slack."""
         return sum((self.program, self.planning, self.tiles, self.decoding, self.shards, self.context, self.heads, self.finishing, SLACK))
+
+    @property
+    def own(self) -> int:
+        """A worker's parts without what its process held before."""
+        return self.worker - self.held
 
     @property
     def total(self) -> int:
@@ -79,11 +86,20 @@ class Projection:
 
 
 def project_memory(
-    plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts, workers: int, *, alone: bool = False, heads: int = 0
+    plan: SlidePlan,
+    layout: Layout,
+    config: Config,
+    facts: EncoderFacts,
+    workers: int,
+    *,
+    alone: bool = False,
+    heads: int = 0,
+    held: int = 0,
 ) -> tuple[Projection, ContextPlan | None]:
     """Memory of a worker that does this slide, from sizes alone, and the way of its context.
 
-    Of a slide that is the only one of its run, planning is over before the rest begins. `heads` is what heads add to it.
+    Of a slide that is the only one of its run, planning is over before the rest begins. `heads` is what heads add to it, `held` what its
+    process held before the run.
     """
     here, cuda = works_here(config.compute), facts.device.startswith("cuda")
     tiles, decoding = _reading(plan, layout, config, facts)
@@ -99,11 +115,12 @@ def project_memory(
         + rows_bytes(len(plan), facts.dim)
         + _pool_bytes(config.pool, facts.dim, len(plan), cuda=cuda),
         seen=peak_memory(),
+        held=held,
     )
     if config.context is None:
         return projection, None
     windows = config.windows if "windows" in config.output.save else None
-    context = plan_context(plan, layout, config.context, windows, facts, config.compute.memory_limit - projection.worker, workers)
+    context = plan_context(plan, layout, config.context, windows, facts, config.compute.memory_limit - projection.own, workers)
     return replace(projection, context=context.bytes), context
 
 
@@ -199,18 +216,18 @@ def check_memory(projection: Projection, config: Config, plan: SlidePlan, layout
         With the projection, the limit and the way out.
     """
     limit = config.compute.memory_limit
-    if projection.worker <= limit:
+    if projection.own <= limit:
         return
     varying = projection.tiles + projection.shards
-    room = limit - (projection.worker - varying)
+    room = limit - (projection.own - varying)
     shard_tiles = int(layout.shard_tiles * room / varying) if room > 0 else 0
     advice = (
         f"Set compute.shard_tiles to {shard_tiles} or less, or raise compute.memory_limit."
         if shard_tiles >= 1
-        else f"Raise compute.memory_limit to {gib(projection.worker)} or more, or choose a smaller encoder or batch_size."
+        else f"Raise compute.memory_limit to {gib(projection.own)} or more, or choose a smaller encoder or batch_size."
     )
     raise ConfigError(
-        f"compute.memory_limit: a worker on {plan.ref.id} needs {gib(projection.worker)} (program and model {gib(projection.program)}, "
+        f"compute.memory_limit: a worker on {plan.ref.id} needs {gib(projection.own)} (program and model {gib(projection.program - projection.held)}, "
         f"tiles {gib(projection.tiles + projection.decoding)}, a shard of {min(layout.shard_tiles, len(plan))} tiles "
         f"{gib(projection.shards)}, context {gib(projection.context)}, heads {gib(projection.heads)}, pool and picture {gib(projection.finishing)}), the limit is {gib(limit)}. {advice}"
     )

@@ -18,13 +18,10 @@ from tilestream.runner.prepare import PreparedSlide, Setup, prepare_slide, set_u
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.slide_plan import check_encoder
 from tilestream.runner.summary import same_image
-from tilestream.stages.hardware import count_cuda, has_amx
+from tilestream.stages.hardware import PROGRAM_BYTES, count_cuda, has_amx
 from tilestream.stages.shares import CPU_BATCH
 from tilestream.stages.slides.contract import check_slide_encoder
 from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings, worker_count, worker_settings
-
-PROGRAM_BYTES = 320 * 1024**2
-"""Resident memory of a process that has imported what a run on a processor needs; a run measures its own."""
 
 
 @dataclass

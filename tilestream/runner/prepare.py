@@ -41,6 +41,8 @@ class Setup:
     """Whether the encoder was not built, for every slide lacks answers from stored rows only."""
     weights: Digests = ()
     """The files of weights of stages after the tiles."""
+    held: int = 0
+    """Bytes that the caller's process held before the run, where slides are worked on in it."""
     begins_compiled: Callable[[int, int], bool] = lambda tiles, workers: False  # noqa: ARG005
     """Whether a slide of so many tiles begins compiled, on so many workers."""
 
@@ -189,7 +191,7 @@ def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStor
     check_slide(config, plan.grid, plan.info.mpp, plan.tile_row, plan.tile_col, ref.id)
     task = _make_task(plan, setup, "", "", None)
     taken, left = _heads_take(task, layout) if setup.heads else (0, {})
-    projection, context = project_memory(plan, layout, config, facts, setup.workers, alone=setup.slides == 1, heads=taken)
+    projection, context = project_memory(plan, layout, config, facts, setup.workers, alone=setup.slides == 1, heads=taken, held=setup.held)
     if any(head.head.input == "pixels" for head in setup.heads):  # who reads for a head has buffers of its own
         projection = replace(projection, heads=projection.heads + projection.tiles + projection.decoding)
     check_memory(projection, config, plan, layout)

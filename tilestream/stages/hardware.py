@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _PROBED = 8
 """Tiles that a half-precision encoder is tried on."""
 
+PROGRAM_BYTES = 320 * 1024**2
+"""Resident memory of a process that has imported what a run on a processor needs; a run measures its own."""
+
 THREAD_BYTES = 48 * 1024**2
 """What a thread takes in which torch multiplies matrices: helpers, and buffers of its own, which stay."""
 
@@ -268,6 +271,12 @@ def forget_peak() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def held_memory() -> int:
+    """Bytes that this process holds now beyond a program's own: a notebook's arrays, models, what libraries keep."""
+    forget_peak()
+    return max(0, peak_memory() - PROGRAM_BYTES)
 
 
 def resident_memory() -> int:
