@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.errors import ReadError, outage
+from tilestream.errors import ReadError
 from tilestream.geometry import Region
 from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
+from tilestream.sources.storage.local import LocalBytes
 from tilestream.sources.tiff.coding import JPEG, JPEG_2000
 from tilestream.sources.tiff.index import MAX_PIECE_BYTES, TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, as_mask, index_tiff
 from tilestream.sources.tiff.jpeg import scan_markers
@@ -52,13 +52,12 @@ class TiffSource(Source):
         self._index, self._levels, self._rule = index, index.levels, index.rule
         self.icc_profile = index.icc_profile
         self.info = _info(address, index)
-        self._files = [os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)) for file in index.files]
-        self._sizes = [os.fstat(file).st_size for file in self._files]
-        self._close = weakref.finalize(self, _close_all, self._files)
+        self._files = [LocalBytes(file) for file in index.files]
 
     def close(self) -> None:
         """Close the files; may be called twice."""
-        self._close()
+        for file in self._files:
+            file.close()
         if self.mask is not None:
             self.mask.close()
 
@@ -167,17 +166,12 @@ class TiffSource(Source):
         offset, count = page.offsets.item(index), page.counts.item(index)
         if count == 0:
             return None
-        if offset <= 0 or count < 0 or offset + count > self._sizes[page.file]:
-            raise ReadError(f"{count} bytes at {offset} lie beyond the file's {self._sizes[page.file]}. The file is cut off; copy it again")
+        file = self._files[page.file]
+        if offset <= 0 or count < 0 or offset + count > file.size:
+            raise ReadError(f"{count} bytes at {offset} lie beyond the file's {file.size}. The file is cut off; copy it again")
         if count > MAX_PIECE_BYTES:
             raise ReadError(f"{count / 2**20:.0f} MiB for one piece, the limit is {MAX_PIECE_BYTES // 2**20} MiB")
-        try:
-            data = os.pread(self._files[page.file], count, offset)
-        except OSError as error:
-            raise outage(error, self.info.address) or ReadError(f"{count} bytes at {offset}: {error.strerror or error}") from error
-        if len(data) != count:
-            raise ReadError(f"the file gave {len(data)} of {count} bytes at {offset}")
-        return data
+        return file.read(offset, count)
 
     def _read(self, level: int, region: Region) -> Pixels:
         return self._read_pieces(level, region)
@@ -201,11 +195,6 @@ def _mask_of(address: str, index: TiffIndex) -> MaskSource | None:
         return None
     found = index_tiff(beside, SourceOptions(window=(0, 1), channels=(0,)))
     return MaskSource(beside, as_mask(found, found.levels))
-
-
-def _close_all(files: list[int]) -> None:
-    for file in files:
-        os.close(file)
 
 
 def _check_claim(data: bytes, codec: int, grid: SegmentGrid) -> None:
