@@ -30,7 +30,7 @@ AUTO = SourceOptions()
         ("test3-DAPI-2-387.ndpi", "tiff: regular grid of 8 x 3968 JPEG strips"),
         ("cogeo.tif", "tiff: regular grid of 512 x 512 JPEG tiles"),
         ("RGB.byte.tif", "tiff: regular grid of 3 x 791 NONE strips"),
-        ("gcp_jpeg.dcm", "openslide: dicom files state the places of their tiles in their own metadata"),
+        ("gcp_jpeg.dcm", "dicom: regular grid of 256 x 256 JPEG frames"),
     ],
 )
 def test_backend_and_reason(slides: Path, name: str, reason: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import fields
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tilestream.config.dicom_series import WHOLE_SLIDE, DicomHeader, headers_in
+from tilestream.config.dicom_series import WHOLE_SLIDE, DicomHeader, headers_in, is_dicom
 from tilestream.config.local_files import ZARR_MARKS, refuse_special
 from tilestream.config.same_slide import finest
 from tilestream.errors import ConfigError, InputError, NotThereError, outage
@@ -24,7 +25,7 @@ PLUGINS = "tilestream.sources"
 STORE_SCHEMES = frozenset({"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https", "file", "memory"})
 """URL schemes that are read as Zarr."""
 
-OWN_GEOMETRY = frozenset({"leica", "mirax", "philips", "sakura", "trestle", "ventana", "zeiss", "dicom"})
+OWN_GEOMETRY = frozenset({"leica", "mirax", "philips", "sakura", "trestle", "ventana", "zeiss"})
 """OpenSlide's names of vendors whose files state the places of tiles in their own metadata, overlaps and gaps included."""
 
 
@@ -169,13 +170,14 @@ def _open_auto(address: str, options: SourceOptions) -> Source:
     if is_picture(address):
         return _open_picture(address, options)
     vendor = _vendor(address)
+    name, opener = ("dicom", _open_dicom) if is_dicom(path) else ("tiff", _open_tiff)
     if vendor in OWN_GEOMETRY:
         why = f"{vendor} files state the places of their tiles in their own metadata"
     else:
         try:
-            return _open_tiff(address, options)
+            return opener(address, options)
         except NoGridError as error:
-            grid = "" if isinstance(error, NotTiffError) else "tifffile found no regular tile grid: "
+            grid = "tifffile found no regular tile grid: " if name == "tiff" and not isinstance(error, NotTiffError) else ""
             why = f"{grid}{str(error).removeprefix(f'{address}: ')}"
     from tilestream.sources.openslide import OpenSlideSource
 
@@ -185,7 +187,7 @@ def _open_auto(address: str, options: SourceOptions) -> Source:
         if plugin is not None:
             return plugin(address, options)
         words = str(error).removeprefix(f"{address}: ")
-        told = f"{address}: no backend reads it. tiff: {why}. openslide: {words.rstrip('.')}. Is it an image? Copy it again from its origin, or convert it to OME-Zarr."
+        told = f"{address}: no backend reads it. {name}: {why}. openslide: {words.rstrip('.')}. Is it an image? Copy it again from its origin, or convert it to OME-Zarr."
         raise InputError(foreign_words(address) or misnamed_words(address) or told) from error
 
 
@@ -222,6 +224,18 @@ def _open_tiff(address: str, options: SourceOptions) -> Source:
     from tilestream.sources.tiff.source import TiffSource
 
     return TiffSource(address, options)
+
+
+def _open_dicom(address: str, options: SourceOptions) -> Source:
+    from tilestream.sources.files import NoGridError
+
+    if find_spec("pydicom") is None:
+        raise NoGridError(
+            f"{address}: frames of DICOM slides are read one by one where pydicom is installed, several times as fast: pip install 'tilestream[dicom]'"
+        )
+    from tilestream.sources.dicom.source import DicomSource
+
+    return DicomSource(address, options)
 
 
 def _open_picture(address: str, options: SourceOptions) -> Source:

@@ -208,6 +208,21 @@ class Source(ABC):
         """
         raise AssertionError("read_segment needs a segment_grid")
 
+    def has_jpeg_streams(self, level: int) -> bool:
+        """Whether every piece of a level is YCbCr or grey JPEG that needs nothing but decoding, at its stored scale.
+
+        JPEG that stores RGB is left out: nvJPEG ignores the marker that says so.
+        """
+        del level
+        return False
+
+    def encoded_segment(self, level: int, row: int, col: int) -> bytes | None:
+        """The complete JPEG stream of one piece, for a decoder elsewhere; None where it is pure background.
+
+        The stream is no larger than a piece and covers its part of the image. Only where `has_jpeg_streams`. Raises ReadError.
+        """
+        raise AssertionError("encoded_segment needs JPEG streams")
+
     def to_dask(self, level: int) -> dask.array.Array:
         """(height, width, 3) uint8 `dask.array` of a level, in chunks that follow the file's own."""
         import dask.array as da

@@ -18,7 +18,7 @@ from openslide import lowlevel
 from tilestream.errors import InputError, ReadError, outage
 from tilestream.geometry import Level, Region, Size
 from tilestream.sources.base import LARGEST_PROFILE, WHITE, Pixels, SlideInfo, Source, SourceOptions
-from tilestream.sources.dicom_jfif import WARNING, rgb_from_ycc, says_rgb_but_is_jfif
+from tilestream.sources.dicom.jfif import WARNING, rgb_from_ycc, says_rgb_but_is_jfif
 from tilestream.sources.files import checked_file, fingerprint_file
 from tilestream.sources.resolution import PLACEHOLDER_MPP, UNKNOWN, Resolution, parse_number, resolution_from_config, resolution_from_file
 from tilestream.sources.sample_values import composite_straight

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tilestream.errors import ReadError
 from tilestream.sources.base import WHITE, Source
-from tilestream.sources.tiff.source import TiffSource
 from tilestream.tiles.decode_processes import Decoded, DecodeProcesses, SharedPixels
 from tilestream.tiles.device_decoding import HostDecoder, StreamDecoder
 from tilestream.tiles.device_gather import copy_pieces, gather_tiles
@@ -37,7 +36,7 @@ WHITE_SLOT = 0
 
 def can_decode_on_device(source: Source, level: int) -> bool:
     """Whether a level is pieces of JPEG that need nothing but decoding to become pixels."""
-    return isinstance(source, TiffSource) and source.has_jpeg_streams(level)
+    return source.has_jpeg_streams(level)
 
 
 Fetched = bytes | Decoded
@@ -142,7 +141,6 @@ class DeviceTileReader:
         return found
 
     def _stream(self, row: int, col: int) -> bytes | None:
-        assert isinstance(self.source, TiffSource), "only a TiffSource has encoded segments"
         return self.source.encoded_segment(self.spec.level, row, col)
 
     def _decode(self, row: int, col: int, number: int, out: NDArray[np.uint8]) -> int | None:

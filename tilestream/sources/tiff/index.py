@@ -27,7 +27,7 @@ from tilestream.sources.resolution import Resolution
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.tiff.channel_names import read_channel_names
 from tilestream.sources.tiff.coding import JPEG, RGB, bits_of, check_coding, sample_rule
-from tilestream.sources.tiff.jpeg import JpegDecoder
+from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
 from tilestream.sources.tiff.multi_file import check_files, name_files, refuse_companion, refuse_special_files
 from tilestream.sources.tiff.pages import mask_levels, pick_levels, pick_series, vendor_of
 from tilestream.sources.tiff.stated_mpp import is_aperio, read_resolution
@@ -41,9 +41,6 @@ TIFFFILE_ERRORS = (
     *(AssertionError, RuntimeError, OSError, EOFError, MemoryError, SyntaxError),  # SyntaxError: ElementTree's ParseError
 )
 """What tifffile raises on damaged files: its parsers trust what they read and fail in whatever way the numbers lead to."""
-
-REDUCTIONS = (2, 4)
-"""Parts of the scale, as denominators, that libjpeg's inverse DCT decodes to directly."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     levels = tuple(_level(level, found, leading, files, address) for level, found in pick_levels(tif, series))
     masks = tuple(_level(level, found, (0,), files, address) for level, found in mask_levels(series))
     if choices.options.reduced:
-        levels = _with_reduced(levels)
+        levels = reduced_levels(levels, _can_reduce)
     geo = read_geo(page, address)
     stated = read_resolution(tif, number, series, address, choices.options, geo)
     warnings: tuple[str, ...] = ()
@@ -195,21 +192,9 @@ def _icc_profile(page: Any) -> bytes | None:
     return value if isinstance(value, bytes) else b""
 
 
-def _with_reduced(levels: tuple[TiffLevel, ...]) -> tuple[TiffLevel, ...]:
-    """The levels, and between them those that JPEG decoding at 1/2 and 1/4 of the scale makes of a level and the file lacks."""
-    made = list(levels)
-    for found in reversed(levels):  # from the coarsest that serves: fewer bytes to read
-        page = found.pages[0]
-        for factor in REDUCTIONS:
-            downsample = found.level.downsample * factor
-            divides = found.grid.height % factor == 0 and found.grid.width % factor == 0
-            known = any(abs(other.level.downsample / downsample - 1) <= 0.01 for other in made)
-            if len(found.pages) > 1 or page.jpeg is None or page.jpeg.bare or not divides or known:
-                continue
-            size = Size(-(-found.level.size.height // factor), -(-found.level.size.width // factor))
-            grid = replace(found.grid, height=found.grid.height // factor, width=found.grid.width // factor)
-            made.append(TiffLevel(Level(size, downsample), grid, found.pages, factor))
-    return tuple(sorted(made, key=lambda each: each.level.downsample))
+def _can_reduce(found: TiffLevel) -> bool:
+    jpeg = found.pages[0].jpeg
+    return len(found.pages) == 1 and jpeg is not None and not jpeg.bare
 
 
 def _choose_pages(series: Any, choices: Choices) -> tuple[tuple[int, ...], tuple[int, ...] | None]:

@@ -7,13 +7,16 @@ and an Adobe marker with the right transform is put in front.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
 from tilestream.buffers import ThreadBuffers
 from tilestream.errors import ReadError
-from tilestream.sources.base import Pixels
+from tilestream.geometry import Level, Size
+from tilestream.sources.base import Pixels, SegmentGrid
 
 try:
     import simplejpeg
@@ -32,6 +35,9 @@ def adobe_marker(transform: int) -> bytes:
     """An APP14 segment that states the colour transform: 0 for RGB, 1 for YCbCr (Adobe Technical Note 5116)."""
     return b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
 
+
+REDUCTIONS = (2, 4)
+"""Parts of the scale, as denominators, that libjpeg's inverse DCT decodes to directly."""
 
 KNOWN_HEADERS = 4
 """Headers kept of a page: one for whole pieces, some for cropped ones; a page whose tables change with each piece stays cheap."""
@@ -192,3 +198,34 @@ def _decode_with_imagecodecs(data: bytes, out: Pixels, reduce: int) -> Pixels:
     _check_size(pixels, out)
     out[:] = pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
     return out
+
+
+class _StoredLevel(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def level(self) -> Level: ...
+    @property
+    def grid(self) -> SegmentGrid: ...
+
+
+L = TypeVar("L", bound=_StoredLevel)
+
+
+def reduced_levels(levels: tuple[L, ...], can_reduce: Callable[[L], bool]) -> tuple[L, ...]:
+    """The levels, and between them those that JPEG decoding at 1/2 and 1/4 of the scale makes of a level and the file lacks.
+
+    Levels are dataclasses with a field `reduce`; `can_reduce` says whether the pieces of one are whole JPEG streams.
+    """
+    made = list(levels)
+    for found in reversed(levels):  # from the coarsest that serves: fewer bytes to read
+        for factor in REDUCTIONS:
+            downsample = found.level.downsample * factor
+            divides = found.grid.height % factor == 0 and found.grid.width % factor == 0
+            known = any(abs(other.level.downsample / downsample - 1) <= 0.01 for other in made)
+            if not divides or known or not can_reduce(found):
+                continue
+            size = Size(-(-found.level.size.height // factor), -(-found.level.size.width // factor))
+            grid = replace(found.grid, height=found.grid.height // factor, width=found.grid.width // factor)
+            made.append(replace(found, level=Level(size, downsample), grid=grid, reduce=factor))
+    return tuple(sorted(made, key=lambda each: each.level.downsample))

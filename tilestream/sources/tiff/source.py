@@ -92,19 +92,13 @@ class TiffSource(Source):
         return encoded + samples * max(page.copies + joined for page in found.pages) + area * 3 + self._rule.mapping_bytes
 
     def has_jpeg_streams(self, level: int) -> bool:
-        """Whether every file tile of a level is YCbCr or grey JPEG that needs nothing but decoding, at its stored scale.
-
-        JPEG that stores RGB is left out: nvJPEG ignores the marker that says so.
-        """
+        """Whether every file tile of a level is YCbCr or grey JPEG that needs nothing but decoding, at its stored scale."""
         found = self._levels[level]
         jpeg = found.pages[0].jpeg
         return len(found.pages) == 1 and jpeg is not None and not jpeg.rgb and found.reduce == 1 and self._rule.trivial
 
     def encoded_segment(self, level: int, row: int, col: int) -> bytes | None:
-        """The complete JPEG stream of one file tile, for a decoder elsewhere; None where the file holds no bytes for it.
-
-        The stream is no larger than a file tile and covers its part of the image. Only where `has_jpeg_streams`. Raises ReadError.
-        """
+        """The complete JPEG stream of one file tile, for a decoder elsewhere; None where the file holds no bytes for it. Raises ReadError."""
         try:
             return self._stream(self._levels[level], row, col)
         except ReadError as error:

@@ -46,10 +46,10 @@ def says_rgb_but_is_jfif(address: str) -> bool:
     header = read_header(Path(address))
     if header is not None and "VOLUME" not in header.image_type:
         header = finest(other for other in headers_in(Path(address).parent) if other.series == header.series)
-    return header is not None and header.photometric == "RGB" and header.syntax in JPEG_SYNTAXES and _is_jfif(header)
+    return header is not None and header.photometric == "RGB" and header.syntax in JPEG_SYNTAXES and _begins_with_jfif(header)
 
 
-def _is_jfif(header: DicomHeader) -> bool:
+def _begins_with_jfif(header: DicomHeader) -> bool:
     """Whether the first frame has a JFIF marker."""
     with header.path.open("rb") as file:
         file.seek(header.pixels_at)
@@ -60,11 +60,15 @@ def _is_jfif(header: DicomHeader) -> bool:
         if file.read(4) != ITEM:
             return False
         file.seek(4, 1)
-        data = file.read(FRAME_HEAD)
-    try:
-        return any(data[start + 1] == APP0 and data[start + 4 : start + 8] == b"JFIF" for start, _ in scan_markers(data).colour_markers)
-    except ReadError:
-        return False
+        try:
+            return is_jfif(file.read(FRAME_HEAD))
+        except ReadError:
+            return False
+
+
+def is_jfif(data: bytes) -> bool:
+    """Whether a JPEG stream has a JFIF marker. Raises ReadError for what is no JPEG stream."""
+    return any(data[start + 1] == APP0 and data[start + 4 : start + 8] == b"JFIF" for start, _ in scan_markers(data).colour_markers)
 
 
 def rgb_from_ycc(ycc: Pixels, outside: NDArray[np.bool_]) -> Pixels:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Pillow
 from pydicom.encaps import generate_frames
 
-from tests.support.dicom import cut_frames, write_series
+from tests.support.dicom import cut_frames, encode_jpeg, write_series
 from tests.support.images import make_image, pyramid
 from tilestream.geometry import Region
 from tilestream.sources import open_source
@@ -20,12 +20,6 @@ from tilestream.testing.sources import Image
 
 IMAGE = make_image(150, 200)
 BASELINE = "1.2.840.10008.1.2.4.50"
-
-
-def jpeg(tile: Image, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    Pillow.fromarray(tile).save(buffer, "JPEG", quality=92, **options)
-    return buffer.getvalue()
 
 
 def decoded(path: Path) -> Image:
@@ -43,7 +37,7 @@ def decoded(path: Path) -> Image:
 @pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"subsampling": 0, "progressive": False, "optimize": True}])
 def test_jfif_frames_are_ycc_whatever_the_header_says(tmp_path: Path, photometric: str, options: dict[str, object]) -> None:
     levels = pyramid(IMAGE, 2)
-    frames = [[jpeg(tile, **options) for tile in cut_frames(pixels, 64)] for pixels in levels]
+    frames = [[encode_jpeg(tile, **options) for tile in cut_frames(pixels, 64)] for pixels in levels]
     paths = write_series(tmp_path, levels, frames=frames, photometric=photometric, syntax=BASELINE)
     with open_source(str(paths[0]), SourceOptions()) as source:
         assert [("JFIF" in words) for words in source.info.warnings] == ([True] if photometric == "RGB" else [])
@@ -54,7 +48,7 @@ def test_jfif_frames_are_ycc_whatever_the_header_says(tmp_path: Path, photometri
 
 
 def test_frames_that_are_rgb_stay_rgb(tmp_path: Path) -> None:
-    frames = [[jpeg(tile, keep_rgb=True) for tile in cut_frames(IMAGE, 64)]]
+    frames = [[encode_jpeg(tile, keep_rgb=True) for tile in cut_frames(IMAGE, 64)]]
     path = write_series(tmp_path, [IMAGE], frames=frames, syntax=BASELINE)[0]
     assert b"JFIF" not in frames[0][0][:20]
     with open_source(str(path), SourceOptions()) as source:
@@ -63,7 +57,7 @@ def test_frames_that_are_rgb_stay_rgb(tmp_path: Path) -> None:
 
 
 def test_the_series_is_asked_not_the_overview(tmp_path: Path) -> None:
-    frames = [[jpeg(tile) for tile in cut_frames(IMAGE, 64)]]
+    frames = [[encode_jpeg(tile) for tile in cut_frames(IMAGE, 64)]]
     paths = write_series(tmp_path, [IMAGE], frames=frames, syntax=BASELINE, overview=True)
     with open_source(str(paths[1]), SourceOptions()) as source:
         np.testing.assert_array_equal(source.read_region(0, Region(0, 0, 150, 200)), decoded(paths[0]))

@@ -1,0 +1,1 @@
+"""DICOM whole-slide images by their own frames: which files are the slide, where each frame lies, and its pixels."""

@@ -1,0 +1,277 @@
+"""What one DICOM file of a slide says of its image, read by pydicom and checked: DICOM PS3.3 A.32.8 (VL Whole Slide Microscopy) and C.8.12."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.errors import InputError
+from tilestream.geometry import Size
+from tilestream.sources.base import LARGEST_PROFILE
+
+PIXEL_DATA = 0x7FE00010
+UNDEFINED = 0xFFFFFFFF
+
+MAX_FRAME_BYTES = 256 * 1024**2
+"""Largest decoded frame that is believed."""
+
+MOST_TILES = 1 << 24
+"""Places for frames in a level that are believed: a square level of a million px has as many of 256 px."""
+
+NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
+"""Transfer syntaxes of uncompressed pixels; all others encapsulate their frames."""
+
+FULL, SPARSE = "TILED_FULL", "TILED_SPARSE"
+INVERTED = "MONOCHROME1"
+"""Grey of which 0 is white."""
+
+COLOURS = {"RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_ICT": 3, "YBR_RCT": 3, INVERTED: 1, "MONOCHROME2": 1}
+"""Colours that are read, with their samples a pixel."""
+
+WANTED = (
+    "ImageType", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
+    "PixelRepresentation", "TotalPixelMatrixRows", "TotalPixelMatrixColumns", "TotalPixelMatrixFocalPlanes", "DimensionOrganizationType",
+    "OpticalPathSequence", "ConcatenationFrameOffsetNumber", "ConcatenationUID", "SharedFunctionalGroupsSequence", "ImagedVolumeWidth", "ImagedVolumeHeight",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "Manufacturer", "ManufacturerModelName",
+)  # fmt: skip
+
+DAMAGED = (
+    *(struct.error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(AssertionError, RuntimeError, EOFError, MemoryError),
+)
+"""What pydicom raises on damaged files, beside its own InvalidDicomError: it trusts lengths and types."""
+
+
+@dataclass(frozen=True)
+class PixelElement:
+    """Where the pixel data of a file lie."""
+
+    at: int
+    """Byte at which the value begins."""
+    length: int | None
+    """Its bytes; None where frames are encapsulated, whose items say how long they are."""
+    extended: tuple[NDArray[np.int64], NDArray[np.int64]] | None
+    """Offsets and lengths of the frames by the extended offset table; None where there is none."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One file: a level of a slide, or a part of one."""
+
+    path: Path
+    syntax: str
+    """TransferSyntaxUID."""
+    size: Size
+    """Of the whole level."""
+    tile: Size
+    """Of a frame."""
+    frames: int
+    first: int
+    """Number of the first frame among those of its concatenation."""
+    concatenation: str
+    """UID that the parts of one image share; "" where it is not in parts."""
+    photometric: str
+    samples: int
+    planar: bool
+    """Whether the samples of a pixel lie apart."""
+    bits: int
+    """Bits that a sample takes."""
+    bits_stored: int
+    planes: int
+    """Focal planes of a TILED_FULL image."""
+    paths: tuple[tuple[str, str], ...]
+    """Identifier and description of its optical paths."""
+    places: NDArray[np.int64] | None
+    """(frames, 4): row and column in pixels from 0, focal plane in nm, optical path by its number in `paths`; None for TILED_FULL."""
+    spacing: tuple[float, float] | None
+    """mm a pixel in y and x."""
+    spacing_source: str
+    icc_profile: bytes | None
+    pixels: PixelElement
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of a decoded frame."""
+        return self.tile.height * self.tile.width * self.samples * self.bits // 8
+
+
+def read_instance(path: Path) -> Instance:
+    """A file of a slide.
+
+    Raises
+    ------
+    InputError
+        It is damaged, or of a kind that is not read; the message says which.
+    """
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # values that break a rule of form and can be read all the same
+            return _instance(path, file)
+    except InputError:
+        raise
+    except (*DAMAGED, BytesLengthException, InvalidDicomError) as error:
+        words = str(error).split("\n", 1)[0] or type(error).__name__
+        raise InputError(
+            f"{path}: its DICOM header cannot be read: {words}. The file is damaged; copy it again from its origin."
+        ) from error
+
+
+def _instance(path: Path, file: Any) -> Instance:
+    import pydicom
+
+    data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(WANTED))
+    syntax = str(data.file_meta.TransferSyntaxUID)
+    at, length = _pixel_element(path, file, data)
+    frames = _whole(path, data, "NumberOfFrames", 1)
+    size = Size(_whole(path, data, "TotalPixelMatrixRows"), _whole(path, data, "TotalPixelMatrixColumns"))
+    tile = Size(_whole(path, data, "Rows"), _whole(path, data, "Columns"))
+    tiles = -(-size.height // tile.height) * -(-size.width // tile.width)
+    if tiles > MOST_TILES:
+        raise InputError(
+            f"{path}: a level of {size.height} x {size.width} px in frames of {tile.height} x {tile.width} has {tiles} tiles, the limit is {MOST_TILES}."
+        )
+    paths = _optical_paths(data)
+    organization = str(data.get("DimensionOrganizationType", "") or "")
+    places = None if organization == FULL else _places(path, frames, paths)
+    if places is None and organization not in (FULL, ""):
+        raise InputError(f"{path}: its frames are organised as {organization}; {FULL} and {SPARSE} are read. Export it as one of them.")
+    photometric = str(data.get("PhotometricInterpretation", ""))
+    spacing, source = _spacing(data, size)
+    made = Instance(
+        path, syntax, size, tile, frames,
+        _whole(path, data, "ConcatenationFrameOffsetNumber", 0, least=0) if data.get("ConcatenationUID") else 0,
+        str(data.get("ConcatenationUID", "") or ""), photometric, _whole(path, data, "SamplesPerPixel", 1), bool(data.get("PlanarConfiguration", 0) or 0),
+        _whole(path, data, "BitsAllocated"), _whole(path, data, "BitsStored", 8), _whole(path, data, "TotalPixelMatrixFocalPlanes", 1),
+        paths, places, spacing, source, _icc_profile(data), PixelElement(at, length, _extended(data, frames)),
+    )  # fmt: skip
+    _check(made, int(data.get("PixelRepresentation", 0) or 0))
+    return made
+
+
+def _check(found: Instance, signed: int) -> None:
+    """Refuse what would decode to something other than grey or RGB samples."""
+    path = found.path
+    if COLOURS.get(found.photometric) != found.samples:
+        raise InputError(
+            f"{path}: colours are {found.photometric or 'not said'} with {found.samples} samples a pixel; {', '.join(COLOURS)} are read. Convert it to RGB."
+        )
+    if found.bits not in (8, 16) or signed or not 0 < found.bits_stored <= found.bits:
+        kind = "signed" if signed else "unsigned"
+        raise InputError(f"{path}: samples are {kind}, {found.bits_stored} of {found.bits} bits; unsigned ones of 8 and 16 bits are read.")
+    if found.frame_bytes > MAX_FRAME_BYTES:
+        raise InputError(
+            f"{path}: a frame of {found.tile.height} x {found.tile.width} px decodes to {found.frame_bytes / 2**20:.0f} MiB, "
+            f"the limit is {MAX_FRAME_BYTES // 2**20} MiB. Convert the file to smaller tiles."
+        )
+
+
+def _whole(path: Path, data: Any, name: str, default: int | None = None, least: int = 1) -> int:
+    """A whole number of the header, at least `least`."""
+    value = data.get(name)
+    if value is None or value == "":
+        value = default
+    if value is None:
+        raise InputError(
+            f"{path}: the DICOM header lacks {name}. The file is damaged, or no whole-slide image; copy it again from its origin."
+        )
+    number = int(value)
+    if number < least:
+        raise InputError(f"{path}: {name} is {number}, at least {least} belongs there. The file is damaged; copy it again from its origin.")
+    return number
+
+
+def _pixel_element(path: Path, file: Any, data: Any) -> tuple[int, int | None]:
+    """Byte at which the pixel data's value begins, and its length, from the element at which the header's reading stopped."""
+    head = file.read(12)
+    meta = data.file_meta.TransferSyntaxUID
+    order, implicit = ("<" if meta.is_little_endian else ">"), meta.is_implicit_VR
+    if len(head) < (8 if implicit else 12):
+        raise InputError(f"{path}: ends before its pixel data. The file is cut off; copy it again.")
+    group, element = struct.unpack_from(f"{order}HH", head)
+    if (group << 16) | element != PIXEL_DATA:
+        raise InputError(f"{path}: holds no pixel data of whole numbers ({group:04X},{element:04X} is there). It is no whole-slide image.")
+    (length,) = struct.unpack_from(f"{order}I", head, 4 if implicit else 8)
+    return file.tell() - (4 if implicit else 0), None if length == UNDEFINED else int(length)
+
+
+def _optical_paths(data: Any) -> tuple[tuple[str, str], ...]:
+    found = [
+        (str(item.get("OpticalPathIdentifier", "") or ""), str(item.get("OpticalPathDescription", "") or ""))
+        for item in _items(data, "OpticalPathSequence")
+    ]
+    return tuple(found) or (("", ""),)
+
+
+def _places(path: Path, frames: int, paths: tuple[tuple[str, str], ...]) -> NDArray[np.int64] | None:
+    """Where each frame says that it lies; None where the frames do not say."""
+    import pydicom
+
+    data = pydicom.dcmread(
+        path, stop_before_pixels=True, specific_tags=["PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"]
+    )
+    groups = _items(data, "PerFrameFunctionalGroupsSequence")
+    if not groups or "PlanePositionSlideSequence" not in groups[0]:
+        return None
+    if len(groups) != frames:
+        raise InputError(
+            f"{path}: says where {len(groups)} frames lie, but has {frames}. The file is damaged; copy it again from its origin."
+        )
+    numbers = {identifier: number for number, (identifier, _) in enumerate(paths)}
+    shared = next(iter(_items(data, "SharedFunctionalGroupsSequence")), None)
+    out = np.zeros((frames, 4), np.int64)
+    for frame, group in enumerate(groups):
+        place = group["PlanePositionSlideSequence"].value[0]
+        column, row = int(place.ColumnPositionInTotalImagePixelMatrix), int(place.RowPositionInTotalImagePixelMatrix)
+        depth = float(place.get("ZOffsetInSlideCoordinateSystem", 0) or 0)
+        said = _items(group, "OpticalPathIdentificationSequence") or (
+            [] if shared is None else _items(shared, "OpticalPathIdentificationSequence")
+        )
+        name = str(said[0].OpticalPathIdentifier) if said else paths[0][0]
+        if name not in numbers:
+            raise InputError(
+                f"{path}: frame {frame + 1} is of the optical path {name!r}, which the header does not describe. The file is damaged."
+            )
+        out[frame] = row - 1, column - 1, round(depth * 1e3), numbers[name]
+    return out
+
+
+def _items(data: Any, name: str) -> Sequence[Any]:
+    found: Sequence[Any] = data[name].value if name in data else ()
+    return found or ()
+
+
+def _spacing(data: Any, size: Size) -> tuple[tuple[float, float] | None, str]:
+    """Size of a pixel in y and x, mm: of the pixels, else of the whole image, which is divided among them."""
+    for group in _items(data, "SharedFunctionalGroupsSequence"):
+        for measures in _items(group, "PixelMeasuresSequence"):
+            stated = measures.get("PixelSpacing")
+            if stated is not None and len(stated) == 2:
+                return (float(stated[0]), float(stated[1])), "the DICOM pixel spacing"
+    height, width = data.get("ImagedVolumeHeight"), data.get("ImagedVolumeWidth")
+    if height is None or width is None:
+        return None, ""
+    return (float(height) / size.height, float(width) / size.width), "the DICOM size of the imaged volume"
+
+
+def _icc_profile(data: Any) -> bytes | None:
+    for item in _items(data, "OpticalPathSequence"):
+        profile = item.get("ICCProfile")
+        if profile:
+            return bytes(profile) if len(profile) <= LARGEST_PROFILE else b""
+    return None
+
+
+def _extended(data: Any, frames: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    offsets, lengths = data.get("ExtendedOffsetTable"), data.get("ExtendedOffsetTableLengths")
+    if not offsets or not lengths or len(offsets) != 8 * frames or len(lengths) != 8 * frames:
+        return None
+    return np.frombuffer(offsets, "<u8").astype(np.int64), np.frombuffer(lengths, "<u8").astype(np.int64)

@@ -1,0 +1,254 @@
+"""DICOM whole-slide images read by frame: each is read with one `pread`, decoded once, and copied from there, as TIFF tiles are."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.buffers import ThreadBuffers
+from tilestream.errors import ReadError
+from tilestream.geometry import Region
+from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
+from tilestream.sources.dicom.coding import JPEG, NAMES, Decode, decode_frame, decoder_of, jpeg_decoder, sample_rule
+from tilestream.sources.dicom.frames import FramePlaces, find_frames, join_fragments
+from tilestream.sources.dicom.instance import FULL, MAX_FRAME_BYTES, SPARSE, Instance
+from tilestream.sources.dicom.jfif import WARNING
+from tilestream.sources.dicom.series import ABSENT, DicomLevel, DicomSlide, FrameTable, read_slide
+from tilestream.sources.files import checked_file, fingerprint_file
+from tilestream.sources.resolution import UNKNOWN, Resolution, resolution_from_config, resolution_from_file
+from tilestream.sources.sample_values import Choices
+from tilestream.sources.storage.local import LocalBytes
+from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
+
+LOOKED_AT = 64
+"""Frames that are looked at for one that is a JPEG stream."""
+
+
+class _File:
+    """One file of the slide: its bytes, where its frames lie, and what decodes them. Safe to share between threads."""
+
+    def __init__(self, found: Instance, buffers: ThreadBuffers) -> None:
+        self.instance = found
+        self.bytes = LocalBytes(str(found.path))
+        self.jpeg: JpegDecoder | None = None
+        self.decode: Decode | None = None
+        self.mistold = False
+        try:
+            self.places: FramePlaces = find_frames(found, self.bytes)
+            if found.syntax in JPEG:
+                self.jpeg, self.mistold = jpeg_decoder(found, self._first_stream(), buffers)
+            else:
+                self.decode = decoder_of(found)
+        except BaseException:
+            self.bytes.close()
+            raise
+
+    def frame(self, number: int) -> bytes:
+        """The encoded bytes of a frame. Raises ReadError."""
+        offset, count = self.places.offsets.item(number), self.places.counts.item(number)
+        if offset <= 0 or count <= 0 or offset + count > self.bytes.size:
+            raise ReadError(f"{count} bytes at {offset} lie beyond the file's {self.bytes.size}. The file is cut off; copy it again")
+        if count > MAX_FRAME_BYTES:
+            raise ReadError(f"{count / 2**20:.0f} MiB for one frame, the limit is {MAX_FRAME_BYTES // 2**20} MiB")
+        data = self.bytes.read(offset, count)
+        return join_fragments(data) if self.places.encapsulated else data
+
+    def _first_stream(self) -> bytes:
+        """The first frame that is a JPEG stream; empty where none of the first ones is."""
+        for number in range(min(LOOKED_AT, self.instance.frames)):
+            try:
+                data = self.frame(number)
+            except ReadError:
+                continue
+            if data[:2] == b"\xff\xd8":
+                return data
+        return b""
+
+
+class DicomSource(Source):
+    """Pixels of a DICOM whole-slide image, whose frames are a regular grid.
+
+    Reading takes no lock and moves no file position, so any number of threads may read at once. A tile without a frame (TILED_SPARSE)
+    is background, white, as in OpenSlide.
+
+    Raises
+    ------
+    NoGridError
+        Its elements or its coding cannot be read here; OpenSlide may.
+    InputError
+        The image is refused; the message says what to choose or to repair.
+    """
+
+    def __init__(self, address: str, options: SourceOptions) -> None:
+        checked_file(address)
+        self.opened_with = options
+        choices = Choices(address, options)
+        slide = read_slide(address, choices)
+        self._rule = sample_rule(slide.instances[0], choices, slide.paths)
+        choices.settle()
+        buffers = ThreadBuffers()
+        self._files: list[_File] = []
+        try:
+            for found in slide.instances:
+                self._files.append(_File(found, buffers))
+        except BaseException:
+            self.close()
+            raise
+        self._levels = slide.levels
+        if options.reduced:
+            self._levels = reduced_levels(slide.levels, self._can_reduce)
+        self.icc_profile = next((found.icc_profile for found in slide.instances if found.icc_profile is not None), None)
+        self.info = _info(address, slide, self._levels, options, mistold=any(file.mistold for file in self._files))
+
+    def close(self) -> None:
+        """Close the files; may be called twice."""
+        for file in self._files:
+            file.bytes.close()
+
+    def segment_grid(self, level: int) -> SegmentGrid:
+        """The grid of frames of a level."""
+        return self._levels[level].grid
+
+    def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels | None:
+        """(h, w, 3) uint8 of one frame; None where the slide has none for it.
+
+        May be `out`, or a buffer of the calling thread that its next call overwrites. Raises ReadError.
+        """
+        found = self._levels[level]
+        grid = found.grid
+        if not (0 <= row < grid.rows and 0 <= col < grid.cols):
+            raise IndexError(f"file tile ({row}, {col}) of a grid of {grid.rows} x {grid.cols}")
+        try:
+            return self._segment(found, row, col, out)
+        except ReadError as error:
+            raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
+
+    def held_bytes(self, level: int, pixels: int) -> int:
+        """The encoded bytes, twice where fragments are joined, the samples as decoded and as they were before, and their RGB."""
+        del pixels
+        found = self._levels[level]
+        area, files = found.grid.height * found.grid.width, self._files_of(found)
+        encoded = 2 * max((int(file.places.counts.max(initial=0)) for file in files), default=0)
+        if len(found.tables) == 1 and all(file.jpeg is not None for file in files):
+            return area * 3 * (1 if self._rule.trivial else 2) + encoded
+        samples = max((file.instance.frame_bytes for file in files), default=0)
+        return encoded + samples * (2 + len(found.tables)) + area * 6 + self._rule.mapping_bytes
+
+    def has_jpeg_streams(self, level: int) -> bool:
+        """Whether every frame of a level is YCbCr or grey JPEG that needs nothing but decoding, at its stored scale."""
+        found = self._levels[level]
+        plain = all(file.jpeg is not None and not file.jpeg.rgb for file in self._files_of(found))
+        return plain and len(found.tables) == 1 and found.reduce == 1 and self._rule.trivial
+
+    def encoded_segment(self, level: int, row: int, col: int) -> bytes | None:
+        """The complete JPEG stream of one frame, for a decoder elsewhere; None where the slide has none. Raises ReadError."""
+        try:
+            return self._stream(self._levels[level], row, col)
+        except ReadError as error:
+            raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
+
+    def _stream(self, found: DicomLevel, row: int, col: int) -> bytes | None:
+        place = self._place(found.tables[0], row * found.grid.cols + col)
+        if place is None:
+            return None
+        file, number = place
+        assert file.jpeg is not None, "a level without JPEG has no streams"
+        stream, height, width = file.jpeg.stream(file.frame(number))
+        seen = self._seen(found, row, col)
+        if height < seen[0] or width < seen[1]:
+            raise ReadError(f"JPEG of {height} x {width} px, too small for its part of the image")
+        return stream
+
+    def _files_of(self, found: DicomLevel) -> list[_File]:
+        """The files that frames of a level lie in."""
+        numbers = {number for table in found.tables for number in np.unique(table.files).tolist()} - {ABSENT}
+        return [self._files[number] for number in sorted(numbers)]
+
+    def _can_reduce(self, found: DicomLevel) -> bool:
+        return len(found.tables) == 1 and all(file.jpeg is not None for file in self._files_of(found))
+
+    def _place(self, table: FrameTable, cell: int) -> tuple[_File, int] | None:
+        """The file and the number in it of the frame on a tile, or None where there is none."""
+        number = table.files.item(cell)
+        return None if number == ABSENT else (self._files[number], table.frames.item(cell))
+
+    def _seen(self, found: DicomLevel, row: int, col: int) -> tuple[int, int]:
+        """Height and width of the part of a frame that lies in the image."""
+        grid, size = found.grid, found.level.size
+        return min(grid.height, size.height - row * grid.height), min(grid.width, size.width - col * grid.width)
+
+    def _segment(self, found: DicomLevel, row: int, col: int, out: Pixels | None) -> Pixels | None:
+        places = [self._place(table, row * found.grid.cols + col) for table in found.tables]
+        if len(places) == 1:
+            if places[0] is None:
+                return None
+            file, number = places[0]
+            if file.jpeg is not None:
+                pixels = file.jpeg.decode(file.frame(number), self._seen(found, row, col), out, found.reduce)
+                return pixels if self._rule.trivial else self._rule.rgb(pixels[..., : file.instance.samples])
+        parts = [None if place is None else self._samples(*place) for place in places]
+        if all(part is None for part in parts):
+            return None
+        # Of several optical paths, one that has no frame here has seen nothing.
+        first = next(part for part in parts if part is not None)
+        samples = [np.zeros_like(first) if part is None else part for part in parts]
+        return self._rule.rgb(samples[0] if len(samples) == 1 else np.concatenate(samples, axis=-1))
+
+    def _samples(self, file: _File, number: int) -> NDArray[Any]:
+        """(h, w, s) samples of a whole frame, which the next call leaves alone."""
+        data, found = file.frame(number), file.instance
+        if file.jpeg is not None:
+            return file.jpeg.decode(data, (found.tile.height, found.tile.width))[..., : found.samples].copy()
+        assert file.decode is not None, "a file has one decoder"
+        return decode_frame(data, found, file.decode)
+
+    def _read(self, level: int, region: Region) -> Pixels:
+        return self._read_pieces(level, region)
+
+
+def _info(address: str, slide: DicomSlide, levels: tuple[DicomLevel, ...], options: SourceOptions, *, mistold: bool) -> SlideInfo:
+    first = slide.instances[0]
+    grid, codec = slide.levels[0].grid, NAMES.get(first.syntax, "")
+    stated = _resolution(address, first, options)
+    profile = next((found.icc_profile for found in slide.instances if found.icc_profile is not None), None)
+    facts = {
+        "dicom.syntax": first.syntax,
+        "dicom.photometric": first.photometric,
+        "dicom.organization": FULL if first.places is None else SPARSE,
+        "dicom.files": ", ".join(found.path.name for found in slide.instances),
+        "icc_profile": "none" if profile is None else f"{len(profile)} bytes",
+    }
+    if slide.others:
+        facts["dicom.other_files"] = ", ".join(slide.others)
+    return SlideInfo(
+        address=address,
+        backend="dicom",
+        reason=f"dicom: regular grid of {grid.height} x {grid.width} {codec.upper()} frames",
+        levels=tuple(found.level for found in levels),
+        mpp=stated.mpp,
+        mpp_source=stated.source,
+        vendor="dicom",
+        compression=codec,
+        fingerprint=_fingerprint([found.path for found in slide.instances]),
+        properties=facts,
+        warnings=((WARNING,) if mistold else ()) + stated.warnings,
+    )
+
+
+def _resolution(address: str, first: Instance, options: SourceOptions) -> Resolution:
+    if options.mpp is not None:
+        return resolution_from_config(options.mpp)
+    if first.spacing is None:
+        return UNKNOWN
+    y, x = first.spacing
+    return resolution_from_file(address, x * 1000, y * 1000, first.spacing_source)
+
+
+def _fingerprint(files: list[Path]) -> str:
+    """Digest of the samples of the slide's files, the same whichever of them was named and whatever they are called."""
+    parts = sorted(fingerprint_file(file) for file in files)
+    return parts[0] if len(parts) == 1 else hashlib.blake2b("".join(parts).encode(), digest_size=16).hexdigest()
