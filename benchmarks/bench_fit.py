@@ -145,14 +145,14 @@ def measure_memory(folder: Path, out: Path, model: str) -> dict[str, Any]:
     return {"row": f"fit {model}", **json.loads(done.stdout.splitlines()[-1])}
 
 
-def measure_epoch(out: Path, slides: int, device: torch.device) -> dict[str, Any]:
+def measure_epoch(out: Path, slides: int, device: torch.device, limit: int = 0) -> dict[str, Any]:
     """Seconds of an epoch of `abmil` as `fit` trains it: bags of 512 tiles from three quarters of the slides, whole slides of some others judged."""
     import tilestream
     from tilestream.fitting.training.bags import Bags
     from tilestream.fitting.training.slide_models import train_slides
 
     cohort = [tilestream.open(path, verify=False) for path in sorted(out.iterdir())[:slides]]
-    bags = Bags(cohort, "tiles", 0)
+    bags = Bags(cohort, "tiles", limit, device=device)
     cases = _cases(cohort)
     drawn, begun = bags.draw, []
 
@@ -161,7 +161,7 @@ def measure_epoch(out: Path, slides: int, device: torch.device) -> dict[str, Any
         return drawn(*args)
 
     bags.draw = draw  # type: ignore[method-assign]
-    train_slides("abmil", cases, np.ones(len(cohort), np.bool_), None, bags, {"epochs": 4}, 0, device)
+    train_slides("abmil", cases, np.ones(len(cohort), np.bool_), None, bags, {"epochs": 4}, 0)
     tiles = sum(slide.layout.tiles for slide in cohort)
     return {"row": "abmil of fit", "slides": len(cohort), "seconds_per_million": float(np.median(np.diff(begun[1:]))) / tiles * 1e6}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from tilestream.fitting.training.inner import softmax
 from tilestream.fitting.training.linear import fit_cox, fit_logistic, fit_ridge
 from tilestream.fitting.training.slide_models import predict_slides, train_slides
 from tilestream.fitting.training.tile_models import scores_of, train_tiles
-from tilestream.models.heads.bags import Bag, bag_attention, stream_bag
+from tilestream.models.heads.bags import Bag, BagRows, bag_attention, stream_bag
 
 
 class Tiles:
@@ -109,16 +109,16 @@ class Slides:
         self.config, self.cases = config, cases
         self.case: Ints = np.flatnonzero(cases.fold >= 0)
         head = config.head
-        self.bags = Bags(cases.slides, head.input, config.memory_limit, positions=head.model == "transformer")
+        device = torch.device(
+            "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu" if config.device == "auto" else config.device
+        )
+        self.bags = Bags(cases.slides, head.input, config.memory_limit, positions=head.model == "transformer", device=device)
         empty = [slide.id for i, slide in enumerate(cases.slides) if not self.bags.count(i)]
         if empty:
             raise InputError(f"{empty[0]} has no tile with an embedding. Leave it out of the table.")
         self.pooled: Floats | None = pool_slides(cases.slides, head.input, head.model) if head.model in ("mean", "max") else None
         self.of_fold: list[Bag] = []
         """The head of each fold, which did not see its slides."""
-        self.device = torch.device(
-            "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu" if config.device == "auto" else config.device
-        )
 
     def train_all(self) -> tuple[Bag, str, dict[str, Any]]:
         """A head of all cases, the name of its model in a file, and its arguments."""
@@ -126,7 +126,7 @@ class Slides:
 
     def _train(self, cases: NDArray[np.bool_]) -> tuple[Bag, str, dict[str, Any]]:
         head = self.config.head
-        bag, arguments = train_slides(head.model, self.cases, cases, self.pooled, self.bags, head.args, self.config.split.seed, self.device)
+        bag, arguments = train_slides(head.model, self.cases, cases, self.pooled, self.bags, head.args, self.config.split.seed)
         return bag, "pool" if head.model in ("mean", "max") else head.model, arguments
 
     def predict_held_out(self) -> Predictions:
@@ -147,10 +147,14 @@ class Slides:
 
     def attention(self, i: int) -> NDArray[np.float64]:
         """(n,) share of each tile of a slide in what was predicted of it, by the head that did not see it; NaN where a tile failed."""
-        bag, rows = self.of_fold[int(self.cases.fold[i])], self.bags.good(i)
+        bag, rows = self.of_fold[int(self.cases.fold[i])].to(self.bags.device), self.bags.good(i)
+
+        def blocks() -> Iterator[BagRows]:
+            return (block for _, block in self.bags.whole([i]))
+
         with torch.no_grad():
-            _, used, state = stream_bag(bag, lambda: self.bags.whole(i))
-            shares = torch.cat(list(bag_attention(bag, used, state, lambda: self.bags.whole(i))))
+            _, used, state = stream_bag(bag, blocks)
+            shares = torch.cat([part.cpu() for part in bag_attention(bag, used, state, blocks)])
         found = np.full(self.cases.slides[i].layout.tiles, np.nan)
         found[rows] = shares.double().numpy()
         return found

@@ -95,9 +95,8 @@ def _of_bags(config: FitConfig, cases: Cases, dim: int, dtype: np.dtype[np.float
         return len(cases.slides) * dim * 8 * COPIES, outputs * dim * 8 * 64  # the memory of the steps taken
     settings = {**SETTINGS[config.head.model], **config.head.args}
     width = int(settings.get("hidden", settings.get("width", 0)))
-    held = tiles * dim * dtype.itemsize
-    largest = max(slide.layout.tiles for slide in cases.slides) * dim * (4 + dtype.itemsize) * THREADS
+    held = min(tiles * dim * dtype.itemsize, config.memory_limit) + max(slide.layout.tiles for slide in cases.slides) * 8 * THREADS
     weights = (dim * width + 16 * width * width * int(settings.get("depth", 1)) + width * outputs) * 4
     row = 4 * (4 * dim + 24 * width * int(settings.get("depth", 1)))
     learning = 8 * weights + max(int(settings["batch"]) * BAG * row, BLOCK * (8 * dim + 32 * width)) + MOST * outputs * 8
-    return (held + largest if held <= config.memory_limit else 0), learning
+    return held, learning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,9 @@ BLOCK_ROWS = 2048
 
 BLOCKS_AHEAD = 4
 """Blocks that are read while the caller works on one."""
+
+SERIAL = 32_768
+"""Numbers that torch converts without starting threads of its own: those who call are threads already."""
 
 
 READ_ERRORS = (RuntimeError, ValueError, OSError, KeyError, TypeError)
@@ -129,10 +133,21 @@ def map_blocks(
         for number in range(start // rows, -(-stop // rows)):
             first, last = max(start, number * rows), min(stop, (number + 1) * rows)
             chunk = chunks.chunk((number, *(0 for _ in array.shape[1:])))
-            out[first - start : last - start] = chunk[first - number * rows : last - number * rows]
+            widen(chunk[first - number * rows : last - number * rows], out[first - start : last - start])
         return out
 
     yield from map_ahead(lambda first: work(read(first), first), range(start, end, block_rows * (skip + 1)), threads)
+
+
+def widen(rows: NDArray[Any], out: NDArray[np.float32]) -> None:
+    """Write rows (m, ...) of any type to `out`, which is float32: halves by torch, where it is loaded, in a twentieth of the time that numpy takes."""
+    torch = sys.modules.get("torch")
+    if torch is None or rows.dtype != np.float16 or out.dtype != np.float32 or not rows.flags.writeable or not rows.size:
+        out[...] = rows
+        return
+    step = max(1, SERIAL * len(rows) // rows.size)
+    for given, made in zip(torch.from_numpy(rows).split(step), torch.from_numpy(out).split(step), strict=True):
+        made.copy_(given)
 
 
 def map_ahead(work: Callable[[S], T], items: Iterable[S], threads: int = BLOCKS_AHEAD) -> Iterator[T]:

@@ -61,7 +61,7 @@ def held_out(model, cases, **args):
     bags = Bags(cases.slides, "tiles", 2**30, positions=model == "transformer")
     pooled = pool_slides(cases.slides, "tiles", model) if model in ("mean", "max") else None
     train = cases.fold != 0
-    bag, _ = train_slides(model, cases, train, pooled, bags, args, 0, torch.device("cpu"))
+    bag, _ = train_slides(model, cases, train, pooled, bags, args, 0)
     test = np.flatnonzero(~train)
     return bag, predict_slides(bag, bags, test.tolist()), test
 
@@ -105,6 +105,26 @@ def test_the_same_seed_gives_the_same_bytes(cohort, model):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_what_is_held_in_memory_changes_no_bag(cohort):
+    slides, _ = cohort
+    size = 99 * DIM * 4  # good tiles of a slide
+    drawn = []
+    for held in ((), (1, 0), (2, 1, 0)):
+        bags = Bags(slides[:3], "tiles", int(2.5 * size))
+        assert not bags.in_memory
+        bags.hold(held)
+        rounds = [
+            rows.x
+            for _ in range(2)
+            for rows in (*bags.draw([0, 1, 2], np.random.default_rng(5)), *(rows for _, rows in bags.whole([0, 1, 2])))
+        ]
+        drawn.append(torch.cat(rounds))
+        assert sum(array.nbytes for array in bags._held.values()) <= 2.5 * size
+        assert set(bags._held) == set(held[:2])
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
 def test_bags_hold_good_tiles_at_their_places(cohort):
     slides, _ = cohort
     chance = np.random.default_rng(0)
@@ -118,7 +138,7 @@ def test_bags_hold_good_tiles_at_their_places(cohort):
             assert not torch.equal(drawn.x, again.x)
             x = slides[i].vectors().x
             step = 224 * 0.25
-            for rows in (drawn, *bags.whole(i)):
+            for rows in (drawn, *(rows for _, rows in bags.whole([i]))):
                 row = np.rint(rows.y_um.numpy() / step - 0.5).astype(int) * SIDE + np.rint(rows.x_um.numpy() / step - 0.5).astype(int)
                 np.testing.assert_array_equal(rows.x.numpy(), x[row])
                 assert set(row.tolist()) <= set(good.tolist())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tilestream.models.heads.bags import AttentionBag, BagRows, PooledBag, TransformerBag, bag_attention, stream_bag
+from tilestream.models.heads.bags import AttentionBag, BagRows, PooledBag, TransformerBag, bag_attention, stream_bag, stream_bags
 
 DIM = 12
 BAGS = {
@@ -38,6 +38,23 @@ def test_a_bag_in_blocks_is_the_bag_as_a_whole(name, size):
         shares = torch.cat(list(bag_attention(bag, used, state, blocks(whole, size))))
         assert torch.allclose(shares, torch.softmax(logits.double(), dim=1).mean(dim=0).float(), atol=1e-6)
         assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", BAGS)
+@pytest.mark.parametrize("lengths", [(20, 20, 17), (1, 40, 16), (57,)])
+def test_many_bags_at_once_are_each_bag_alone(name, lengths):
+    bag, whole = BAGS[name]().requires_grad_(), rows()
+    parts = [BagRows(*fields) for fields in zip(*(part.split(lengths) for part in (whole.x, whole.y_um, whole.x_um)), strict=True)]
+    expected = torch.stack([bag(part)[0] for part in parts])
+    wanted = torch.autograd.grad(expected.square().sum(), list(bag.parameters()), allow_unused=True)
+    found = bag.forward_many(parts)
+    got = torch.autograd.grad(found.square().sum(), list(bag.parameters()), allow_unused=True)
+    assert torch.allclose(found, expected, atol=1e-5)
+    for name_of, mine, theirs in zip(dict(bag.named_parameters()), got, wanted, strict=True):
+        assert mine is theirs or torch.allclose(mine, theirs, atol=1e-4), name_of
+    with torch.no_grad():
+        together = stream_bags(bag, len(parts), lambda: ((k, part) for k, one in enumerate(parts) for part in blocks(one, 7)()))
+        assert torch.equal(together, torch.stack([stream_bag(bag, blocks(part, 7))[0] for part in parts]))
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tilestream.errors import InputError
 from tilestream.fitting.metrics import Floats, Ints
+from tilestream.store.blocks import widen
 from tilestream.store.slide import Slide
 from tilestream.store.zarr_chunks import chunk_reader
 
@@ -89,16 +90,16 @@ def read_drawn(slides: Sequence[Slide], what: str, labels: Sequence[Labels], cla
     )  # fmt: skip
 
 
-def read_rows(array: zarr.Array[Any], rows: Ints) -> Vectors:
-    """(m, d) float32 some rows of an array, in rising order; each chunk that holds any is read once."""
-    out = np.empty((len(rows), array.shape[1]), np.float32)
+def read_rows(array: zarr.Array[Any], rows: Ints, out: NDArray[np.floating] | None = None) -> Vectors:
+    """(m, d) float32 some rows of an array, in rising order; each chunk that holds any is read once. `out` may be given, then also of the stored type."""
+    found = np.empty((len(rows), array.shape[1]), np.float32) if out is None else out
     chunks, height = chunk_reader(array), array.chunks[0]
-    number = rows // height
-    for k in np.unique(number).tolist():
-        at = np.flatnonzero(number == k)
+    numbers, first = np.unique(rows // height, return_index=True)
+    for k, start, end in zip(numbers.tolist(), first.tolist(), [*first[1:].tolist(), len(rows)], strict=True):
         chunk = np.asarray(array[k * height : (k + 1) * height]) if chunks is None else chunks.chunk((k, 0))
-        out[at] = chunk[rows[at] - k * height]
-    return out
+        at = rows[start:end] - k * height
+        widen(chunk[at[0] : at[-1] + 1] if (np.diff(at) == 1).all() else chunk[at], found[start:end])
+    return found
 
 
 def pool_slides(slides: Sequence[Slide], what: str, rule: str) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from tilestream.fitting.metrics import Floats, Ints
 from tilestream.fitting.targets import Cases
-from tilestream.fitting.training.bags import MOST, Bags, Rows, some_of
+from tilestream.fitting.training.bags import MOST, Bags, Prepare, some_of
 from tilestream.fitting.training.inner import best_of, cross_entropy, keep_back, temperature
 from tilestream.fitting.training.linear import Linear, cox_loss, fit_cox, fit_logistic, fit_ridge
 from tilestream.fitting.training.tile_models import STRENGTHS, Best, choose_strength, settings_of
-from tilestream.models.heads.bags import AttentionBag, Bag, PooledBag, TransformerBag, stream_bag
+from tilestream.models.heads.bags import AttentionBag, Bag, BagRows, PooledBag, TransformerBag, stream_bags
 
 SETTINGS: dict[str, dict[str, float]] = {
     "mean": {},
@@ -38,6 +38,12 @@ LEAST_STEPS = 8
 DROPPED = 0.25
 """Share of the values of a bag that are left out while it is learned."""
 
+HELD_FROM = 5
+"""Epochs from which slides that are learned from are held in memory too: to read one whole costs as much as drawing a few bags of it."""
+
+SLIDES_AT_ONCE = 64
+"""Slides that are judged as one stream of blocks."""
+
 SMOOTHING = 0.05
 """Of labels, while bags are learned."""
 
@@ -50,7 +56,6 @@ def train_slides(
     bags: Bags,
     args: Mapping[str, Any],
     seed: int,
-    device: torch.device,
 ) -> tuple[Bag, dict[str, Any]]:
     """Train a head of slides on some of the cases.
 
@@ -65,9 +70,9 @@ def train_slides(
     pooled : (n, d), optional
         Mean or maximum of each slide, for those models.
     bags : Bags
-        The slides' tiles.
-    args, seed, device
-        Settings, where drawing begins, and where bags are learned.
+        The slides' tiles; they are learned from on its device.
+    args, seed
+        Settings, and where drawing begins.
 
     Returns
     -------
@@ -91,17 +96,23 @@ def train_slides(
     made: Bag = (
         AttentionBag(bags.dim, outputs, **own, seed=seed) if model == "abmil" else TransformerBag(bags.dim, outputs, **own, seed=seed)
     )
-    return _train_bag(made, cases, at, kept, bags, settings, seed, device), own
+    return _train_bag(made, cases, at, kept, bags, settings, seed), own
 
 
 @torch.no_grad()
 def predict_slides(bag: Bag, bags: Bags, which: Sequence[int]) -> Floats:
-    """(n, outputs) answers for whole slides, block by block."""
-    found = np.empty((len(which), bag.outputs))
-    for number, i in enumerate(which):
-        answer, _, _ = stream_bag(bag, partial(bags.whole, i))
-        found[number] = answer.double().numpy()
-    return found
+    """(n, outputs) answers for whole slides, block by block, where the bags are; the head is on the CPU afterwards."""
+    answers = stream_slides(bag.to(bags.device), bags, which)
+    bag.cpu()
+    return answers.double().numpy()
+
+
+def stream_slides(bag: Bag, bags: Bags, which: Sequence[int], prepare: Prepare | None = None) -> Tensor:
+    """(n, outputs) answers for whole slides, on the CPU, so many slides at a time that their states are small."""
+    parts = [which[start : start + SLIDES_AT_ONCE] for start in range(0, len(which), SLIDES_AT_ONCE)]
+    return torch.cat(
+        [torch.empty(0, bag.outputs), *(stream_bags(bag, len(part), partial(bags.whole, part, prepare)).cpu() for part in parts)]
+    )
 
 
 def _train_pooled(cases: Cases, at: Ints, kept: NDArray[np.bool_], x: Floats, seed: int) -> Linear:
@@ -127,24 +138,23 @@ def _train_pooled(cases: Cases, at: Ints, kept: NDArray[np.bool_], x: Floats, se
     return fit(np.ones(len(at), np.bool_), best_of(STRENGTHS, loss) if judged else STRENGTHS[1])
 
 
-def _train_bag(
-    bag: Bag, cases: Cases, at: Ints, kept: NDArray[np.bool_], bags: Bags, settings: Mapping[str, float], seed: int, device: torch.device
-) -> Bag:
+def _train_bag(bag: Bag, cases: Cases, at: Ints, kept: NDArray[np.bool_], bags: Bags, settings: Mapping[str, float], seed: int) -> Bag:
     """AdamW on bags of some tiles; ended and chosen by whole slides of patients that were kept back."""
     chance = np.random.default_rng(seed)
     learned, judged = at[~kept], some_of(at[kept], MOST)
-    learner = _Learner(bag.requires_grad_().to(device), cases, bags, learned, device)
+    learner = _Learner(bag.requires_grad_().to(bags.device), cases, bags, learned)
     batch, epochs = int(settings["batch"]), int(settings["epochs"])
     if cases.task != "survival":  # there, those of one batch are compared
         batch = max(1, min(batch, len(learned) // LEAST_STEPS))
     optimiser = torch.optim.AdamW(bag.parameters(), lr=settings["learning_rate"], weight_decay=0.05)
     best = Best(bag, int(settings["patience"]))
+    bags.hold([*judged.tolist(), *(learned.tolist() if epochs >= HELD_FROM else ())])
     for _ in range(epochs):
         order = chance.permutation(learned)
-        drawn = bags.draw(order.tolist(), chance)
+        drawn = bags.draw(order.tolist(), chance, learner.dropped)
         for start in range(0, len(order), batch):
             part = order[start : start + batch]
-            loss = learner.loss(part, learner.answers(drawn, len(part), chance))
+            loss = learner.loss(part, bag.forward_many([*islice(drawn, len(part))]))
             if loss is not None:
                 optimiser.zero_grad()
                 loss.backward()
@@ -166,45 +176,55 @@ def _train_bag(
 class _Learner:
     """A bag while it learns: from vectors that are standardised, numbers that are, or labels that are softened."""
 
-    def __init__(self, bag: Bag, cases: Cases, bags: Bags, learned: Ints, device: torch.device) -> None:
-        self.bag, self.cases, self.bags, self.device = bag, cases, bags, device
-        self.mean, self.spread = bags.statistics(learned)
+    def __init__(self, bag: Bag, cases: Cases, bags: Bags, learned: Ints) -> None:
+        self.bag, self.cases, self.bags = bag, cases, bags
+        self.mean, self.spread = (found.to(bags.device) for found in bags.statistics(learned))
         self.level, self.unit = 0.0, 1.0
         if cases.task == "regression":
             self.level, self.unit = float(cases.value[learned].mean()), float(cases.value[learned].std()) or 1.0
 
-    def _given(self, rows: Rows) -> Rows:
-        return rows.standardised(self.mean, self.spread).to(self.device)
+    def standardised(self, rows: BagRows, chance: np.random.Generator) -> BagRows:
+        """Rows whose channels have mean 0 and spread 1."""
+        if rows.x.is_cuda:
+            return replace(rows, x=(rows.x - self.mean) / self.spread)
+        x = rows.x.numpy()  # not by torch, which would start threads of its own
+        x -= self.mean.numpy()
+        x /= self.spread.numpy()
+        return rows
 
-    def _whole(self, i: int) -> Iterator[Rows]:
-        return map(self._given, self.bags.whole(i))
-
-    def _dropped(self, rows: Rows, chance: np.random.Generator) -> Rows:
+    def dropped(self, rows: BagRows, chance: np.random.Generator) -> BagRows:
         """Rows of which some values are 0, others raised for it (Srivastava et al. 2014): a few slides are not told by a few values."""
-        given = rows.standardised(self.mean, self.spread)
-        kept = torch.as_tensor(chance.random(given.x.shape, dtype=np.float32) >= DROPPED)
-        return replace(given, x=given.x * kept / (1 - DROPPED)).to(self.device)
-
-    def answers(self, drawn: Iterator[Rows], count: int, chance: np.random.Generator) -> Tensor:
-        """(count, outputs) of the next bags that were drawn."""
-        return torch.stack([self.bag(self._dropped(rows, chance))[0] for rows in islice(drawn, count)])
+        given = self.standardised(rows, chance)
+        if given.x.is_cuda:
+            generator = torch.Generator(given.x.device).manual_seed(int(chance.integers(2**63)))
+            kept = torch.rand(given.x.shape, generator=generator, device=given.x.device) >= DROPPED
+            return replace(given, x=given.x * kept / (1 - DROPPED))
+        x = given.x.numpy()
+        left_out = np.frombuffer(chance.bytes(x.size), np.uint8).reshape(x.shape) < DROPPED * 256
+        x *= np.where(left_out, np.float32(0), np.float32(1 / (1 - DROPPED)))
+        return given
 
     def loss(self, part: Ints, answers: Tensor) -> Tensor | None:
         """Of the answers (b, outputs) of some cases; None where nobody died among them."""
         cases = self.cases
         if cases.task == "classes":
-            target = torch.as_tensor(cases.label[part], device=answers.device)
-            return nn.functional.cross_entropy(answers, target, label_smoothing=SMOOTHING)
-        value = torch.as_tensor(cases.value[part], device=answers.device)
+            return nn.functional.cross_entropy(answers, self._sent(cases.label[part], answers), label_smoothing=SMOOTHING)
+        value = self._sent(cases.value[part], answers)
         if cases.task == "regression":
             return nn.functional.mse_loss(answers[:, 0], ((value - self.level) / self.unit).to(answers.dtype))
-        died = torch.as_tensor(cases.died[part], device=answers.device)
-        return cox_loss(answers[:, 0], value, died) if bool(died.any()) else None
+        died = cases.died[part]
+        return cox_loss(answers[:, 0], value, self._sent(died, answers)) if died.any() else None
+
+    @staticmethod
+    def _sent(array: NDArray[Any], to: Tensor) -> Tensor:
+        """An array where `to` is; nobody waits for the device."""
+        made = torch.from_numpy(np.ascontiguousarray(array))
+        return made.pin_memory().to(to.device, non_blocking=True) if to.is_cuda else made
 
     @torch.no_grad()
     def judge(self, judged: Ints) -> float:
         """The loss on whole slides."""
-        answers = torch.stack([stream_bag(self.bag, partial(self._whole, i))[0].cpu() for i in judged.tolist()])
+        answers = stream_slides(self.bag, self.bags, judged.tolist(), self.standardised)
         if self.cases.task == "classes":
             return cross_entropy(answers.double().numpy(), self.cases.label[judged])
         loss = self.loss(judged, answers.double())
@@ -213,8 +233,8 @@ class _Learner:
     def fold_in(self) -> None:
         """Let the first layer take vectors as they are stored, not standardised."""
         layer = _linear(self.bag.embed)
-        layer.weight.div_(self.spread)
-        layer.bias.sub_(layer.weight @ self.mean)
+        layer.weight.div_(self.spread.cpu())
+        layer.bias.sub_(layer.weight @ self.mean.cpu())
 
 
 def _linear(layer: object) -> nn.Linear:

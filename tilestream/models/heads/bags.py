@@ -7,12 +7,13 @@ is the mean of the values, weighted by the softmax of the logits, or their maxim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from tilestream.models.patch_embed import BlankLinear, freeze, seeded_init
 from tilestream.models.positions import MICROMETRE_UNIT, sincos_2d
@@ -52,6 +53,8 @@ class Bag(nn.Module, ABC):
     """Softmaxes of a pass."""
     maximum = False
     """Whether values are not averaged: the greatest of each channel counts."""
+    alone = False
+    """Whether rows are looked at without what their bag asks: there is one pass, which asks nothing, and `answer` takes what it gave, for many bags too."""
     dim: int
     outputs: int
 
@@ -81,6 +84,20 @@ class Bag(nn.Module, ABC):
             asked = self.take(number, asked, pooled.reshape(self.attentions, -1))
         return self.answer(asked), logits
 
+    def forward_many(self, bags: Sequence[BagRows]) -> Tensor:
+        """(b, outputs) of b bags in memory, what `forward` gives for each; gradients pass. Rows of all bags pass the layers at once where they can."""
+        if not self.alone:
+            return torch.stack([self.forward(rows)[0] for rows in bags])
+        lengths = [len(rows.x) for rows in bags]
+        x, y_um, x_um = (torch.cat(parts) for parts in zip(*((rows.x, rows.y_um, rows.x_um) for rows in bags), strict=True))
+        together = BagRows(x, y_um, x_um, bags[0].unit)
+        logits, values = self.attend(0, self.start(), together)  # (k, n of all), (k, n of all, v)
+        if self.maximum:
+            return self.answer(torch.stack([part.amax(dim=1).flatten() for part in values.split(lengths, dim=1)]))
+        shares = torch.softmax(pad_sequence(logits.T.split(lengths), batch_first=True, padding_value=-torch.inf), dim=1)  # (b, n, k)
+        padded = pad_sequence(values.transpose(0, 1).split(lengths), batch_first=True)  # (b, n, k, v)
+        return self.answer(torch.einsum("bnk,bnkv->bkv", shares, padded).flatten(1))
+
 
 class PooledBag(Bag):
     """The mean or the maximum of the rows, and a linear layer `fc`.
@@ -94,6 +111,8 @@ class PooledBag(Bag):
     seed : int
         Of the weights until others are loaded.
     """
+
+    alone = True
 
     def __init__(self, dim: int, outputs: int, pool: str = "mean", seed: int = 0) -> None:
         super().__init__()
@@ -125,6 +144,8 @@ class AttentionBag(Bag):
     seed : int
         Of the weights until others are loaded.
     """
+
+    alone = True
 
     def __init__(self, dim: int, outputs: int, hidden: int = 256, gate: int = 128, seed: int = 0) -> None:
         super().__init__()
@@ -246,9 +267,22 @@ def stream_bag(bag: Bag, blocks: Blocks) -> tuple[Tensor, Tensor, BagState]:
             state = _merge(bag, state, _state(bag, *bag.attend(number, used, rows)))
         if not state.weight.numel():
             return torch.full((bag.outputs,), torch.nan), used, state
-        pooled = state.vector if bag.maximum else state.vector / state.weight[:, None]
-        asked = bag.take(number, used, pooled.to(next(bag.parameters()).dtype))
+        asked = _taken(bag, number, used, state)
     return bag.answer(asked), used, state
+
+
+def stream_bags(bag: Bag, count: int, blocks: Callable[[], Iterable[tuple[int, BagRows]]]) -> Tensor:
+    """(count, outputs) answers of bags, none of them empty, whose blocks come in one stream, each with its bag's number: nobody waits between bags.
+
+    Memory bound: a state for each bag, and what `attend` makes of one block.
+    """
+    asked = [bag.start()] * count
+    for number in range(bag.passes):
+        states = [_no_rows()] * count
+        for k, rows in blocks():
+            states[k] = _merge(bag, states[k], _state(bag, *bag.attend(number, asked[k], rows)))
+        asked = [_taken(bag, number, used, state) for used, state in zip(asked, states, strict=True)]
+    return torch.stack([bag.answer(used) for used in asked])
 
 
 def bag_attention(bag: Bag, used: Tensor, state: BagState, blocks: Blocks) -> Iterator[Tensor]:
@@ -257,6 +291,12 @@ def bag_attention(bag: Bag, used: Tensor, state: BagState, blocks: Blocks) -> It
         logits, _ = bag.attend(bag.passes - 1, used, rows)
         shares = torch.exp(logits.double() - state.top[:, None]) / state.weight[:, None]
         yield shares.mean(dim=0).float()
+
+
+def _taken(bag: Bag, number: int, used: Tensor, state: BagState) -> Tensor:
+    """What the pass after `number` asks with, or the answer is made of."""
+    pooled = state.vector if bag.maximum else state.vector / state.weight[:, None]
+    return bag.take(number, used, pooled.to(next(bag.parameters()).dtype))
 
 
 def _no_rows() -> BagState:
