@@ -13,8 +13,10 @@ import shapely
 from PIL import Image
 
 import tilestream
+from tests.support.images import make_image, write_pyramid
 from tests.support.made_objects import CLASSES, made_rows, put_objects
 from tests.support.needs import without
+from tests.support.runs import config
 from tests.support.stores import make_store, png
 from tilestream.interop.exports import FORMATS, export_slides
 from tilestream.interop.importing import import_features
@@ -133,3 +135,52 @@ def test_objects_are_read_by_geopandas_and_spatialdata(tmp_path, readers):
     told = json.loads(done.stdout.splitlines()[-1])
     assert (told["count"], told["classes"]) == (500, sorted(CLASSES))
     assert told["areas"] == pytest.approx([sum(shapely.area(rows.shapes).sum() for rows in groups)] * 3, rel=1e-6)
+
+
+LABELS = """
+import json, sqlite3, sys, warnings, zlib
+warnings.simplefilter("ignore")
+import geopandas, numpy as np, shapely, spatialdata, zarr
+from ome_zarr.io import parse_url
+from ome_zarr.reader import Reader
+from ome_zarr_models.v05 import ImageLabel
+from spatialdata.transformations import get_transformation
+stored, image, container, parquet, geojson, base = sys.argv[1:]
+for path in (stored, image):
+    ImageLabel.from_zarr(zarr.open_group(path, mode="r"))
+    (node,) = Reader(parse_url(path))()
+    levels = [np.asarray(level) for level in node.data]
+    assert all(level.shape == tuple(-(-side // 2**k) for side in levels[0].shape) for k, level in enumerate(levels))
+raster = spatialdata.read_zarr(container).labels["kinds"]
+pixels = np.asarray(next(iter(raster["scale0"].data_vars.values())) if hasattr(raster, "children") else raster)
+assert np.array_equal(pixels, levels[0])
+corner = get_transformation(raster, to_coordinate_system="global").to_affine_matrix(("x", "y"), ("x", "y")) @ [*pixels.shape[::-1], 1]
+tables = [geopandas.read_parquet(parquet), geopandas.read_file(geojson)]
+assert all(table.geometry.is_valid.all() for table in tables)
+rows = sqlite3.connect(base).execute("SELECT geometry, properties FROM annotations").fetchall()
+outlines = shapely.from_wkb([zlib.decompress(row[0]) for row in rows])
+assert shapely.is_valid(outlines).all()
+kinds = [np.array(tables[0]["class"]), np.array([json.loads(each)["name"] if isinstance(each, str) else each["name"] for each in tables[1]["classification"]]),
+         np.array([json.loads(row[1])["type"] for row in rows])]
+areas = [np.array(tables[0].area), np.array(tables[1].area), shapely.area(outlines)]
+names = [each["class"] for each in zarr.open_group(stored, mode="r").attrs["ome"]["image-label"]["properties"]][1:]
+print(json.dumps({"corner": corner[:2].tolist(), "pixels": [int((pixels == k).sum()) for k in range(1, len(names) + 1)],
+                  "areas": [[float(area[kind == name].sum()) for name in names] for kind, area in zip(kinds, areas)]}))
+"""
+
+
+def test_label_images_are_read_by_ome_zarr_spatialdata_geopandas_and_sqlite(tmp_path, readers):
+    write_pyramid(tmp_path / "a.tif", make_image(900, 700, 1), levels=1, compression="deflate", mpp=0.5)
+    head = {"kind": "segment", "model": "tests.support.dense_models:strided41", "size": 192}
+    tilestream.run(config(tmp_path / "a.tif", tmp_path / "out", encoder="none", tiles={"size": 128}, heads={"kinds": head}))
+    ends = {"ome-zarr": "ome.zarr", "spatialdata": "zarr", "parquet": "parquet", "geojson": "geojson", "annotation-store": "db"}
+    for name, end in ends.items():
+        list(export_slides(str(tmp_path / "out"), name, what="kinds", slide="a", out=str(tmp_path / f"labels.{end}")))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    paths = [tmp_path / "out" / "a.zarr" / "labels" / "kinds", *(tmp_path / f"labels.{end}" for end in ends.values())]
+    done = subprocess.run([readers, "-c", LABELS, *map(str, paths)], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["corner"] == [700, 900]
+    for areas in told["areas"]:
+        assert areas == pytest.approx([pixels * 16 for pixels in told["pixels"]], rel=1e-3)

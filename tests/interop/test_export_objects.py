@@ -155,7 +155,7 @@ def test_files_of_others_stay(output):
 def test_what_is_not_there_is_told(output):
     with pytest.raises(InputError, match="no objects of 'glands', nor a label image or other answers; it has nuclei"):
         export(output, "csv", what="glands")
-    with pytest.raises(ConfigError, match="are for --to geojson, cog, parquet"):
+    with pytest.raises(ConfigError, match="are for --to geojson, cog, ome-zarr, spatialdata, parquet"):
         list(export_slides(str(output), "pt", what="nuclei"))
     with pytest.raises(ConfigError, match="--to annotation-store: is for objects"):
         list(export_slides(str(output), "annotation-store"))

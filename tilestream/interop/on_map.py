@@ -35,6 +35,11 @@ class MapPlaces:
         told = slide.source.get("geo")
         return None if told is None else cls(tuple(told["transform"]), told["crs"])
 
+    def scaled(self, step: float) -> MapPlaces:
+        """The same for pixels of `step` level-0 px a side."""
+        a, b, c, d, e, f = self.transform
+        return MapPlaces((a * step, b * step, c, d * step, e * step, f), self.crs)
+
     def world(self, l0_xy: NDArray[np.float64]) -> NDArray[np.float64]:
         """(..., 2) x, y in the CRS of the image from (..., 2) x, y in level-0 px."""
         a, b, c, d, e, f = self.transform

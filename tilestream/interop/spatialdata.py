@@ -96,12 +96,12 @@ def _write_image(group: zarr.Group, name: str, pixels: NDArray[np.uint8], slide:
     _raster(group, name, pixels.shape, np.uint8, mask_downsample(slide, pixels.shape[-2:]), (0.0, 0.0), more)[:] = pixels
 
 
-def copy_objects(source: Folder, target: Folder, prefix: str) -> None:
-    """Copy every object below `prefix`, byte for byte, one at a time."""
+def copy_objects(source: Folder, target: Folder, prefix: str, to: str | None = None) -> None:
+    """Copy every object below `prefix`, byte for byte, one at a time; `to` takes its place, if it is given."""
     for key in source.names(prefix):
         data = source.get(key)
         assert data is not None, "listed a moment ago"
-        target.put(key, data)
+        target.put(key if to is None else f"{to}/{key[len(prefix) :].lstrip('/')}".lstrip("/"), data)
 
 
 def _annotate(table: zarr.Group, tiles: int) -> None:
@@ -140,6 +140,13 @@ def _raster(
 ) -> zarr.Array[Any]:
     """An image or labels of one level, to be filled: `step` level-0 px a pixel, pixel (0, 0) beginning at y, x `corner`."""
     names = "cyx"[-len(shape) :]
+    raster = group.create_group(name, attributes=raster_about(name, names, step, corner, more))
+    chunks = (*shape[:-2], min(CHUNK, shape[-2]), min(CHUNK, shape[-1]))
+    return raster.create_array("0", shape=shape, dtype=dtype, chunks=chunks, dimension_names=list(names))
+
+
+def raster_about(name: str, names: str, step: float, corner: tuple[float, ...], more: dict[str, Any], levels: int = 1) -> dict[str, Any]:
+    """The attributes of an image or labels: `step` level-0 px a pixel of the finest level, pixel (0, 0) beginning at y, x `corner`; each level half of the one before."""
     axes = [{"name": axis, "type": "channel" if axis == "c" else "space"} for axis in names]
     spaces = {
         "input": {"name": names, "axes": [_with_unit(axis) for axis in axes]},
@@ -151,13 +158,16 @@ def _raster(
     multiscale = {
         "name": name,
         "axes": axes,
-        "datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1.0] * len(names)}]}],
+        "datasets": [_level(k, names) for k in range(levels)],
         "coordinateTransformations": [{"type": "sequence", "transformations": steps, **spaces}],
     }
     ome = {"version": "0.5-dev-spatialdata", "multiscales": [multiscale], **more}
-    raster = group.create_group(name, attributes={"ome": ome, "spatialdata_attrs": {"version": RASTER}})
-    chunks = (*shape[:-2], min(CHUNK, shape[-2]), min(CHUNK, shape[-1]))
-    return raster.create_array("0", shape=shape, dtype=dtype, chunks=chunks, dimension_names=list(names))
+    return {"ome": ome, "spatialdata_attrs": {"version": RASTER}}
+
+
+def _level(number: int, names: str) -> dict[str, Any]:
+    scale = [2.0**number if axis in "yx" else 1.0 for axis in names]
+    return {"path": str(number), "coordinateTransformations": [{"type": "scale", "scale": scale}]}
 
 
 def _with_unit(axis: dict[str, str]) -> dict[str, str]:

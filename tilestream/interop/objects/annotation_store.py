@@ -1,4 +1,4 @@
-"""Objects as TIAToolbox's AnnotationStore, an SQLite file with a spatial index that TIAViz shows.
+"""Objects, or the regions of a label image, as TIAToolbox's AnnotationStore, an SQLite file with a spatial index that TIAViz shows.
 
 Source: https://github.com/TissueImageAnalytics/tiatoolbox (`SQLiteStore`, version 1.0.1 of its tables).
 """
@@ -16,9 +16,10 @@ from typing import Any
 
 import shapely
 
+from tilestream.interop.objects.label_polygons import shapes_of, words_for
 from tilestream.interop.target import Target, Written
 from tilestream.store.heads.palette import class_colours
-from tilestream.store.heads.shapes import ShapeRows, ShapesFile
+from tilestream.store.heads.shapes import ShapeRows
 from tilestream.store.slide import Slide
 
 LEVEL = 6
@@ -36,11 +37,11 @@ Line = tuple[Any, ...]
 
 
 def write_annotation_store(slide: Slide, target: Target, *, head: str) -> Written:
-    """One annotation an object: outline in level-0 px, and the properties type, color (0 to 1), score, and area_um2 where the slide has a scale.
+    """One annotation an object: outline in level-0 px, and the properties type, color (0 to 1), score where it has one, and area_um2 where the slide has a scale.
 
     Memory bound: a row group of objects, and SQLite's cache.
     """
-    file = ShapesFile.of(slide.folder, head)
+    file = shapes_of(slide, head)
     about = {"version": "1.0.1", "compression": "zlib", "compression_level": LEVEL}
     told = [
         {"type": name, "color": [round(part / 255, 4) for part in colour]}
@@ -56,7 +57,7 @@ def write_annotation_store(slide: Slide, target: Target, *, head: str) -> Writte
             base.executemany("INSERT INTO rtree VALUES (?, ?, ?, ?, ?)", zip(rows.ids.tolist(), x0, x1, y0, y1, strict=True))
             base.executemany("INSERT INTO annotations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", _lines(rows, told, whose))
         base.commit()
-    return Written(len(file), what="objects")
+    return Written(len(file), what=words_for(file))
 
 
 def _lines(rows: ShapeRows, told: list[dict[str, Any]], whose: uuid.UUID) -> Iterator[Line]:
@@ -66,7 +67,9 @@ def _lines(rows: ShapeRows, told: list[dict[str, Any]], whose: uuid.UUID) -> Ite
         rows.classes.tolist(), rows.scores.tolist(), rows.area_um2.tolist(), shapely.area(rows.shapes).tolist(), strict=True,
     )  # fmt: skip
     for number, kind, (x, y), outline, of, score, area_um2, area in parts:
-        known = {**told[of], "score": round(score, 6)}
+        known = dict(told[of])
+        if not math.isnan(score):
+            known["score"] = round(score, 6)
         if not math.isnan(area_um2):
             known["area_um2"] = round(area_um2, 3)
         yield number, str(uuid.uuid5(whose, str(number))), kind, x, y, zlib.compress(outline, LEVEL), json.dumps(known), area

@@ -17,6 +17,7 @@ from tilestream.interop.objects.answers import (
 from tilestream.interop.objects.geojson import write_objects_geojson
 from tilestream.interop.objects.label_polygons import labels_path, write_label_polygons
 from tilestream.interop.objects.label_tiff import write_label_tiff
+from tilestream.interop.objects.label_zarr import write_label_ome_zarr, write_label_spatialdata
 from tilestream.interop.objects.spatialdata import write_objects_spatialdata
 from tilestream.interop.objects.tables import write_objects_csv, write_objects_parquet
 from tilestream.interop.target import Target, Written
@@ -34,8 +35,16 @@ OBJECT_FORMATS: dict[str, tuple[str, Writer]] = {
 }
 """Of objects, by the name of `--to`: suffix of the file, and its writer, to which the head is told."""
 
-LABEL_FORMATS: dict[str, tuple[str, Writer]] = {"geojson": (".geojson", write_label_polygons), "cog": (".tif", write_label_tiff)}
-"""The same of label images."""
+LABEL_FORMATS: dict[str, tuple[str, Writer]] = {
+    "geojson": (".geojson", write_label_polygons),
+    "cog": (".tif", write_label_tiff),
+    "ome-zarr": (".ome.zarr", write_label_ome_zarr),
+    "spatialdata": (".zarr", write_label_spatialdata),
+    "parquet": (".parquet", write_objects_parquet),
+    "csv": (".csv", write_objects_csv),
+    "annotation-store": (".db", write_annotation_store),
+}
+"""The same of label images: pixels, or their regions as polygons."""
 
 ANSWER_FORMATS: dict[str, tuple[str, Writer]] = {
     "csv": (".csv", write_answers_csv),

@@ -1,5 +1,7 @@
 """The label image of a head as a Cloud Optimized GeoTIFF (extra `geo`): a palette, and overviews of nearest pixels; 0 is no data.
 
+The labels of an image on a map lie where the image does: its CRS, and its affine times the px of the image that are one of the labels.
+
 Source: https://docs.ogc.org/is/21-026/21-026.html and GDAL's driver `COG`.
 """
 
@@ -12,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from tilestream.errors import load_needed
-from tilestream.interop.objects.label_polygons import labels_path
+from tilestream.interop.objects.label_polygons import l0_step_of, labels_path
+from tilestream.interop.on_map import MapPlaces
 from tilestream.interop.target import Target, Written
 from tilestream.store.heads.palette import class_colours
 from tilestream.store.slide import Slide
@@ -35,10 +38,13 @@ def write_label_tiff(slide: Slide, target: Target, *, head: str, **_: Any) -> Wr
     labels = slide.array(labels_path(head))
     classes = slide.head_answer(head).classes
     height, width = labels.shape
+    on_map = MapPlaces.of(slide)
     profile = {
         "driver": "GTiff", "height": height, "width": width, "count": 1, "dtype": "uint8", "nodata": 0, "tiled": True, "blockxsize": 512,
         "blockysize": 512, "compress": "deflate", "photometric": "palette", "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
+    if on_map is not None:
+        profile |= {"transform": rasterio.Affine(*on_map.scaled(l0_step_of(slide, head)).transform), "crs": on_map.crs or None}
     computed = 0
     with target.writing() as path, warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # a slide lies on no map

@@ -42,7 +42,7 @@ class ShapeRows:
     classes: NDArray[np.int64]
     """(m,) place of each one's class in the list of classes."""
     scores: NDArray[np.float32]
-    """(m,)"""
+    """(m,) NaN where there is none."""
     area_um2: NDArray[np.float64]
     """(m,) NaN where the slide has no scale."""
     ids: NDArray[np.int64]
@@ -251,4 +251,6 @@ def _table(pa: Any, schema: Any, rows: ShapeRows, part: slice, classes: Sequence
     names = pa.array(np.array(classes, object)[rows.classes[part]], pa.string())
     area = pa.array(rows.area_um2[part], pa.float64(), from_pandas=True)
     geometry = pa.array(shapely.to_wkb(shapes, byte_order=1), pa.binary())
-    return pa.Table.from_arrays([pa.array(rows.ids[part]), names, pa.array(rows.scores[part]), area, box, geometry], schema=schema)
+    return pa.Table.from_arrays(
+        [pa.array(rows.ids[part]), names, pa.array(rows.scores[part], from_pandas=True), area, box, geometry], schema=schema
+    )
