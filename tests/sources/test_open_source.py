@@ -104,8 +104,8 @@ def test_missing_empty_and_foreign_files_are_refused(tmp_path: Path) -> None:
 def test_unknown_schemes_are_refused() -> None:
     with pytest.raises(InputError, match=r"ftp://host/a\.svs: no source for ftp:// addresses"):
         open_source("ftp://host/a.svs", AUTO)
-    with pytest.raises(InputError, match="URLs are read as Zarr only"):
-        open_source("s3://bucket/a.svs", SourceOptions(backend="tiff"))
+    with pytest.raises(InputError, match="openslide reads local files only"):
+        open_source("s3://bucket/a.svs", SourceOptions(backend="openslide"))
 
 
 def test_sample_addresses_are_made_and_opened_as_tiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def _reading(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFact
     tile, results = plan.spec.tile**2 * 3, results_bytes(facts)
     if facts.device.startswith("cuda") and plan.pieces is not None and not config.compute.isolate:  # tiles are put together there
         decoders = min(facts.threads, plan.pieces.rows * plan.pieces.cols)
-        return results, LANES * device_group_bytes(plan.pieces, facts.processes) + decoders * plan.held_bytes
+        return results, LANES * (device_group_bytes(plan.pieces, facts.processes) + plan.ahead_bytes) + decoders * plan.held_bytes
     batch = facts.batch if facts.device.startswith("cuda") else read_batch(facts.batch, plan.spec.tile)
     lanes: list[int] = []
     for y, x in _lists(plan, layout, config, facts, batch):
@@ -151,7 +151,7 @@ def _reading(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFact
         lanes.append(batches * batch * tile + opened.covers * plan.spec.cover**2 * 3)
     lanes.sort(reverse=True)
     lanes += lanes[:1] * (LANES - len(lanes))  # other slides' lists, where this one has too few for all lanes
-    decoding = facts.threads * (plan.held_bytes + average_bytes(plan.spec))
+    decoding = facts.threads * (plan.held_bytes + average_bytes(plan.spec)) + LANES * plan.ahead_bytes
     return sum(lanes[:LANES]) + results, decoding + (LANES * isolated_bytes() if config.compute.isolate else 0)
 
 

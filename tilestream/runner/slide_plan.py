@@ -26,6 +26,8 @@ class SlidePlan(TileSet):
     """The file's own tiles or strips at the level that is read; None where it reads regions only."""
     held_bytes: int
     """What a thread holds while it reads one of them, or a tile's region where there are none."""
+    ahead_bytes: int
+    """What a list of tiles holds of bytes that were fetched and are not decoded yet, where the image comes over a network."""
     planning_bytes: int
     """What finding the tiles took."""
 
@@ -58,6 +60,7 @@ def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: Encode
     pieces = source.segment_grid(found.spec.level)
     return SlidePlan(
         **vars(found), ref=ref, pieces=pieces, held_bytes=source.held_bytes(found.spec.level, 0 if pieces else found.spec.cover**2),
+        ahead_bytes=source.ahead_bytes(found.spec.level),
         planning_bytes=thumbnail_bytes(source) + tissue_bytes(found.mask.size, searched=searched) + found.candidates * 200,
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tilestream.config.dicom_series import WHOLE_SLIDE, DicomHeader, headers_in, is_dicom
 from tilestream.config.local_files import ZARR_MARKS, refuse_special
 from tilestream.config.same_slide import finest
+from tilestream.config.urls.objects import STORE_SCHEMES
 from tilestream.errors import ConfigError, InputError, NotThereError, outage
 from tilestream.sources.base import Source, SourceOptions
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 PLUGINS = "tilestream.sources"
 """Entry-point group: a name is a file suffix (`czi`) or a URL scheme, a value is a callable (address, SourceOptions) -> Source."""
 
-STORE_SCHEMES = frozenset({"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https", "file", "memory"})
-"""URL schemes that are read as Zarr."""
-
 OWN_GEOMETRY = frozenset({"leica", "mirax", "philips", "sakura", "trestle", "ventana", "zeiss"})
 """OpenSlide's names of vendors whose files state the places of tiles in their own metadata, overlaps and gaps included."""
 
@@ -32,7 +30,7 @@ OWN_GEOMETRY = frozenset({"leica", "mirax", "philips", "sakura", "trestle", "ven
 def open_source(address: str, options: SourceOptions) -> Source:
     """The image at a path, a URL or a `sample://` address, opened by the backend that reads it best.
 
-    `options.backend` forces one. With `auto`, a folder, a ZIP file or a URL is Zarr, a folder of DICOM files is one slide; PNG, JPEG and JPEG 2000
+    `options.backend` forces one. With `auto`, a folder or a ZIP file is Zarr, what a URL names is TIFF or Zarr, a folder of DICOM files is one slide; PNG, JPEG and JPEG 2000
     are plain pictures; any other file is read by file tile where tifffile maps it to a
     regular grid, and through OpenSlide otherwise; what neither reads goes to a plug-in for its suffix or scheme.
     `info.reason` says in words what was chosen and why. With `options.icc`, pixels are converted to sRGB.
@@ -74,7 +72,7 @@ def open_image(address: str | PathLike[str], **choices: Any) -> Source:
     Parameters
     ----------
     address : str or path
-        A local path, or the URL of an OME-Zarr.
+        A local path, or the URL of a TIFF or an OME-Zarr.
     **choices
         What the file leaves open: `mpp` (µm per level-0 px), `z`, `t`, `scene`, `channels`, `window`, `icc`, `backend`; see `SourceOptions`.
 
@@ -127,20 +125,21 @@ def _open(address: str, options: SourceOptions) -> Source:
             known = ", ".join(sorted({"sample", *STORE_SCHEMES}))
             raise InputError(f"{address}: no source for {scheme}:// addresses. Known are {known}, and plug-ins of the group {PLUGINS}.")
         return plugin(address, options)
-    if scheme and options.backend not in ("auto", "zarr"):
-        raise InputError(f"{address}: URLs are read as Zarr only, not by source.backend {options.backend}. Copy the file to a local disk.")
-    if not scheme:
-        refuse_special(address)
-    if not scheme and not _is_there(address):
+    if scheme:
+        from tilestream.sources.by_url import open_url
+
+        return open_url(address, options)
+    refuse_special(address)
+    if not _is_there(address):
         raise NotThereError(f"{address}: no such file. Check the path; relative paths start at {Path.cwd()}.")
-    if not scheme and Path(address).is_file():
+    if Path(address).is_file():
         from tilestream.sources.tiff.chain import check_chain
 
         check_chain(address)  # before any library follows the chain
         from tilestream.sources.containers import refuse_special_beside
 
         refuse_special_beside(Path(address))
-    return openers["zarr" if scheme else options.backend](address, options)
+    return openers[options.backend](address, options)
 
 
 def _is_there(address: str) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -120,6 +123,9 @@ class Source(ABC):
     mask: Source | None = None
     """A source of the same image in which what is black (0) is no part of it; None where the file has no mask."""
 
+    fetched: bool = False
+    """Whether pieces come over a network, so that it pays to say `ahead` which will be read."""
+
     background: int = WHITE
     """What is read where a piece of the image holds nothing."""
 
@@ -174,14 +180,25 @@ class Source(ABC):
         del level
         return None
 
+    def ahead(self, level: int, places: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
+        """While its block runs, pieces of `level` at (row, column) are fetched ahead of `read_segment`, in this order, where they come over a network."""
+        del level, places
+        return nullcontext()
+
+    def ahead_bytes(self, level: int) -> int:
+        """Most bytes that one `ahead` holds."""
+        del level
+        return 0
+
     def _read_pieces(self, level: int, region: Region) -> Pixels:
         """`_read` for a level of pieces, one after another; `background` where there is nothing in a piece."""
         grid = self.segment_grid(level)
         assert grid is not None, "a level without pieces is read otherwise"
         out = np.full((region.height, region.width, 3), self.background, np.uint8)
         y1, x1 = region.px_y + region.height, region.px_x + region.width
-        for row in range(region.px_y // grid.height, -(-y1 // grid.height)):
-            for col in range(region.px_x // grid.width, -(-x1 // grid.width)):
+        rows, cols = range(region.px_y // grid.height, -(-y1 // grid.height)), range(region.px_x // grid.width, -(-x1 // grid.width))
+        with self.ahead(level, product(rows, cols)):
+            for row, col in product(rows, cols):
                 piece = self.read_segment(level, row, col)
                 if piece is None:
                     continue

@@ -21,8 +21,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
-ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
-"""Variables by which obstore is told of a server other than the provider's own; one within reach of the machine is often plain http."""
+from tilestream.config.urls.objects import open_store
 
 
 def open_remote(address: str, *, read_only: bool = False) -> Store:
@@ -37,12 +36,10 @@ def open_remote(address: str, *, read_only: bool = False) -> Store:
     OSError, ValueError
         The URL names nothing that obstore opens.
     """
-    from obstore.store import from_url
+    import obstore  # noqa: F401  # whether it is installed is said first
 
-    plain = address.startswith("http:") or any(os.environ.get(name, "").startswith("http:") for name in ENDPOINTS)
-    options: dict[str, Any] = {"client_options": {"allow_http": True}} if plain else {}
     with failures_are_oserrors(address):
-        return RemoteStore(from_url(address, **options), read_only=read_only)
+        return RemoteStore(open_store(address), read_only=read_only)
 
 
 @contextmanager

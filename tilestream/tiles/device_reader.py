@@ -97,6 +97,11 @@ class DeviceTileReader:
         if len(l0_y) == 0:
             return
         shard = _Shard(self.source, self.spec, self.decoder, (self.spec.px_origins(l0_y), self.spec.px_origins(l0_x)), self.batch)
+        with self.source.ahead(self.spec.level, map(tuple, shard.plan.places.tolist())):
+            yield from self._read(shard)
+
+    def _read(self, shard: _Shard) -> Iterator[DeviceTileBatch]:
+        """The batches of a list, its groups read a bounded number ahead."""
         pending: deque[list[Future[list[Fetched]]]] = deque()
         submitted = number = 0
         try:
@@ -120,7 +125,7 @@ class DeviceTileReader:
         if isinstance(self.decoder, HostDecoder):
             memory = self.decoder.open(group, len(places), shard.grid.height, shard.grid.width)
             shared, processes = self.decoder.shared[group % GROUPS_IN_WORK], self.decoder.processes
-            if processes is not None and shared is not None:
+            if processes is not None and shared is not None and not self.source.fetched:  # what is fetched ahead is this process's
                 units = range(0, len(places), UNIT_PIECES)
                 return [self.pool.submit(self._ask, processes, places[k : k + UNIT_PIECES], k, shared, memory.shape) for k in units]
         parts = np.array_split(np.arange(len(places)), max(1, min(self.threads, len(places))))

@@ -206,7 +206,7 @@ class IsolatedSource(Source):
         self._lock = threading.Lock()
         self.opened_with = options
         self._child.pipe()
-        self.info, self._grids, self._held = self._child.greeting
+        self.info, self._grids, self._held, self._ahead = self._child.greeting
 
     def close(self) -> None:
         """End the child."""
@@ -219,6 +219,9 @@ class IsolatedSource(Source):
     def held_bytes(self, level: int, pixels: int) -> int:
         of_none, of_a_pixel = self._held[level]
         return int(of_none + of_a_pixel * pixels)
+
+    def ahead_bytes(self, level: int) -> int:
+        return int(self._ahead[level])
 
     def _read(self, level: int, region: Region) -> Pixels:
         with self._lock:
@@ -267,7 +270,7 @@ def _serve_regions(pipe: Connection, job: tuple[str, SourceOptions, str]) -> Non
         return
     levels = range(len(source.info.levels))
     held = [(fixed := source.held_bytes(level, 0), source.held_bytes(level, 1) - fixed) for level in levels]
-    pipe.send((source.info, [source.segment_grid(level) for level in levels], held))
+    pipe.send((source.info, [source.segment_grid(level) for level in levels], held, [source.ahead_bytes(level) for level in levels]))
     while (asked := _next_question(pipe)) is not None:
         try:
             pixels = source.read_region(*asked)

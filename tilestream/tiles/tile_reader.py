@@ -105,6 +105,11 @@ class TileReader:
         if len(l0_y) == 0:
             return
         job = _Shard(self.source, self.spec, (self.spec.px_origins(l0_y), self.spec.px_origins(l0_x)), self.batch, self.buffers)
+        with self.source.ahead(self.spec.level, ((piece.row, piece.col) for pieces in job.jobs.pieces for piece in pieces)):
+            yield from self._read(job)
+
+    def _read(self, job: _Shard) -> Iterator[TileBatch]:
+        """The batches of a list, decoded by the pool's threads a bounded number of jobs ahead."""
         pending: deque[Future[None]] = deque()
         submitted = done = 0
         try:

@@ -35,13 +35,13 @@ class ByteSource(ABC):
         """Release what is held; may be called twice. Reading afterwards is an error."""
 
     @contextmanager
-    def ahead(self, starts: Sequence[int], counts: Sequence[int]) -> Iterator[None]:
+    def ahead(self, starts: Sequence[int], counts: Sequence[int], again: Sequence[bool] = ()) -> Iterator[None]:
         """While the block runs, ranges are fetched ahead of those who `read` them, in the order given; neighbours in one request.
 
         Each range is meant to be read once, by any thread, nearly in this order; reading others, or one of them again, works as well.
-        What is held is bounded by `ahead_bytes`.
+        Ranges that the next list will ask for `again` are kept behind its end, as far as there is room. What is held is bounded by `ahead_bytes`.
         """
-        del starts, counts
+        del starts, counts, again
         yield
 
     @property
@@ -50,7 +50,10 @@ class ByteSource(ABC):
         return 0
 
     def open_file(self) -> BinaryIO:
-        """The bytes as a file that libraries read and seek in, small reads through a cache of blocks; of one thread."""
+        """The bytes as a file that libraries read and seek in, small reads through a cache of blocks; of one thread.
+
+        An outage under a library that swallows errors is raised again when the file is closed: use it in a `with` block.
+        """
         return io.BufferedReader(_RawBytes(self), 1 << 16)
 
     def __enter__(self) -> Self:

@@ -6,10 +6,11 @@ The file is opened once, indexed, and closed; the decoders that are kept are clo
 from __future__ import annotations
 
 import os
+import posixpath
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
@@ -28,7 +29,7 @@ from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.tiff.channel_names import read_channel_names
 from tilestream.sources.tiff.coding import JPEG, RGB, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
-from tilestream.sources.tiff.multi_file import check_files, name_files, refuse_companion, refuse_special_files
+from tilestream.sources.tiff.multi_file import check_files, name_files, refuse_companion, refuse_several_files, refuse_special_files
 from tilestream.sources.tiff.pages import mask_levels, pick_levels, pick_series, vendor_of
 from tilestream.sources.tiff.stated_mpp import is_aperio, read_resolution
 from tilestream.sources.tiff.strips import cut_strips, rows_at_once, sample_type
@@ -106,8 +107,8 @@ class TiffIndex:
     geo: GeoReference | None
 
 
-def index_tiff(address: str, options: SourceOptions) -> TiffIndex:
-    """The index of the image in a TIFF file, by the choices of `options`.
+def index_tiff(address: str, options: SourceOptions, remote: BinaryIO | None = None) -> TiffIndex:
+    """The index of the image in a TIFF file, by the choices of `options`; `remote` is the file where it is no local one.
 
     Raises
     ------
@@ -117,7 +118,9 @@ def index_tiff(address: str, options: SourceOptions) -> TiffIndex:
         The image is refused: sizes that cannot be, axes or values that the options must choose.
     """
     try:
-        with tifffile.TiffFile(address) as tif:
+        with tifffile.TiffFile(address if remote is None else remote, name=None if remote is None else posixpath.basename(address)) as tif:
+            if remote is not None:
+                refuse_several_files(tif, address)
             return _index(tif, Choices(address, options))
     except TIFFFILE_ERRORS as error:
         raise NotTiffError(f"{address}: cannot be read as TIFF: {str(error) or type(error).__name__}") from error

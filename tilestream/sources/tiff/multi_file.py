@@ -38,6 +38,18 @@ def refuse_companion(tif: tifffile.TiffFile, address: str) -> None:
         )
 
 
+def refuse_several_files(tif: tifffile.TiffFile, address: str) -> None:
+    """Refuse an object whose image lies in other files as well, before tifffile looks for them on this machine. Raises InputError."""
+    if len(tif.pages) == 0:
+        return
+    names = list(dict.fromkeys(_FILE_NAME.findall(tif.pages.first.description)))
+    if len(names) > 1:
+        raise InputError(
+            f"{address}: its image lies in several files: {_some(names)}. They are read from a local folder only: copy them there, "
+            "or convert the whole to OME-Zarr, which is read where it lies."
+        )
+
+
 def refuse_special_files(tif: tifffile.TiffFile, address: str) -> None:
     """Refuse an image of which a file is a FIFO, a socket or a device, before tifffile waits for it. Raises InputError."""
     if len(tif.pages) == 0:

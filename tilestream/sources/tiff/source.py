@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from tilestream.errors import ReadError
 from tilestream.geometry import Region
 from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
+from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.storage.local import LocalBytes
+from tilestream.sources.tiff.chain import walk_chain
 from tilestream.sources.tiff.coding import JPEG, JPEG_2000
 from tilestream.sources.tiff.index import MAX_PIECE_BYTES, TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, as_mask, index_tiff
 from tilestream.sources.tiff.jpeg import scan_markers
@@ -42,17 +46,24 @@ class TiffSource(Source):
         The image is refused; the message says what to choose or to repair.
     """
 
-    def __init__(self, address: str, options: SourceOptions) -> None:
-        checked_file(address)
+    def __init__(self, address: str, options: SourceOptions, remote: ByteSource | None = None) -> None:
         self.opened_with = options
-        self._open(address, index_tiff(address, options))
-        self.mask = _mask_of(address, self._index)
+        if remote is None:
+            checked_file(address)
+            self._open(address, index_tiff(address, options), None)
+        else:
+            with remote.open_file() as file:
+                walk_chain(file, remote.size, address)
+                file.seek(0)  # where tifffile takes the beginning to be
+                self._open(address, index_tiff(address, options, file), remote)
+        self.mask = _mask_of(address, self._index, remote)
 
-    def _open(self, address: str, index: TiffIndex) -> None:
+    def _open(self, address: str, index: TiffIndex, remote: ByteSource | None) -> None:
         self._index, self._levels, self._rule = index, index.levels, index.rule
         self.icc_profile = index.icc_profile
-        self.info = _info(address, index)
-        self._files = [LocalBytes(file) for file in index.files]
+        self._files: list[ByteSource] = [remote] if remote is not None else [LocalBytes(file) for file in index.files]
+        self.fetched = remote is not None
+        self.info = _info(address, index, _fingerprint(address, index.files) if remote is None else remote.identity)
 
     def close(self) -> None:
         """Close the files; may be called twice."""
@@ -60,6 +71,26 @@ class TiffSource(Source):
             file.close()
         if self.mask is not None:
             self.mask.close()
+
+    def ahead(self, level: int, places: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
+        """Fetch the bytes of pieces ahead; those of the last row, which the next list of tiles shares, are kept behind its end."""
+        if not self.fetched:
+            return nullcontext()
+        found = self._levels[level]
+        grid = found.grid
+        wanted = np.array([(row, col) for row, col in places if 0 <= row < grid.rows and 0 <= col < grid.cols], np.int64).reshape(-1, 2)
+        cells = wanted @ [grid.cols, 1]
+        shared = wanted[:, 0] == wanted[:, 0].max(initial=0)
+        parts = [(page, cells + plane * grid.rows * grid.cols) for page in found.pages for plane in range(page.planes)]
+        starts = np.stack([page.offsets[index] for page, index in parts], axis=1)  # (n, parts): a piece's own lie together
+        counts = np.stack([page.counts[index] for page, index in parts], axis=1)
+        there = (counts > 0) & (counts <= MAX_PIECE_BYTES) & (starts > 0) & (starts + counts <= self._files[0].size)
+        again = np.broadcast_to(shared[:, np.newaxis], there.shape)[there]
+        return self._files[0].ahead(starts[there].tolist(), counts[there].tolist(), again.tolist())
+
+    def ahead_bytes(self, level: int) -> int:
+        del level
+        return self._files[0].ahead_bytes
 
     def segment_grid(self, level: int) -> SegmentGrid:
         """The grid of file tiles or strips of a level."""
@@ -176,16 +207,16 @@ class MaskSource(TiffSource):
 
     background = 0
 
-    def __init__(self, address: str, index: TiffIndex) -> None:
-        self._open(address, index)
+    def __init__(self, address: str, index: TiffIndex, remote: ByteSource | None = None) -> None:
+        self._open(address, index, remote)
 
 
-def _mask_of(address: str, index: TiffIndex) -> MaskSource | None:
+def _mask_of(address: str, index: TiffIndex, remote: ByteSource | None) -> MaskSource | None:
     """The mask in the file, else in the file beside it that GDAL calls `<name>.msk`; None where there is neither."""
     if index.masks:
-        return MaskSource(address, as_mask(index, index.masks))
+        return MaskSource(address, as_mask(index, index.masks), remote)
     beside = f"{address}.msk"
-    if not os.path.isfile(beside):  # noqa: PTH113  # addresses are strings
+    if remote is not None or not os.path.isfile(beside):  # noqa: PTH113  # addresses are strings
         return None
     found = index_tiff(beside, SourceOptions(window=(0, 1), channels=(0,)))
     return MaskSource(beside, as_mask(found, found.levels))
@@ -205,7 +236,7 @@ def _check_claim(data: bytes, codec: int, grid: SegmentGrid) -> None:
         raise ReadError(f"image of {height} x {width} px in a file tile of {grid.height} x {grid.width}")
 
 
-def _info(address: str, index: TiffIndex) -> SlideInfo:
+def _info(address: str, index: TiffIndex, fingerprint: str) -> SlideInfo:
     grid = index.levels[0].grid
     size = index.levels[0].level.size
     kind = "strips" if grid.width == size.width and grid.cols == 1 and grid.height < size.height else "tiles"
@@ -218,7 +249,7 @@ def _info(address: str, index: TiffIndex) -> SlideInfo:
         mpp_source=index.resolution.source,
         vendor=index.vendor,
         compression=index.compression,
-        fingerprint=_fingerprint(address, index.files),
+        fingerprint=fingerprint,
         geo=index.geo,
         properties={"tiff.tile_height": str(grid.height), "tiff.tile_width": str(grid.width), **index.properties},
         warnings=index.warnings,

@@ -29,6 +29,7 @@ class IccSource(Source):
     def __init__(self, source: Source, transform: Any) -> None:
         self._source, self._transform = source, transform
         self.info = replace(source.info, properties={**source.info.properties, "icc": "applied"})
+        self.fetched, self.ahead, self.ahead_bytes = source.fetched, source.ahead, source.ahead_bytes  # type: ignore[method-assign]
 
     def close(self) -> None:
         self._source.close()

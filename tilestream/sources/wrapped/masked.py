@@ -25,6 +25,7 @@ class MaskedSource(Source):
         self.info = replace(
             source.info, properties={**source.info.properties, "mask": f"{len(mask.info.levels)} levels; white where it is 0"}
         )
+        self.fetched, self.ahead, self.ahead_bytes = source.fetched, source.ahead, source.ahead_bytes  # type: ignore[method-assign]
 
     def close(self) -> None:
         self._source.close()

@@ -1,0 +1,81 @@
+"""Images by URL: a TIFF or a zipped Zarr is read by ranges where it lies, a Zarr by its chunks; what needs a local file says so."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from tilestream.config.urls.objects import path_of
+from tilestream.errors import InputError, NotThereError
+from tilestream.sources.base import Source, SourceOptions
+from tilestream.sources.containers import foreign_words, refuse_overview
+from tilestream.sources.files import NoGridError, NotTiffError
+from tilestream.sources.storage.contract import ByteSource
+from tilestream.sources.storage.opened import open_bytes
+
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF; DICOM files may have them in their preamble."""
+
+STAGE = "Copy it ahead: set source.stage to a folder"
+
+
+def open_url(address: str, options: SourceOptions) -> Source:
+    """The image at a URL.
+
+    Raises
+    ------
+    InputError
+        Nothing there, or nothing reads it where it lies; the message names the way out.
+    OutageError
+        The server does not answer.
+    """
+    if options.backend == "openslide":
+        raise InputError(f"{address}: source.backend openslide reads local files only. {STAGE}, or leave source.backend out.")
+    if options.backend == "zarr" or ".zarr/" in f"{path_of(address).rstrip('/')}/".lower():
+        return _open_zarr(address, options)
+    try:
+        stored = open_bytes(address)
+    except NotThereError:
+        if options.backend != "auto":
+            raise
+        with suppress(InputError):  # a prefix is no object
+            return _open_zarr(address, options)
+        raise
+    try:
+        return _open_object(address, options, stored)
+    except BaseException:
+        stored.close()
+        raise
+
+
+def _open_object(address: str, options: SourceOptions, stored: ByteSource) -> Source:
+    head = stored.read(0, min(4, stored.size))
+    refuse_overview(path_of(address))
+    if head in TIFF_STARTS or options.backend == "tiff":
+        from tilestream.sources.tiff.source import TiffSource
+
+        try:
+            return TiffSource(address, options, stored)
+        except NoGridError as error:
+            words = str(error).removeprefix(f"{stored.name}: ").rstrip(".")
+            if isinstance(error, NotTiffError) or options.backend == "tiff":
+                raise InputError(f"{address}: {words}. Copy it again from its origin.") from error
+            raise InputError(f"{address}: {words}; OpenSlide may read it, from a local disk only. {STAGE}.") from error
+    try:
+        return _open_zarr(address, options)
+    except InputError as error:
+        told = foreign_words(path_of(address)) if not _may_be_slide(address) else ""
+        raise InputError(
+            told
+            or f"{address}: is no TIFF and no Zarr, which are what is read over a network. {STAGE}, where OpenSlide or a picture reader opens it."
+        ) from error
+
+
+def _may_be_slide(address: str) -> bool:
+    """Whether OpenSlide reads files of that name where they lie on a disk."""
+    return path_of(address).lower().endswith((".mrxs", ".czi"))
+
+
+def _open_zarr(address: str, options: SourceOptions) -> Source:
+    from tilestream.sources.zarr import ZarrSource
+
+    return ZarrSource(address, options)

@@ -1,0 +1,150 @@
+"""One range of an object: asked for, tried again with growing pauses, and held to be of the version that was opened."""
+
+from __future__ import annotations
+
+import errno
+import random
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tilestream.config.urls.objects import open_object
+from tilestream.errors import InputError, NotThereError, OutageError, ReadError, outage, without_credentials
+
+PAUSES = (0.2, 0.6, 1.8, 4.0)
+"""Seconds before the second request of a range and each one after it, about: a server that is asked less recovers sooner."""
+
+IN_FLIGHT = 24
+"""Requests of a process that are under way at once."""
+
+REQUEST_TIME = "90s"
+"""For one request with its answer: 4 MiB over 400 kbit/s."""
+
+OPTIONS: dict[str, Any] = {"client_options": {"timeout": REQUEST_TIME, "connect_timeout": "10s"}, "retry_config": {"max_retries": 0}}
+
+
+@dataclass(frozen=True)
+class Version:
+    """What tells one version of an object from another."""
+
+    size: int
+    mark: str
+    """Its ETag, else its version, else when it was written; "" where the server says none of them."""
+
+
+@cache
+def request_pool() -> ThreadPoolExecutor:
+    """The threads that wait for answers."""
+    return ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="fetch")
+
+
+class RangeFetcher:
+    """Ranges of one object. Safe to share between threads. The first answer pins the version."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.version: Version | None = None
+        self._store, self._key = open_object(address, **OPTIONS)
+
+    def fetch(self, start: int, end: int) -> bytes:
+        """Bytes from `start` to before `end`, fewer only where the object ends before.
+
+        Raises
+        ------
+        NotThereError
+            There is no such object, and there was none when it was opened.
+        InputError
+            Access is refused, the server gives no parts of a file, or the object is another one by now.
+        OutageError
+            The server does not answer, or not as it should, for all that it was asked again.
+        """
+        for pause in PAUSES:
+            try:
+                return self._ask(start, end)
+            except OutageError:
+                time.sleep(pause * (0.5 + random.random()))  # noqa: S311  # so that many do not come back at once
+        return self._ask(start, end)
+
+    def _ask(self, start: int, end: int) -> bytes:
+        import obstore
+        from obstore import exceptions
+
+        options: Any = {"range": (start, end)}
+        if self.version is not None and _is_strong(self.version.mark):
+            options["if_match"] = self.version.mark
+        try:
+            answer = obstore.get(self._store, self._key, options=options)
+            self._check(answer.meta)
+            data = bytes(answer.bytes())
+        except FileNotFoundError as error:
+            if self.version is None:
+                raise NotThereError(f"{self.address}: there is no such object. Check the URL.") from None
+            raise self._lost("the object is gone") from error
+        except exceptions.PreconditionError:
+            raise self._changed() from None
+        except exceptions.NotSupportedError:
+            raise InputError(
+                f"{self.address}: the server does not give parts of a file (HTTP range requests), without which a slide cannot be read where it lies. "
+                "Copy it ahead: set source.stage to a folder."
+            ) from None
+        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+            if self.version is not None:  # credentials that ran out: who gets new ones goes on
+                raise self._lost(f"access is refused now ({words_of(error)})") from None
+            raise InputError(
+                f"{self.address}: access is refused ({words_of(error)}). Credentials are taken from the environment, such as AWS_ACCESS_KEY_ID; "
+                "for public buckets set AWS_SKIP_SIGNATURE=true."
+            ) from None
+        except (exceptions.BaseError, OSError) as error:
+            raise self._lost(words_of(error)) from None
+        expected = min(end, self.version.size if self.version else end) - start
+        if len(data) != expected:
+            raise self._lost(f"{len(data)} bytes came where {expected} were asked for")
+        return data
+
+    def _check(self, meta: Any) -> None:
+        stamp = meta["last_modified"].timestamp()
+        mark = meta["e_tag"] or meta["version"] or (str(stamp) if stamp > 0 else "")
+        version = Version(int(meta["size"]), str(mark))
+        if self.version is None:
+            self.version = version
+        elif version != self.version:
+            raise self._changed()
+
+    def _changed(self) -> InputError:
+        return InputError(
+            f"{self.address} changed while it was being read: it is not the object that was opened. Run again with --restart once nothing writes to it."
+        )
+
+    def _lost(self, words: str) -> OutageError:
+        found = outage(OSError(errno.EIO, words), self.address)
+        assert found is not None, "EIO is an outage"
+        return found
+
+    def is_empty(self) -> bool:
+        """Whether the object has no bytes, which servers refuse to give a part of."""
+        import obstore
+        from obstore.exceptions import BaseError
+
+        try:
+            return int(obstore.head(self._store, self._key)["size"]) == 0
+        except (BaseError, OSError):
+            return False
+
+
+def words_of(error: Exception) -> str:
+    """A server's own words, else the first line of an error; without what stands in URLs and must not be told."""
+    said = re.search(r"<Code>(\w+)</Code>\s*<Message>([^<]*)", str(error))
+    return without_credentials(f"{said[2]} ({said[1]})" if said else str(error).partition("\n")[0])
+
+
+def _is_strong(mark: str) -> bool:
+    """Whether a mark is an ETag that servers compare byte for byte (RFC 9110, section 8.8.3)."""
+    return mark.startswith('"')
+
+
+def beyond(start: int, count: int, size: int) -> ReadError:
+    """The error of a range that is not in the object."""
+    return ReadError(f"{count} bytes at {start} lie beyond the object's {size}")
