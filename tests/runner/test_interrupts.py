@@ -27,8 +27,8 @@ def test_an_interrupt_of_the_whole_group_says_at_once_what_is_kept_and_nothing_e
     said = err.splitlines()
     ours = [k for k, line in enumerate(said) if line.startswith("tilestream: interrupted")]
     assert ours[0] < ours[-1] == len(said) - 1
-    assert "of 156 planned tiles are in the output and kept; ending what is in hand" in said[ours[0]]
-    assert said[-1].endswith("what is finished is kept, and the same command resumes.")
+    assert "of 156 planned tiles are kept; ending what is in hand" in said[ours[0]]
+    assert said[-1].endswith("of 156 planned tiles are kept, and the same command resumes.")
     assert all(line[2] == line[5] == ":" for k, line in enumerate(said) if k not in ours), (
         err
     )  # each begins with a time of day, as our own log does

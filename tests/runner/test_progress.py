@@ -34,22 +34,39 @@ def bar(reporter):
     return reporter.progress.tasks[0].completed, reporter.progress.tasks[0].total
 
 
-def test_a_long_pass_adds_to_the_slides_before_it_and_does_not_count_twice(reporter):
+def test_tiles_in_work_add_to_those_of_tasks_that_ended_and_count_once(reporter):
     plan(reporter, "a", 10_000, 10_000)
     reporter.shard_done(Report("a", range(5), {}, {"ok": 10_000}))
     plan(reporter, "b", 10_000, 10_000)
-    reporter.advanced("b", 9_000)
-    assert bar(reporter) == (19_000, 20_000)
-    reporter.shard_done(Report("b", range(3), {}, {"ok": 6_000}))  # of two tasks; the other is in work
-    assert bar(reporter) == (19_000, 20_000)
+    reporter.embedded("b", 0, 5_000, 4_000)
+    reporter.embedded("b", 3, 2_000, 0)
+    assert bar(reporter) == (17_000, 20_000)
+    assert "14,000 of 20,000 planned tiles are kept" in reporter.kept_words()
+    reporter.shard_done(Report("b", range(3), {}, {"ok": 6_000}))
+    assert bar(reporter) == (18_000, 20_000)
     reporter.shard_done(Report("b", range(3, 5), {}, {"ok": 4_000}))
     assert bar(reporter) == (20_000, 20_000)
 
 
-def test_a_resumed_pass_counts_from_what_was_there(reporter):
+def test_a_resumed_slide_counts_from_what_was_there(reporter):
     plan(reporter, "b", 10_000, 1_000)
-    reporter.advanced("b", 9_500)
+    reporter.embedded("b", 4, 500, 500)
     assert bar(reporter) == (500, 1_000)
+    assert "9,500 of 10,000" in reporter.kept_words()
+    reporter.shard_done(Report("b", range(4, 5), {}, {"ok": 2_000}, earlier=1_000))
+    assert bar(reporter) == (1_000, 1_000)
+
+
+def test_the_time_left_is_that_of_all_slides_as_far_as_it_can_be_known(reporter, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("tilestream.runner.progress.time.perf_counter", lambda: now[0])
+    reporter.slides = 4
+    reporter.slide_done(SlideResult("done", "", "already done", tiles=7))
+    plan(reporter, "a", 100, 100)
+    assert reporter.speed_words() == ""
+    now[0] = 110.0
+    reporter.embedded("a", 0, 50, 0)
+    assert reporter.speed_words() == "5 tiles/s, about 50 s left"  # 50 of this slide, and two more slides like it
 
 
 def test_a_refused_slide_is_named_once() -> None:

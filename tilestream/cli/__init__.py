@@ -91,7 +91,7 @@ def run_command(
             reporter.message(f"task {part[0]} of {part[1]} of a job array: every {part[1]}th slide; --shard 0/1 does all of them.")
         summary = run(checked, restart=restart, retry_failed=retry_failed, shard=part, reporter=reporter, began=context.obj)
     except KeyboardInterrupt as interrupt:
-        raise InterruptedRunError("interrupted; what is finished is kept, and the same command resumes.") from interrupt
+        raise InterruptedRunError(f"interrupted; {reporter.kept_words()}, and the same command resumes.") from interrupt
     finally:
         if isinstance(reporter, LiveReporter):
             reporter.close()

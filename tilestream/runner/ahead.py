@@ -22,6 +22,7 @@ from tilestream.runner.recipe import Recipes
 from tilestream.runner.resume import finished, take_up
 from tilestream.runner.summary import SlideResult, Summary, refusal_of
 from tilestream.stages.embed_tiles import compile_ahead
+from tilestream.stages.encoding.aside import tiles_aside
 from tilestream.stages.slide_task import outlast_outages
 from tilestream.store.lock import Claims
 from tilestream.store.slide_store import SlideStore
@@ -157,5 +158,6 @@ class Planner:
             prepared = take_up(store, ref, source, setup, self.recipes, self.cohort, planned.messages.append)
         passes = prepared.context is not None and prepared.context.one_pass
         task = prepared.task(setup, store)
-        run = SlideRun(task, store, planned.result, stages_of(prepared, setup, store, task), passes)
+        aside = {} if passes else tiles_aside(store)  # a pass makes tokens of all tiles again
+        run = SlideRun(task, store, planned.result, stages_of(prepared, setup, store, task), passes, aside)
         return replace(planned, begun=Begun(run, prepared, store.ledger(), run.next_stage()))

@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from tilestream.runner.pipeline import Job, SlideRun
     from tilestream.runner.prepare import Setup
 
-LOOK_EVERY = 10.0
-"""Seconds after which the progress of long tasks is looked up in the store."""
-
 TILE_ERRORS = 1000
 """Tile errors kept for a slide in the summary."""
 
@@ -117,6 +114,7 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float, held:
         reporter.message(nothing_to_do(summary, cohort, config.encoder.name))
         return summary
     summary.wall.mark("looking")
+    work: Run | None = None
     reporter.message(f"{counted(len(todo) or len(cohort.refs), 'slide')} to do: loading PyTorch and the encoder ...")
     try:
         with Claims(cohort.output) as claims, open_engine(config.compute, partial(reporter.message, level="warning")) as engine:
@@ -125,8 +123,11 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float, held:
 
             setup = set_up_on(engine, config, len(cohort.refs), recipes, stored_encoder(cohort, recipes, todo), summary.wall)
             setup = replace(setup, held=held if engine.in_process else 0)
-            Run(cohort, setup, engine, summary, reporter, recipes.knowing(setup.facts, setup.heads), claims, todo).execute()
+            work = Run(cohort, setup, engine, summary, reporter, recipes.knowing(setup.facts, setup.heads), claims, todo)
+            work.execute()
     finally:
+        if work is not None:
+            work.hear_progress()  # of what was set aside when it was stopped
         summary.wall.enter("ended")
         summary.seconds = time.perf_counter() - began
         if cohort.shard is not None:  # other jobs report on what they have
@@ -194,7 +195,6 @@ class Run:
         """Hand out work and book what came of it until no slide is left."""
         hand_out = self.hand_out
         first: float | None = None
-        looked = time.monotonic()
         while True:
             while (job := hand_out.next(partial(self._begin_next, planner), lambda: planner.over)) is not None:
                 first = first or time.perf_counter()
@@ -202,11 +202,9 @@ class Run:
             if hand_out.in_flight == 0 and planner.over:
                 break
             self.summary.wall.enter(EMBEDDING if hand_out.embedding else "finishing" if hand_out.in_flight else "planning")
-            ended = self.engine.wait_next(LOOK_EVERY)
+            ended = self.engine.wait_next(10.0)
             self._say_news()
-            if time.monotonic() - looked >= LOOK_EVERY:
-                looked = time.monotonic()
-                self._look()
+            self.hear_progress()
             self.summary.workers = max(self.summary.workers, self.engine.workers)
             if ended is None:  # the engine or the planner has news, or time has passed
                 continue
@@ -226,12 +224,14 @@ class Run:
         while self.news:
             self.reporter.message(self.news.popleft(), level="warning")
 
-    def _look(self) -> None:
-        """Tell how far the slides are whose tasks are many shards long."""
-        for slide in self.in_work:
-            if slide.passes:
-                committed = slide.store.ledger().values()
-                self.reporter.advanced(slide.result.id, sum(sum(entry["counts"].values()) for entry in committed))
+    def hear_progress(self) -> None:
+        """Hand on what tasks of slides in work tell of how far they are."""
+        ours = {(slide.task.slide, slide.task.token): slide for slide in self.in_work}
+        while self.engine.told:
+            told = self.engine.told.popleft()
+            if slide := ours.get((told.slide, told.token)):
+                earlier = slide.aside.get(told.first_shard, 0)
+                self.reporter.embedded(told.slide, told.first_shard, told.tiles - earlier, told.kept - earlier)
 
     def _receive(self, job: Job, outcome: Outcome) -> list[Job]:
         """Book an outcome; the jobs of the slide's next stage where this was the last of its stage."""
@@ -239,7 +239,8 @@ class Run:
         if outcome.error is not None:
             self._give_up(slide, outcome.error)
             return []
-        self._book(slide.result, outcome.value)
+        earlier = sum(slide.aside.get(shard, 0) for shard in job.shards) if outcome.value.counts else 0
+        self._book(slide.result, replace(outcome.value, earlier=earlier))
         slide.in_work -= 1
         if slide.in_work or slide.given_up:
             return []
@@ -256,7 +257,7 @@ class Run:
         if report.counts:
             result.counts = add_counts(result.counts, report.counts)
             result.tile_errors |= dict(list(report.errors.items())[: TILE_ERRORS - len(result.tile_errors)])
-            self.summary.new_tiles += sum(report.counts.values())
+            self.summary.new_tiles += report.fresh
             self.hand_out.task_seconds = report.seconds.get("compute", 0.0)
             self.reporter.shard_done(report)
 
@@ -338,7 +339,7 @@ class Run:
         result.tiles, result.candidates = len(plan), plan.candidates
         result.context = str(slide.context) if slide.context else ""
         result.note = "" if len(plan) else nothing_kept({"geo": plan.info.geo, "tissue_found": plan.mask.any()})
-        there = sum(len(plan.tile_row[slide.layout.rows(shard)]) for shard in committed)
+        there = sum(len(plan.tile_row[slide.layout.rows(shard)]) for shard in committed) + sum(begun.run.aside.values())
         self.reporter.planned(plan, slide.projection, len(plan) - there)
 
     def _warn(self, result: SlideResult, warnings: Sequence[str]) -> None:

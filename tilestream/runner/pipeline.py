@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tilestream.config.heads import NO_ENCODER
 from tilestream.models.context_spec import ContextSpec
@@ -31,6 +31,8 @@ class SlideRun:
     """What is to be done; each once all tasks of the one before it have ended."""
     passes: bool
     """Whether its tasks are many shards long."""
+    aside: dict[int, int] = field(default_factory=dict)
+    """Tiles that earlier runs embedded of shards that they did not finish, by shard."""
     in_work: int = 0
     """Tasks of the present stage that have not ended."""
     given_up: bool = False

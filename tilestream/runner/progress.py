@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from tilestream.buffers import counted, gib
 from tilestream.errors import without_credentials
+from tilestream.runner.engines.patience import duration
 from tilestream.runner.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -47,37 +48,43 @@ class _Counter(Reporter):
 
     def __init__(self) -> None:
         self.slides = self.slides_done = self.tiles = 0
-        self.since = time.perf_counter()
+        self._since: float | None = None
+        """When the first slide was planned that tiles are missing of."""
+        self._already = 0
+        """Slides that were done before."""
         self._there: dict[str, int] = {}
         """Tiles of each slide that were in its store when it was planned."""
         self._known: set[str] = set()
         """Slides that were planned or done."""
-        self._reported: dict[str, int] = {}
-        self._looked_up: dict[str, int] = {}
-        """Tiles that this run embedded, as its tasks told once they ended, and as the store showed while they were in work."""
+        self._ended = 0
+        """Tiles that this run embedded in tasks that have ended."""
+        self._in_work: dict[tuple[str, int], tuple[int, int]] = {}
+        """Of each task in work, by slide and first shard: tiles that it has embedded, and those of them that an interrupt would not cost."""
 
     @property
     def tiles_done(self) -> int:
-        """Tiles that this run embedded so far: of each slide what was told or seen of it, whichever is more."""
-        return sum(max(self._reported.get(slide, 0), self._looked_up.get(slide, 0)) for slide in self._there)
+        """Tiles that this run embedded so far."""
+        return self._ended + sum(tiles for tiles, _ in self._in_work.values())
 
     def kept_words(self) -> str:
         """What of the slides in work the output holds, by what is known of it."""
         there = sum(self._there.values())
+        kept = there + self._ended + sum(kept for _, kept in self._in_work.values())
         if not self.slides:
             return "nothing was begun yet, and what earlier runs finished is kept"
         done = f"{self.slides_done} of {counted(self.slides, 'slide')} done, " if self.slides > 1 else ""
-        return f"{done}{there + self.tiles_done:,} of {there + self.tiles:,} planned tiles are in the output and kept"
+        return f"{done}{kept:,} of {there + self.tiles:,} planned tiles are kept"
 
     def started(self, slides: int, facts: EncoderFacts, workers: int) -> None:
         self.slides = slides
-        self.since = time.perf_counter()
         self.message(
             f"{facts.name} ({facts.dim} dims, {facts.precision}) on {facts.device}, {counted(workers, 'worker')}, batches of {facts.batch}"
         )
 
     def planned(self, plan: SlidePlan, projection: Projection, remaining: int) -> None:
         self.tiles += remaining
+        if remaining and self._since is None:
+            self._since = time.perf_counter()
         self._there[plan.ref.id] = len(plan) - remaining
         self._know(plan.ref.id)
         level = plan.info.levels[plan.spec.level]
@@ -87,15 +94,15 @@ class _Counter(Reporter):
             f"{plan.ref.id}: {len(plan)} of {plan.candidates} tiles{resumed}, read from {how}, at most {gib(projection.total)} a worker"
         )
 
-    def advanced(self, slide: str, tiles: int) -> None:
-        self._looked_up[slide] = tiles - self._there[slide]
+    def embedded(self, slide: str, first_shard: int, tiles: int, kept: int) -> None:
+        self._in_work[slide, first_shard] = (tiles, kept)
 
     def shard_done(self, report: Report) -> None:
-        self._reported[report.slide] = self._reported.get(report.slide, 0) + sum(report.counts.values())
+        self._in_work.pop((report.slide, report.shards.start), None)
+        self._ended += report.fresh
 
     def slide_done(self, result: SlideResult) -> None:
-        self.slides_done += 1
-        self._know(result.id)
+        self._count(result)
         level = "warning" if result.status == "refused" or result.failed_tiles else "info"
         self.message(slide_words(result), level=level)
 
@@ -104,10 +111,24 @@ class _Counter(Reporter):
         self._known.add(slide)
         self.slides = max(self.slides, len(self._known))
 
+    def _count(self, result: SlideResult) -> None:
+        self.slides_done += 1
+        self._already += result.status == "already done"
+        self._know(result.id)
+
     @property
     def rate(self) -> float:
-        """Tiles a second since the encoder stood."""
-        return self.tiles_done / max(1e-9, time.perf_counter() - self.since)
+        """Tiles a second since there were tiles to embed."""
+        return 0.0 if self._since is None else self.tiles_done / max(1e-9, time.perf_counter() - self._since)
+
+    def speed_words(self) -> str:
+        """How fast it goes and how long it may take, where the slides that are not planned yet are like those that are; empty at first."""
+        if not self.tiles_done:
+            return ""
+        more = (self.slides - self._already) / max(1, len(self._there))
+        left = max(0.0, self.tiles * max(1.0, more) - self.tiles_done) / self.rate
+        rate = f"{self.rate:.0f}" if self.rate >= 10 else f"{self.rate:.2g}"
+        return f"{rate} tiles/s, about {duration(left)} left"
 
 
 class LogReporter(_Counter):
@@ -121,8 +142,8 @@ class LogReporter(_Counter):
         mark = "" if level == "info" else f"{level}: "
         print(f"{time.strftime('%H:%M:%S')} {mark}{text}", file=self.stream, flush=True)
 
-    def advanced(self, slide: str, tiles: int) -> None:
-        super().advanced(slide, tiles)
+    def embedded(self, slide: str, first_shard: int, tiles: int, kept: int) -> None:
+        super().embedded(slide, first_shard, tiles, kept)
         self._tell()
 
     def shard_done(self, report: Report) -> None:
@@ -132,11 +153,9 @@ class LogReporter(_Counter):
     def _tell(self) -> None:
         if self.clock() - self.last >= LOG_EVERY:
             self.last = self.clock()
-            left = (self.tiles - self.tiles_done) / max(self.rate, 1e-9)
+            speed = self.speed_words()
             self.message(
-                f"slides {self.slides_done}/{self.slides}, tiles {self.tiles_done}/{self.tiles}, {self.rate:.0f} tiles/s, "
-                f"about {left:.0f} s left"
-                + ("" if len(self._known) == self.slides else f" for the {counted(len(self._known), 'slide')} planned so far")
+                f"{self.slides_done} of {counted(self.slides, 'slide')}, {self.tiles_done:,} of {counted(self.tiles, 'tile')}{speed and f', {speed}'}"
             )
 
 
@@ -145,7 +164,7 @@ class JsonReporter(_Counter):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
-        self.stream = stream
+        self.stream, self.last = stream, time.perf_counter()
 
     def _emit(self, event: str, **fields: Any) -> None:
         print(json.dumps({"time": round(time.time(), 3), "event": event, **fields}), file=self.stream, flush=True)
@@ -153,9 +172,11 @@ class JsonReporter(_Counter):
     def message(self, text: str, *, level: str = "info") -> None:
         self._emit("message", level=level, text=text)
 
-    def advanced(self, slide: str, tiles: int) -> None:
-        super().advanced(slide, tiles)
-        self._emit("advanced", slide=slide, tiles=tiles, tiles_done=self.tiles_done, tiles_planned=self.tiles)
+    def embedded(self, slide: str, first_shard: int, tiles: int, kept: int) -> None:
+        super().embedded(slide, first_shard, tiles, kept)
+        if time.perf_counter() - self.last >= LOG_EVERY:
+            self.last = time.perf_counter()
+            self._emit("progress", tiles_done=self.tiles_done, tiles=self.tiles, tiles_per_second=round(self.rate, 2))
 
     def shard_done(self, report: Report) -> None:
         super().shard_done(report)
@@ -165,8 +186,7 @@ class JsonReporter(_Counter):
         )  # fmt: skip
 
     def slide_done(self, result: SlideResult) -> None:
-        self.slides_done += 1
-        self._know(result.id)
+        self._count(result)
         self._emit("slide", id=result.id, status=result.status, tiles=result.tiles, counts=result.counts, error=result.error)
 
 
@@ -177,10 +197,9 @@ class LiveReporter(_Counter):
         super().__init__()
         self.console = console
         self.progress = Progress(
-            TextColumn("slides {task.fields[slides]}"), BarColumn(), MofNCompleteColumn(), TextColumn("tiles, {task.fields[rate]:.0f} tiles/s,"),
-            TimeRemainingColumn(), TextColumn("left"), console=console, transient=True,
+            TextColumn("{task.fields[slides]}"), BarColumn(20), TextColumn("{task.fields[tiles]}"), console=console, transient=True
         )  # fmt: skip
-        self.bar = self.progress.add_task("tiles", total=None, slides="0/?", rate=0.0)
+        self.bar = self.progress.add_task("", total=None, slides="", tiles="")
 
     def started(self, slides: int, facts: EncoderFacts, workers: int) -> None:
         super().started(slides, facts, workers)
@@ -194,8 +213,8 @@ class LiveReporter(_Counter):
         super().planned(plan, projection, remaining)
         self._draw()
 
-    def advanced(self, slide: str, tiles: int) -> None:
-        super().advanced(slide, tiles)
+    def embedded(self, slide: str, first_shard: int, tiles: int, kept: int) -> None:
+        super().embedded(slide, first_shard, tiles, kept)
         self._draw()
 
     def shard_done(self, report: Report) -> None:
@@ -207,9 +226,10 @@ class LiveReporter(_Counter):
         self._draw()
 
     def _draw(self) -> None:
-        self.progress.update(
-            self.bar, completed=self.tiles_done, total=self.tiles, slides=f"{self.slides_done}/{self.slides}", rate=self.rate
-        )
+        speed = self.speed_words()
+        tiles = f"{self.tiles_done:,} of {counted(self.tiles, 'tile')}{speed and f', {speed}'}"
+        slides = f"{self.slides_done} of {counted(self.slides, 'slide')}"
+        self.progress.update(self.bar, completed=self.tiles_done, total=self.tiles, slides=slides, tiles=tiles)
 
     def close(self) -> None:
         """Take the bar away."""

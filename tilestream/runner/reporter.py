@@ -24,8 +24,8 @@ class Reporter:
     def planned(self, plan: SlidePlan, projection: Projection, remaining: int) -> None:
         """Hear that a slide was planned, with `remaining` tiles still to embed."""
 
-    def advanced(self, slide: str, tiles: int) -> None:
-        """Hear how many tiles of a slide are in the store by now, earlier runs included, while a long task is in work."""
+    def embedded(self, slide: str, first_shard: int, tiles: int, kept: int) -> None:
+        """Hear how many tiles the task in work on shards from `first_shard` on has embedded, and how many of them an interrupt would not cost."""
 
     def shard_done(self, report: Report) -> None:
         """Hear that tiles of a slide were embedded and are in the store."""

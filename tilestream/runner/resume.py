@@ -18,12 +18,13 @@ from tilestream.runner.recipe import NOT_SET, Recipes
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.summary import SlideResult, Summary, same_image
 from tilestream.sources.base import SlideInfo, Source
+from tilestream.stages.encoding.aside import tiles_aside
 from tilestream.store.cohort import some
 from tilestream.store.heads.columns import refuse_taken
 from tilestream.store.layout import TILES
 from tilestream.store.ledger import COMPLETE, count_failed
 from tilestream.store.picture import png_bytes
-from tilestream.store.slide_store import THUMBNAIL, TISSUE, SlideStore
+from tilestream.store.slide_store import ASIDE, THUMBNAIL, TISSUE, SlideStore
 from tilestream.tiles.annotations.mask_files import mask_file
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def refuse_other_code(store: SlideStore, ref: SlideRef, encoder: str, *, retry: 
         Naming the file.
     """
     was = (store.attributes or {}).get("encoder_code_sha256")
-    begun = 0 < len(store.ledger()) < store.layout.shards and store.completion is None
+    begun = store.completion is None and (0 < len(store.ledger()) < store.layout.shards or bool(tiles_aside(store)))
     if was is None or not (begun or (retry and any(count_failed(entry["counts"]) for entry in store.ledger().values()))):
         return
     if code_sha256(encoder) != was:
@@ -87,6 +88,7 @@ def forget_asked(store: SlideStore, cohort: Cohort, recipes: Recipes) -> None:
         store.forget({stage for stage in store.upstream if restarts(cohort.restart, stage)} & recipes.stages)
     if cohort.retry_failed:
         store.forget_failed()
+        store.folder.delete_all(ASIDE)
 
 
 def take_up(

@@ -17,6 +17,7 @@ from tilestream.models.context_streaming import RowBands, TokenBand
 from tilestream.stages.clock import Clock
 from tilestream.stages.embed_tiles import ERRORS_A_SHARD, count_statuses, place_results, refuse_tile, shard_record
 from tilestream.stages.encoding.embedded import Embedded, TileList
+from tilestream.stages.encoding.in_work import Teller
 from tilestream.stages.mix_context import Sink, build_context, input_end, input_top, row_groups
 from tilestream.stages.slide_task import Report, SlideTask, add_counts, check_stopped, outlast_outages
 from tilestream.stages.token_grid import TokenGrid, tokens_a_side
@@ -85,6 +86,7 @@ class _Pass:
         self.counts: dict[str, int] = {}
         self.errors: dict[int, str] = {}
         self._tiles_open = set(shards) - set(self.store.ledger())
+        self._teller, self._fresh = Teller(task.token, task.slide, shards.start), 0
         self._failed: dict[int, str] = {}
         self._redone: set[int] = set()
         self._parts: list[tuple[NDArray[Any], NDArray[np.int8]]] = []
@@ -117,8 +119,11 @@ class _Pass:
         padded = self.task.grid.overhangs(self.places.tile_row[rows], self.places.tile_col[rows])
         status = np.where(padded, PADDED, OK).astype(np.int8)
         errors: dict[int, str] = {}
+        still_open = list(self._tiles_open)
         for part in _take(embedded, offset, count):
             check_stopped()
+            self._fresh += int(np.isin((rows.start + part.index) // self.layout.shard_tiles, still_open).sum())
+            self._teller.tell(self._fresh, sum(self.counts.values()))
             place_results(part, vectors, tokens, status, errors)
             self._redone |= {rows.start + k for k in part.redone}
         if errors and self.task.line.fail_tiles:

@@ -21,10 +21,11 @@ from torch import nn
 
 from tilestream.config.heads import NO_ENCODER
 from tilestream.encoders.registry import random_weights
-from tilestream.errors import ConfigError, InputError
+from tilestream.errors import ConfigError, InputError, InterruptedRunError
 from tilestream.sources.base import Source
 from tilestream.stages.clock import Clock
 from tilestream.stages.encoding.embedded import Embedded, TileList
+from tilestream.stages.encoding.in_work import ShardRows, Teller, placed
 from tilestream.stages.hardware import device_name, peak_memory, pick_device
 from tilestream.stages.pinning import PRECISIONS
 from tilestream.stages.shares import CPU_BATCH
@@ -221,20 +222,25 @@ def _embed_shard(worker: Worker, store: SlideStore, task: SlideTask, shard: int,
     vectors = np.full((n, layout.dim), np.nan, np.dtype(layout.dtype))
     tokens = np.full((n, layout.tokens, layout.dim), np.nan, np.dtype(layout.dtype)) if layout.tokens else None
     status = np.where(task.grid.overhangs(tile_row, tile_col), PADDED, OK).astype(np.int8)
-    errors: dict[int, str] = {}
-    redone = 0
-    y, x = task.grid.l0_y(tile_row), task.grid.l0_x(tile_col)
+    filled = ShardRows(store, shard, {ROWS: vectors, CODES: status} | ({} if tokens is None else {"tokens": tokens}))
+    teller, todo = Teller(task.token, task.slide, shard), filled.open
+    y, x = task.grid.l0_y(tile_row[todo]), task.grid.l0_x(tile_col[todo])
     source = worker.images.get(task.image)
-    listed = TileList(task.slide, rows.start, task.compiled)
+    listed = TileList(task.slide, rows.start, task.compiled, todo)
     with closing(worker.embed_tiles(source, task.spec, y, x, clock, listed=listed)) as embedded:
-        for part in embedded:
-            check_stopped()
-            place_results(part, vectors, tokens, status, errors)
-            redone += len(part.redone)
-    arrays: dict[str, NDArray[Any]] = {ROWS: vectors, CODES: status}
-    if tokens is not None:
-        arrays["tokens"] = tokens
-    return arrays, {rows.start + k: errors[k] for k in sorted(errors)[:ERRORS_A_SHARD]}, redone
+        try:
+            for part in embedded:
+                part = placed(part, todo)  # noqa: PLW2901  # the same results, by their rows
+                place_results(part, vectors, tokens, status, filled.errors)
+                filled.note(part)
+                teller.tell(filled.done, filled.kept)
+                check_stopped()
+        except InterruptedRunError:  # an outage is one
+            filled.keep()
+            teller.tell(filled.done, filled.kept, now=True)
+            raise
+    errors = filled.errors
+    return filled.arrays, {rows.start + k: errors[k] for k in sorted(errors)[:ERRORS_A_SHARD]}, len(filled.redone)
 
 
 def shard_record(counts: dict[str, int], errors: dict[int, str], redone: int) -> dict[str, Any]:

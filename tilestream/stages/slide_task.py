@@ -128,6 +128,13 @@ class Report:
     """High-water mark of the worker's own resident memory so far, and what its children hold now."""
     worker: str = field(default_factory=lambda: f"{os.uname().nodename}:{os.getpid()}")
     """Process that did it."""
+    earlier: int = 0
+    """Tiles of those counts that an earlier run embedded, and set aside when it ended."""
+
+    @property
+    def fresh(self) -> int:
+        """Tiles that this run embedded."""
+        return sum(self.counts.values()) - self.earlier
 
 
 def add_counts(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:

@@ -233,9 +233,10 @@ class Worker:
                 if listed.compiled:
                     self._check_compiled()
                 while first is not None:
-                    pending.append(self._launch(first, listed))
-                    if len(pending) > self.reading.in_flight:
-                        yield self._land(pending.popleft(), clock)
+                    for part in first.parts(self.batch) if isinstance(first, TileBatch) and self.graphs is None else (first,):
+                        pending.append(self._launch(part, listed))
+                        if len(pending) > self.reading.in_flight:
+                            yield self._land(pending.popleft(), clock)
                     with clock.timed("wait"):
                         first = next(batches, None)
             for launched in pending:  # while the next caller launches: the device has no pause
@@ -265,7 +266,7 @@ class Worker:
         """Start the encoder on a batch."""
 
         def rows(start: int, end: int) -> str:
-            places = listed.first_row + batch.index[start:end]
+            places = listed.rows_of(batch.index[start:end])
             return f"{listed.whose}: rows {places.min()} to {places.max()}"
 
         if self.device.type == "cpu":
@@ -301,7 +302,7 @@ class Worker:
         out = launched.out.float().numpy()
         with clock.timed("compute"):
             redone = self._compute_again(launched, out)
-        if isinstance(batch, TileBatch):
+        if isinstance(batch, TileBatch) and batch.last:
             self.buffers.give(batch.pixels)
         return Embedded(batch.index, out, batch.failed, redone)
 

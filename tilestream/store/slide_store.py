@@ -37,6 +37,8 @@ FORMAT = 2
 ROWS, CODES = f"{TILES}/X", f"{TILES}/obs/status/codes"
 THUMBNAIL, TISSUE = "thumbnail.png", "tissue.png"
 DROPPING = f"{HOME}/dropping.json"
+ASIDE = f"{HOME}/aside"
+"""Rows of shards that are not whole yet: no part of the slide, and gone once their shard is committed."""
 
 OWN_FOLDERS = (TILES, SLIDE, "windows", "tokens")
 OWN_FILES = ("zarr.json", "tables/zarr.json", OVERVIEW, THUMBNAIL, TISSUE)
@@ -236,6 +238,17 @@ class SlideStore(LaterStages):
                 keys.append(key)
             self._look()
             self.record(stage, number, keys, record)
+        if stage == "tiles":
+            self.forget_aside(number)
+
+    def names_aside(self, shard: int) -> list[str]:
+        """Names of the objects that hold rows of a shard that is not whole yet."""
+        return [key for key in self.folder.names(ASIDE) if key.startswith(f"{ASIDE}/{shard:06}-")]
+
+    def forget_aside(self, shard: int) -> None:
+        """Remove rows of a shard that are not part of it yet."""
+        for key in self.names_aside(shard):
+            self.folder.delete(key)
 
     def commit_objects(self, stage: str, number: int, objects: Mapping[str, bytes], record: dict[str, Any]) -> None:
         """Write objects whole and durably, then their entry in the ledger, which commits them."""
@@ -295,6 +308,7 @@ class SlideStore(LaterStages):
 
     def complete(self, told: dict[str, Any]) -> None:
         """Write the completion mark, the last object of a slide."""
+        self.folder.delete_all(ASIDE)
         contexts = (context_place(stage) for stage in self.stage_recipes if stage.partition("-")[0] == "context")
         rows = (*ROW_ARRAYS, *contexts, *(path for name in self.heads for path in row_paths(name)))
         unanswered = self.unanswered

@@ -41,6 +41,15 @@ class TileBatch:
     """(n, tile, tile, 3) uint8 RGB; undefined where the tile failed."""
     failed: dict[int, Failure] = field(default_factory=dict)
     """Why reading failed, by place in the list that was asked for."""
+    last: bool = True
+    """Whether the buffer that the pixels lie in is free once these are done with."""
+
+    def parts(self, count: int) -> Iterator[TileBatch]:
+        """The same tiles, so many at a time."""
+        for start in range(0, len(self.index), count):
+            index = self.index[start : start + count]
+            failed = {k: self.failed[k] for k in index.tolist() if k in self.failed}
+            yield TileBatch(index, self.pixels[start : start + count], failed, start + count >= len(self.index))
 
 
 @dataclass(frozen=True)

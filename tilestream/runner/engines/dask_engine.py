@@ -6,6 +6,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -15,9 +16,10 @@ from typing import Any
 from tilestream.config.compute import Compute
 from tilestream.errors import InterruptedRunError, TilestreamError, UnfitWorkerError
 from tilestream.runner.engines.clusters import Cluster, open_cluster
-from tilestream.runner.engines.engine import Engine, Outcome, run_task
+from tilestream.runner.engines.engine import Engine, Outcome, run_heard, run_task
 from tilestream.runner.engines.interrupts import interrupts_held
 from tilestream.runner.engines.patience import Patience
+from tilestream.stages.encoding.in_work import Told
 from tilestream.stages.worker_settings import LANES
 
 RETRIES = 2
@@ -31,6 +33,9 @@ ALONE = 300.0
 
 CHECK_EVERY = 5.0
 """Seconds after which it is looked which workers are there, also where the scheduler told of no change."""
+
+TOPIC = "tilestream"
+"""Under which workers tell how far they are."""
 
 LOST = "the scheduler was lost. What is finished is kept; the same command resumes once a cluster is there."
 
@@ -65,6 +70,7 @@ class DaskEngine(Engine):
     def __init__(self, compute: Compute, say: Callable[[str], None]) -> None:
         self._say = say
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.told = deque()
         self._submitted: dict[str, _Submitted] = {}
         self._ready: set[str] = set()
         """Addresses of the workers that were checked and are there."""
@@ -89,6 +95,7 @@ class DaskEngine(Engine):
         self._patience = Patience(limit, self._cluster.expected, say)
         try:
             self._client.subscribe_topic("all", self._hear)
+            self._client.subscribe_topic(TOPIC, self._hear_progress)
             self._check_cluster()
             while not self._ready:
                 self.wait_next(1.0)
@@ -117,7 +124,7 @@ class DaskEngine(Engine):
         name = f"{task.function.__name__}-{self._run}-{self._count}"
         allowed = frozenset(self._ready) if self._greeted or self._unfit else frozenset[str]()
         future = self._client.submit(
-            run_task, task.function, *task.arguments, key=name, retries=RETRIES, pure=False, workers=sorted(allowed) or None,
+            run_heard, tell_scheduler, task.function, *task.arguments, key=name, retries=RETRIES, pure=False, workers=sorted(allowed) or None,
             allow_other_workers=False,
         )  # fmt: skip
         self._submitted[name] = replace(task, future=future, allowed=allowed)
@@ -204,6 +211,11 @@ class DaskEngine(Engine):
             self._changed = True
             self.wake()
 
+    def _hear_progress(self, event: tuple[float, Any]) -> None:
+        """A task tells how far it is, perhaps of another run on the same cluster."""
+        self.told.append(Told(**event[1]))
+        self.wake()
+
     def _check_cluster(self) -> None:
         """Follow the workers that came and went. Raises InterruptedRunError where the scheduler is lost or patience ends."""
         self._changed, self._checked = False, time.monotonic()
@@ -282,8 +294,16 @@ class DaskEngine(Engine):
 
     def close(self) -> None:
         if self._client.status == "running":
-            self._client.unsubscribe_topic("all")  # the scheduler would tell a client that is gone
+            for topic in ("all", TOPIC):  # the scheduler would tell a client that is gone
+                self._client.unsubscribe_topic(topic)
         self._cluster.close()
+
+
+def tell_scheduler(told: Told) -> None:
+    """In a worker: how far a task is goes to whoever asked the scheduler for it."""
+    from distributed import get_worker
+
+    get_worker().log_event(TOPIC, vars(told))
 
 
 def _value(outcome: Outcome) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
 from tilestream.errors import TilestreamError, UnfitWorkerError, storage_error
+from tilestream.stages.encoding.in_work import Told, heard_by
 from tilestream.stages.hardware import worker_address
 
 
@@ -35,6 +37,12 @@ def run_task(function: Callable[..., Any], *arguments: Any) -> Outcome:
         return Outcome(error=meant)
 
 
+def run_heard(listener: Callable[[Told], None], function: Callable[..., Any], *arguments: Any) -> Outcome:
+    """`run_task`, with somebody who hears how far it is."""
+    with heard_by(listener):
+        return run_task(function, *arguments)
+
+
 class Engine(ABC):
     """Runs `function(*arguments)`, all of them picklable."""
 
@@ -44,6 +52,8 @@ class Engine(ABC):
     """Workers that are ready now."""
     in_process: bool
     """Whether tasks run in this process."""
+    told: deque[Told]
+    """What tasks in work told of how far they are; whoever waits takes it."""
 
     @abstractmethod
     def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:

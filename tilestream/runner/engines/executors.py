@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import queue
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from tilestream.config.compute import Compute
 from tilestream.runner.engines.clusters import check_main_guard
 from tilestream.runner.engines.dask_engine import DaskEngine
-from tilestream.runner.engines.engine import Engine, Outcome, run_task
+from tilestream.runner.engines.engine import Engine, Outcome, run_heard
+from tilestream.stages.encoding.in_work import Told
 from tilestream.stages.hardware import forget_peak
 from tilestream.stages.slide_task import STOP
 from tilestream.stages.worker_settings import LANES, works_here
@@ -26,11 +29,12 @@ class InlineEngine(Engine):
         forget_peak()
         self.workers = 1
         self.capacity = LANES + 1
+        self.told = deque()
         self._pool = ThreadPoolExecutor(LANES + 2, thread_name_prefix="lane")
         self._done: queue.SimpleQueue[tuple[Any, Future[Outcome]] | None] = queue.SimpleQueue()
 
     def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
-        future = self._pool.submit(run_task, function, *arguments)
+        future = self._pool.submit(run_heard, self._hear, function, *arguments)
         future.add_done_callback(lambda done: self._done.put((key, done)))
 
     def wait_next(self, timeout: float | None = None) -> tuple[Any, Outcome] | None:
@@ -39,6 +43,11 @@ class InlineEngine(Engine):
         except queue.Empty:
             return None
         return None if ended is None else (ended[0], ended[1].result())
+
+    def _hear(self, told: Told) -> None:
+        """What is embedded is kept: whoever stops this process lets it set that aside."""
+        self.told.append(replace(told, kept=told.tiles))
+        self.wake()
 
     def wake(self) -> None:
         self._done.put(None)

@@ -20,6 +20,12 @@ class TileList:
     """Row of the first one in the output."""
     compiled: bool = False
     """Whether they go through the compiled encoder, where they go through a CUDA device."""
+    rows: NDArray[np.int64] | None = None
+    """(n,) which rows from there on they are, where some are left out."""
+
+    def rows_of(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows in the output of the tiles at places of the list."""
+        return self.first_row + (index if self.rows is None else self.rows[index])
 
 
 ALL_TILES = TileList()
