@@ -12,6 +12,7 @@ import shapely
 import tilestream
 from tests.support.heads import CLASSES, head_file
 from tests.support.images import make_image, write_pyramid
+from tests.support.qupath import read_qupath
 from tests.support.runs import given, opened
 from tilestream.errors import InputError
 from tilestream.interop.exports import export_slides
@@ -59,7 +60,7 @@ def test_tables_hold_class_and_probabilities_of_each_tile(output, tmp_path, head
 
 
 def test_geojson_holds_valid_squares_with_measurements(output, tmp_path):
-    found, table = json.loads(exported(output, tmp_path, "failing", "geojson").read_text())["features"], stored(output)
+    found, table = read_qupath(exported(output, tmp_path, "failing", "geojson")), stored(output)
     assert len(found) == table.n_obs
     for feature, kind, values in zip(found, table.obs["failing"], table.obsm["failing"], strict=True):
         about = feature["properties"]

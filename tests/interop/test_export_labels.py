@@ -1,7 +1,6 @@
 """The label image of a head in the formats of other programs: polygons that are valid and have its areas, in level-0 px, and its pixels. Judge: shapely."""
 
 import csv
-import gzip
 import json
 import sqlite3
 import zlib
@@ -16,6 +15,7 @@ import zarr
 import tilestream
 from tests.support.exported import export
 from tests.support.images import make_image, write_pyramid
+from tests.support.qupath import read_qupath
 from tests.support.runs import config
 from tilestream.errors import ConfigError
 from tilestream.interop.exports import export_slides
@@ -32,14 +32,9 @@ def output(tmp_path_factory):
     return folder / "out"
 
 
-def read(path):
-    raw = path.read_bytes()
-    return json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)["features"]
-
-
 def test_polygons_have_the_areas_of_the_label_image(output, tmp_path):
     _, words = export(output, "geojson", what="kinds", slide="a", out=str(tmp_path / "a.geojson.gz"))
-    features = read(tmp_path / "a.geojson.gz")
+    features = read_qupath(tmp_path / "a.geojson.gz")
     assert words.startswith(f"a: {len(features)} regions -> ")
     shapes = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
     assert shapely.is_valid(shapes).all()

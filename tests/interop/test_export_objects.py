@@ -1,7 +1,6 @@
 """Objects in the formats of other programs, read by json, pyarrow, sqlite3, csv and shapely."""
 
 import csv
-import gzip
 import json
 import sqlite3
 import uuid
@@ -16,6 +15,7 @@ import zarr
 
 from tests.support.exported import export
 from tests.support.made_objects import CLASSES, made_rows, put_objects
+from tests.support.qupath import read_qupath
 from tests.support.stores import make_store
 from tilestream.errors import ConfigError, InputError
 from tilestream.interop.exports import export_slides
@@ -43,16 +43,11 @@ def output(tmp_path, groups):
     return tmp_path
 
 
-def read_geojson(path):
-    raw = path.read_bytes()
-    return json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)["features"]
-
-
 @pytest.mark.parametrize("name", ["o.geojson", "o.geojson.gz"])
 def test_geojson_is_what_qupath_reads(output, truth, name):
     _, words = export(output, "geojson", what="nuclei", slide="a", out=str(output / name))
     assert words.startswith("a: 100 objects -> ")
-    features = read_geojson(output / name)
+    features = read_qupath(output / name)
     shapes = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
     assert shapely.is_valid(shapes).all()
     assert shapely.equals_exact(shapes, truth[0], 1e-9).all()
