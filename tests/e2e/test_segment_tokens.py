@@ -12,7 +12,7 @@ from tests.support.images import make_image, write_pyramid
 from tests.support.runs import bytes_of, config
 from tilestream.config.load import load_config
 from tilestream.encoders.heads.head_file import HeadAbout, build_model, write_head
-from tilestream.errors import ConfigError
+from tilestream.errors import ConfigError, InterruptedRunError
 from tilestream.runner.plan_command import plan_slides
 from tilestream.stages.heads.dense import token_segmenting
 
@@ -174,11 +174,88 @@ def test_the_plan_projects_what_is_left(image, tmp_path):
 def test_what_cannot_be_is_refused_with_the_way_out(image, tmp_path):
     decoder(tmp_path, 6, 4)
     model = tmp_path / "h.safetensors"
-    with pytest.raises(ConfigError, match=r"kinds segments from patch tokens, but they are not kept. Add tokens to output.save"):
-        tilestream.run(given(image, tmp_path / "out", model, output={"path": str(tmp_path / "out"), "save": ["tiles"]}))
     with pytest.raises(ConfigError, match=r"heads.kinds.input: tokens, but the encoder gives one vector a tile"):
         tilestream.run(given(image, tmp_path / "out", "tests.support.heads:global_decoder", encoder="tests.support.encoders:corners"))
     with pytest.raises(ConfigError, match=r"cannot segment from tokens: it sees more than 8 tokens"):
         tilestream.run(given(image, tmp_path / "out", "tests.support.heads:global_decoder"))
     with pytest.raises(ConfigError, match=r"heads.kinds.model: .* takes rows of 12 features, but tokens have 16"):
         tilestream.run(given(image, tmp_path / "out", model, encoder={"name": "patch_embed", "args": {"patch": PATCH, "dim": 16}}))
+
+
+def streamed(image, folder, model, read="tokens", **sections):
+    """The same without tokens in the store."""
+    asked = given(image, folder, model, read, **sections)
+    return {**asked, "output": {"path": str(folder), "dtype": asked["output"]["dtype"], "save": ["tiles"], **sections.get("output", {})}}
+
+
+def labels_of(output, head="kinds"):
+    return {key: data for key, data in bytes_of(output / "a.zarr" / "labels").items() if head in key.parts}
+
+
+@pytest.mark.parametrize(("hidden", "up", "side"), [(0, 1, 2048), (0, 4, 48), (6, 16, 130)])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_tokens_that_pass_by_leave_the_bytes_of_stored_ones(image, tmp_path, monkeypatch, hidden, up, side, dtype):
+    monkeypatch.setattr(token_segmenting, "BLOCK_SIDE", side)
+    decoder(tmp_path, hidden, up)
+    model, save = tmp_path / "h.safetensors", {"save": ["tiles", "tokens"], "dtype": dtype}
+    tilestream.run(given(image, tmp_path / "stored", model, output={"path": str(tmp_path / "stored"), **save}))
+    asked = streamed(image, tmp_path / "streamed", model, output={"dtype": dtype}, compute={"shard_tiles": 9})
+    assert tilestream.run(asked).exit_code == 0
+    assert not (tmp_path / "streamed" / "a.zarr" / "tokens").exists()
+    assert labels_of(tmp_path / "streamed") == labels_of(tmp_path / "stored")
+    rows = [zarr.open_array(tmp_path / name / "a.zarr" / "tables" / "tiles" / "X", mode="r")[:] for name in ("stored", "streamed")]
+    np.testing.assert_array_equal(*rows)
+
+
+@pytest.mark.parametrize("schedule", ["row_bands", "halo_shards"])
+def test_tokens_behind_a_context_pass_by_too_and_heads_stand_side_by_side(image, tmp_path, monkeypatch, schedule):
+    monkeypatch.setattr(token_segmenting, "BLOCK_SIDE", 64)
+    decoder(tmp_path, 6, 4, "context")
+    (tmp_path / "plain").mkdir()
+    decoder(tmp_path / "plain", 0, 4)
+    heads = {"kinds": {"kind": "segment", "input": "context", "model": str(tmp_path / "h.safetensors")},
+             "plain": {"kind": "segment", "input": "tokens", "model": str(tmp_path / "plain" / "h.safetensors")}}  # fmt: skip
+    context = {**CONTEXT, "schedule": schedule}
+    tilestream.run(given(image, tmp_path / "stored", None, heads=heads, context=CONTEXT))
+    tilestream.run(streamed(image, tmp_path / "streamed", None, heads=heads, context=context, compute={"shard_tiles": 13}))
+    for head in heads:
+        assert labels_of(tmp_path / "streamed", head) == labels_of(tmp_path / "stored", head)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_head_that_comes_later_or_is_cut_short_leaves_the_same_bytes(image, tmp_path, monkeypatch, workers):
+    decoder(tmp_path, 6, 4 if workers == 1 else 64)  # so fine that the slide has several blocks
+    model, compute = tmp_path / "h.safetensors", {"shard_tiles": 9}
+    if workers == 1:
+        monkeypatch.setattr(token_segmenting, "BLOCK_SIDE", 64)
+    else:
+        compute |= {"scheduler": "local", "workers": 2, "threads": 1}
+    tilestream.run(given(image, tmp_path / "stored", model))
+    asked = streamed(image, tmp_path / "later", model, compute=compute)
+    tilestream.run({key: value for key, value in asked.items() if key != "heads"})
+    before = bytes_of(tmp_path / "later" / "a.zarr" / "tables" / "tiles" / "X")
+    assert tilestream.run(asked).new_tiles == 0
+    assert bytes_of(tmp_path / "later" / "a.zarr" / "tables" / "tiles" / "X") == before
+    assert labels_of(tmp_path / "later") == labels_of(tmp_path / "stored")
+    if workers == 1:
+        write, written = token_segmenting.write_unit, []
+
+        def stop(*given):
+            if len(written) == 2:
+                raise KeyboardInterrupt
+            written.append(write(*given))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(token_segmenting, "write_unit", stop)
+            with pytest.raises((KeyboardInterrupt, InterruptedRunError)):
+                tilestream.run(streamed(image, tmp_path / "cut", model, compute=compute))
+        assert tilestream.run(streamed(image, tmp_path / "cut", model, compute=compute)).exit_code == 0
+        assert labels_of(tmp_path / "cut") == labels_of(tmp_path / "stored")
+
+
+def test_a_slide_without_tiles_has_an_empty_label_image(image, tmp_path):
+    decoder(tmp_path, 6, 4)
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(tmp_path / "none.png")
+    tiles = {"size": TILE, "tissue": {"mask": str(tmp_path / "none.png")}}
+    assert tilestream.run(streamed(image, tmp_path / "out", tmp_path / "h.safetensors", tiles=tiles)).exit_code == 0
+    assert not zarr.open_array(tmp_path / "out" / "a.zarr" / "labels" / "kinds" / "0", mode="r")[:].any()

@@ -46,7 +46,8 @@ class Head(Section):
     detect: the objects in the pixels, each once; segment: a class of each pixel, as a label image."""
     input: Input = Field(default=None, validate_default=True)
     """What it reads: tiles (their embeddings), context (the same behind the context), pixels; a head of kind slide also vector, the pooled one. The default is
-    tiles. A head of kind segment reads pixels, or the patch tokens that output.save keeps: tokens, or context for the same behind the context."""
+    tiles. A head of kind segment reads pixels, or patch tokens: tokens, or context for the same behind the context; those that output.save keeps, else as they
+    come from the encoder."""
     model: PathText
     """A `.safetensors` of `tilestream fit`; a folder or repository of the hub with config.json and safetensors (timm, transformers, WSInfer); an `.onnx`
     file; `module:factory`; or one of those in the package: tilestream-sample-tissue, tilestream-sample-blood."""
@@ -63,6 +64,11 @@ class Head(Section):
     overlap holds all that the model sees, for then it equals one pass, else hann."""
     save: Names = Field(default=None, validate_default=True)
     """What is stored beside the answers: of classify probabilities, of slide attention, of detect shapes, of segment labels, and probabilities of all classes too."""
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it is made of patch tokens, which pass by once where they are not kept."""
+        return self.kind == "segment" and self.input != "pixels"
 
     @field_validator("input", mode="before")
     @classmethod
@@ -125,17 +131,13 @@ def _check_names(heads: dict[str, Head]) -> dict[str, Head]:
 Heads = Annotated[dict[str, Head], AfterValidator(_check_names)]
 
 
-def problem_of_heads(heads: dict[str, Head], *, context: bool, encoder: bool, vector: bool, tokens: bool) -> str | None:
+def problem_of_heads(heads: dict[str, Head], *, context: bool, encoder: bool, vector: bool) -> str | None:
     """Why heads cannot have what they read, in words behind `heads`; None where they can: whether there is each of the others is told."""
     for name, head in heads.items():
         if head.input == "context" and not context:
             return f"{name} reads context, but there is none. Add a context, or set heads.{name}.input to tiles"
         if head.input == "vector" and not vector:
             return f"{name} reads the vector of the slide, but none is made. Choose a pool and leave slide in output.save, or set heads.{name}.input to tiles"
-        if head.kind == "segment" and head.input != "pixels" and encoder and not tokens:
-            return (
-                f"{name} segments from patch tokens, but they are not kept. Add tokens to output.save, or set heads.{name}.input to pixels"
-            )
         if head.input != "pixels" and not encoder:
             return f"{name} reads {head.input}, but there is no encoder. Write one, or set heads.{name}.input to pixels"
     return None

@@ -281,8 +281,7 @@ class Config(Section):
             raise ValueRefusedError("none, and there is no encoder either. Write one of both")
         if not encoder and (context or pool):
             raise ValueRefusedError(f"{'context' if context else 'pool'} is given, but there is no encoder. Write one, or leave it out")
-        tokens = "tokens" in info.data["output"].save
-        if problem := problem_of_heads(heads, context=context, encoder=encoder, vector=vector, tokens=tokens):
+        if problem := problem_of_heads(heads, context=context, encoder=encoder, vector=vector):
             raise ValueRefusedError(problem)
         return heads
 

@@ -156,8 +156,7 @@ class Planner:
             self.summary.touched = True
             setup = replace(self.setup, workers=self.engine.workers, begins_compiled=self._compiles)
             prepared = take_up(store, ref, source, setup, self.recipes, self.cohort, planned.messages.append)
-        passes = prepared.context is not None and prepared.context.one_pass
         task = prepared.task(setup, store)
-        aside = {} if passes else tiles_aside(store)  # a pass makes tokens of all tiles again
-        run = SlideRun(task, store, planned.result, stages_of(prepared, setup, store, task), passes, aside)
+        aside = {} if prepared.passes else tiles_aside(store)  # a pass makes tokens of all tiles again
+        run = SlideRun(task, store, planned.result, stages_of(prepared, setup, store, task), prepared.passes, aside)
         return replace(planned, begun=Begun(run, prepared, store.ledger(), run.next_stage()))

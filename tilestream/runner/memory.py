@@ -155,12 +155,18 @@ def _reading(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFact
     return sum(lanes[:LANES]) + results, decoding + (LANES * isolated_bytes() if config.compute.isolate else 0)
 
 
+def passes_tokens(config: Config, facts: EncoderFacts, layout: Layout) -> bool:
+    """Whether patch tokens go from the encoder into a context or a head without being stored."""
+    wanted = config.context is not None or any(head.reads_tokens for head in config.heads.values())
+    return wanted and facts.tokens > 1 and not layout.tokens
+
+
 def _lists(
     plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts, batch: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """The level-0 y and x of each list of tiles that is read at once: a shard's, a band's where tokens are mixed as they come, or a group's."""
     columns, step = plan.columns, layout.shard_tiles
-    if config.context is not None and facts.tokens > 1 and not layout.tokens:
+    if passes_tokens(config, facts, layout):
         a_row = int(np.bincount(plan.tile_row, minlength=1).max())
         step = max(a_row, BAND_BYTES // (facts.tokens * facts.dim * 4))
     if config.compute.isolate:

@@ -7,17 +7,21 @@ from dataclasses import dataclass, field, replace
 
 from tilestream.config.heads import NO_ENCODER
 from tilestream.models.context_spec import ContextSpec
-from tilestream.runner.heads.stages import Stage, head_stages
+from tilestream.runner.heads.stages import Stage, head_stages, make_streamed
 from tilestream.runner.prepare import PreparedSlide, Setup, windows_of
 from tilestream.runner.summary import SlideResult
 from tilestream.stages.embed_and_mix import embed_and_mix, segments
 from tilestream.stages.embed_tiles import embed_tiles, place_tiles
 from tilestream.stages.finish_slide import draw_slide, finish_slide, pool_slide, pool_windows
+from tilestream.stages.heads.dense.token_blocks import open_blocks, streamed_heads
 from tilestream.stages.mix_context import mix_context
 from tilestream.stages.slide_task import SlideTask
 from tilestream.stages.token_grid import tokens_a_side
 from tilestream.store.layout import WindowGrid
 from tilestream.store.slide_store import SlideStore
+
+STREAMED_HALO = 4
+"""Tile rows that a run of shards embeds beyond its own for heads over tokens, about: the rest of a row of blocks, and a halo."""
 
 
 @dataclass
@@ -73,8 +77,13 @@ def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore, task: Slide
     save, mixes = config.output.save, "" if config.context is None else config.context.stage
     windows = windows_of(slide, setup)
     passing = setup.line.token_windows is not None and _open_windows(windows[:1], store)
-    if context is not None and context.one_pass:
-        yield Stage(embed_and_mix, [part for part in _segments(slide, setup) if passing or _open(part, store, mixes)])
+    if slide.passes:
+        tile_row, _ = task.read_places(store)
+        make_streamed(task, store)
+        parts = _segments(slide, setup)
+        yield Stage(
+            embed_and_mix, [part for part in parts if passing or _open(part, store, mixes) or open_blocks(task, store, tile_row, part)]
+        )
     else:
         yield Stage(embed_tiles if setup.facts.name != NO_ENCODER else place_tiles, _missing(every, store.ledger()))
         if context is not None:
@@ -90,8 +99,9 @@ def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore, task: Slide
 
 
 def _open(shards: range, store: SlideStore, mixes: str) -> bool:
-    """Whether tiles or context of one of these shards are missing."""
-    return not set(shards) <= store.ledger().keys() & store.ledger(mixes).keys()
+    """Whether tiles, or their context where there is one, of one of these shards are missing."""
+    done = store.ledger().keys()
+    return not set(shards) <= (done & store.ledger(mixes).keys() if mixes else done)
 
 
 def _open_windows(windows: list[WindowGrid], store: SlideStore) -> bool:
@@ -107,8 +117,9 @@ def _missing(every: range, done: Container[int]) -> list[range]:
 def _segments(slide: PreparedSlide, setup: Setup) -> list[range]:
     """Runs of shards for passes: all at once, or as many as workers can share without computing much twice."""
     chosen, facts, plan = setup.config.context, setup.facts, slide.plan
-    assert chosen is not None
-    assert slide.context is not None
-    halo = ContextSpec(facts.dim, chosen.depth, chosen.window, chosen.shift).halo
+    halo = 0 if chosen is None else ContextSpec(facts.dim, chosen.depth, chosen.window, chosen.shift).halo
     halo_tiles = -(-halo // tokens_a_side(facts.tokens, plan.grid))
-    return list(segments(slide.layout, plan.tile_row, halo_tiles, whole=slide.context.schedule != "halo_shards"))
+    if streamed_heads(setup.line, slide.layout):
+        halo_tiles += STREAMED_HALO
+    whole = setup.workers == 1 if slide.context is None else slide.context.schedule != "halo_shards"
+    return list(segments(slide.layout, plan.tile_row, halo_tiles, whole=whole))

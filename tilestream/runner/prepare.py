@@ -12,7 +12,7 @@ from tilestream.runner.cohort import source_options
 from tilestream.runner.contexts.fitted_context import check_context_resolution, check_fitted_context
 from tilestream.runner.engines.engine import Engine
 from tilestream.runner.heads.fitting import check_head_resolution, check_heads, precision_notes
-from tilestream.runner.memory import ContextPlan, Projection, check_memory, project_memory
+from tilestream.runner.memory import ContextPlan, Projection, check_memory, passes_tokens, project_memory
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.slide_plan import SlidePlan, check_encoder, make_layout, make_slide_plan
 from tilestream.sources.base import ImageAddress, Source
@@ -78,6 +78,8 @@ class PreparedSlide:
     """How its context is passed, where one is configured."""
     heads: dict[str, int]
     """What each head leaves in its store, bytes before compression."""
+    passes: bool
+    """Whether patch tokens pass by once, from the encoder into its context or heads."""
 
     @property
     def output_bytes(self) -> int:
@@ -195,7 +197,7 @@ def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStor
     if any(head.head.input == "pixels" for head in setup.heads):  # who reads for a head has buffers of its own
         projection = replace(projection, heads=projection.heads + projection.tiles + projection.decoding)
     check_memory(projection, config, plan, layout)
-    return PreparedSlide(plan, layout, projection, context, left)
+    return PreparedSlide(plan, layout, projection, context, left, passes_tokens(config, facts, layout))
 
 
 def _heads_take(task: SlideTask, layout: Layout) -> tuple[int, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""Tiles, tokens and context of a slide in one pass: reader, encoder, row bands and means as one chain of generators; no token is stored."""
+"""Tiles, tokens, context and label images of a slide in one pass: reader, encoder, row bands, means and blocks as one chain of generators; no token is stored."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tilestream.stages.clock import Clock
 from tilestream.stages.embed_tiles import ERRORS_A_SHARD, count_statuses, place_results, refuse_tile, shard_record
 from tilestream.stages.encoding.embedded import Embedded, TileList
 from tilestream.stages.encoding.in_work import Teller
+from tilestream.stages.heads.dense.token_blocks import TokenBlocks, streamed_heads
 from tilestream.stages.mix_context import Sink, build_context, input_end, input_top, row_groups
 from tilestream.stages.slide_task import Report, SlideTask, add_counts, check_stopped, outlast_outages
 from tilestream.stages.token_grid import TokenGrid, tokens_a_side
@@ -27,6 +28,10 @@ from tilestream.store.slide_store import CODES, ROWS
 
 SEGMENT_HALOS = 16
 """Rows of a segment for each row that its halo adds: at most an eighth is computed twice."""
+
+
+IN_TURN = ("wait", "compute", "write")
+"""What a pass does in turn with its context; reading goes on beside it."""
 
 
 def segments(layout: Layout, tile_row: NDArray[np.int64], halo_tiles: int, *, whole: bool) -> Iterator[range]:
@@ -49,34 +54,29 @@ def embed_and_mix(task: SlideTask, shards: range) -> Report:
 def _pass_shards(worker: Worker, task: SlideTask, shards: range) -> Report:
     with worker.lanes:
         source = worker.images.get(task.image)
-        work = _Pass(task, shards)
-        sink = Sink(work.places, work.store, task.line, work.first_open(), shards.stop)
-        if sink.first_row is not None:
-            model = build_context(work.context, work.layout.dim, task.line.facts.precision, task.line.weights).to(worker.device)
+        work = _Pass(task, shards, worker.device)
+        if (rows := work.rows()) is not None:
             start = time.perf_counter()
-            tiles, groups = work.reach(model, sink.first_row)
+            tiles, groups = work.places.tiles_between(*rows), list(row_groups(work.places, work.layout.dim, *rows))
             y, x = task.grid.l0_y(work.places.tile_row[tiles]), task.grid.l0_x(work.places.tile_col[tiles])
             cuts = [work.places.tiles_between(row, row).start - tiles.start for row, _ in groups[1:]]
             tiles_read = worker.embed_tiles(
                 source, task.spec, y, x, work.clock, cuts, listed=TileList(task.slide, tiles.start, task.compiled)
             )
             with closing(tiles_read) as embedded:
-                bands = (TokenBand(b.tokens.to(worker.device), b.tok_row, b.tok_col, b.upto) for b in work.bands(embedded, tiles, groups))
-                for band in RowBands(model, work.stride_um).run(bands):
-                    with work.clock.timed("write"):
-                        sink.add(band)
-            with work.clock.timed("write"):
-                sink.finish()
-            taken = work.clock.seconds
-            work.clock.add("context", time.perf_counter() - start - sum(taken.get(stage, 0.0) for stage in ("wait", "compute", "write")))
+                work.pass_on(
+                    TokenBand(b.tokens.to(worker.device), b.tok_row, b.tok_col, b.upto) for b in work.bands(embedded, tiles, groups)
+                )
+            if work.mixing is not None:
+                others = sum(spent for stage, spent in work.clock.seconds.items() if stage in IN_TURN or stage.startswith("head "))
+                work.clock.add("context", time.perf_counter() - start - others)
     return Report(task.slide, shards, work.clock.seconds, work.counts, work.errors)
 
 
 class _Pass:
     """What a pass knows of its slide, and the rows that it has not written yet."""
 
-    def __init__(self, task: SlideTask, shards: range) -> None:
-        assert task.line.context is not None
+    def __init__(self, task: SlideTask, shards: range, device: torch.device) -> None:
         self.task, self.shards, self.context = task, shards, task.line.context
         self.store = task.open_store()
         self.layout = self.store.layout
@@ -90,20 +90,60 @@ class _Pass:
         self._failed: dict[int, str] = {}
         self._redone: set[int] = set()
         self._parts: list[tuple[NDArray[Any], NDArray[np.int8]]] = []
+        blocks = [TokenBlocks(task, facts, self.places, shards, device, self.clock) for facts in streamed_heads(task.line, self.layout)]
+        missing = [each for each in blocks if each.open]
+        self._of_tokens = [each for each in missing if each.task.head_facts.head.input == "tokens"]
+        self._of_context = [each for each in missing if each.task.head_facts.head.input == "context"]
+        self._sink = None if self.context is None else Sink(self.places, self.store, task.line, self._first_open(), shards.stop)
+        self.mixing: ContextTransformer | None = None
+        """The context, where anything of it is missing."""
+        if self.context is not None and self._sink is not None and (self._of_context or self._sink.first_row is not None):
+            self.mixing = build_context(self.context, self.layout.dim, task.line.facts.precision, task.line.weights).to(device)
 
-    def first_open(self) -> int:
+    def _first_open(self) -> int:
         """The first shard whose context is not committed; its tiles may be."""
+        assert self.context is not None
         done = self.store.ledger(self.context.stage)
         return next((shard for shard in self.shards if shard not in done), self.shards.stop)
 
-    def reach(self, model: ContextTransformer, first_row: int) -> tuple[slice, list[tuple[int, int]]]:
-        """The tiles that the context of the task's shards from token row `first_row` on depends on, and their rows in groups."""
-        side, rows = self.places.side, self.places.grid.rows
-        top, end = max(0, input_top(model, first_row) // side), rows
-        if self.shards.stop < self.layout.shards:
-            last = int(self.places.tile_row[self.layout.rows(self.shards.stop - 1).stop - 1])
-            end = min(rows, -(-input_end(model, (last + 1) * side) // side))
-        return self.places.tiles_between(top, end), list(row_groups(self.places, self.layout.dim, top, end))
+    def rows(self) -> tuple[int, int] | None:
+        """The first tile row and the row past the last one that what is missing depends on; None where nothing is."""
+        side, tile_row, layout = self.places.side, self.places.tile_row, self.layout
+        first = [int(tile_row[layout.rows(shard).start]) for shard in sorted(self._tiles_open)[:1]]
+        last = int(tile_row[layout.rows(self.shards.stop - 1).stop - 1]) + 1
+        end = [last] if first else []
+        for blocks in self._of_tokens:
+            first, end = [*first, blocks.first_row // side], [*end, -(-blocks.end_row // side)]
+        if self.mixing is not None:
+            mixed = [] if self._sink is None or self._sink.first_row is None else [(self._sink.first_row, last * side)]
+            for top, bottom in (*mixed, *((blocks.first_row, blocks.end_row) for blocks in self._of_context)):
+                first, end = [*first, input_top(self.mixing, top) // side], [*end, -(-input_end(self.mixing, bottom) // side)]
+        if not first:
+            return None
+        rows = self.places.grid.rows
+        return max(0, min(first)), rows if self.shards.stop == layout.shards else min(rows, max(end))
+
+    def pass_on(self, bands: Iterator[TokenBand]) -> None:
+        """Make of tokens, as they come, what is missing of their context and of heads."""
+        passed = self._through(bands, self._of_tokens)
+        if self.mixing is None or self._sink is None:
+            for _ in passed:
+                pass
+            return
+        for band in self._through(RowBands(self.mixing, self.stride_um).run(passed), self._of_context):
+            with self.clock.timed("write"):
+                self._sink.add(band)
+        with self.clock.timed("write"):
+            self._sink.finish()
+
+    @staticmethod
+    def _through(bands: Iterator[TokenBand], blocks: list[TokenBlocks]) -> Iterator[TokenBand]:
+        for band in bands:
+            for each in blocks:
+                each.add(band)
+            yield band
+        for each in blocks:
+            each.finish()
 
     def bands(self, embedded: Iterator[Embedded], tiles: slice, groups: list[tuple[int, int]]) -> Iterator[TokenBand]:
         """The tokens of each group of tile rows; its tiles are committed on the way as their shards fill up."""

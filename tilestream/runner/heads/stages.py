@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 
+from tilestream.stages.heads.dense.token_blocks import streamed_bytes, streamed_heads
 from tilestream.stages.heads.kinds import KINDS
 from tilestream.stages.slide_task import Report, SlideTask
 from tilestream.store.heads.columns import head_stage
@@ -37,6 +38,12 @@ def head_stages(task: SlideTask, store: SlideStore, workers: int = 1) -> Iterato
             yield Stage(kind.finish, [range(count, count + 1)], name)
 
 
+def make_streamed(task: SlideTask, store: SlideStore) -> None:
+    """Write the metadata of the heads that are made of tokens which pass by."""
+    for facts in streamed_heads(task.line, store.layout):
+        KINDS[facts.head.kind].make(replace(task, head=facts.name), facts, store)
+
+
 def _missing(count: int, done: Container[int], together: int) -> Iterator[range]:
     """Runs of units that are not done, of at most `together`."""
     start: int | None = None
@@ -50,9 +57,10 @@ def _missing(count: int, done: Container[int], together: int) -> Iterator[range]
 
 
 def heads_memory(task: SlideTask, layout: Layout) -> int:
-    """Bytes that heads add to a worker: the largest one at work, and the weights of the others."""
+    """Bytes that heads add to a worker: the largest one at work, tokens that are kept while they pass by, and the weights of the others."""
     needs = [KINDS[facts.head.kind].memory(replace(task, head=facts.name), facts, layout) for facts in task.line.heads]
-    return max(needs, default=0) + sum(facts.bytes for facts in task.line.heads)
+    passing = sum(streamed_bytes(task, facts, layout) for facts in streamed_heads(task.line, layout))
+    return max(needs, default=0) + passing + sum(facts.bytes for facts in task.line.heads)
 
 
 def heads_output(task: SlideTask, layout: Layout) -> dict[str, int]:

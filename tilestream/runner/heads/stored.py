@@ -62,7 +62,9 @@ def lacks_answers_only(store: SlideStore, ref: SlideRef, recipes: Recipes, cohor
     recipes.refuse_other_heads(store, ref, cohort.restart)
     mark = store.completion
     missing = {stage for stage in heads if mark is None or stage in changed or restarts(cohort.restart, stage)}
-    if not missing or not changed <= heads.keys() or any(heads[stage].input == "pixels" for stage in missing):
+    if not missing or not changed <= heads.keys():
+        return False
+    if any(head.input == "pixels" or (head.reads_tokens and not store.layout.tokens) for head in (heads[stage] for stage in missing)):
         return False
     return not store.quick_damage() if mark is not None else _all_but_heads(store, config)
 

@@ -1,4 +1,4 @@
-"""A class, or values, of each cell of a fine grid from the patch tokens that are stored, with or without their context."""
+"""A class, or values, of each cell of a fine grid from patch tokens, with or without their context; here, from those that are stored."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class TokenCanvas:
         self.image = label_image(facts, self.patches.shape, self.blocks, step, task.mpp)
         context = task.line.context if facts.head.input == "context" else None
         self.context = None if context is None else ContextSpec(dim, context.depth, context.window, context.shift)
-        self._dim = dim
+        self.dim = dim
 
     @property
     def halo(self) -> int:
@@ -79,7 +79,7 @@ class TokenCanvas:
     def memory(self, threads: int) -> int:  # as of pixels
         """Bytes that a worker holds beside the decoder's weights."""
         across = self.blocks.cores * self.side + 2 * self.halo
-        tokens = across**2 * self._dim * 4 * COPIES
+        tokens = across**2 * self.dim * 4 * COPIES
         mixed = 0 if self.context is None else self.context.whole_bytes((across + 2 * self.context.halo) ** 2)
         pixels = (across * self.up) ** 2 * 4 * (3 * self.answer.outputs + 4)
         return self.dense.bytes + tokens + mixed + pixels + 4 * self.blocks.side**2 * self.image.pixel_bytes
@@ -97,33 +97,57 @@ def segment_tokens(task: SlideTask, units: range, device: torch.device) -> Repor
     """Compute and commit units that are not committed yet."""
     facts, store, clock = task.head_facts, task.open_store(), Clock()
     canvas = TokenCanvas(task, facts)
-    stored = StoredMap(task, store, canvas, device)
+    assert store.layout.tokens or not store.layout.tiles, "tokens that are not stored pass by while tiles are embedded"
+    stored = StoredMap(task, store, canvas, device) if store.layout.tokens else None
     module = head_for(facts, device).module
     done = store.ledger(head_stage(facts.name))
-    with dense_threads(device):
-        for unit in units:
-            if unit in done:
-                continue
-            check_stopped()
-            with clock.timed("read"):
-                tokens, there = stored.read(canvas.rect(unit))
-            filled, tiles, failed = UnitImage(canvas, unit, device), 0, 0
-            if bool(there.any()):
-                with (
-                    clock.timed(f"head {facts.name}"),
-                    user_code(f"heads.{facts.name}.model: {facts.head.model}", f"{task.slide}: block {unit}"),
-                ):
-                    piece = _decode(canvas, unit, module, tokens, there)
-                filled.add(piece)
-                tiles, failed = _count(canvas, there, piece.computed)
-            if failed and task.line.fail_tiles:
-                raise InputError(
-                    f"{task.slide}: head {facts.name}, block {unit}: {failed} tiles got values that are not finite (on_error.tile is fail)"
-                )
-            with clock.timed("write"):
-                blocks, likely = filled.blocks()
-                write_unit(store, canvas.image, unit, blocks, likely, {"patches": tiles, "failed": failed})
+    for unit in units:
+        if unit in done:
+            continue
+        check_stopped()
+        rect, nothing = canvas.rect(unit), torch.empty(0, dtype=torch.int64)
+        with clock.timed("read"):
+            tokens, there = (
+                spread_out(rect, torch.empty(0, canvas.dim, device=device), nothing, nothing) if stored is None else stored.read(rect)
+            )
+        commit_block(task, store, canvas, module, unit, tokens, there, clock)
     return Report(task.slide, units, clock.seconds)
+
+
+def commit_block(
+    task: SlideTask, store: SlideStore, canvas: TokenCanvas, module: torch.nn.Module, unit: int, tokens: Tensor, there: Tensor,
+    clock: Clock,
+) -> None:  # fmt: skip
+    """Decode the tokens of a block and its halo, (d, h, w) and where there are any, and write it."""
+    facts, device = task.head_facts, tokens.device
+    filled, tiles, failed = UnitImage(canvas, unit, device), 0, 0
+    if bool(there.any()):
+        with (
+            dense_threads(device),
+            clock.timed(f"head {facts.name}"),
+            user_code(f"heads.{facts.name}.model: {facts.head.model}", f"{task.slide}: block {unit}"),
+        ):
+            piece = _decode(canvas, unit, module, tokens, there)
+        filled.add(piece)
+        tiles, failed = _count(canvas, there, piece.computed)
+    if failed and task.line.fail_tiles:
+        raise InputError(
+            f"{task.slide}: head {facts.name}, block {unit}: {failed} tiles got values that are not finite (on_error.tile is fail)"
+        )
+    with clock.timed("write"):
+        blocks, likely = filled.blocks()
+        write_unit(store, canvas.image, unit, blocks, likely, {"patches": tiles, "failed": failed})
+
+
+def spread_out(rect: Rect, tokens: Tensor, row: Tensor, col: Tensor) -> tuple[Tensor, Tensor]:
+    """(d, h, w) float32 tokens of a rectangle, 0 where none is, and (h, w) where there is one; from (n, d) and their places."""
+    height, width, device = rect.row_end - rect.row, rect.col_end - rect.col, tokens.device
+    found = torch.zeros(tokens.shape[1], height, width, device=device)
+    there = torch.zeros(height, width, dtype=torch.bool, device=device)
+    y, x = (row - rect.row).to(device), (col - rect.col).to(device)
+    found[:, y, x] = tokens.float().T
+    there[y, x] = True
+    return found, there
 
 
 def _decode(canvas: TokenCanvas, unit: int, module: torch.nn.Module, tokens: Tensor, there: Tensor) -> Piece:
@@ -169,13 +193,7 @@ class StoredMap:
             tokens, row, col = self._tokens(rect)
         else:
             tokens, row, col = mix_rect(self.context, rect, partial(self._tokens), self.step)
-        height, width = rect.row_end - rect.row, rect.col_end - rect.col
-        found = torch.zeros(self.dim, height, width, device=self.device)
-        there = torch.zeros(height, width, dtype=torch.bool, device=self.device)
-        y, x = (row - rect.row).to(self.device), (col - rect.col).to(self.device)
-        found[:, y, x] = tokens.float().T
-        there[y, x] = True
-        return found, there
+        return spread_out(rect, tokens, row, col)
 
     def _tokens(self, rect: Rect) -> tuple[Tensor, Tensor, Tensor]:
         """(n, d) tokens that lie in a rectangle, row-major, and their places."""
