@@ -41,7 +41,7 @@ def without_credentials(data: _T) -> _T:
 
 def _hide(part: str) -> str:
     """The same for a text in which at most one address stands, at its beginning."""
-    if "://" not in part or part.startswith("sample://"):
+    if "://" not in part or part.startswith(("sample://", "mosaic://")):
         return part
     return _QUERY.sub(_hide_value, _USER.sub(f"{HIDDEN}@", part))
 

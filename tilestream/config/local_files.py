@@ -12,6 +12,9 @@ from tilestream.errors import ConfigError, InputError, TilestreamError
 ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 """Files of which one lies at the root of every Zarr store."""
 
+MOSAIC = "mosaic://"
+"""Stands before a folder, a pattern or a list of rasters that are one image; what follows is a local path."""
+
 SMALL_FILE = 1024**2
 """Bytes of a file that a person or a program writes to say something short; a longer one is something else."""
 
@@ -48,6 +51,11 @@ def expand_path(path: str) -> str:
             f"{path!r} begins with ~ and no user of this machine is meant. Write the path out, or ./ before a name that begins with ~"
         )
     return found
+
+
+def names_mosaic(address: str) -> bool:
+    """Whether an address names rasters that are one image: a VRT, a list of STAC items, or what `MOSAIC` stands before."""
+    return address.startswith(MOSAIC) or ("://" not in address and address.lower().endswith((".vrt", ".json")))
 
 
 def refuse_special(path: str | os.PathLike[str], key: str = "", error: type[TilestreamError] = InputError) -> None:

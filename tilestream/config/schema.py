@@ -235,7 +235,8 @@ class Config(Section):
     """Everything that a run is told."""
 
     slides: Paths
-    """Path, glob, CSV with columns path[,id][,mpp][,mask], `sample://` address, or a list of them. Relative to the working directory."""
+    """Path, glob, CSV with columns path[,id][,mpp][,mask], `sample://` address, or a list of them. A VRT, a JSON of STAC items, or `mosaic://` before a
+    folder, a pattern or a .txt list of GeoTIFFs is one slide. Relative to the working directory."""
     output: Output
     """Where results go, and which."""
     source: SourceChoices = SourceChoices()

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, urlsplit
 
 from tilestream.config.dicom_series import holds_dicom, is_dicom
-from tilestream.config.local_files import ZARR_MARKS, expand_path, read_small_file
+from tilestream.config.local_files import MOSAIC, ZARR_MARKS, expand_path, read_small_file
 from tilestream.config.same_slide import NEVER_DICOM, merge_files
 from tilestream.errors import ConfigError
 
@@ -40,7 +40,7 @@ class SlideRef:
     id: str
     """Name of the slide in the output; safe as a file name, and no other slide's."""
     address: str
-    """Absolute path, URL, or `sample://` address."""
+    """Absolute path, URL, or `sample://` or `mosaic://` address."""
     mpp: float | None = None
     """Resolution of level 0 as a CSV gives it, µm/px; None where it does not."""
     mask: str | None = None
@@ -86,6 +86,8 @@ def id_from_address(address: str) -> str:
     """A readable id: the file name without suffix, or kind, size and seed of a sample."""
     if address.startswith("sample://"):
         return _sample_id(address)
+    if address.startswith(MOSAIC):
+        return _mosaic_id(address.removeprefix(MOSAIC))
     path = re.split("[?#]", address.split("://", 1)[1], maxsplit=1)[0].partition("/")[2] if "://" in address else address
     name = PurePosixPath(path.replace(os.sep, "/")).name
     return _DOUBLE_SUFFIX.sub("", name) if _DOUBLE_SUFFIX.search(name) else PurePosixPath(name).stem if name else name
@@ -114,8 +116,25 @@ def _sample_id(address: str) -> str:
     return re.sub(r"[^\w.-]+", "-", "_".join(words))
 
 
+def _mosaic_id(path: str) -> str:
+    """The name of the folder that rasters lie in, before what is a pattern; of a list, its own."""
+    parts = PurePosixPath(path.replace(os.sep, "/")).parts
+    fixed = parts[: next((k for k, part in enumerate(parts) if glob.has_magic(part)), len(parts))]
+    return PurePosixPath(fixed[-1]).stem if fixed and len(fixed) == len(parts) else fixed[-1] if fixed else ""
+
+
+def _mosaic(entry: str) -> SlideRef:
+    try:
+        address = MOSAIC + os.path.abspath(expand_path(entry.removeprefix(MOSAIC)))  # noqa: PTH100  # may be a pattern
+    except ValueError as error:
+        raise ConfigError(f"slides: {error}.") from error
+    return SlideRef(id_from_address(address), address)
+
+
 def _expand(entry: str) -> Iterator[SlideRef]:
-    if "://" in entry:
+    if entry.startswith(MOSAIC):
+        yield _mosaic(entry)
+    elif "://" in entry:
         yield SlideRef(id_from_address(entry), entry)
     elif entry.lower().endswith(".csv"):
         yield from _read_csv(Path(entry))
@@ -217,7 +236,9 @@ def _slide_from_row(path: Path, number: int, header: list[str], row: list[str]) 
     address = cells.get("path", "")
     if not address:
         raise ConfigError(f"{where}: path is empty.")
-    if "://" not in address:
+    if address.startswith(MOSAIC):
+        address = MOSAIC + _path_from_cell(address.removeprefix(MOSAIC), path, where)
+    elif "://" not in address:
         address = _path_from_cell(address, path, where)
     if _is_plain_folder(Path(address)):
         raise ConfigError(f"{where}: {address!r} is a folder, not a slide.")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from tilestream.config.local_files import MOSAIC
 from tilestream.errors import InputError
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
@@ -33,9 +34,10 @@ def open_recorded(slide: Slide, options: SourceOptions, roots: Sequence[str] = (
         The image may not be opened, cannot be, or is another one.
     """
     address = str(slide.source["address"])
-    trusted = any(_is_below(address, root) for root in roots)
-    if not trusted and ("://" in address or not _is_own(slide)):
-        whose = "it is not on this machine" if "://" in address else "the store belongs to somebody else"
+    place = address.removeprefix(MOSAIC)
+    trusted = any(_is_below(place, root) for root in roots)
+    if not trusted and ("://" in place or not _is_own(slide)):
+        whose = "it is not on this machine" if "://" in place else "the store belongs to somebody else"
         raise InputError(f"{address} is not opened on the word of {slide.path} alone: {whose}. Name the folder of the slides: --slides.")
     source = open_source(address, options)
     known = slide.source.get("fingerprint")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilestream.config.dicom_series import WHOLE_SLIDE, DicomHeader, headers_in, is_dicom
-from tilestream.config.local_files import ZARR_MARKS, refuse_special
+from tilestream.config.local_files import ZARR_MARKS, names_mosaic, refuse_special
 from tilestream.config.same_slide import finest
 from tilestream.config.urls.objects import STORE_SCHEMES
 from tilestream.errors import ConfigError, InputError, NotThereError, outage
@@ -114,6 +114,10 @@ def _open(address: str, options: SourceOptions) -> Source:
     }
     if options.backend not in openers:
         raise ConfigError(f"source.backend: {options.backend!r} is none of {', '.join(openers)}.")
+    if names_mosaic(address):
+        from tilestream.sources.mosaic.source import MosaicSource
+
+        return MosaicSource(address, options)
     scheme = address.split("://", 1)[0].lower() if "://" in address else ""
     if scheme == "sample":
         from tilestream.sources.made.slide import ensure_sample

@@ -100,6 +100,8 @@ class SlideInfo:
     warnings: tuple[str, ...] = ()
     geo: GeoReference | None = None
     """Where on a map the image lies; None where the file does not say."""
+    parts: tuple[Region, ...] = ()
+    """Level-0 px outside of which there is nothing, of an image that is put together; empty where all of it may hold something."""
 
     def __post_init__(self) -> None:
         if not self.levels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tilestream.config.load import load_config
 from tilestream.config.schema import Tiles
 from tilestream.errors import InputError, user_code
-from tilestream.geometry import PlacedGrid, TileGrid, level_for_scale, scale_from_mpp
+from tilestream.geometry import PlacedGrid, Region, TileGrid, level_for_scale, scale_from_mpp
 from tilestream.sources.base import SlideInfo, Source
 from tilestream.sources.resolution import magnification_words
 from tilestream.store.layout import TileColumns
@@ -178,6 +178,9 @@ def choose_tiles(source: Source, tiles: Tiles, name: str, mask: Path | None, sto
     if tiles.chosen is None:
         grid, spec = make_grid(info, tiles, name)
         tile_row, tile_col = grid.candidates()
+        if info.parts:
+            there = touching(grid, tile_row, tile_col, info.parts)
+            tile_row, tile_col = tile_row[there], tile_col[there]
     else:
         grid, tile_row, tile_col = place_tiles(find_file(tiles.chosen, name), info, tiles.size, name)
         spec = placed_spec(grid, info, name)
@@ -204,6 +207,16 @@ def choose_tiles(source: Source, tiles: Tiles, name: str, mask: Path | None, sto
         info=info, grid=grid, spec=spec, tile_row=tile_row, tile_col=tile_col, tissue=fraction, thumbnail=thumbnail, mask=found.mask,
         warnings=warnings + found.warnings,
     )  # fmt: skip
+
+
+def touching(grid: TileGrid, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64], parts: Sequence[Region]) -> NDArray[np.bool_]:
+    """(n,) whether a tile touches one of the parts of an image that is put together: elsewhere there is nothing."""
+    y, x, side = grid.l0_y(tile_row), grid.l0_x(tile_col), grid.l0_extent
+    found = np.zeros(len(tile_row), np.bool_)
+    for part in parts:
+        down = (y < part.px_y + part.height) & (y + side > part.px_y)
+        found |= down & (x < part.px_x + part.width) & (x + side > part.px_x)
+    return found
 
 
 def _why_no_tile(found: NDArray[np.bool_], tiles: Tiles, file: Path | None) -> Iterator[str]:

@@ -105,6 +105,10 @@ class TiffIndex:
     masks: tuple[TiffLevel, ...]
     """Transparency masks, finest first; samples that are 0 are no part of the image."""
     geo: GeoReference | None
+    kind: np.dtype[Any] | None = None
+    """Type of the samples; None where tifffile knows none."""
+    names: tuple[str, ...] = ()
+    """Of the channels, "" for each without one."""
 
 
 def index_tiff(address: str, options: SourceOptions, remote: BinaryIO | None = None) -> TiffIndex:
@@ -173,6 +177,8 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
         tuple(files),
         masks,
         geo,
+        None if page.dtype is None else np.dtype(page.dtype).newbyteorder("="),
+        choices.names,
     )
 
 

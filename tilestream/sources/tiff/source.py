@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,11 @@ class TiffSource(Source):
         self._files: list[ByteSource] = [remote] if remote is not None else [LocalBytes(file) for file in index.files]
         self.fetched = remote is not None
         self.info = _info(address, index, _fingerprint(address, index.files) if remote is None else remote.identity)
+
+    @property
+    def index(self) -> TiffIndex:
+        """What is known of the file."""
+        return self._index
 
     def close(self) -> None:
         """Close the files; may be called twice."""
@@ -146,7 +151,27 @@ class TiffSource(Source):
             raise ReadError(f"JPEG of {height} x {width} px, too small for its part of the image")
         return stream
 
+    def read_samples(self, level: int, row: int, col: int, bands: Sequence[int]) -> NDArray[Any] | None:
+        """(h, w, len(bands)) samples of one file tile as the file stores them, cropped to the image; None where it holds no bytes for it.
+
+        Only of levels with one page. May be a buffer of the calling thread that its next call overwrites. Raises ReadError.
+        """
+        found = self._levels[level]
+        grid, size = found.grid, found.level.size
+        try:
+            stored = self._stored(found, row, col, None, bands)
+        except ReadError as error:
+            raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
+        return None if stored is None else stored[: size.height - row * grid.height, : size.width - col * grid.width]
+
     def _segment(self, found: TiffLevel, row: int, col: int, out: Pixels | None) -> Pixels | None:
+        stored = self._stored(found, row, col, out, None)
+        if stored is None or (self._rule.trivial and stored.shape[-1] == 3):
+            return stored
+        return self._rule.rgb(stored)
+
+    def _stored(self, found: TiffLevel, row: int, col: int, out: Pixels | None, bands: Sequence[int] | None) -> NDArray[Any] | None:
+        """(h, w, s) samples of a piece, of `bands` alone where they are given; planes of others are not read."""
         grid, size = found.grid, found.level.size
         seen = min(grid.height, size.height - row * grid.height), min(grid.width, size.width - col * grid.width)
         cell = row * grid.cols + col
@@ -156,15 +181,20 @@ class TiffSource(Source):
             if data is None:
                 return None
             pixels = page.jpeg.decode(data, seen, out, found.reduce)
-            return pixels if self._rule.trivial else self._rule.rgb(pixels)
-        cells = grid.rows * grid.cols
-        parts = [self._samples(page, cell + plane * cells, grid, seen) for page in found.pages for plane in range(page.planes)]
+            return pixels if bands is None else pixels[..., list(bands)]
+        cells, separate = grid.rows * grid.cols, bands is not None and page.planes > 1
+        parts = [
+            self._samples(page, cell + plane * cells, grid, seen)
+            for page in found.pages
+            for plane in (bands if separate and bands is not None else range(page.planes))
+        ]
         if all(part is None for part in parts):
             return None
         # Of separately stored samples, those without bytes are 0 (GDAL leaves out blocks that are all 0).
         first = next(part for part in parts if part is not None)
         samples = [np.zeros_like(first) if part is None else part for part in parts]
-        return self._rule.rgb(samples[0] if len(samples) == 1 else np.concatenate(samples, axis=-1))
+        joined = samples[0] if len(samples) == 1 else np.concatenate(samples, axis=-1)
+        return joined if bands is None or separate else joined[..., list(bands)]
 
     def _samples(self, page: TiffPlane, index: int, grid: SegmentGrid, seen: tuple[int, int]) -> NDArray[Any] | None:
         """(h, w, s) samples of the part of a piece that lies in the image, or None where the file holds no bytes for it."""

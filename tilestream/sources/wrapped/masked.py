@@ -53,10 +53,10 @@ class MaskedSource(Source):
         return self._whitened(self._source.read_region(level, region), level, region)
 
     def _whitened(self, pixels: Pixels, level: int, region: Region) -> Pixels:
-        absent = ~self._inside(level, region)
+        absent = ~self.inside(level, region)
         return np.where(absent[..., np.newaxis], np.uint8(WHITE), pixels) if absent.any() else pixels
 
-    def _inside(self, level: int, region: Region) -> NDArray[np.bool_]:
+    def inside(self, level: int, region: Region) -> NDArray[np.bool_]:
         """(h, w) bool: which pixels of a region are part of the image."""
         size = self.info.levels[level].size
         levels = self._mask.info.levels

@@ -1,0 +1,169 @@
+"""Which bands of which file become the colours of a mosaic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tilestream.errors import InputError
+from tilestream.sources.base import SourceOptions
+from tilestream.sources.files import NoGridError
+from tilestream.sources.mosaic.parts import Listed, Part
+from tilestream.sources.sample_values import Choices, SampleRule
+from tilestream.sources.tiff.index import TiffIndex
+from tilestream.sources.tiff.source import TiffSource
+
+ANYTHING = SourceOptions(channels=(0,), window=(0, 1))
+"""Opens a file whatever its bands and samples are: what is taken of them is chosen for the whole."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What is read of one part."""
+
+    bands: tuple[int, ...]
+    """Of the file."""
+    columns: tuple[int, ...]
+    """Where they go among the bands that come out."""
+    nodata: float | None
+    alpha: bool = False
+
+
+@dataclass(frozen=True)
+class ChosenBands:
+    """What is read of all parts, and how it becomes colours."""
+
+    listed: Listed
+    """Less the files of which nothing is wanted."""
+    taken: dict[int, Taken]
+    """By the identity of the part."""
+    rule: SampleRule
+    kind: np.dtype[Any]
+    """Of the samples."""
+    count: int
+    """Bands that come out."""
+    names: tuple[str, ...]
+    """Of the bands that are there."""
+
+
+def choose_bands(listed: Listed, opened: dict[str, TiffSource], address: str, options: SourceOptions) -> ChosenBands:
+    """Open the files that are wanted, into `opened`, and say what is read of each. Raises InputError."""
+    if any(part.bands is not None for part in listed.parts):
+        if _as_they_are(listed, opened):
+            listed = replace(listed, names=(), parts=tuple(replace(part, bands=None) for part in listed.parts))
+        else:
+            return _band_by_band(listed, opened, address, options)
+    return _side_by_side(listed, opened, options)
+
+
+def _open(path: str, opened: dict[str, TiffSource], options: SourceOptions) -> TiffSource:
+    if path not in opened:
+        try:
+            opened[path] = TiffSource(path, options)
+        except NoGridError as error:
+            raise InputError(
+                f"{str(error).rstrip('.')}; the files of a mosaic are tiled or striped TIFF. Convert it: gdal_translate -of COG."
+            ) from error
+    return opened[path]
+
+
+def _as_they_are(listed: Listed, opened: dict[str, TiffSource]) -> bool:
+    """Whether every part gives all bands of its file in their order."""
+    counts = {len(part.bands) if part.bands == tuple(range(len(part.bands or ()))) else 0 for part in listed.parts}
+    if len(counts) != 1 or 0 in counts:
+        return False
+    indexed = [_open(part.path, opened, ANYTHING).index for part in listed.parts]
+    same = {_samples(index) for index in indexed} == counts
+    for source in opened.values():
+        source.close()
+    opened.clear()
+    return same
+
+
+def _samples(index: TiffIndex) -> int:
+    return index.levels[0].pages[0].samples
+
+
+def _side_by_side(listed: Listed, opened: dict[str, TiffSource], options: SourceOptions) -> ChosenBands:
+    """Every file has all bands, and its own alpha; the first says what they mean."""
+    first: TiffIndex | None = None
+    taken: dict[int, Taken] = {}
+    for part in listed.parts:
+        index = _open(part.path, opened, options).index
+        first = first or index
+        _refuse_other_samples((listed.parts[0].path, first), (part.path, index))
+        bands = index.rule.channels or tuple(range(_samples(index)))
+        nodata = index.rule.nodata if part.own_nodata else part.nodata
+        taken[id(part)] = Taken(bands, tuple(range(len(bands))), nodata, index.rule.alpha != "none")
+    assert first is not None, "a mosaic has a file"
+    assert first.kind is not None, "a rule is made for known samples"
+    count = len(taken[id(listed.parts[0])].bands)
+    return ChosenBands(listed, taken, replace(first.rule, channels=None, nodata=listed.nodata), first.kind, count, first.names)
+
+
+def _refuse_other_samples(base: tuple[str, TiffIndex], other: tuple[str, TiffIndex]) -> None:
+    (first, a), (path, b) = base, other
+    told = [f"{_samples(index)} bands of {index.kind}, {_colours(index.rule)}" for index in (a, b)]
+    if told[0] != told[1]:
+        raise InputError(
+            f"{path}: has {told[1]}, and {first} has {told[0]}; all files of a mosaic have the same. Make a mosaic for each, or convert one: gdal_translate."
+        )
+    if len(a.levels[0].pages) > 1 or len(b.levels[0].pages) > 1:
+        raise InputError(
+            f"{path}: its channels lie in pages of their own, which is not read in a mosaic. Convert it: gdal_translate -of COG."
+        )
+
+
+def _colours(rule: SampleRule) -> str:
+    alpha = "without alpha" if rule.alpha == "none" else f"{rule.alpha} alpha"
+    return f"{alpha}, 0 is white" if rule.invert else alpha
+
+
+def _band_by_band(listed: Listed, opened: dict[str, TiffSource], address: str, options: SourceOptions) -> ChosenBands:
+    """Files have single bands of the whole, or in another order."""
+    count = max(len(part.bands or ()) for part in listed.parts)
+    names = listed.names if len(listed.names) == count else ("",) * count
+    choices = Choices(address, _by_number(options, listed, names))
+    choices.name_channels(names)
+    chosen = choices.channels(count, "bands") if choices.options.channels is not None or count not in (1, 3) else tuple(range(count))
+    taken: dict[int, Taken] = {}
+    wanted: list[Part] = []
+    first: tuple[str, TiffIndex] | None = None
+    for part in listed.parts:
+        pairs = [(band, column) for column, each in enumerate(chosen) if (band := (part.bands or ())[each]) is not None]
+        if not pairs:
+            continue
+        index = _open(part.path, opened, ANYTHING).index
+        first = first or (part.path, index)
+        if index.kind != first[1].kind:
+            raise InputError(
+                f"{part.path}: has samples of {index.kind}, and {first[0]} of {first[1].kind}; all files of a mosaic have the same. Convert one: gdal_translate -ot."
+            )
+        if max(band for band, _ in pairs) >= _samples(index):
+            raise InputError(f"{address}: takes band {max(band for band, _ in pairs) + 1} of {part.path}, which has {_samples(index)}.")
+        nodata = index.rule.nodata if part.own_nodata else part.nodata
+        taken[id(part)] = Taken(tuple(band for band, _ in pairs), tuple(column for _, column in pairs), nodata)
+        wanted.append(part)
+    if first is None:
+        raise InputError(f"{address}: no file holds the bands {list(chosen)}.")
+    assert first[1].kind is not None, "samples of an opened file are known"
+    choices.values(first[1].kind, first[1].kind.itemsize * 8)
+    choices.settle()
+    rule = SampleRule(None, options.window, nodata=listed.nodata)
+    return ChosenBands(replace(listed, parts=tuple(wanted)), taken, rule, first[1].kind, len(chosen), names)
+
+
+def _by_number(options: SourceOptions, listed: Listed, names: tuple[str, ...]) -> SourceOptions:
+    """Bands that are called by another name than theirs become numbers."""
+    other = dict(listed.aliases)
+    if options.channels is None:
+        return options
+    known = {name.casefold() for name in names}
+    return replace(
+        options,
+        channels=tuple(
+            other.get(each, each) if isinstance(each, str) and each.casefold() not in known else each for each in options.channels
+        ),
+    )

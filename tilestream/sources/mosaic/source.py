@@ -1,0 +1,312 @@
+"""Pixels of a mosaic: each file is read by its own tiles, and samples are put together before they become colours, as in the merged file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.errors import ConfigError
+from tilestream.geometry import Level, Region, Size, downsample_from_sizes
+from tilestream.sources.base import WHITE, Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
+from tilestream.sources.channel_names import list_channels
+from tilestream.sources.geo import GeoReference
+from tilestream.sources.mosaic.choosing import ChosenBands, Taken, choose_bands
+from tilestream.sources.mosaic.listing import list_parts
+from tilestream.sources.mosaic.parts import Listed
+from tilestream.sources.mosaic.placing import Placed, place_parts
+from tilestream.sources.resolution import UNKNOWN, resolution_from_config
+from tilestream.sources.tiff.source import TiffSource
+from tilestream.sources.wrapped.masked import MaskedSource
+
+SIDE = 1024
+"""Least side of a piece where the files' own tiles do not lie on one grid, px: at this size a tile is decoded 1.6 times where it has 256, not 4 times."""
+
+MOST_PIXELS = 1 << 22
+"""Of a piece, where its sides may be chosen."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One file at one level of the mosaic."""
+
+    source: TiffSource
+    number: int
+    """Of the level, in the file."""
+    taken: Region
+    """The pixels of that level that are taken."""
+    place: Region
+    """Where they lie in the mosaic's level."""
+    bands: tuple[int, ...]
+    """Of the file, to be read."""
+    columns: tuple[int, ...]
+    """Where they go among the bands that come out."""
+    nodata: float | None
+    mask: MaskedSource | None
+    alpha: bool
+    """Whether the last band says where the image is."""
+
+
+class MosaicSource(Source):
+    """Several TIFF files as one image. Where files lie on each other, the first that holds something shows, band by band; holes are white.
+
+    Raises
+    ------
+    InputError
+        Nothing there, a file is refused, or the files share no CRS, no size of pixels, no grid or no kind of samples.
+    """
+
+    def __init__(self, address: str, options: SourceOptions) -> None:
+        if options.backend not in ("auto", "tiff"):
+            raise ConfigError(f"source.backend: {options.backend}, but the files of a mosaic are read as tiff. Leave it out.")
+        listed = list_parts(address)
+        self._opened: dict[str, TiffSource] = {}
+        try:
+            bands = choose_bands(listed, self._opened, address, options)
+            self._fill = _fill([bands.rule.nodata, *(each.nodata for each in bands.taken.values())], bands.kind)
+            placed, size, geo = place_parts(bands.listed, self._opened, address)
+            self._rule, self._kind, self._count = bands.rule, bands.kind, bands.count
+            self._pieces = _levels(placed, size, bands.taken)
+            levels = tuple(Level(part := _part_of(size, factor), downsample_from_sizes(size, part)) for factor in self._pieces)
+            self._levels = tuple(self._pieces.values())
+            self._grids = tuple(_grid(found.size, pieces) for found, pieces in zip(levels, self._levels, strict=True))
+            about = _about(self._opened, placed, geo, self._grids[0], bands)
+            self.info = _info(address, options, placed, levels, geo, about)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the files; may be called twice."""
+        for source in self._opened.values():
+            source.close()
+
+    def segment_grid(self, level: int) -> SegmentGrid:
+        """The files' own tiles where those lie on one grid, else squares of at least `SIDE` px."""
+        return self._grids[level]
+
+    def held_bytes(self, level: int, pixels: int) -> int:
+        """What the file that holds most takes, the samples that are put together and where they hold something, and their RGB."""
+        grid = self._grids[level]
+        area = max(grid.height * grid.width, pixels)
+        own = max(piece.source.held_bytes(piece.number, 0) for piece in self._levels[level])
+        masks = [piece.mask.held_bytes(piece.number, area) for piece in self._levels[level] if piece.mask is not None]
+        return own + max(masks, default=0) + area * (self._count * (2 * self._kind.itemsize + 3) + 7) + self._rule.mapping_bytes
+
+    def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels | None:
+        """(h, w, 3) uint8 of one piece, cropped to the image; None where no file lies. Raises ReadError."""
+        del out
+        grid = self._grids[level]
+        region = Region(row * grid.height, col * grid.width, grid.height, grid.width).clipped(self.info.levels[level].size)
+        if region is None:
+            raise IndexError(f"piece ({row}, {col}) of a grid of {grid.rows} x {grid.cols}")
+        return self._merged(level, region)
+
+    def _read(self, level: int, region: Region) -> Pixels:
+        return self._read_pieces(level, region)
+
+    def _merged(self, level: int, region: Region) -> Pixels | None:
+        """(h, w, 3) uint8 of a region, None where no file lies."""
+        there = [(piece, cut) for piece in self._levels[level] if (cut := _overlap(piece.place, region)) is not None]
+        if not there:
+            return None
+        samples = np.full((region.height, region.width, self._count), self._fill, self._kind)
+        held = np.zeros(samples.shape, np.bool_)
+        for number, (piece, cut) in enumerate(there):
+            _paste(piece, cut, region, (samples, held))
+            if number + 1 < len(there) and held.all():
+                break
+        pixels = self._rule.rgb(samples)
+        empty = np.logical_not(held.any(axis=-1))
+        return np.where(empty[..., np.newaxis], np.uint8(WHITE), pixels) if empty.any() else pixels
+
+
+def _paste(piece: _Piece, cut: Region, region: Region, into: tuple[NDArray[Any], NDArray[np.bool_]]) -> None:
+    """Put what a file holds of `cut`, in the mosaic's level, into the samples of `region` where nothing is yet."""
+    grid = piece.source.segment_grid(piece.number)
+    off_y, off_x = piece.taken.px_y - piece.place.px_y, piece.taken.px_x - piece.place.px_x
+    top, left = cut.px_y + off_y, cut.px_x + off_x  # in the file's level
+    bottom, right = top + cut.height, left + cut.width
+    for row in range(top // grid.height, -(-bottom // grid.height)):
+        for col in range(left // grid.width, -(-right // grid.width)):
+            y0, x0 = max(top, row * grid.height), max(left, col * grid.width)
+            y1, x1 = min(bottom, (row + 1) * grid.height), min(right, (col + 1) * grid.width)
+            at = (
+                slice(y0 - off_y - region.px_y, y1 - off_y - region.px_y),
+                slice(x0 - off_x - region.px_x, x1 - off_x - region.px_x),
+            )
+            if into[1][at].all():
+                continue
+            stored = piece.source.read_samples(piece.number, row, col, piece.bands)
+            if stored is None:
+                continue
+            found = stored[y0 - row * grid.height : y1 - row * grid.height, x0 - col * grid.width : x1 - col * grid.width]
+            _put(piece, found, Region(y0, x0, y1 - y0, x1 - x0), (into[0][at], into[1][at]))
+
+
+def _put(piece: _Piece, found: NDArray[Any], region: Region, into: tuple[NDArray[Any], NDArray[np.bool_]]) -> None:
+    """Put (h, w, b) samples of a region of the file's level where nothing is yet, as far as they are something."""
+    samples, held = into
+    valid: NDArray[np.bool_] | None = None
+    if piece.nodata is not None:
+        valid = ~np.isnan(found) if np.isnan(piece.nodata) else found != piece.nodata
+        if piece.alpha:
+            valid[..., -1] = True
+    for where in _inside(piece, found, region):
+        valid = np.broadcast_to(where, found.shape) if valid is None else valid & where
+    columns = list(piece.columns)
+    whole = columns == list(range(samples.shape[-1]))
+    if valid is None and whole and not held.any():
+        samples[...], held[...] = found, True
+        return
+    here = held if whole else held[..., columns]
+    new = ~here if valid is None else valid & ~here
+    if whole:
+        np.copyto(samples, found, where=new)
+        held |= new
+        return
+    for number, column in enumerate(columns):
+        np.copyto(samples[..., column], found[..., number], where=new[..., number])
+        held[..., column] |= new[..., number]
+
+
+def _inside(piece: _Piece, found: NDArray[Any], region: Region) -> list[NDArray[np.bool_]]:
+    """(h, w, 1) each: where the file's alpha and its mask say that the image is."""
+    said = [found[..., -1:] > 0] if piece.alpha else []
+    return said if piece.mask is None else [*said, piece.mask.inside(piece.number, region)[..., np.newaxis]]
+
+
+def _overlap(a: Region, b: Region) -> Region | None:
+    y0, x0 = max(a.px_y, b.px_y), max(a.px_x, b.px_x)
+    y1, x1 = min(a.px_y + a.height, b.px_y + b.height), min(a.px_x + a.width, b.px_x + b.width)
+    return Region(y0, x0, y1 - y0, x1 - x0) if y1 > y0 and x1 > x0 else None
+
+
+def _part_of(size: Size, factor: int) -> Size:
+    return Size(-(-size.height // factor), -(-size.width // factor))
+
+
+def _levels(placed: tuple[Placed, ...], size: Size, taken: dict[int, Taken]) -> dict[int, list[_Piece]]:
+    """The pieces of each level by its downsample, finest first: those that all files have, and on whose pixels all of their borders fall."""
+    factors = [1]
+    for level in placed[0].source.info.levels[1:]:
+        factor = round(level.downsample)
+        if factor > factors[-1] and all(_number(each, factor, size) is not None for each in placed):
+            factors.append(factor)
+    masks = {id(each.source): MaskedSource(each.source, each.source.mask) for each in placed if each.source.mask is not None}
+    found: dict[int, list[_Piece]] = {}
+    for factor in factors:
+        found[factor] = [
+            _Piece(
+                each.source, number, _shrunk(each.taken, factor), _shrunk(each.place, factor), said.bands, said.columns, said.nodata,
+                masks.get(id(each.source)), said.alpha,
+            )
+            for each in placed
+            if (number := _number(each, factor, size)) is not None and (said := taken.get(id(each.part))) is not None
+        ]  # fmt: skip
+    return found
+
+
+def _fill(nodata: list[float | None], kind: np.dtype[Any]) -> float:
+    """What bands of a pixel hold that no file has: what stands for nothing, where samples can say it."""
+    for value in nodata:
+        if value is not None and (kind.kind == "f" or (value == int(value) and np.iinfo(kind).min <= value <= np.iinfo(kind).max)):
+            return value
+    return 0
+
+
+def _shrunk(region: Region, factor: int) -> Region:
+    return Region(region.px_y // factor, region.px_x // factor, -(-region.height // factor), -(-region.width // factor))
+
+
+def _number(each: Placed, factor: int, whole: Size) -> int | None:
+    """The level of a file that has `factor` px of its finest in one, if its borders in the mosaic fall on such pixels."""
+    if factor == 1:
+        return 0
+    own, place = each.source.info.size, each.place
+    ends = (place.px_y + place.height, whole.height), (place.px_x + place.width, whole.width)
+    if place.px_y % factor or place.px_x % factor or any(end % factor and end != last for end, last in ends):
+        return None
+    if each.taken != Region(0, 0, own.height, own.width):
+        return None
+    return next((k for k, level in enumerate(each.source.info.levels) if level.size == _part_of(own, factor)), None)
+
+
+def _grid(size: Size, pieces: list[_Piece]) -> SegmentGrid:
+    """The grid of the files' own tiles where all lie on it, else one of larger pieces."""
+    grids = [piece.source.segment_grid(piece.number) for piece in pieces]
+    offsets = [(piece.place.px_y - piece.taken.px_y, piece.place.px_x - piece.taken.px_x) for piece in pieces]
+    high, wide = max(grid.height for grid in grids), max(grid.width for grid in grids)
+    if any(x % wide or grid.width != wide for (_, x), grid in zip(offsets, grids, strict=True)):
+        wide = max(SIDE, wide)
+    if any(y % high or grid.height != high for (y, _), grid in zip(offsets, grids, strict=True)) or wide > max(
+        grid.width for grid in grids
+    ):
+        high = max(high, min(SIDE, MOST_PIXELS // wide // high * high))
+    high, wide = min(high, size.height), min(wide, size.width)
+    return SegmentGrid(high, wide, -(-size.height // high), -(-size.width // wide))
+
+
+@dataclass(frozen=True)
+class _About:
+    """What is told of a mosaic."""
+
+    reason: str
+    fingerprint: str
+    properties: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+def _info(
+    address: str, options: SourceOptions, placed: tuple[Placed, ...], levels: tuple[Level, ...], geo: GeoReference | None, about: _About
+) -> SlideInfo:
+    first = placed[0].source.info
+    stated = resolution_from_config(options.mpp) if options.mpp is not None else UNKNOWN if geo is None else geo.resolution()
+    return SlideInfo(
+        address=address,
+        backend="mosaic",
+        reason=about.reason,
+        levels=levels,
+        mpp=stated.mpp,
+        mpp_source=stated.source,
+        vendor=first.vendor,
+        compression=first.compression,
+        fingerprint=about.fingerprint,
+        properties=about.properties,
+        warnings=tuple(dict.fromkeys(stated.warnings + about.warnings)),
+        geo=geo,
+        parts=tuple(dict.fromkeys(each.place for each in placed)),
+    )
+
+
+def _about(
+    opened: dict[str, TiffSource], placed: tuple[Placed, ...], geo: GeoReference | None, grid: SegmentGrid, bands: ChosenBands
+) -> _About:
+    listed = bands.listed
+    nodata = sorted({source.info.properties["geo.nodata"] for source in opened.values() if "geo.nodata" in source.info.properties})
+    properties = {
+        "mosaic.files": str(len(opened)),
+        "mosaic.order": listed.order,
+        "tiff.tile_height": str(grid.height),
+        "tiff.tile_width": str(grid.width),
+        **({} if geo is None else geo.facts()),
+        **({"geo.nodata": ", ".join(nodata)} if nodata else {}),
+        **({"channels": told} if (told := list_channels(bands.names)) else {}),
+    }
+    warnings = tuple(word for source in opened.values() for word in source.info.warnings)
+    reason = f"mosaic: {len(opened)} files of {listed.kind}, {listed.order}"
+    return _About(reason, _fingerprint(listed, opened, placed), properties, warnings)
+
+
+def _fingerprint(listed: Listed, opened: dict[str, TiffSource], placed: tuple[Placed, ...]) -> str:
+    """Digest of the files, of their places and bands, and of the order in which they lie; the same wherever they are kept."""
+    told = [
+        [opened[each.part.path].info.fingerprint, each.part.bands, each.part.nodata, astuple(each.taken), astuple(each.place)]
+        for each in placed
+    ]
+    whole = [told, listed.nodata, listed.transform, None if listed.size is None else astuple(listed.size)]
+    return hashlib.blake2b(json.dumps(whole).encode(), digest_size=16).hexdigest()

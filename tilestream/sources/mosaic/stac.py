@@ -1,0 +1,88 @@
+"""STAC items as a mosaic: one item, or a FeatureCollection or list of them, whose assets are GeoTIFFs on a disk.
+
+Source: STAC 1.0 and 1.1, item and its extensions eo and raster. An item with one raster has its bands; of several, each is one band that is
+called by the asset's key, by the name that its band has, or by its common name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from tilestream.config.local_files import read_small_file
+from tilestream.errors import ConfigError, InputError
+from tilestream.sources.mosaic.parts import Listed, Part
+
+LARGEST_LIST = 64 * 1024**2
+"""Bytes: some ten thousand items."""
+
+NO_DATA_ROLES = frozenset({"thumbnail", "overview", "metadata", "visual", "snow-ice", "cloud", "water-mask", "saturation"})
+"""Roles of assets that are no data of their own."""
+
+
+def read_stac(path: str) -> Listed:
+    """What a list of STAC items says. Raises InputError."""
+    try:
+        data = json.loads(read_small_file(path, "", "Give STAC items as JSON.", LARGEST_LIST))
+    except ConfigError as error:
+        raise InputError(str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is no JSON: {error}. Give a FeatureCollection of STAC items.") from error
+    items = data.get("features", [data]) if isinstance(data, Mapping) else data
+    if not isinstance(items, list) or not items or not all(isinstance(item, Mapping) and "assets" in item for item in items):
+        raise InputError(f"{path}: holds no STAC items, each with assets. Give a FeatureCollection of items.")
+    folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120  # addresses are strings
+    rasters = [_rasters(item, path) for item in items]
+    order = "the first item of the list on top"
+    if all(len(found) == 1 for found in rasters):
+        parts = tuple(Part(_local(asset, folder, path)) for found in rasters for asset in found.values())
+        return Listed("STAC items", parts, order)
+    keys = list(dict.fromkeys(key for found in rasters for key in found))
+    made = [
+        Part(_local(asset, folder, path), tuple(0 if each == key else None for each in keys))
+        for found in rasters
+        for key, asset in found.items()
+    ]
+    aliases = dict.fromkeys((alias, keys.index(key)) for found in rasters for key, asset in found.items() for alias in _aliases(asset))
+    return Listed("STAC items", tuple(made), order, names=tuple(keys), aliases=tuple(aliases))
+
+
+def _rasters(item: Mapping[str, Any], path: str) -> dict[str, Mapping[str, Any]]:
+    """The assets of an item that are rasters, by key; of bands, where there are such of one."""
+    found = {
+        str(key): asset
+        for key, asset in dict(item["assets"]).items()
+        if isinstance(asset, Mapping) and _is_raster(asset) and not NO_DATA_ROLES & set(asset.get("roles") or ())
+    }
+    if not found:
+        raise InputError(f"{path}: the item {item.get('id')!r} has no asset that is a GeoTIFF. Name items with data in image/tiff.")
+    single = {key: asset for key, asset in found.items() if len(_bands(asset)) <= 1}
+    return single if len(found) > 1 and single else found
+
+
+def _is_raster(asset: Mapping[str, Any]) -> bool:
+    name = urlsplit(str(asset.get("href", ""))).path.lower()
+    return str(asset.get("type", "")).startswith("image/tiff") or name.endswith((".tif", ".tiff"))
+
+
+def _bands(asset: Mapping[str, Any]) -> list[Any]:
+    found = asset.get("bands") or asset.get("eo:bands") or []
+    return found if isinstance(found, list) else []
+
+
+def _aliases(asset: Mapping[str, Any]) -> list[str]:
+    band = next((each for each in _bands(asset) if isinstance(each, Mapping)), {})
+    return [str(band[key]) for key in ("name", "common_name", "eo:common_name") if band.get(key)]
+
+
+def _local(asset: Mapping[str, Any], folder: str, path: str) -> str:
+    href = str(asset.get("href", ""))
+    if href.startswith("file://"):
+        return url2pathname(urlsplit(href).path)
+    if "://" in href or href.startswith("/vsi"):
+        raise InputError(f"{path}: an asset lies at {href}, and not on a disk. Copy it, and give its path as href.")
+    return os.path.normpath(os.path.join(folder, href))  # noqa: PTH118
