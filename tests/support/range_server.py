@@ -20,6 +20,7 @@ class RangeServer(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.fault = lambda number, path: ""
         """Given the number of a GET and its path, how it fails: 500, cut, wrong_range, no_range, no_etag, gone, denied, weak; "" not at all."""
+        self.stopped = False
         self.forget()
 
     def forget(self):
@@ -41,6 +42,7 @@ def serving(folder, latency=0.0):
     try:
         yield server
     finally:
+        server.stopped = True
         server.shutdown()
         server.server_close()
         thread.join()
@@ -62,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, *, body):
         server = self.server
+        if server.stopped:  # a connection from before
+            self.close_connection = True
+            return
         path = self.path.partition("?")[0].lstrip("/").replace("%20", " ")
         with server.lock:
             number, server.requests = server.requests, server.requests + 1

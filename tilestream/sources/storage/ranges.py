@@ -7,26 +7,26 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-FIRST_WINDOW, LARGEST_WINDOW = 6 * 1024**2, 24 * 1024**2
-"""Bytes of pieces that are looked over together: few at first, so that work begins soon, then up to the largest."""
+WINDOW = 40 * 1024**2
+"""Bytes of pieces that are looked over together: those of a shard of 2,000 tiles of JPEG, of which a row of file tiles is then one request."""
 
 LARGEST_REQUEST = 4 * 1024**2
 """Bytes of one request, where a piece is not larger: several at once fill a line that one does not."""
 
-WASTE = 0.2
+WASTE = 0.25
 """Bytes between pieces that are fetched and not wanted, as a share of those that are."""
 
 Numbers = NDArray[np.int64]
 
 
 def windows(counts: Numbers) -> Iterator[slice]:
-    """Runs of pieces in the order of reading, by their bytes: each window twice as large as the one before, up to the largest."""
+    """Runs of pieces in the order of reading, of `WINDOW` bytes or one piece."""
     ends = np.cumsum(counts)
-    start, most, passed = 0, FIRST_WINDOW, 0
+    start, passed = 0, 0
     while start < len(counts):
-        end = max(start + 1, int(np.searchsorted(ends, passed + most, "right")))
+        end = max(start + 1, int(np.searchsorted(ends, passed + WINDOW, "right")))
         yield slice(start, end)
-        passed, start, most = int(ends[end - 1]), end, min(2 * most, LARGEST_WINDOW)
+        start, passed = end, int(ends[end - 1])
 
 
 def join(starts: Numbers, counts: Numbers) -> list[NDArray[np.intp]]:

@@ -17,13 +17,13 @@ from tilestream.errors import InputError, OutageError, without_credentials
 from tilestream.sources.storage.blocks import BlockFile
 from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.storage.fetching import RangeFetcher, beyond, request_pool
-from tilestream.sources.storage.ranges import LARGEST_REQUEST, LARGEST_WINDOW, Numbers, join, windows
+from tilestream.sources.storage.ranges import LARGEST_REQUEST, Numbers, join, windows
 
 HEAD_BYTES = 128 * 1024
 """Bytes that are asked for when an object is opened: the header and, of many files, the first directory."""
 
-AHEAD_BYTES = 2 * LARGEST_WINDOW
-"""Bytes of one list that are under way or wait to be read, at most: one window is read while the next one comes."""
+AHEAD_BYTES = 64 * 1024**2
+"""Bytes of one list that are under way or wait to be read, at most: while a window is read, the next one comes."""
 
 KEPT_BYTES = 16 * 1024**2
 """Bytes of pieces that were read and that the next list wants too."""
@@ -191,7 +191,7 @@ class RemoteBytes(ByteSource):
 
     def _took(self, request: _Request, start: int, data: bytes) -> None:
         """A piece was read: keep it, or let go of it, and of its request behind the last one."""
-        if any(start in plan.again for plan in self._plans):
+        if request.wanted.get(start, 0) > 1 or any(start in plan.again for plan in self._plans):
             self._keep(start, data)
         reader = next((plan for plan in self._plans if start in plan.unread), None)  # the list that began first
         if reader is not None:

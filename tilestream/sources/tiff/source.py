@@ -78,14 +78,14 @@ class TiffSource(Source):
             self.mask.close()
 
     def ahead(self, level: int, places: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
-        """Fetch the bytes of pieces ahead; those of the last row, which the next list of tiles shares, are kept behind its end."""
+        """Fetch the bytes of pieces ahead; those of the last two rows, which the next list of tiles shares, are kept behind its end."""
         if not self.fetched:
             return nullcontext()
         found = self._levels[level]
         grid = found.grid
         wanted = np.array([(row, col) for row, col in places if 0 <= row < grid.rows and 0 <= col < grid.cols], np.int64).reshape(-1, 2)
         cells = wanted @ [grid.cols, 1]
-        shared = wanted[:, 0] == wanted[:, 0].max(initial=0)
+        shared = wanted[:, 0] >= wanted[:, 0].max(initial=0) - 1  # a list may end within a row of tiles
         parts = [(page, cells + plane * grid.rows * grid.cols) for page in found.pages for plane in range(page.planes)]
         starts = np.stack([page.offsets[index] for page, index in parts], axis=1)  # (n, parts): a piece's own lie together
         counts = np.stack([page.counts[index] for page, index in parts], axis=1)

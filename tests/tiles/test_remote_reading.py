@@ -1,0 +1,95 @@
+"""Tiles of slides on a web server: the pixels of the local file, few requests, few bytes beside those that are needed."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tests.support.images import make_image, write_pyramid
+from tests.support.range_server import serving
+from tilestream.sources import open_source
+from tilestream.sources.base import SourceOptions
+from tilestream.tiles.read_spec import ReadSpec
+from tilestream.tiles.tile_reader import TileReader
+
+CODECS = {
+    "jpeg": {}, "rgb jpeg": {"photometric": "rgb", "jpeg_rgb": True}, "j2k": {"compression": "jpeg2000"}, "deflate": {"compression": "deflate", "predictor": True},
+    "lzw": {"compression": "lzw"}, "none": {"compression": None}, "strips": {"tile": None, "rowsperstrip": 16, "compression": "lzw"}, "planes": {"compression": "deflate", "planarconfig": "separate", "photometric": "rgb"},
+    "big": {"bigtiff": True},
+}  # fmt: skip
+SIDE = 4096
+SHARD = 1000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("remote")
+    small = make_image(300, 400, seed=3)
+    for name, options in CODECS.items():
+        planar = np.ascontiguousarray(small.transpose(2, 0, 1)) if name == "planes" else small
+        write_pyramid(made / f"{name}.tif", planar, **{"tile": 64, "levels": 1 if name == "planes" else 2, **options})
+    write_pyramid(made / "large.tif", np.tile(make_image(512, 512, seed=4), (6, 8, 1)), tile=64, levels=2)
+    return made
+
+
+@pytest.fixture
+def server(folder):
+    with serving(folder) as started:
+        yield started
+
+
+def read_tiles(source, y, x, tile=56, scale=1.0, shard=2048):
+    """The pixels of every tile, read shard by shard."""
+    found = np.empty((len(y), tile, tile, 3), np.uint8)
+    with ThreadPoolExecutor(2) as pool:
+        reader = TileReader(source, ReadSpec(0, 1.0, tile, scale), pool=pool, threads=2, batch=64)
+        for start in range(0, len(y), shard):
+            for batch in reader.read(y[start : start + shard], x[start : start + shard]):
+                assert not batch.failed
+                found[start + batch.index] = batch.pixels
+    return found
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("scale", [1.0, 1.7])
+def test_tiles_are_those_of_the_local_file(server, folder, name, scale):
+    y, x = (grid.ravel() for grid in np.meshgrid(np.arange(-20, 300, 50), np.arange(-20, 400, 50), indexing="ij"))
+    with (
+        open_source(server.url(f"{name}.tif"), SourceOptions()) as there,
+        open_source(str(folder / f"{name}.tif"), SourceOptions()) as here,
+    ):
+        assert there.info.levels == here.info.levels
+        np.testing.assert_array_equal(read_tiles(there, y, x, scale=scale), read_tiles(here, y, x, scale=scale))
+        coarse = len(here.info.levels) - 1
+        np.testing.assert_array_equal(there.read((10, 20, 99, 77), coarse), here.read((10, 20, 99, 77), coarse))
+
+
+@pytest.mark.parametrize(("share", "most"), [(1.0, 1.1), (0.4, 1.3)])
+def test_few_requests_and_few_bytes_beside_those_that_are_needed(server, folder, share, most):
+    rows, cols = 3072 // 56, SIDE // 56
+    field = _blobs(rows, cols)
+    y, x = (56 * places for places in np.nonzero(field >= np.quantile(field, 1 - share)))
+    with open_source(str(folder / "large.tif"), SourceOptions()) as here:
+        counts = here._levels[0].pages[0].counts.reshape(48, 64)
+        needed = np.zeros(counts.shape, bool)
+        for down in (0, 55):
+            for right in (0, 55):
+                needed[(y + down) // 64, (x + right) // 64] = True
+        expected = read_tiles(here, y, x)
+    with open_source(server.url("large.tif"), SourceOptions()) as there:
+        server.forget()
+        np.testing.assert_array_equal(read_tiles(there, y, x, shard=SHARD), expected)
+    assert server.bytes_sent <= most * counts[needed].sum()
+    assert server.requests <= 40 * max(1, len(y) / 1000)
+
+
+def _blobs(rows, cols):
+    """A smooth random field."""
+    waves = np.fft.rfft2(np.random.default_rng(5).normal(size=(rows, cols)))
+    far = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(cols)[None])
+    return np.fft.irfft2(waves * np.exp(-((far * 24) ** 2)), (rows, cols))
+
+
+def test_a_slide_is_opened_in_few_requests(server):
+    with open_source(server.url("large.tif"), SourceOptions()):
+        assert server.requests <= 4
