@@ -12,6 +12,7 @@ import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import given
 from tests.support.slide_encoders import SMALL, small_gigapath
+from tests.support.viewing import viewed
 from tilestream.encoders.slides.presets import SLIDE_PRESETS
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.patch_embed import seeded_init
@@ -23,6 +24,7 @@ from tilestream.models.slides.regions import RegionEncoder
 from tilestream.models.slides.specs import AlibiSpec, GatedSpec, LongNetSpec, RegionSpec
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
+from tilestream.viewer.overlays import mixed_overlay, mixed_vectors
 
 
 @pytest.fixture
@@ -212,6 +214,9 @@ def test_tokens_are_kept_on_request_and_go_with_their_pool(image, tmp_path, monk
     encode(image, tmp_path / "out", weights, pool={"tokens": True}, **sections)
     slide = tilestream.open(tmp_path / "out" / "a.zarr")
     assert slide.named_vectors == ["slide-giga", "tokens-giga"]
+    shown = viewed(tmp_path / "out" / "a.zarr")
+    assert mixed_vectors(shown) == ["tokens", "tokens-giga"]
+    assert ((mixed_overlay(shown, "tokens-giga", shown.places()).rgba >> 24) > 0).sum() == shown.good.sum()
     good, tokens = slide.read_good(), slide.vectors("tokens")[:]
     assert np.isnan(tokens[~good]).all()
     assert np.isfinite(tokens[good]).all()

@@ -5,6 +5,9 @@ import io
 import numpy as np
 from PIL import Image
 
+import tilestream
+from tests.support.images import make_image, write_pyramid
+from tests.support.runs import given
 from tests.support.stores import make_store
 from tests.support.viewing import viewed
 from tilestream.geometry import Region, Size
@@ -12,7 +15,7 @@ from tilestream.viewer.catalogue import Catalogue
 from tilestream.viewer.clusters import cluster
 from tilestream.viewer.deepzoom import SIDE, DeepZoom, Zoom
 from tilestream.viewer.neighbours import nearest, similarity
-from tilestream.viewer.overlays import on_places, status_colours, tissue_overlay
+from tilestream.viewer.overlays import mixed_overlay, mixed_vectors, on_places, status_colours, tissue_overlay
 from tilestream.viewer.pixels import Images
 
 
@@ -55,6 +58,22 @@ def test_tiles_of_an_unfinished_slide_that_are_not_committed_are_absent(tmp_path
     assert np.isnan(similar[512:]).all()
     alpha = on_places(slide.places(), status_colours(slide.status), "").rgba >> 24
     assert alpha.sum() == 512 * 255
+
+
+def test_contexts_are_laid_over_as_colours_of_their_own_components(tmp_path):
+    image = write_pyramid(tmp_path / "a.tif", make_image(500, 500, 1), compression="deflate", levels=1, mpp=0.5)
+    for context in ({"window": 4, "depth": 1, "heads": 3}, {"window": 8, "depth": 2, "heads": 3, "as": "wide"}):
+        tilestream.run(given(image, tmp_path / "out", context=context))
+    slide = viewed(tmp_path / "out" / "a.zarr")
+    assert mixed_vectors(slide) == ["context", "context-wide"]
+    for what in mixed_vectors(slide):
+        overlay = mixed_overlay(slide, what, slide.places())
+        rows = slide.vectors(what)[:].astype(np.float64)
+        scores = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[0]
+        colours = overlay.rgba[slide.row, slide.col].view(np.uint8).reshape(-1, 4)
+        assert (colours[:, 3] == 255).all()
+        assert all(abs(np.corrcoef(scores[:, k], colours[:, k])[0, 1]) > 0.95 for k in range(2))
+        assert what in overlay.words
 
 
 def test_overlays_of_failed_missing_and_empty_tiles(tmp_path):

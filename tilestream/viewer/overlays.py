@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tilestream.models.pca import colours_of_scores, principal_colours
-from tilestream.store.layout import STATUSES
+from tilestream.store.blocks import map_blocks
+from tilestream.store.layout import STATUSES, vectors_place
 from tilestream.store.slide_store import TISSUE
 from tilestream.viewer.slide import Extent, Floats, PlaceMap, ViewedSlide
 
@@ -32,6 +34,9 @@ PALETTE = (
 
 HEAT = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float64)
 """RGB from low to high, evenly spaced; dark to light, so that it reads without colour too."""
+
+MIXED = ("context", "tokens")
+"""What names of vectors begin with in which tiles know of each other."""
 
 MASK_SIDE = 1024
 """Longest side of the picture of the tissue mask."""
@@ -124,6 +129,18 @@ def attention_overlay(slide: ViewedSlide, places: PlaceMap) -> Overlay | None:
     shares = np.asarray(attention[:], np.float32).mean(axis=1)
     colours, low, high = heat_colours(np.where(slide.good, shares, np.nan).astype(np.float32))
     return on_places(places, colours, f"attention, {low:.2e} to {high:.2e} of the slide's vector")
+
+
+def mixed_vectors(slide: ViewedSlide) -> list[str]:
+    """Which vectors a finished slide's tiles have beside their embeddings, by their names in the store: contexts, and tokens of slide encoders."""
+    named = [what for what in slide.named_vectors if what.startswith(MIXED)]
+    return [what for what in (*MIXED, *named) if slide.finished and slide.has(str(vectors_place(what)))]
+
+
+def mixed_overlay(slide: ViewedSlide, what: str, places: PlaceMap) -> Overlay:
+    """Contexts or tokens of tiles as colours: their first three principal components."""
+    colours = principal_colours(partial(map_blocks, slide.vectors(what)), slide.layout.tiles)
+    return on_places(places, _opaque(colours, slide.good), f"{what}: first three principal components as colours")
 
 
 def window_sides(slide: ViewedSlide) -> list[int]:

@@ -22,6 +22,7 @@ from tilestream.viewer.deepzoom import Zoom
 from tilestream.viewer.drawing.tools import Drawing
 from tilestream.viewer.neighbours import nearest, similarity
 from tilestream.viewer.overlays import (
+    MIXED,
     PALETTE,
     STATUS_COLOURS,
     Colours,
@@ -30,6 +31,8 @@ from tilestream.viewer.overlays import (
     cluster_colours,
     component_colours,
     lit_colours,
+    mixed_overlay,
+    mixed_vectors,
     on_places,
     similarity_overlay,
     status_colours,
@@ -120,7 +123,7 @@ class Panel:
         self.places = slide.places()
         kinds = [STATUS, TISSUE, *([EMBEDDINGS, CLUSTERS, SIMILARITY] if slide.embedded else []), *head_overlays(slide)]
         kinds += [] if slide.attention is None else [ATTENTION]
-        kinds += [f"{WINDOWS} {side}" for side in window_sides(slide)]
+        kinds += [*mixed_vectors(slide), *(f"{WINDOWS} {side}" for side in window_sides(slide))]
         self.choose_overlay.options = [*kinds, NOTHING]
         if self.choose_overlay.value not in self.choose_overlay.options:
             self.choose_overlay.value = STATUS
@@ -312,6 +315,8 @@ def make_overlay(slide: ViewedSlide, places: PlaceMap, chosen: str, k: int, simi
 
     if chosen.startswith(WINDOWS):
         return window_overlay(slide, int(chosen.rpartition(" ")[2]))
+    if chosen.startswith(MIXED):
+        return mixed_overlay(slide, chosen, places)
     for begins, lay in ((CLASSES, class_overlay), (DENSITY, density_overlay)):
         if chosen.startswith(begins):
             return lay(slide, places, chosen.removeprefix(begins))
