@@ -8,6 +8,8 @@ import pytest
 from tests.support.range_server import serving
 from tests.support.runs import embed, opened
 from tests.support.s3_server import s3_bucket
+from tilestream.config.slide_list import list_slides
+from tilestream.errors import ConfigError, OutageError
 
 SLIDE = "CMU-1-Small-Region.svs"
 CHOICES = {"tiles": {"size": 96, "level": 0, "tissue": "none"}, "compute": {"shard_tiles": 200}}
@@ -56,3 +58,33 @@ def test_a_slide_on_a_web_server_gives_the_rows_of_the_local_file(web, local, tm
     assert embed(web.url(SLIDE, "?sig=secret"), tmp_path, **CHOICES).exit_code == 0
     rows_equal(tmp_path, local)
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"secret" in file.read_bytes()]
+
+
+def test_patterns_and_prefixes_in_a_bucket_are_lists_of_slides(bucket):
+    for key in (
+        "list/a.svs",
+        "list/b.svs",
+        "list/notes.txt",
+        "list/.hidden.svs",
+        "list/deep/c d.svs",
+        "list/z.zarr/zarr.json",
+        "list/z.zarr/0/c/0",
+    ):
+        bucket.put_object(Bucket="lab", Key=key, Body=b"x")
+
+    def listed(*slides):
+        return [ref.address.removeprefix("s3://lab/list/") for ref in list_slides(slides)]
+
+    assert listed("s3://lab/list/*.svs") == ["a.svs", "b.svs"]
+    assert listed("s3://lab/list/") == ["a.svs", "b.svs", "z.zarr"]
+    assert listed("s3://lab/list/**/*.svs") == ["a.svs", "b.svs", "deep/c d.svs"]
+    assert listed("s3://lab/*/z.zarr", "s3://lab/list/[b]*") == ["z.zarr", "b.svs"]
+    assert [ref.id for ref in list_slides(["s3://lab/l*/d*p/*"])] == ["c d"]
+    for entry, words in {
+        "s3://lab/list/*.ndpi": "nothing matches", "s3://lab/none/": "right below", "s3://l*b/a.svs": "the bucket itself cannot be a pattern",
+        "https://host/slides/*.svs": "web servers give no lists",
+    }.items():  # fmt: skip
+        with pytest.raises(ConfigError, match=words):
+            list_slides([entry])
+    with pytest.raises(OutageError, match=r"s3://other cannot be listed: The specified bucket does not exist \(NoSuchBucket\)"):
+        list_slides(["s3://other/*"])

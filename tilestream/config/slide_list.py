@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 from tilestream.config.dicom_series import holds_dicom, is_dicom
 from tilestream.config.local_files import MOSAIC, ZARR_MARKS, expand_path, read_small_file
 from tilestream.config.same_slide import NEVER_DICOM, merge_files
+from tilestream.config.urls.objects import is_url
 from tilestream.errors import ConfigError
 
 LONGEST_ID = 200
@@ -60,7 +61,7 @@ def list_slides(slides: Sequence[str]) -> list[SlideRef]:
     """The slides of a config's `slides`, in the order given; those of a glob are sorted.
 
     Files of one DICOM series, or of one OME-TIFF, are one slide (see `merge_files`), and so is a folder of DICOM files. Any other folder stands
-    for the slides that lie in it, by their names, not for those in folders below.
+    for the slides that lie in it, by their names, not for those in folders below, and so does a URL that ends in a slash.
     Local paths are relative to the working directory, in a CSV to the CSV's folder. A path without a file is kept: it is refused
     when it is opened, without stopping the others.
 
@@ -134,6 +135,10 @@ def _mosaic(entry: str) -> SlideRef:
 def _expand(entry: str) -> Iterator[SlideRef]:
     if entry.startswith(MOSAIC):
         yield _mosaic(entry)
+    elif is_url(entry):
+        from tilestream.config.urls.listing import list_urls
+
+        yield from (SlideRef(id_from_address(url), url) for url in list_urls(entry))
     elif "://" in entry:
         yield SlideRef(id_from_address(entry), entry)
     elif entry.lower().endswith(".csv"):

@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import os
-import re
 import secrets
 import threading
 import time
@@ -21,7 +20,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
-from tilestream.config.urls.objects import open_store
+from tilestream.config.urls.objects import open_store, server_words
 
 
 def open_remote(address: str, *, read_only: bool = False) -> Store:
@@ -50,9 +49,7 @@ def failures_are_oserrors(name: str) -> Iterator[None]:
     try:
         yield
     except BaseError as error:
-        said = re.search(r"<Code>(\w+)</Code>\s*<Message>([^<]*)", str(error))
-        words = f"{said[2]} ({said[1]})" if said else str(error).partition("\n")[0]
-        raise OSError(errno.EIO, words, name) from error
+        raise OSError(errno.EIO, server_words(error), name) from error
 
 
 class RemoteStore(ObjectStore[Any]):

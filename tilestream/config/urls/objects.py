@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -64,3 +65,9 @@ def split_key(address: str) -> tuple[str, str]:
 def path_of(address: str) -> str:
     """The path in a URL, without the query and the fragment of a web address."""
     return urlsplit(address).path if scheme_of(address) in ("http", "https") else address.partition("://")[2].partition("/")[2]
+
+
+def server_words(error: Exception) -> str:
+    """A server's own words, else the first line of an error: the rest is debug output by the page."""
+    said = re.search(r"<Code>(\w+)</Code>\s*<Message>([^<]*)", str(error))
+    return f"{said[2]} ({said[1]})" if said else str(error).partition("\n")[0]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import random
-import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tilestream.config.urls.objects import open_object
-from tilestream.errors import InputError, NotThereError, OutageError, ReadError, outage, without_credentials
+from tilestream.config.urls.objects import open_object, server_words
+from tilestream.errors import InputError, NotThereError, OutageError, ReadError, outage
 
 PAUSES = (0.2, 0.6, 1.8, 4.0)
 """Seconds before the second request of a range and each one after it, about: a server that is asked less recovers sooner."""
@@ -92,13 +91,13 @@ class RangeFetcher:
             ) from None
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
             if self.version is not None:  # credentials that ran out: who gets new ones goes on
-                raise self._lost(f"access is refused now ({words_of(error)})") from None
+                raise self._lost(f"access is refused now ({server_words(error)})") from None
             raise InputError(
-                f"{self.address}: access is refused ({words_of(error)}). Credentials are taken from the environment, such as AWS_ACCESS_KEY_ID; "
+                f"{self.address}: access is refused ({server_words(error)}). Credentials are taken from the environment, such as AWS_ACCESS_KEY_ID; "
                 "for public buckets set AWS_SKIP_SIGNATURE=true."
             ) from None
         except (exceptions.BaseError, OSError) as error:
-            raise self._lost(words_of(error)) from None
+            raise self._lost(server_words(error)) from None
         expected = min(end, self.version.size if self.version else end) - start
         if len(data) != expected:
             raise self._lost(f"{len(data)} bytes came where {expected} were asked for")
@@ -132,12 +131,6 @@ class RangeFetcher:
             return int(obstore.head(self._store, self._key)["size"]) == 0
         except (BaseError, OSError):
             return False
-
-
-def words_of(error: Exception) -> str:
-    """A server's own words, else the first line of an error; without what stands in URLs and must not be told."""
-    said = re.search(r"<Code>(\w+)</Code>\s*<Message>([^<]*)", str(error))
-    return without_credentials(f"{said[2]} ({said[1]})" if said else str(error).partition("\n")[0])
 
 
 def _is_strong(mark: str) -> bool:
