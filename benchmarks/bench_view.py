@@ -39,21 +39,13 @@ from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.thumbnail import read_thumbnail
 
 TILE = 224
-WAIT = "window.Bokeh && Bokeh.documents.length && [...Bokeh.documents[0]._all_models.values()].some((m) => m.tiles && m.tiles.size && [...m.tiles.values()].some((t) => t.loaded))"
-CLICK = """([across, down]) => new Promise((done) => {
-  const named = (name) => [...Bokeh.documents[0]._all_models.values()].find((m) => { try { return m.name === name } catch { return false } });
-  const view = Bokeh.index.find_one(named("slide")), from = performance.now(), frame = view.frame.bbox;
-  let left = 2;
-  for (const name of ["overlay data", "gallery data"]) {
-    const source = named(name), heard = () => { source.properties.data.change.disconnect(heard); if (!--left) done(performance.now() - from) };
-    source.properties.data.change.connect(heard);
-  }
-  const at = view.el.getBoundingClientRect(), place = {bubbles: true, composed: true, pointerId: 1, isPrimary: true, button: 0, pointerType: "mouse",
-    clientX: at.left + frame.left + frame.width * across, clientY: at.top + frame.top + frame.height * down};
-  const target = view.canvas_view.events_el;
-  target.dispatchEvent(new PointerEvent("pointerdown", {...place, buttons: 1}));
-  target.dispatchEvent(new PointerEvent("pointerup", place));
-})"""
+FIRST = "(async () => { const p = tilestream.panes[0]; while (!p.osd.world.getItemAt(0)?.getFullyLoaded()) await new Promise(requestAnimationFrame) })()"
+CLICK = """async ([across, down]) => {
+  const pane = tilestream.panes[0], from = performance.now(), laid = pane.layer;
+  tilestream.click(pane, ...pane.place(pane.width * across, pane.height * down));
+  while (pane.layer === laid || !pane.layer?.nearest) await new Promise(requestAnimationFrame);
+  return performance.now() - from;
+}"""
 
 
 def make_output(folder: Path, side: int, dim: int) -> int:
@@ -114,7 +106,8 @@ def time_page(address: str, chromium: str, clicks: int) -> dict[str, Any]:
             page = browser.new_page(viewport={"width": 1440, "height": 860})
             start = time.perf_counter()
             page.goto(address, wait_until="commit")
-            page.wait_for_function(WAIT, polling=20)
+            page.wait_for_selector("body[data-ready]")
+            page.evaluate(FIRST)
             first.append(time.perf_counter() - start)
         page.wait_for_timeout(4000)  # the scatter is made meanwhile
         chosen = random.Random(1)

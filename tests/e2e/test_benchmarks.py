@@ -102,7 +102,6 @@ def test_the_program_and_the_memory_of_reading_are_measured(capsys):
 
 @pytest.mark.slow
 def test_the_viewer_is_measured(capsys):
-    pytest.importorskip("bokeh", reason="needs the extra view: bokeh is not installed")
     told = bench_view.main(["--side", "2048", "--clicks", "0", "--tiles", "10", "--json"])
     assert json.loads(capsys.readouterr().out) == told
     assert told["tiles"] == 81

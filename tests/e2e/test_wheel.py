@@ -51,6 +51,9 @@ def test_the_wheel_carries_the_encoder_and_is_small(wheel):
         "tilestream/encoders/box/tilestream-tiny.safetensors",
         "tilestream/encoders/contexts/box/tilestream-lite-context.safetensors",
         "tilestream/viewer/assets/report.css",
+        "tilestream/viewer/client/page.html",
+        "tilestream/viewer/client/vendor/openseadragon.min.js",
+        "tilestream/viewer/client/vendor/openseadragon.LICENSE.txt",
         "tilestream/py.typed",
     } <= set(names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "pipelines"))]

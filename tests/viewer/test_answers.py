@@ -13,7 +13,7 @@ from tests.support.made_nuclei import CLASSES, draw_nuclei, place_nuclei
 from tests.support.runs import config
 from tests.support.viewing import ask, viewed
 from tilestream.store.heads.palette import class_colours
-from tilestream.viewer.answers import class_counts, density_overlay, draw_answer_tile, draw_object_tile, head_overlays
+from tilestream.viewer.answers import class_counts, density_layer, draw_answer_tile, draw_object_tile, head_overlays
 from tilestream.viewer.deepzoom import SIDE, Zoom
 from tilestream.viewer.report import write_report
 
@@ -60,7 +60,7 @@ def test_a_tile_of_the_whole_slide_shows_every_class(shown):
 def test_the_server_gives_tiles_of_objects_by_number(shown):
     answers = ask(shown, [("/objects/0/0/0/0/0.png", {}), ("/objects/0/1/0/0/0.png", {}), ("/objects/7/0/0/0/0.png", {}), ("/", {})])
     assert [code for code, _ in answers] == [200, 404, 404, 200]
-    assert Image.open(io.BytesIO(answers[0][1])).size == (SIDE, SIDE)
+    assert Image.open(io.BytesIO(answers[0][1])).size == (300, 300)  # of 1,200 px, a quarter
 
 
 def test_densities_and_counts_are_those_of_the_store(shown):
@@ -68,9 +68,9 @@ def test_densities_and_counts_are_those_of_the_store(shown):
     assert head_overlays(slide) == ["objects: nuclei", "density: nuclei"]
     counted = np.bincount(KINDS, minlength=3)
     assert [words for _, words in class_counts(slide, "objects: nuclei")] == [f"{name} {n}" for name, n in zip(CLASSES, counts_of(counted), strict=True)]  # fmt: skip
-    overlay = density_overlay(slide, slide.places(), "nuclei")
-    assert "objects a mm²" in overlay.words
-    assert overlay.rgba.shape == (6, 6)
+    layer = density_layer(slide, "nuclei")
+    assert "objects a mm²" in layer.legend.words
+    assert layer.rgba.shape == (36, 4)
 
 
 def test_the_report_counts_objects_by_class(shown, tmp_path):
@@ -99,8 +99,11 @@ def test_label_images_are_laid_tile_by_tile_and_counted(tmp_path):
             scale = Zoom(slide.size).scale(level)
             y, x = ((start * SIDE + np.arange(0, SIDE, 7)) * scale // 4 for start in (row, col))
             y, x = y[y < labels.shape[0]], x[x < labels.shape[1]]
-            assert (found[::7, ::7][: len(y), : len(x)] == colours[labels[y][:, x]]).all(), (level, step)
-            assert not found[::7, ::7][len(y) :].any()
+            thinned = found[::7, ::7]
+            y, x = y[: len(thinned)], x[: thinned.shape[1]]
+            assert (thinned[: len(y), : len(x)] == colours[labels[y][:, x]]).all(), (level, step)
+            assert found.shape[:2] == Zoom(slide.size).shape(level, col, row)
+            assert not thinned[len(y) :].any()
     counts = np.bincount(labels.ravel(), minlength=5)[1:]
     assert [words for _, words in class_counts(slide, "labels: kinds")] == [
         f"class{k} {n / counts.sum():.1%}" for k, n in enumerate(counts)

@@ -1,107 +1,95 @@
 """The viewer in a browser: what a person sees and does."""
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from tests.support.runs import embed
 from tests.support.stores import make_store
-from tests.support.viewing import browsing, files, viewed
+from tests.support.viewing import browsing, files, until, viewed
 from tilestream.errors import ConfigError, InputError
 from tilestream.viewer.catalogue import Catalogue
-from tilestream.viewer.deepzoom import SIDE, Zoom
 from tilestream.viewer.neighbours import nearest
+from tilestream.viewer.overlays import similarity_layer
+from tilestream.viewer.web.facts import slide_told
+
+PIXEL = """([x, y]) => { const p = pane(), see = p.view(), fine = devicePixelRatio;
+  return [...p.canvas.getContext('2d').getImageData(Math.round(see.x(x) * fine), Math.round(see.y(y) * fine), 1, 1).data] }"""
+"""Colours of the canvas over the slide at a place in level-0 px."""
 
 
 @pytest.mark.slow
 def test_a_person_zooms_clicks_selects_and_groups(output):
     store = viewed(output / "a.zarr")
     before = files(output)
+    half = store.l0_extent / 2
     with browsing(output) as (page, asked):
-        deepest = Zoom(store.size).deepest
-        left, top, width, height = page.evaluate("tsFrame('slide')")
-        page.mouse.move(left + width / 2, top + height / 2)
+        page.mouse.move(*page.evaluate("at(1550, 1150)"))
         asked.clear()
         for _ in range(3):
             page.mouse.wheel(0, -400)
-            page.wait_for_timeout(700)
-        span = page.evaluate("tsModel('x').end - tsModel('x').start")
-        levels = [int(url.split("/")[5]) for url in asked if "/tiles/" in url]
-        right = min(deepest, int(np.floor(np.log2(width / span * (SIDE << deepest) / 256))))
-        assert levels[-1] == right
-        assert levels == sorted(levels)  # nothing of a level that was not come to yet, or was left
+        until(page, "still()")
+        assert {int(url.split("/")[5]) for url in asked if "/tiles/" in url}
 
+        page.keyboard.press("Home")
+        until(page, "still()")
         tile = int(np.flatnonzero(store.good)[len(store.good) // 2])
-        half = store.l0_extent / 2
-        page.evaluate("tsModel('x').setv({start: 0, end: 3100}); tsModel('y').setv({start: -2300, end: 0})")
-        page.wait_for_timeout(500)
-        page.mouse.click(*page.evaluate(f"tsPoint('slide', {store.x[tile] + half}, {-store.y[tile] - half})"))
-        page.wait_for_function("tsModel('gallery data').data.number.length == 12 || tsModel('gallery data').data.number.includes(1)")
+        page.mouse.click(*page.evaluate(f"at({store.x[tile] + half}, {store.y[tile] + half})"))
+        until(page, "pane().layer?.nearest && document.querySelectorAll('#similar img').length >= 12")
         x = np.asarray(store.embeddings[:], np.float64)
         expected = x @ x[tile] / np.linalg.norm(x, axis=1) / np.linalg.norm(x[tile])
-        data = page.evaluate(
-            "(({tile, number, words}) => ({tile: [...tile], number: [...number], words: [...words]}))(tsModel('gallery data').data)"
-        )
-        own = [k for k, number in zip(data["tile"], data["number"], strict=True) if number == 0]
-        order = nearest(expected.astype(np.float32), len(own), tile)
+        told = page.evaluate("pane().layer.nearest")
+        own, order = [each["tile"] for each in told], nearest(expected.astype(np.float32), len(told), tile)
         np.testing.assert_allclose(expected[own], expected[order], atol=1e-5)
-        assert data["words"][0] == f"{expected[order[0]]:.3f}"
-        shown = np.array(page.evaluate("tsImage('overlay data')"), np.uint32)
-        from tilestream.viewer.overlays import similarity_overlay
+        assert told[0]["cosine"] == pytest.approx(expected[order[0]], abs=1e-4)
+        codes = np.array(page.evaluate("[...pane().layer.codes]"))
+        assert np.abs(codes - similarity_layer(expected.astype(np.float32)).codes.astype(int)).max() <= 1
 
-        rgba = similarity_overlay(expected.astype(np.float32), store.places()).rgba.ravel()
-        channels = [a.view(np.uint8).astype(int) for a in (shown, rgba.copy())]
-        assert np.abs(channels[0] - channels[1]).max() <= 2
-
-        page.evaluate("tsModel('points data').selected.indices = [1, 3, 4]")
-        page.wait_for_function("tsModel('lit data').data.image.length == 1")
-        chosen = page.evaluate("[...tsModel('points data').data.tile]")
-        places = store.places().tile.ravel()
-        lit = places[np.array(page.evaluate("tsImage('lit data')")) != 0]
-        assert sorted(lit.tolist()) == sorted(chosen[k] for k in (1, 3, 4))
-
-        page.evaluate("tsModel('points data').selected.indices = []")
-        box = page.evaluate("tsFrame('scatter')")
-        corners = [(5, 5), (box[2] - 5, 5), (box[2] - 5, box[3] - 5), (5, box[3] - 5)]
-        page.mouse.move(box[0] + 5, box[1] + 5)
+        page.get_by_role("tab", name="Scatter").click()
+        until(page, "tilestream.scatter.points > 0")
+        box = page.locator("#scatter canvas").bounding_box()
+        corners = [(2, 2), (box["width"] - 2, 2), (box["width"] - 2, box["height"] - 2), (2, box["height"] - 2)]
+        page.mouse.move(box["x"] + 2, box["y"] + 2)
         page.mouse.down()
         for across, down in corners:
-            page.mouse.move(box[0] + across, box[1] + down, steps=4)
+            page.mouse.move(box["x"] + across, box["y"] + down, steps=4)
         page.mouse.up()
-        page.wait_for_function("tsImage('lit data').filter((v) => v).length == tsModel('points data').data.x.length")
+        assert sorted(page.evaluate("pane().selected")) == np.flatnonzero(store.good).tolist()
+        page.keyboard.press("Escape")
+        assert page.evaluate("pane().selected") == []
 
-        page.evaluate("tsModel('k').value = 3; tsModel('k').value_throttled = 3")
-        page.wait_for_function("tsModel('overlay data').data.image.length && new Set(tsImage('overlay data').filter((v) => v)).size == 3")
+        page.get_by_role("tab", name="Layers").click()
+        page.get_by_label("clusters").first.check()
+        until(page, "pane().key == 'clusters' && pane().layer?.codes")
+        assert page.evaluate("new Set(pane().layer.codes.filter((code) => code)).size") == 6
+        page.evaluate("pane().outlines = false; pane().opacity = 1; pane().recolour()")
+        page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        palette, codes = page.evaluate("[pane().layer.palette, [...pane().layer.codes]]")
+        for each in np.flatnonzero(store.good)[::7]:
+            if each != tile:
+                assert page.evaluate(PIXEL, [float(store.x[each] + half), float(store.y[each] + half)]) == palette[codes[each]]
     assert files(output) == before
 
 
 @pytest.mark.slow
-def test_the_gallery_leads_to_its_places_and_panels_are_linked(output):
+def test_neighbours_lead_to_their_places_and_panes_of_one_view_move_together(output):
+    store = viewed(output / "a.zarr")
     with browsing(output, output) as (page, _):
-        assert (
-            page.evaluate(
-                "[...Bokeh.documents[0]._all_models.values()].filter((m) => { try { return m.name === 'slide' && m.x_range === tsModel('x') } catch { return false } }).length"
-            )
-            == 2
-        )
-        store = viewed(output / "a.zarr")
+        assert page.evaluate("tilestream.linked")  # slides of one size
+        page.get_by_role("button", name="20x").click()
+        until(page, "still() && still(1)")
+        until(page, "Math.abs(pane(0).looking().x - pane(1).looking().x) < 1")
         tile = int(np.flatnonzero(store.good)[0])
-        page.mouse.click(*page.evaluate(f"tsPoint('slide', {store.x[tile] + 100}, {-store.y[tile] - 100})"))
-        page.wait_for_function("tsModel('gallery data').data.number.includes(1)")
-        found = page.evaluate(
-            "((d) => { const k = [...d.number].indexOf(1); return [d.x[k] + 0.4, d.y[k] - 0.4, d.tile[k]] })(tsModel('gallery data').data)"
-        )
-        page.mouse.click(*page.evaluate(f"tsPoint('gallery', {found[0]}, {found[1]})"))
-        page.wait_for_function("tsModel('title').text.includes('<b>b</b>')")
-        other = viewed(output / "b.zarr")
+        page.evaluate(f"tilestream.ask(pane(), {tile})")
+        page.get_by_role("button", name="Panel").click()
+        page.get_by_role("tab", name="Similar").click()
+        page.locator("#similar button[data-slide='1']").first.click()
+        until(page, "pane().number == 1 && pane().layer && still()")
+        other, found = viewed(output / "b.zarr"), page.evaluate("pane().marked")
         half = other.l0_extent / 2
-        y, x = other.y[found[2]] + half, other.x[found[2]] + half
-        page.wait_for_function(  # the ranges follow the title in messages of their own
-            "([x, y]) => [['x', x], ['y', -y]].every(([name, at]) => Math.abs((tsModel(name).start + tsModel(name).end) / 2 - at) < 1)",
-            arg=[float(x), float(y)],
-        )
+        view = page.evaluate("pane().looking()")
+        assert (view["y"], view["x"]) == pytest.approx((other.y[found] + half, other.x[found] + half), abs=2)
 
 
 @pytest.mark.slow
@@ -110,32 +98,31 @@ def test_the_sample_slide_opens_with_the_encoder_of_the_package(tmp_path):
     embed("sample://he?width=4096&height=4096&seed=0", tmp_path, encoder="tilestream-tiny", tiles=tiles)
     store = viewed(next(tmp_path.glob("*.zarr")))
     tile = int(np.flatnonzero(store.good)[7])
-    with browsing(tmp_path) as (page, asked):
-        assert page.evaluate("tsModel('points data').data.x.length") == store.good.sum() > 20
+    with browsing(tmp_path, state="#panel=scatter") as (page, asked):
+        until(page, f"tilestream.scatter.points == {store.good.sum()}")
         half = store.l0_extent / 2
-        page.mouse.click(*page.evaluate(f"tsPoint('slide', {store.x[tile] + half}, {-store.y[tile] - half})"))
-        page.wait_for_function("tsModel('gallery data').data.number.length == 6")
-        assert page.evaluate("tsImage('overlay data').filter((v) => v).length") == store.good.sum()
-        page.wait_for_timeout(500)
+        page.mouse.click(*page.evaluate(f"at({store.x[tile] + half}, {store.y[tile] + half})"))
+        until(page, f"pane().layer?.codes.filter((code) => code).length == {store.good.sum()}")
         assert any("/crops/0/" in url for url in asked)
 
 
 @pytest.mark.slow
 def test_every_kind_of_output_opens(output, tmp_path):
     make_store(tmp_path / "gone.zarr", rows=8, cols=9, address=str(tmp_path / "gone.svs"), failed=[3])
-    with browsing(tmp_path) as (page, _):
-        assert "stored thumbnail is shown" in page.evaluate("tsModel('title').text")
-        assert "1 failed" in page.evaluate("tsModel('title').text")
-        page.wait_for_function("tsImage('overlay data').length == 72")
+    with browsing(tmp_path, state="#panel=layers") as (page, _):
+        assert "stored thumbnail is shown" in page.evaluate("pane().head.textContent")
+        assert "1 failed" in page.evaluate("pane().head.textContent")
+        page.get_by_label("status of tiles").check()
+        until(page, "pane().layer?.codes.length == 72")
     shutil.rmtree(tmp_path / "gone.zarr")
     store = make_store(tmp_path / "part.zarr", rows=30, cols=30, finish=False)
     store.folder.delete(".tilestream/shards/tiles-000001.json")
     with browsing(tmp_path) as (page, _):
-        assert "388 tiles to come" in page.evaluate("tsModel('title').text")
+        assert "388 tiles to come" in page.evaluate("pane().head.textContent")
     shutil.rmtree(tmp_path / "part.zarr")
     make_store(tmp_path / "none.zarr", keep=np.zeros((4, 5), bool))
     with browsing(tmp_path) as (page, _):
-        assert "no tissue found" in page.evaluate("tsModel('title').text")
+        assert "no tissue found" in page.evaluate("pane().head.textContent")
 
 
 def test_a_slide_without_embeddings_is_refused_by_name(tmp_path):
@@ -146,15 +133,6 @@ def test_a_slide_without_embeddings_is_refused_by_name(tmp_path):
         viewed(tmp_path / "s.zarr")
     catalogue = Catalogue([str(tmp_path)])
     assert "holds no embeddings" in catalogue.problem(0)
+    assert "holds no embeddings" in slide_told(catalogue, 0)["problem"]
     with pytest.raises(ConfigError, match="--slide: t is in none"):
         Catalogue([str(tmp_path)], "t")
-    from bokeh.document import Document
-
-    from tilestream.viewer.page import make_page
-
-    page = Document()
-    with ThreadPoolExecutor(1) as workers:
-        make_page(page, catalogue, workers)
-    assert "cannot be shown" in page.select_one({"name": "title"}).text
-    page.select_one({"name": "points data"}).selected.indices = [0]
-    page.select_one({"name": "choose points"}).value = "UMAP"

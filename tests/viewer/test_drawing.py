@@ -1,7 +1,6 @@
 """Drawing in the viewer: regions with classes as QuPath keeps them, and from there to a map of classes of the whole slide."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from shapely.geometry import Polygon, box, shape
 
 import tilestream
 from tests.support.stores import make_store
-from tests.support.viewing import browsing, viewed
+from tests.support.viewing import browsing, until, viewed
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources.made.histology import KINDS
 from tilestream.sources.made.slide import sample_labels
@@ -49,7 +48,7 @@ def test_regions_are_kept_beside_what_the_file_held(tmp_path):
 def test_a_line_that_crosses_itself_is_two_regions_and_a_foreign_file_is_refused(tmp_path):
     regions = Regions(tmp_path / "s.geojson")
     key = regions.add("a", Polygon([(0, 0), (10, 10), (10, 0), (0, 10)]))
-    assert len(regions.outlines(key)) == 2
+    assert len(shape(regions.features[key]["geometry"]).geoms) == 2
     (tmp_path / "s.geojson").write_text("{}")
     with pytest.raises(InputError, match=r"s\.geojson is no GeoJSON of regions that can be drawn on"):
         Regions.open(tmp_path / "s.geojson")
@@ -85,23 +84,27 @@ def test_from_an_unlabelled_slide_to_a_map_in_less_than_twenty_clicks(tmp_path):
     clicks = 0
     with browsing(tmp_path / "out", options=["--annotations", str(tmp_path / "drawn")]) as (page, _):
         page.screenshot(path=tmp_path / "1-unlabelled.png")
+        page.get_by_role("button", name="Panel").click()
+        page.get_by_role("tab", name="Draw").click()
+        clicks += 2
+        until(page, "still()")
         for kind in range(1, len(KINDS)):
-            page.locator("input[type=text]").first.click()
+            page.get_by_label("New class").click()
             page.keyboard.type(KINDS[kind])
             page.keyboard.press("Enter")
             clicks += 1
-            page.wait_for_function("name => tsModel('draw classes').labels[tsModel('draw classes').active] == name", arg=KINDS[kind])
+            until(page, "(name) => document.querySelector('#draw input[type=radio]:checked')?.value === name", KINDS[kind])
             for left, top, right, bottom in tissue_boxes(labels, cell, kind, 3 * int(slide.l0_extent)):
-                before = page.evaluate("tsModel('drawn data').data.xs.length")
+                before = page.evaluate("pane().drawn.length")
                 corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
-                points = [page.evaluate(f"tsPoint('slide', {x}, {-y})") for x, y in corners]
+                points = [page.evaluate(f"at({x}, {y})") for x, y in corners]
                 page.mouse.move(*points[0])
                 page.mouse.down()
                 for at in points[1:]:
                     page.mouse.move(*at, steps=6)
                 page.mouse.up()
                 clicks += 1
-                page.wait_for_function("before => tsModel('drawn data').data.xs.length > before", arg=before)
+                until(page, "(before) => pane().drawn.length > before", before)
         page.screenshot(path=tmp_path / "2-drawn.png")
     drawn = tmp_path / "drawn" / f"{path.stem}.geojson"
     assert len(json.loads(drawn.read_text())["features"]) == 10
@@ -115,10 +118,10 @@ def test_from_an_unlabelled_slide_to_a_map_in_less_than_twenty_clicks(tmp_path):
     config["heads"] = {"kind": {"kind": "classify", "model": str(tmp_path / "kind.safetensors")}}
     assert tilestream.run(config).exit_code == 0
     with browsing(tmp_path / "out", options=["--annotations", str(tmp_path / "drawn")]) as (page, _):
-        page.evaluate("tsModel('choose overlay').value = 'classes: kind'")
+        page.get_by_role("button", name="Panel").click()
+        page.get_by_label("classes: kind").click()
         clicks += 2
-        page.wait_for_function("tsModel('overlay data').data.image.length && tsModel('legend').text.includes('lymphoid')")
-        page.wait_for_timeout(1000)
+        until(page, "pane().layer?.picture && pane().legend.textContent.includes('lymphoid')")
         page.screenshot(path=tmp_path / "3-map.png")
     assert clicks < 20
     overlaps = intersections(tilestream.open(path), labels, cell)
@@ -144,44 +147,65 @@ def intersections(slide, labels, cell):
 
 
 @pytest.mark.slow
-def test_polygons_the_lasso_of_the_scatter_undo_and_erase(tmp_path):
+def test_polygons_brush_selected_tiles_undo_and_erase(tmp_path):
     make_store(tmp_path / "out" / "s.zarr", rows=8, cols=9, address=str(tmp_path / "gone.svs"))
     store = viewed(tmp_path / "out" / "s.zarr")
-    path = tmp_path / "drawn" / "s.geojson"
+    path, side = tmp_path / "drawn" / "s.geojson", store.l0_extent
 
     def held():
         return json.loads(path.read_text())["features"]
 
-    with browsing(tmp_path / "out", options=["--annotations", str(tmp_path / "drawn")]) as (page, _):
+    def at(x, y):
+        return page.evaluate(f"at({x}, {y})")
+
+    with browsing(tmp_path / "out", options=["--annotations", str(tmp_path / "drawn")], state="#panel=draw") as (page, _):
         assert not path.exists()
-        page.locator("input[type=text]").first.click()
-        page.keyboard.type("tumour")
-        page.keyboard.press("Enter")
-        page.wait_for_function("tsModel('draw mode').active == 1")
-        page.evaluate("tsModel('points data').selected.indices = [0, 1, 2]")
-        page.wait_for_function("tsModel('lit data').data.image.length == 1")
-        page.get_by_role("button", name="label the lasso").click()
-        page.wait_for_function("tsModel('drawn data').data.xs.length > 0")
-        chosen = np.array(page.evaluate("[...tsModel('points data').data.tile]"))[:3]
-        side = store.l0_extent
-        expected = squares(store.y[chosen], store.x[chosen], side)
+        page.get_by_label("New class").fill("tumour")
+        page.get_by_label("New class").press("Enter")
+        page.evaluate("pane().select([0, 1, 2])")
+        page.get_by_role("tab", name="Selection").click()
+        page.get_by_role("button", name="Add to drawing").click()
+        until(page, "pane().drawn.length == 1")
+        expected = squares(store.y[:3], store.x[:3], side)
         assert shape(held()[0]["geometry"]).symmetric_difference(expected).area < side
-        page.evaluate("tsModel('draw mode').active = 2")
+
+        page.get_by_role("tab", name="Draw").click()
+        page.get_by_role("button", name="Polygon").click()
         corners = [(3 * side, 3 * side), (6 * side, 3 * side), (6 * side, 6 * side)]
         for x, y in corners:
-            page.mouse.click(*page.evaluate(f"tsPoint('slide', {x}, {-y})"))
-            page.wait_for_timeout(500)  # two fast clicks would be a double click
-        count = page.evaluate("tsModel('drawn data').data.xs.length")
+            page.mouse.click(*at(x, y))
         page.keyboard.press("Enter")
-        page.wait_for_function("count => tsModel('drawn data').data.xs.length > count", arg=count)
-        assert len(held()) == 2
+        until(page, "pane().drawn.length == 2")
         assert shape(held()[1]["geometry"]).symmetric_difference(Polygon(corners)).area < side**2 / 20
-        assert page.evaluate("tsModel('gallery data').data.url.length") == 0  # a corner is no question
-        page.get_by_role("button", name="undo").click()
-        page.wait_for_function("count => tsModel('drawn data').data.xs.length == count", arg=count)
-        page.evaluate("tsModel('draw mode').active = 3")
-        inside = shape(held()[0]["geometry"]).representative_point()
-        page.mouse.click(*page.evaluate(f"tsPoint('slide', {inside.x}, {-inside.y})"))
-        page.wait_for_function("tsModel('drawn data').data.xs.length == 0")
+        assert page.evaluate("pane().marked") == -1  # a corner is no question
+        page.get_by_role("button", name="Undo").click()
+        until(page, "pane().drawn.length == 1")
+
+        page.get_by_role("button", name="Brush").click()
+        for start, end in (((5, 5), (7, 5)), ((6, 5), (6, 7))):  # the second begins in the first, and joins it
+            page.mouse.move(*at(start[0] * side, start[1] * side))
+            page.mouse.down()
+            page.mouse.move(*at(end[0] * side, end[1] * side), steps=5)
+            page.mouse.up()
+            until(page, "pane().drawn.length == 2 && !pane().line?.points[1]")
+        until(page, "pane().drawn.some((each) => each.box[3] > 6.9 * 224 && each.box[2] > 6.9 * 224)")
+        crossed = shape(held()[1]["geometry"])
+        assert crossed.geom_type == "Polygon"
+        page.get_by_role("button", name="Rub out").click()
+        page.mouse.move(*at(5 * side, 6 * side))
+        page.mouse.down()
+        page.mouse.move(*at(7 * side, 6 * side), steps=5)
+        page.mouse.up()
+        until(page, "pane().drawn.some((each) => each.polygons.length > 1)")
+        assert shape(held()[1]["geometry"]).area < crossed.area
+        page.get_by_role("button", name="Undo").click()
+        until(page, "pane().drawn.every((each) => each.polygons.length == 1)")
+        assert shape(held()[1]["geometry"]).equals(crossed)
+
+        page.get_by_role("button", name="Erase").click()
+        for feature in held():
+            inside = shape(feature["geometry"]).representative_point()
+            page.mouse.click(*at(inside.x, inside.y))
+        until(page, "pane().drawn.length == 0")
         assert held() == []
-        assert re.search("nothing is drawn", page.evaluate("tsModel('drawn').text"))
+        assert "Nothing is drawn" in page.locator("#drawn").inner_text()

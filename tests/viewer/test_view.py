@@ -15,7 +15,7 @@ from tilestream.viewer.catalogue import Catalogue
 from tilestream.viewer.clusters import cluster
 from tilestream.viewer.deepzoom import SIDE, DeepZoom, Zoom
 from tilestream.viewer.neighbours import nearest, similarity
-from tilestream.viewer.overlays import mixed_overlay, mixed_vectors, on_places, status_colours, tissue_overlay
+from tilestream.viewer.overlays import PictureLayer, mixed_layer, mixed_vectors, status_layer, tissue_layer
 from tilestream.viewer.pixels import Images
 
 
@@ -56,8 +56,7 @@ def test_tiles_of_an_unfinished_slide_that_are_not_committed_are_absent(tmp_path
     similar = similarity(slide, slide.embedding(0))
     assert np.isfinite(similar[:512]).all()
     assert np.isnan(similar[512:]).all()
-    alpha = on_places(slide.places(), status_colours(slide.status), "").rgba >> 24
-    assert alpha.sum() == 512 * 255
+    assert (status_layer(slide.status).rgba[:, 3] == 255).sum() == 512
 
 
 def test_contexts_are_laid_over_as_colours_of_their_own_components(tmp_path):
@@ -67,13 +66,13 @@ def test_contexts_are_laid_over_as_colours_of_their_own_components(tmp_path):
     slide = viewed(tmp_path / "out" / "a.zarr")
     assert mixed_vectors(slide) == ["context", "context-wide"]
     for what in mixed_vectors(slide):
-        overlay = mixed_overlay(slide, what, slide.places())
+        layer = mixed_layer(slide, what)
         rows = slide.vectors(what)[:].astype(np.float64)
         scores = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[0]
-        colours = overlay.rgba[slide.row, slide.col].view(np.uint8).reshape(-1, 4)
+        colours = layer.rgba
         assert (colours[:, 3] == 255).all()
         assert all(abs(np.corrcoef(scores[:, k], colours[:, k])[0, 1]) > 0.95 for k in range(2))
-        assert what in overlay.words
+        assert what in layer.legend.words
 
 
 def test_overlays_of_failed_missing_and_empty_tiles(tmp_path):
@@ -81,10 +80,11 @@ def test_overlays_of_failed_missing_and_empty_tiles(tmp_path):
     keep[1, 2] = False
     make_store(tmp_path / "f.zarr", failed=[4], keep=keep)
     slide = viewed(tmp_path / "f.zarr")
-    rgba = on_places(slide.places(), status_colours(slide.status), "").rgba
-    assert rgba.shape == (4, 5)
-    assert rgba[1, 2] == 0
-    assert rgba[0, 4] != rgba[0, 3]
+    places = slide.places().tile
+    assert places.shape == (4, 5)
+    assert places[1, 2] == -1
+    rgba = status_layer(slide.status).rgba
+    assert (rgba[places[0, 4]] != rgba[places[0, 3]]).any()
     assert slide.scores().shape == (19, 6)
     assert np.isnan(slide.scores()[4]).all()
     make_store(tmp_path / "n.zarr", keep=np.zeros((4, 5), bool))
@@ -92,9 +92,11 @@ def test_overlays_of_failed_missing_and_empty_tiles(tmp_path):
     assert "no tissue" in none.words
     assert np.isnan(none.scores()).all()
     assert none.tile_at(10, 10) is None
-    assert tissue_overlay(none, none.places()).rgba.any()
+    mask = tissue_layer(none)
+    assert isinstance(mask, PictureLayer)
+    assert mask.rgba.any()
     (tmp_path / "n.zarr" / "tissue.png").unlink()
-    assert "no tissue was looked for" in tissue_overlay(none, none.places()).words
+    assert "no tissue was looked for" in tissue_layer(none).legend.words
 
 
 def test_a_tile_of_the_zoom_is_the_mean_of_the_pixels_below_it(output):
@@ -111,6 +113,8 @@ def test_a_tile_of_the_zoom_is_the_mean_of_the_pixels_below_it(output):
     assert np.abs(above - coarse).mean() < 6
     assert catalogue.zoom.tile(0, slide, (zoom.deepest + 1, 0, 0)) is None
     assert catalogue.zoom.tile(0, slide, (0, 1, 0)) is None
+    last = Image.open(io.BytesIO(catalogue.zoom.tile(0, slide, (zoom.deepest, 6, 4))))
+    assert last.size == (3100 - 6 * SIDE, 2300 - 4 * SIDE)  # it ends where the image does
     catalogue.zoom.images.close()
 
 
@@ -161,5 +165,7 @@ def test_the_square_of_a_zoom_holds_the_image():
     zoom = Zoom(Size(8192, 12288))
     assert zoom.l0_side >= 12288
     assert zoom.scale(zoom.deepest) == 1
-    assert zoom.meets(zoom.deepest, 23, 15)
-    assert not zoom.meets(zoom.deepest, 24, 0)
+    assert zoom.shape(zoom.deepest, 23, 15) == (SIDE, SIDE)
+    assert zoom.shape(zoom.deepest, 24, 0) is None
+    assert zoom.shape(0, 0, 0) == (256, 384)
+    assert zoom.shape(0, 0, 1) is None

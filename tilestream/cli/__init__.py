@@ -255,7 +255,6 @@ def view_command(
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
 ) -> None:
     """Look at slides and their embeddings in the browser. Writes nothing but what is drawn with --annotations; Ctrl-C ends it."""
-    load_needed("view", "view", "bokeh")
     from tilestream.viewer.server import serve
 
     serve(

@@ -174,7 +174,6 @@ def _extras() -> list[Check]:
         "h5": "h5py",
         "hpc": "dask_jobqueue",
         "s3": "obstore",
-        "view": "bokeh",
         "plot": "matplotlib",
         "parquet": "pyarrow",
         "onnx": "onnxruntime",

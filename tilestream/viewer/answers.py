@@ -16,8 +16,8 @@ from tilestream.store.heads.shapes import ShapeRows, ShapesFile, shapes_key
 from tilestream.store.layout import TILES
 from tilestream.store.slide import Slide
 from tilestream.viewer.deepzoom import SIDE, Zoom
-from tilestream.viewer.overlays import Overlay, heat_colours, on_places
-from tilestream.viewer.slide import PlaceMap, ViewedSlide
+from tilestream.viewer.overlays import TileLayer, class_layer, value_layer
+from tilestream.viewer.slide import ViewedSlide
 
 CLASSES, DENSITY, OBJECTS, LABELS = "classes: ", "density: ", "objects: ", "labels: "
 """How the names of the overlays begin; the name of the head follows."""
@@ -47,20 +47,18 @@ def has_labels(slide: Slide, head: str) -> bool:
     return slide.has(labels_path(head)) and slide.head_answer(head).task == "classification"
 
 
-def class_overlay(slide: ViewedSlide, places: PlaceMap, head: str) -> Overlay:
+def answer_layer(slide: ViewedSlide, head: str) -> TileLayer:
     """The class of each tile; clear where there is none."""
     codes = np.asarray(slide.array(f"{TILES}/obs/{head}/codes")[:], np.int64)
-    colours = np.array([(0, 0, 0), *class_colours(len(slide.head_answer(head).classes))], np.uint8)[codes]
-    alpha = np.where(codes > 0, 255, 0).astype(np.uint8)
-    return on_places(places, np.concatenate([colours, alpha[:, None]], axis=1), "")
+    coloured = class_counts(slide, CLASSES + head)
+    return class_layer(codes, [colour for colour, _ in coloured], [words for _, words in coloured])
 
 
-def density_overlay(slide: ViewedSlide, places: PlaceMap, head: str) -> Overlay:
+def density_layer(slide: ViewedSlide, head: str) -> TileLayer:
     """Objects by area of each tile, or their number where the slide has no scale."""
     known = slide.mpp is not None
     values = np.asarray(slide.array(f"{TILES}/obs/{head}{COUNTS[1 if known else 0]}")[:], np.float32)
-    colours, low, high = heat_colours(values)
-    return on_places(places, colours, f"{head}: {low:,.0f} (dark) to {high:,.0f} (light) objects {'a mm²' if known else 'a tile'}")
+    return value_layer(values, f"{head}: objects {'a mm²' if known else 'a tile'}")
 
 
 def class_counts(slide: Slide, chosen: str) -> list[tuple[Colour, str]]:
@@ -105,15 +103,19 @@ def draw_label_tile(slide: Slide, head: str, address: tuple[int, int, int]) -> b
     Memory bound: a tile of labels.
     """
     zoom = Zoom(slide.size)
-    if not zoom.has(*address):
+    shape = zoom.shape(*address)
+    if shape is None:
         return None
     level, col, row = address
     scale, step, finest = float(zoom.scale(level)), l0_step_of(slide, head), 0
     while scale >= 2 * step and slide.has(f"labels/{head}/{finest + 1}"):
         finest, step = finest + 1, step * 2
     labels = slide.array(f"labels/{head}/{finest}")
-    places = [np.floor((np.arange(start * SIDE, (start + 1) * SIDE) + 0.5) * scale / step).astype(np.int64) for start in (row, col)]
-    found = np.zeros((SIDE, SIDE), np.uint8)
+    places = [
+        np.floor((np.arange(side) + start * SIDE + 0.5) * scale / step).astype(np.int64)
+        for start, side in zip((row, col), shape, strict=True)
+    ]
+    found = np.zeros(shape, np.uint8)
     inside = [at < side for at, side in zip(places, labels.shape, strict=True)]
     y, x = (at[within] for at, within in zip(places, inside, strict=True))
     if len(y) and len(x):
@@ -133,19 +135,19 @@ def draw_object_tile(slide: Slide, head: str, address: tuple[int, int, int]) -> 
     Memory bound: a row group of objects.
     """
     zoom = Zoom(slide.size)
-    if not zoom.has(*address):
+    shape = zoom.shape(*address)
+    if shape is None:
         return None
     level, col, row = address
     scale = float(zoom.scale(level))
     corner = np.array([col, row]) * SIDE * scale
-    canvas = Image.new("RGBA", (SIDE, SIDE))
-    if zoom.meets(*address):
-        draw = ImageDraw.Draw(canvas)
-        file = ShapesFile.of(slide.folder, head)
-        colours = class_colours(len(file.classes))
-        x0, y0 = corner.tolist()
-        for rows in file.within(y0, x0, y0 + SIDE * scale, x0 + SIDE * scale):
-            (_draw_outlines if scale <= OUTLINES else _draw_dots)(draw, rows, corner, scale, colours)
+    canvas = Image.new("RGBA", shape[::-1])
+    draw = ImageDraw.Draw(canvas)
+    file = ShapesFile.of(slide.folder, head)
+    colours = class_colours(len(file.classes))
+    x0, y0 = corner.tolist()
+    for rows in file.within(y0, x0, y0 + SIDE * scale, x0 + SIDE * scale):
+        (_draw_outlines if scale <= OUTLINES else _draw_dots)(draw, rows, corner, scale, colours)
     out = io.BytesIO()
     canvas.save(out, "PNG", compress_level=1)
     return out.getvalue()

@@ -76,6 +76,10 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def entry(self, number: int) -> Entry:
+        """What is known of a slide without opening it."""
+        return self._entries[number]
+
     def slide(self, number: int) -> ViewedSlide:
         """A slide by its number.
 

@@ -11,6 +11,8 @@ from scipy.cluster.vq import kmeans2, vq
 from tilestream.store.blocks import BLOCK_ROWS
 from tilestream.viewer.slide import Floats
 
+MOST_GROUPS = 20
+
 SAMPLE = 4096
 """Tiles that the centres are found on, spread over all, about."""
 

@@ -1,12 +1,12 @@
-"""What is laid over a slide: small RGBA pictures, one pixel a tile, window or thumbnail pixel."""
+"""What is laid over a slide: a code and a palette for each tile, or a small picture of the whole slide."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +16,21 @@ from tilestream.models.pca import colours_of_scores, principal_colours
 from tilestream.store.blocks import map_blocks
 from tilestream.store.layout import STATUSES, vectors_place
 from tilestream.store.slide_store import TISSUE
-from tilestream.viewer.slide import Extent, Floats, PlaceMap, ViewedSlide
+from tilestream.viewer.slide import Extent, Floats, ViewedSlide
 
 T = TypeVar("T")
 
 Colours = NDArray[np.uint8]
 
-STATUS_COLOURS = ((70, 120, 220), (40, 170, 190), (220, 40, 40), (240, 140, 20), (170, 40, 180))
+STATUS_COLOURS = ((0, 114, 178), (86, 180, 233), (213, 94, 0), (230, 159, 0), (204, 121, 167))
 """RGB of each of `STATUSES`."""
 
 PALETTE = (
-    (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75), (227, 119, 194), (188, 189, 34), (23, 190, 207),
-    (127, 127, 127), (57, 59, 121), (206, 219, 156), (132, 60, 57), (231, 186, 82), (123, 65, 115), (107, 174, 214), (253, 174, 107), (116, 196, 118),
-    (158, 154, 200), (189, 158, 57),
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167), (51, 34, 136), (170, 68, 153),
+    (153, 153, 51), (136, 34, 85), (221, 204, 119), (102, 102, 102), (17, 119, 51), (187, 204, 51), (255, 170, 187), (102, 37, 6), (136, 204, 238),
+    (170, 170, 170), (0, 0, 0),
 )  # fmt: skip
-"""RGB of clusters."""
+"""RGB of clusters and of classes that are drawn: told apart by people of every colour vision as far as so many can be."""
 
 HEAT = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float64)
 """RGB from low to high, evenly spaced; dark to light, so that it reads without colour too."""
@@ -38,97 +38,132 @@ HEAT = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253
 MIXED = ("context", "tokens")
 """What names of vectors begin with in which tiles know of each other."""
 
+STEPS = 255
+"""Codes of a value, from low to high."""
+
 MASK_SIDE = 1024
 """Longest side of the picture of the tissue mask."""
 
 
 @dataclass(frozen=True)
-class Overlay:
+class Legend:
+    """What colours mean."""
+
+    words: str = ""
+    entries: tuple[tuple[tuple[int, ...], str], ...] = ()
+    """Colour and words of each class; the class of place k has code k + 1."""
+    low: float | None = None
+    """What code 1 stands for, where codes are values."""
+    high: float | None = None
+    """What the last code stands for."""
+
+    def told(self) -> dict[str, Any]:
+        """As the page reads it."""
+        entries = [{"colour": list(colour[:3]), "words": words} for colour, words in self.entries]
+        bar = [HEAT[k].astype(int).tolist() for k in range(len(HEAT))] if self.low is not None else None
+        return {"words": self.words, "entries": entries, "low": self.low, "high": self.high, "bar": bar}
+
+
+@dataclass(frozen=True)
+class TileLayer:
+    """Colours of tiles."""
+
+    codes: Colours
+    """(n,) row of the palette of each tile, 0 is clear; or (n, 4) RGBA where there is no palette."""
+    legend: Legend
+    palette: Colours = field(default_factory=lambda: np.zeros((0, 4), np.uint8))
+    """(m, 4) RGBA."""
+
+    @property
+    def rgba(self) -> Colours:
+        """(n, 4) colours."""
+        colours: Colours = self.palette[self.codes] if self.codes.ndim == 1 else self.codes
+        return colours
+
+
+@dataclass(frozen=True)
+class PictureLayer:
     """A picture and where it lies."""
 
-    rgba: NDArray[np.uint32]
-    """(h, w) red in the lowest byte, alpha in the highest."""
+    rgba: Colours
+    """(h, w, 4)."""
     extent: Extent
-    words: str
-    """What the colours mean, or why there are none."""
+    legend: Legend
 
 
-def on_places(places: PlaceMap, colours: Colours, words: str) -> Overlay:
-    """The overlay that shows (n, 4) uint8 RGBA colours of tiles where the tiles lie."""
-    table = np.concatenate([colours, np.zeros((1, 4), np.uint8)])  # -1 picks the last row: no tile
-    rgba = np.ascontiguousarray(table[places.tile]).view(np.uint32)[..., 0]
-    return Overlay(rgba, places.extent, words)
+def _palette(colours: Any) -> Colours:
+    """Clear, then each colour."""
+    rgb = np.asarray(colours, np.uint8).reshape(-1, 3)
+    return np.concatenate([np.zeros((1, 4), np.uint8), np.column_stack([rgb, np.full(len(rgb), 255, np.uint8)])])
 
 
 def _opaque(rgb: Colours, shown: NDArray[np.bool_]) -> Colours:
-    return np.concatenate([rgb, np.where(shown, 255, 0).astype(np.uint8)[:, None]], axis=1)
+    return np.concatenate([rgb, np.where(shown, 255, 0).astype(np.uint8)[..., None]], axis=-1)
 
 
-def status_colours(status: NDArray[np.int8]) -> Colours:
-    """(n, 4) RGBA by status; clear where a tile is not written yet."""
-    return _opaque(np.array([*STATUS_COLOURS, (0, 0, 0)], np.uint8)[status], status >= 0)
+def class_layer(codes: NDArray[Any], colours: Any, words: list[str], about: str = "") -> TileLayer:
+    """Tiles by class: code 0 is none, code k class k - 1."""
+    entries = tuple((tuple(int(v) for v in colour), name) for colour, name in zip(colours, words, strict=True))
+    return TileLayer(codes.astype(np.uint8), Legend(about, entries), _palette([colour for colour, _ in entries]))
 
 
-def status_words(status: NDArray[np.int8]) -> str:
-    """Counts by status, as words."""
-    return ", ".join(f"{name} {int((status == code).sum()):,}" for code, name in enumerate(STATUSES) if (status == code).any())
-
-
-def component_colours(scores: Floats, good: NDArray[np.bool_]) -> Colours:
-    """(n, 4) RGBA of (n, k) scores: the first three components."""
-    return _opaque(colours_of_scores(scores[:, :3].astype(np.float32)), good)
-
-
-def cluster_colours(groups: NDArray[np.int64]) -> Colours:
-    """(n, 4) RGBA by group; clear where a tile has none."""
-    return _opaque(np.array(PALETTE, np.uint8)[groups % len(PALETTE)], groups >= 0)
-
-
-def heat_colours(values: Floats) -> tuple[Colours, float, float]:
-    """(n, 4) RGBA from dark to light between the 1st and 99th percentile, and these two; clear where a value is not finite."""
+def value_layer(values: NDArray[Any], about: str) -> TileLayer:
+    """Tiles by a value, dark to light between the 1st and 99th percentile; clear where it is not finite."""
+    values = np.asarray(values, np.float32)
     seen = np.isfinite(values)
     low, high = (float(v) for v in np.percentile(values[seen], [1, 99])) if seen.any() else (0.0, 1.0)
-    place = np.clip((np.where(seen, values, low) - low) / max(high - low, 1e-9), 0, 1) * (len(HEAT) - 1)
-    rgb = np.stack([np.interp(place, np.arange(len(HEAT)), HEAT[:, k]) for k in range(3)], axis=1).astype(np.uint8)
-    return _opaque(rgb, seen), low, high
+    place = np.clip((np.where(seen, values, low) - low) / max(high - low, 1e-9), 0, 1)
+    codes = np.where(seen, 1 + np.rint(place * (STEPS - 1)), 0).astype(np.uint8)
+    at = np.linspace(0, len(HEAT) - 1, STEPS)
+    heat = np.stack([np.interp(at, np.arange(len(HEAT)), HEAT[:, k]) for k in range(3)], axis=1)
+    return TileLayer(codes, Legend(about if seen.any() else f"{about}: not known", low=low, high=high), _palette(heat))
 
 
-def lit_colours(count: int, lit: NDArray[np.int64]) -> Colours:
-    """(n, 4) RGBA: the tiles of a selection cyan, which neither stains nor `HEAT` have; the rest clear."""
-    colours = np.zeros((count, 4), np.uint8)
-    colours[lit] = (0, 240, 255, 255)
-    return colours
+def status_layer(status: NDArray[np.int8]) -> TileLayer:
+    """Tiles by status; clear where a tile is not written yet."""
+    words = [f"{name} {int((status == code).sum()):,}" for code, name in enumerate(STATUSES)]
+    return class_layer(status.astype(np.int64) + 1, STATUS_COLOURS, words)
 
 
-def tissue_overlay(slide: ViewedSlide, places: PlaceMap) -> Overlay:
+def component_layer(scores: Floats, good: NDArray[np.bool_]) -> TileLayer:
+    """Tiles by (n, k) scores: the first three components."""
+    words = "first three principal components as red, green, blue: like colours, like tiles"
+    return TileLayer(_opaque(colours_of_scores(scores[:, :3].astype(np.float32)), good), Legend(words))
+
+
+def cluster_layer(groups: NDArray[np.int64]) -> TileLayer:
+    """Tiles by group; clear where a tile has none."""
+    counts = np.bincount(groups[groups >= 0], minlength=1)
+    colours = [PALETTE[k % len(PALETTE)] for k in range(len(counts))]
+    return class_layer(groups + 1, colours, [f"{k + 1}: {count:,}" for k, count in enumerate(counts.tolist())])
+
+
+def tissue_layer(slide: ViewedSlide) -> TileLayer | PictureLayer:
     """The tissue mask over the whole image; where none is stored, the fraction of each tile."""
-    raw, what = slide.folder.get(TISSUE), "data" if slide.source.get("geo") else "tissue"
-    if raw is not None:
-        with Image.open(io.BytesIO(raw)) as opened:
-            mask = opened.convert("L")
-        mask.thumbnail((MASK_SIDE, MASK_SIDE), Image.Resampling.NEAREST)
-        inside = np.asarray(mask) > 0
-        rgba = np.where(inside, np.array([0, 150, 70, 255], np.uint8).view(np.uint32)[0], np.uint32(0)).astype(np.uint32)
-        return Overlay(rgba, Extent.of(slide.size), f"{what}: {inside.mean():.0%} of the image")
-    colours, low, high = heat_colours(slide.tissue)
-    known = bool(np.isfinite(slide.tissue).any())
-    return on_places(places, colours, f"{what} of a tile, {low:.2f} to {high:.2f}" if known else f"no {what} was looked for")
+    raw, what = slide.folder.get(TISSUE), slide.mask_word
+    if raw is None:
+        known = bool(np.isfinite(slide.tissue).any())
+        return value_layer(slide.tissue, f"{what} in each tile" if known else f"no {what} was looked for")
+    with Image.open(io.BytesIO(raw)) as opened:
+        mask = opened.convert("L")
+    mask.thumbnail((MASK_SIDE, MASK_SIDE), Image.Resampling.NEAREST)
+    inside = np.asarray(mask) > 0
+    rgb = np.broadcast_to(np.array([0, 158, 115], np.uint8), (*inside.shape, 3))
+    return PictureLayer(
+        _opaque(rgb, inside), Extent.of(slide.size), Legend("", (((0, 158, 115), f"{what}: {inside.mean():.0%} of the image"),))
+    )
 
 
-def similarity_overlay(similar: Floats, places: PlaceMap) -> Overlay:
-    """(n,) cosines as dark to light."""
-    colours, low, high = heat_colours(similar)
-    return on_places(places, colours, f"cosine to the marked tile, {low:.2f} (dark) to {high:.2f} (light)")
+def similarity_layer(similar: Floats) -> TileLayer:
+    """(n,) cosines."""
+    return value_layer(similar, "cosine to the marked tile")
 
 
-def attention_overlay(slide: ViewedSlide, places: PlaceMap) -> Overlay | None:
-    """The share of each tile in the slide's vector, mean over heads; None where the pool has no attention."""
-    attention = slide.attention
-    if attention is None:
-        return None
-    shares = np.asarray(attention[:], np.float32).mean(axis=1)
-    colours, low, high = heat_colours(np.where(slide.good, shares, np.nan).astype(np.float32))
-    return on_places(places, colours, f"attention, {low:.2e} to {high:.2e} of the slide's vector")
+def attention_layer(slide: ViewedSlide) -> TileLayer:
+    """The share of each tile in the slide's vector, mean over heads."""
+    assert slide.attention is not None, "it is offered only where there is one"
+    shares = np.asarray(slide.attention[:], np.float32).mean(axis=1)
+    return value_layer(np.where(slide.good, shares, np.nan), "attention: share in the slide's vector")
 
 
 def mixed_vectors(slide: ViewedSlide) -> list[str]:
@@ -137,10 +172,10 @@ def mixed_vectors(slide: ViewedSlide) -> list[str]:
     return [what for what in (*MIXED, *named) if slide.finished and slide.has(str(vectors_place(what)))]
 
 
-def mixed_overlay(slide: ViewedSlide, what: str, places: PlaceMap) -> Overlay:
-    """Contexts or tokens of tiles as colours: their first three principal components."""
+def mixed_layer(slide: ViewedSlide, what: str) -> TileLayer:
+    """Tiles by their contexts or tokens: the first three principal components."""
     colours = principal_colours(partial(map_blocks, slide.vectors(what)), slide.layout.tiles)
-    return on_places(places, _opaque(colours, slide.good), f"{what}: first three principal components as colours")
+    return TileLayer(_opaque(colours, slide.good), Legend(f"{what}: first three principal components as red, green, blue"))
 
 
 def window_sides(slide: ViewedSlide) -> list[int]:
@@ -149,7 +184,7 @@ def window_sides(slide: ViewedSlide) -> list[int]:
     return sorted(side for side in sides if slide.finished and slide.has(f"windows/{side}"))
 
 
-def window_overlay(slide: ViewedSlide, side: int) -> Overlay:
+def window_layer(slide: ViewedSlide, side: int) -> PictureLayer:
     """Vectors of the windows of one side as colours: their first three principal components."""
     stored = slide.windows(side)
     rows, cols = stored.shape[:2]
@@ -159,6 +194,7 @@ def window_overlay(slide: ViewedSlide, side: int) -> Overlay:
             yield work(np.asarray(stored[row], np.float32), row * cols)
 
     seen = np.concatenate(list(each(lambda block, _: np.isfinite(block).all(axis=1), 0)))
-    rgba = _opaque(principal_colours(each, rows * cols), seen).view(np.uint32).reshape(rows, cols)
+    rgba = _opaque(principal_colours(each, rows * cols), seen).reshape(rows, cols, 4)
     l0_side = float(stored.attrs["side_l0_px"])  # type: ignore[arg-type]
-    return Overlay(rgba, Extent(0.0, 0.0, rows * l0_side, cols * l0_side), f"windows of {side} tokens: first three principal components")
+    words = f"windows of {side} tokens: first three principal components as red, green, blue"
+    return PictureLayer(rgba, Extent(0.0, 0.0, rows * l0_side, cols * l0_side), Legend(words))

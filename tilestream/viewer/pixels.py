@@ -27,6 +27,19 @@ CHOICES = ("z", "t", "channels", "window", "scene", "icc")
 """Keys of the recipe's `source` section that decide which pixels an image has."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """How an image is looked at, where that is not how its tiles were read."""
+
+    channels: tuple[int, ...] | None = None
+    """One (grey) or three (red, green, blue) of its channels; None for those that the tiles were made of."""
+    window: tuple[float, float] | None = None
+    """Sample values that are black and white; None for those of the tiles."""
+
+
+AS_READ = Look()
+
+
 @dataclass
 class _Held:
     source: Source | None
@@ -34,6 +47,8 @@ class _Held:
     why: str
     """Why it cannot; "" where it can."""
     users: int = 0
+    dropped: bool = False
+    """Whether it is closed when its last user goes."""
 
 
 class Images:
@@ -45,17 +60,17 @@ class Images:
     def __init__(self, roots: Sequence[str] = ()) -> None:
         self.roots = roots
         """Below which images are opened, whoever made the store."""
-        self._held: OrderedDict[int, _Held] = OrderedDict()
+        self._held: OrderedDict[tuple[int, Look], _Held] = OrderedDict()
         self._lock = threading.Lock()
 
     @contextmanager
-    def using(self, number: int, slide: Slide) -> Iterator[tuple[Source | None, str]]:
+    def using(self, number: int, slide: Slide, look: Look = AS_READ) -> Iterator[tuple[Source | None, str]]:
         """The image of a slide, which stays open inside the block, or None and why there is none."""
         with self._lock:
-            held = self._held.get(number)
+            held = self._held.get((number, look))
             if held is None:
-                held = self._held[number] = _Held(*_open(slide, self.roots))
-            self._held.move_to_end(number)
+                held = self._held[number, look] = _Held(*_open(slide, self.roots, look))
+            self._held.move_to_end((number, look))
             held.users += 1
             idle = [key for key, other in self._held.items() if not other.users]
             for key in idle[: max(0, len(self._held) - SOURCES_OPEN)]:
@@ -65,6 +80,15 @@ class Images:
         finally:
             with self._lock:
                 held.users -= 1
+                if held.dropped and not held.users:
+                    _close(held)
+
+    def distrust(self, number: int, look: Look = AS_READ) -> None:
+        """Open the image anew the next time: some readers answer with their first error ever after. Called by one who uses it."""
+        with self._lock:
+            held = self._held.pop((number, look), None)
+            if held is not None:
+                held.dropped = True
 
     def close(self) -> None:
         """Close all images; nobody may be reading."""
@@ -78,7 +102,7 @@ def _close(held: _Held) -> None:
         held.source.close()
 
 
-def _open(slide: Slide, roots: Sequence[str]) -> tuple[Source | None, str]:
+def _open(slide: Slide, roots: Sequence[str], look: Look) -> tuple[Source | None, str]:
     """The image with the choices that the recipe holds, or why it cannot be shown."""
     address = slide.source["address"]
     if address.startswith("sample://"):  # opening it would draw the slide anew
@@ -89,7 +113,7 @@ def _open(slide: Slide, roots: Sequence[str]) -> tuple[Source | None, str]:
         if not drawn.exists():
             return None, f"{address} is not drawn any more: {drawn} is missing."
     try:
-        source = open_recorded(slide, source_options(slide), roots)
+        source = open_recorded(slide, source_options(slide, look), roots)
     except (TilestreamError, OSError) as error:
         return None, str(error)
     if source.info.size != slide.size:
@@ -102,12 +126,13 @@ def _open(slide: Slide, roots: Sequence[str]) -> tuple[Source | None, str]:
     return source, ""
 
 
-def source_options(slide: Slide) -> SourceOptions:
-    """The choices that a slide's image was read with."""
+def source_options(slide: Slide, look: Look = AS_READ) -> SourceOptions:
+    """The choices that a slide's image was read with, but for those of the look."""
     chosen = slide.recipe.get("source") or {}
     kept: dict[str, Any] = {
         key: tuple(chosen[key]) if isinstance(chosen[key], list) else chosen[key] for key in CHOICES if chosen.get(key) is not None
     }
+    kept |= {key: chosen for key, chosen in (("channels", look.channels), ("window", look.window)) if chosen is not None}
     backend = slide.source.get("backend")
     local = "://" not in slide.source["address"]
     return SourceOptions(

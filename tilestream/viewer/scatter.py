@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.viewer.slide import Floats
+from tilestream.errors import ConfigError
+from tilestream.viewer.slide import Floats, ViewedSlide
 
 MOST_POINTS = {"PCA": 40_000, "UMAP": 5_000}
 """Points of each kind: what a browser draws while it is dragged, and what UMAP places in about half a minute."""
+
+KINDS = tuple(MOST_POINTS)
 
 
 def sample_rows(good: NDArray[np.bool_], kind: str) -> NDArray[np.int64]:
@@ -19,12 +22,21 @@ def sample_rows(good: NDArray[np.bool_], kind: str) -> NDArray[np.int64]:
     return rows[np.linspace(0, len(rows) - 1, MOST_POINTS[kind]).astype(np.int64)]
 
 
-def umap_points(scores: Floats) -> tuple[Floats, str]:
-    """(m, 2) float32 places by UMAP and words; by the first two components where umap is not installed, and the words say so."""
+def place_points(slide: ViewedSlide, kind: str) -> tuple[NDArray[np.int64], Floats]:
+    """Numbers of tiles (m,) and their places (m, 2).
+
+    Raises
+    ------
+    ConfigError
+        UMAP is asked for, and not installed.
+    """
+    scores, rows = slide.scores(), sample_rows(slide.good, kind)
+    if kind == "PCA":
+        return rows, np.nan_to_num(scores[rows, :2].astype(np.float32))
     try:
         import umap
-    except ModuleNotFoundError:
-        return scores[:, :2].astype(np.float32), "PCA: UMAP needs pip install umap-learn"
-    known = np.isfinite(scores).all(axis=0)
-    placed: Floats = umap.UMAP(random_state=0, n_jobs=1).fit_transform(scores[:, known].astype(np.float32))
-    return placed.astype(np.float32), "UMAP"
+    except ModuleNotFoundError as error:
+        raise ConfigError("UMAP is not installed: pip install umap-learn, or choose PCA.") from error
+    known = np.isfinite(scores[rows]).all(axis=0)
+    placed: Floats = umap.UMAP(random_state=0, n_jobs=1).fit_transform(scores[rows][:, known].astype(np.float32))
+    return rows, placed.astype(np.float32)

@@ -141,6 +141,11 @@ class ViewedSlide(Slide):
         words += f"; still being written: {missing:,} tiles to come" if not self.finished else ""
         return words + (f"; {nothing_kept(self.source)}" if not self.layout.tiles else "")
 
+    @property
+    def mask_word(self) -> str:
+        """What the mask of tiles is of: tissue, or data where the image is a map."""
+        return "data" if self.source.get("geo") else "tissue"
+
     def parts(self) -> list[slice]:
         """Row ranges of at most `BLOCK_ROWS` that are committed, in order."""
         found = []

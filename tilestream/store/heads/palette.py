@@ -7,9 +7,9 @@ import colorsys
 Colour = tuple[int, int, int]
 
 FIRST: tuple[Colour, ...] = (
-    (230, 25, 75), (60, 120, 216), (60, 180, 75), (245, 160, 30), (145, 30, 180), (70, 190, 200), (240, 80, 200), (150, 110, 40),
+    (213, 94, 0), (0, 114, 178), (0, 158, 115), (230, 159, 0), (204, 121, 167), (86, 180, 233), (240, 228, 66), (136, 34, 85),
 )  # fmt: skip
-"""Of the first classes; those after them go round the colour circle by the golden angle."""
+"""Of the first classes, after Okabe and Ito, which people of every colour vision tell apart; those after them go round the colour circle by the golden angle."""
 
 
 def class_colours(count: int) -> list[Colour]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from dataclasses import dataclass, field
@@ -19,9 +20,6 @@ from tilestream.viewer.overlays import PALETTE
 
 LARGEST_FILE = 64 * 1024**2
 """Bytes of a file of regions that is opened for drawing."""
-
-Ring = NDArray[np.float64]
-"""(n, 2) x, y of corners in level-0 px."""
 
 
 @dataclass
@@ -60,7 +58,7 @@ class Regions:
                 areal = str(feature["geometry"]["type"]) in ("Polygon", "MultiPolygon")
                 if areal:
                     shape(feature["geometry"])
-                    found.features[uuid.uuid4().hex] = feature
+                    found.features[found.key_of(feature)] = feature
                 else:
                     found.others.append(feature)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, shapely.errors.ShapelyError) as error:
@@ -69,24 +67,26 @@ class Regions:
             ) from error
         return found
 
+    def key_of(self, feature: dict[str, Any]) -> str:
+        """The key under which a feature is kept: the same whenever the file is opened."""
+        told = json.dumps(feature, sort_keys=True, allow_nan=False).encode()
+        key = hashlib.blake2b(told, digest_size=12).hexdigest()
+        return key if key not in self.features else self.key_of({"again": key})
+
     def add(self, name: str, region: BaseGeometry) -> str | None:
         """Keep one more region of a class; None where it has no area. Its outline may cross itself, as lines drawn by hand do."""
-        whole = shapely.make_valid(region)
-        parts = [part for part in getattr(whole, "geoms", [whole]) if part.geom_type in ("Polygon", "MultiPolygon")]
-        whole = shapely.unary_union(parts)
-        if whole.is_empty or whole.area < 1:
+        return self.put(region, region_feature(name, region, self.classes))
+
+    def put(self, region: BaseGeometry, feature: dict[str, Any], *, whole: bool = False) -> str | None:
+        """Keep a feature with the areas of a region as its geometry, or with its own where it is `whole`; None where there is no area."""
+        valid = shapely.make_valid(region)
+        areas = shapely.unary_union([part for part in getattr(valid, "geoms", [valid]) if part.geom_type in ("Polygon", "MultiPolygon")])
+        if areas.is_empty or areas.area < 1:
             return None
-        key = uuid.uuid4().hex
-        self.features[key] = {
-            "type": "Feature",
-            "id": str(uuid.UUID(key)),
-            "geometry": mapping(whole),
-            "properties": {
-                "objectType": "annotation",
-                "classification": {"name": name, "color": list(colour_of(name, self.classes))},
-                "isLocked": False,
-            },
-        }
+        kept = feature if whole else {**feature, "geometry": mapping(areas)}
+        kept = json.loads(json.dumps(kept, allow_nan=False))  # as the file will tell it, so that its key stays the same
+        key = self.key_of(kept)
+        self.features[key] = kept
         return key
 
     def remove(self, keys: list[str]) -> None:
@@ -98,11 +98,6 @@ class Regions:
     def classes(self) -> list[str]:
         """Names of the classes that there are, in the order in which they came."""
         return list(dict.fromkeys(filter(None, map(class_of, self.features.values()))))
-
-    def outlines(self, key: str) -> list[Ring]:
-        """Outer rings of a region."""
-        geometry = shape(self.features[key]["geometry"])
-        return [np.asarray(part.exterior.coords)[:, :2] for part in getattr(geometry, "geoms", [geometry]) if not part.is_empty]
 
     def save(self) -> None:
         """Write the file.
@@ -117,6 +112,20 @@ class Regions:
         part = self.path.with_name(f".{self.path.name}.part")
         part.write_text(json.dumps(told, allow_nan=False), encoding="utf-8")
         part.replace(self.path)
+
+
+def region_feature(name: str, region: BaseGeometry, known: list[str]) -> dict[str, Any]:
+    """A region of a class, as QuPath keeps annotations."""
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid4()),
+        "geometry": mapping(region),
+        "properties": {
+            "objectType": "annotation",
+            "classification": {"name": name, "color": list(colour_of(name, known))},
+            "isLocked": False,
+        },
+    }
 
 
 def class_of(feature: dict[str, Any]) -> str:

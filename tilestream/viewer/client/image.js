@@ -1,0 +1,66 @@
+// How the picture is shown: channels on and off, brightness from and to, gamma. The slide itself stays as it is.
+
+import { byId, make } from "./dom.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const NAMES = ["red", "green", "blue"];
+
+export function startImage(app) {
+  const panel = byId("image"), plain = () => ({ low: 0, high: 255, gamma: 1, off: [] });
+  const filters = document.createElementNS(SVG, "svg");
+  filters.setAttribute("aria-hidden", "true");
+  filters.classList.add("filters");
+  document.body.append(filters);
+  const boxes = NAMES.map((name, k) => make("input", { type: "checkbox", checked: true, onchange: () => set({ off: boxes.flatMap((box, n) => (box.checked ? [] : [n])) }) }));
+  const range = (words, low, high, step, name) => {
+    const input = make("input", { type: "range", min: low, max: high, step, oninput: () => set({ [name]: Number(input.value) }) });
+    return { input, row: make("div", { class: "row" }, make("label", {}, words, input)) };
+  };
+  const low = range("black at", 0, 250, 1, "low"), high = range("white at", 5, 255, 1, "high"), gamma = range("gamma", 0.3, 3, 0.05, "gamma");
+  const channels = make("fieldset", { hidden: true }, make("legend", {}, "channels of the file"));
+  panel.append(make("fieldset", {}, make("legend", {}, "shown"), make("div", { class: "row" }, ...NAMES.map((name, k) => make("label", {}, boxes[k], name)))),
+    low.row, high.row, gamma.row, make("button", { onclick: () => (app.active.display = plain(), show(), apply(app.active)) }, "As it is"), channels);
+
+  function set(part) {
+    const pane = app.active, next = { ...(pane.display ?? plain()), ...part };
+    if (next.high <= next.low) next.high = next.low + 5;
+    pane.display = next;
+    apply(pane);
+  }
+
+  function apply(pane) {
+    const told = pane.display, id = `shown-${app.panes.indexOf(pane)}`, canvas = pane.osd.drawer?.canvas;
+    filters.querySelector(`#${id}`)?.remove();
+    const same = !told || (!told.off.length && told.low === 0 && told.high === 255 && told.gamma === 1);
+    if (!same) filters.append(filter(id, told));
+    if (canvas) canvas.style.filter = same ? "" : `url(#${id})`;
+  }
+
+  function filter(id, { low: black, high: white, gamma: power, off }) {
+    const found = element("filter", { id, "color-interpolation-filters": "sRGB", x: 0, y: 0, width: 1, height: 1 });
+    const slope = 255 / (white - black), on = (k) => (off.includes(k) ? 0 : 1);
+    const row = (k) => [0, 1, 2].map((n) => (n === k ? slope * on(k) : 0)).concat(0, (-black / 255) * slope * on(k)).join(" ");
+    found.append(element("feColorMatrix", { type: "matrix", values: `${row(0)} ${row(1)} ${row(2)} 0 0 0 1 0` }));
+    const curve = element("feComponentTransfer", {});
+    for (const channel of ["R", "G", "B"]) curve.append(element(`feFunc${channel}`, { type: "gamma", exponent: 1 / power }));
+    found.append(curve);
+    return found;
+  }
+
+  function element(tag, attributes) {
+    const found = document.createElementNS(SVG, tag);
+    for (const [name, value] of Object.entries(attributes)) found.setAttribute(name, value);
+    return found;
+  }
+
+  function show() {
+    const told = app.active.display ?? plain();
+    boxes.forEach((box, k) => (box.checked = !told.off.includes(k)));
+    low.input.value = told.low;
+    high.input.value = told.high;
+    gamma.input.value = told.gamma;
+  }
+
+  app.on("active slide", () => (show(), apply(app.active)));
+  show();
+}
