@@ -15,7 +15,7 @@ from tilestream import __version__
 from tilestream.cli.help import PlainCommand
 from tilestream.cli.interrupts import Interrupts, say_when_interrupted
 from tilestream.cli.options import AnnotationsOption, SetOption, SlidesOption
-from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, load_needed, storage_error
+from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
 
 app = typer.Typer(
     name="tilestream", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
