@@ -6,9 +6,11 @@ instead, NaN where it was not computed. A block is one Zarr shard of the finest 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
@@ -16,9 +18,11 @@ from numpy.typing import NDArray
 
 from tilestream.store.anndata_tables import CHECKED
 from tilestream.store.folder import Folder
+from tilestream.store.heads.block_bytes import coarser_block, encode_block
 from tilestream.store.heads.columns import NOT_COMPUTED, head_stage
 from tilestream.store.heads.ome import VERSION, Place, image_label
 from tilestream.store.slide_store import SlideStore
+from tilestream.store.zarr_chunks import ChunkReader, chunk_reader
 
 MOST_CLASSES = 255
 """Classes that fit beside 0 into a byte."""
@@ -28,6 +32,11 @@ SMALLEST = 512
 
 LABELS = "labels/zarr.json"
 """Names the label images of a slide."""
+
+HANDS = 4
+"""Threads that encode and write blocks of one unit, or level, at once: zstd and the disk leave the others alone."""
+
+Given = TypeVar("Given")
 
 Block = tuple[int, int]
 """Row and column of a block."""
@@ -134,33 +143,52 @@ def write_unit(
     told: dict[str, Any],
 ) -> None:
     """Write the blocks of a unit, each (..., block, block) or less at the image's edge, then its entry in the ledger, which commits them."""
-    keys = []
+    given = [(name, place, values) for name, found in (("0", blocks), ("probabilities", probabilities)) for place, values in found.items()]
     with store.committing():
-        for name, found in (("0", blocks), ("probabilities", probabilities)):
-            for place, values in found.items():
-                keys.append(_write_block(store, image, name, place, values))
+        keys = _together(lambda each: _write_block(store, image, *each), given)
         store.record(head_stage(image.head), unit, keys, told)
 
 
 def write_levels(store: SlideStore, image: LabelImage, unit: int) -> None:
     """Write the coarser levels, each every second pixel of the one before, and their entry in the ledger as that of `unit`.
 
-    Memory bound: four blocks and one.
+    Memory bound: two blocks and a chunk, `HANDS` times.
     """
     keys = []
     for level in range(1, len(image.levels)):
         finer = store.array(f"{image.path}/{level - 1}")
-        there = {key.rsplit("/c/", 1)[-1] for key in store.folder.names(f"{image.path}/{level - 1}/c")}
-        for row, col in _blocks(image, level):
-            lead = "0/" if image.channels else ""
-            if not any(f"{lead}{2 * row + down}/{2 * col + right}" in there for down in (0, 1) for right in (0, 1)):
-                continue
-            side = 2 * image.block
-            values = np.asarray(finer[..., row * side : (row + 1) * side, col * side : (col + 1) * side])[..., ::2, ::2]
-            with store.committing():
-                keys.append(_write_block(store, image, str(level), (row, col), values))
+        keys += _together(partial(_write_coarser, store, image, level, finer, chunk_reader(finer)), _there(store, image, level))
     with store.committing():
         store.record(head_stage(image.head), unit, keys, {})
+
+
+def _there(store: SlideStore, image: LabelImage, level: int) -> list[Block]:
+    """The blocks of a level below which something is."""
+    there = {key.rsplit("/c/", 1)[-1] for key in store.folder.names(f"{image.path}/{level - 1}/c")}
+    lead = "0/" if image.channels else ""
+    return [
+        (row, col)
+        for row, col in _blocks(image, level)
+        if any(f"{lead}{2 * row + down}/{2 * col + right}" in there for down in (0, 1) for right in (0, 1))
+    ]
+
+
+def _write_coarser(store: SlideStore, image: LabelImage, level: int, finer: Any, reader: ChunkReader | None, place: Block) -> str:
+    if reader is not None:
+        values = coarser_block(reader, place, image.levels[level - 1], image.block, image.chunk, image.channels)
+    else:
+        (row, col), side = place, 2 * image.block
+        values = np.asarray(finer[..., row * side : (row + 1) * side, col * side : (col + 1) * side])[..., ::2, ::2]
+    with store.committing():
+        return _write_block(store, image, str(level), place, values)
+
+
+def _together(write: Callable[[Given], str], given: Sequence[Given]) -> list[str]:
+    """The keys of what `HANDS` threads write, in order."""
+    if len(given) < 2:
+        return [write(each) for each in given]
+    with ThreadPoolExecutor(HANDS, thread_name_prefix="blocks") as pool:
+        return list(pool.map(write, given))
 
 
 def _blocks(image: LabelImage, level: int) -> Iterator[Block]:
@@ -170,12 +198,11 @@ def _blocks(image: LabelImage, level: int) -> Iterator[Block]:
 
 def _write_block(store: SlideStore, image: LabelImage, name: str, place: Block, values: NDArray[Any]) -> str:
     """Write one block durably; its key. Where it holds nothing there is no object."""
-    array = store.array(f"{image.path}/{name}").with_config({"write_empty_chunks": False})
-    (row, col), side = place, image.block
     lead = "0/" if values.ndim == 3 else ""
-    key = f"{image.path}/{name}/c/{lead}{row}/{col}"
-    store.folder.delete(key)  # else zarr reads the old object, torn as it may be, before it replaces it
-    array[..., row * side : (row + 1) * side, col * side : (col + 1) * side] = values
-    if store.folder.exists(key):
-        store.folder.flush(key)
+    key = f"{image.path}/{name}/c/{lead}{place[0]}/{place[1]}"
+    data = encode_block(values, image.block, image.chunk, np.nan if image.channels else 0)
+    if data is None:
+        store.folder.delete(key)
+    else:
+        store.folder.put(key, data)
     return key
