@@ -22,6 +22,9 @@ TELL_EVERY = 0.5
 KEEP_EVERY = 5.0
 """Seconds of work that a process which is killed may lose."""
 
+PIECE_BYTES = 8 * 1024**2
+"""Rows that are set aside as one file, bytes at most."""
+
 
 @dataclass(frozen=True)
 class Told:
@@ -72,7 +75,7 @@ class ShardRows:
 
     Memory bound
     ------------
-    Setting aside copies rows that were not set aside before, once: at most the shard's own size, while nothing of it is encoded yet.
+    Setting aside copies rows that were not set aside before, `PIECE_BYTES` at a time, while nothing of the shard is encoded yet.
     """
 
     store: SlideStore
@@ -121,8 +124,9 @@ class ShardRows:
 
     def keep(self) -> None:
         """Set aside what is embedded and was not set aside before."""
-        rows = np.flatnonzero(self._done & ~self._kept)
-        if len(rows):
+        a_row = sum(values.nbytes // len(values) for values in self.arrays.values())
+        fresh_rows, step = np.flatnonzero(self._done & ~self._kept), max(1, PIECE_BYTES // a_row)
+        for rows in (fresh_rows[start : start + step] for start in range(0, len(fresh_rows), step)):
             fresh = set(rows.tolist())
             told = {"errors": {row: cause for row, cause in self.errors.items() if row in fresh}, "redone": sorted(self.redone & fresh)}
             keep_aside(self.store, self.shard, rows, {path: values[rows] for path, values in self.arrays.items()}, told)
