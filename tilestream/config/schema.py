@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from tilestream.config.bands.given import Bands
 from tilestream.config.compute import Compute, OnError, SchedulerSpec
 from tilestream.config.heads import NO_ENCODER, Head, Heads, problem_of_heads
 from tilestream.config.python_objects import is_object_name, name_object, told_elsewhere
@@ -82,7 +83,11 @@ class SourceChoices(Section):
     """One channel (grey) or three (red, green, blue), each by its number from 0 on or by the name that the file gives it: a band's description, the name
     or label of an OME channel. `inspect` lists them."""
     window: Window | None = None
-    """Sample values that become 0 and 255, for samples of more than 8 bits."""
+    """Values that become 0 and 255, for samples of more than 8 bits: two numbers, or such a pair for each of `channels`. Of samples as they are stored;
+    with `bands`, of what scale and offset make of them."""
+    bands: Bands | None = None
+    """What is known of the bands of rasters: `sentinel-2`, `sentinel-2-04.00`, `landsat-c2-l2`, `hls-l30`, `hls-s30`; `file` for what the file says; or a mapping of names
+    to `{common, wavelength, scale, offset}`, wavelengths in µm. With it, `channels` takes common names (`red`, `nir08`) and wavelengths (`665nm`)."""
     scene: Index | None = None
     """Index of the image in a file that holds several."""
     icc: Switch = False

@@ -75,6 +75,8 @@ def _tuple_from_list(value: object) -> object:
 
 
 def _pair_from_list(value: object) -> object:
+    if isinstance(value, list | tuple) and value and all(isinstance(each, list | tuple) for each in value):
+        return tuple(_pair_from_list(each) for each in value)
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise ValueRefusedError(f"{yaml_word(value)} is not two numbers, e.g. [0, 4095]")
     return tuple(value)
@@ -101,9 +103,10 @@ def _not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_expand(path) for path in value)
 
 
-def _check_window(value: tuple[float, float]) -> tuple[float, float]:
-    if not value[0] < value[1]:
-        raise ValueRefusedError(f"[{value[0]:g}, {value[1]:g}] is empty; the first number must be below the second")
+def _check_window(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    for low, high in value if isinstance(value[0], tuple) else (value,):
+        if not low < high:
+            raise ValueRefusedError(f"[{low:g}, {high:g}] is empty; the first number must be below the second")
     return value
 
 
@@ -143,7 +146,9 @@ Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
-Window = Annotated[tuple[Number, Number], BeforeValidator(_pair_from_list), AfterValidator(_check_window)]
+Window = Annotated[
+    tuple[Number, Number] | tuple[tuple[Number, Number], ...], BeforeValidator(_pair_from_list), AfterValidator(_check_window)
+]
 Channel = Annotated[int | str, BeforeValidator(_number_or_name)]
 Channels = Annotated[tuple[Channel, ...], BeforeValidator(_tuple_from_list), AfterValidator(_check_channels)]
 Sides = Annotated[tuple[Count, ...], BeforeValidator(_tuple_from_list), AfterValidator(_check_sides)]

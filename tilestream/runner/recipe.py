@@ -94,7 +94,7 @@ class Recipes:
         recipe: Recipe = {
             "format": FORMAT,
             "numerics": NUMERICS,
-            "source": config.source.model_dump(mode="json", exclude={"backend", "decode"}),
+            "source": config.source.model_dump(mode="json", exclude={"backend", "decode", *(() if config.source.bands else ("bands",))}),
             "tiles": config.tiles.model_dump(mode="json", exclude={"chosen"}),
             "encoder": encoder,
             "context": None if config.context is None else config.context.recorded(),

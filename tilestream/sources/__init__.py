@@ -74,7 +74,7 @@ def open_image(address: str | PathLike[str], **choices: Any) -> Source:
     address : str or path
         A local path, or the URL of a TIFF or an OME-Zarr.
     **choices
-        What the file leaves open: `mpp` (µm per level-0 px), `z`, `t`, `scene`, `channels`, `window`, `icc`, `backend`; see `SourceOptions`.
+        What the file leaves open: `mpp` (µm per level-0 px), `z`, `t`, `scene`, `channels`, `window`, `bands`, `icc`, `backend`; see `SourceOptions`.
 
     Returns
     -------
@@ -93,6 +93,13 @@ def open_image(address: str | PathLike[str], **choices: Any) -> Source:
     for name in choices:
         if name not in known:
             raise ConfigError(f"open_image: {name!r} is no choice. Known are {', '.join(sorted(known))}.")
+    if choices.get("bands") is not None:
+        from tilestream.config.bands.given import bands_from_config
+
+        try:
+            choices["bands"] = bands_from_config(choices["bands"])
+        except ValueError as error:
+            raise ConfigError(f"open_image: bands: {error}.") from error
     return open_source(fspath(address), SourceOptions(**choices))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tilestream.config.bands.band import Band
 from tilestream.errors import ReadError, outage
 from tilestream.geometry import Level, Region, Size
 
@@ -40,8 +41,10 @@ class SourceOptions:
     t: int | None = None
     channels: tuple[int | str, ...] | None = None
     """One (grey) or three (RGB) channels, by number or by the file's name for it."""
-    window: tuple[float, float] | None = None
-    """Sample values that become 0 and 255, for samples of more than 8 bits."""
+    window: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
+    """Values that become 0 and 255, for samples of more than 8 bits: of all channels, or of each."""
+    bands: str | tuple[Band, ...] | None = None
+    """What is known of a raster's bands: a preset, `file`, or as the config says; `window` is in their values then, not in samples."""
     scene: int | None = None
     mpp: float | None = None
     """Resolution to take in place of the file's, µm/px."""

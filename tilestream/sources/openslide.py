@@ -169,7 +169,7 @@ def _fingerprint(path: Path, properties: dict[str, str]) -> str:
 
 
 def _check_options(address: str, options: SourceOptions) -> None:
-    chosen = [name for name in ("z", "t", "channels", "window", "scene") if getattr(options, name) is not None]
+    chosen = [name for name in ("z", "t", "channels", "window", "bands", "scene") if getattr(options, name) is not None]
     if chosen:
         keys = ", ".join(f"source.{name}" for name in chosen)
         raise InputError(f"{address}: is read through OpenSlide, which offers one RGB image only; take {keys} out of the config for it.")

@@ -13,7 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tilestream.config.bands.band import Band
 from tilestream.errors import ConfigError, InputError
+from tilestream.sources.bands import Window, known_bands, number_of, stored_window, windows_of
 from tilestream.sources.base import WHITE, Pixels, SourceOptions
 from tilestream.sources.channel_names import list_channels, number_channels
 
@@ -29,8 +31,8 @@ class SampleRule:
 
     channels: tuple[int, ...] | None = None
     """One or three sample indices; None takes all."""
-    window: tuple[float, float] | None = None
-    """Sample values that become 0 and 255."""
+    window: Window | None = None
+    """Sample values that become 0 and 255: of all samples, or of each that is left."""
     alpha: Alpha = "none"
     """Meaning of the last sample."""
     invert: bool = False
@@ -98,9 +100,9 @@ def composite_premultiplied(colour: NDArray[np.uint8], alpha: NDArray[np.uint8])
     return out
 
 
-def map_window(samples: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:
+def map_window(samples: NDArray[Any], window: Window) -> NDArray[np.uint8]:
     """uint8 of the same shape: window[0] becomes 0, window[1] becomes 255, linear between, rounded (half to even), clipped; NaN is white."""
-    low, high = window
+    low, high = np.asarray(window, np.float64).T  # of each sample where they are several
     scaled = np.clip((samples.astype(np.float64) - low) * 255 / (high - low), 0, 255)
     mapped: NDArray[np.uint8] = np.rint(np.nan_to_num(scaled, nan=WHITE)).astype(np.uint8)
     return mapped
@@ -118,8 +120,15 @@ class Choices:
         channels = options.channels
         if channels is not None and (len(channels) not in (1, 3) or any(isinstance(each, int) and each < 0 for each in channels)):
             raise ConfigError(f"source.channels: {list(channels)}; give one (grey) or three (RGB), by name or by number from 0 on.")
-        if options.window is not None and not options.window[1] > options.window[0]:
-            raise ConfigError(f"source.window: {list(options.window)}; the second value must be above the first.")
+        self.bands: tuple[Band, ...] = ()
+        count = 1 if channels is None else len(channels)
+        windows = () if options.window is None else windows_of(options.window, count)
+        if any(not low < high for low, high in windows):
+            raise ConfigError(f"source.window: {list(options.window or ())}; the second value must be above the first.")
+        if options.window is not None and len(windows) != count:
+            raise ConfigError(
+                f"source.window: {len(windows)} pairs for {count} channels; give one for each of source.channels, or one for all."
+            )
 
     def refuse(self, problem: str, key: str, value: str) -> None:
         """Note a problem and what to write under `source` to settle it."""
@@ -136,6 +145,21 @@ class Choices:
         if not 0 <= chosen < length:
             raise InputError(f"{self.address}: source.{key}: {chosen}, but axis {axis} has indices 0 to {length - 1}.")
         return chosen
+
+    def know_bands(self, own: Sequence[Band]) -> None:
+        """Take what a raster says of its bands: those that were chosen by a name or by wavelength are numbers from here on. Raises InputError."""
+        self.bands = known_bands(self.options.bands, own, self.address)
+        if self.options.channels is not None:
+            self.options = replace(self.options, channels=tuple(number_of(each, self.bands) for each in self.options.channels))
+        self.name_channels([band.name for band in self.bands])
+
+    def window(self, channels: Sequence[int] | None) -> Window | None:
+        """The samples that become 0 and 255: as the config says, where it knows bands by their scale and offset."""
+        window = self.options.window
+        if window is None or self.options.bands is None:
+            return window
+        taken = [self.bands[number] for number in (range(len(self.bands)) if channels is None else channels)]
+        return stored_window(window, taken)
 
     def name_channels(self, names: Sequence[str]) -> None:
         """Take what the file calls its channels, "" for each without a name: those that were chosen by name are numbers from here on. Raises InputError."""
@@ -171,6 +195,8 @@ class Choices:
 
     def settle(self) -> None:
         """Raise one InputError with all that was refused, if anything was."""
+        if self.options.bands is not None and not self.bands:
+            raise InputError(f"{self.address}: source.bands: is for GeoTIFF and other TIFF files, which this is not. Leave it out.")
         if self.problems:
             order = [key for key in ("scene", "z", "t", "channels", "window") if key in self.hints]
             hint = ", ".join(f"{key}: {self.hints[key]}" for key in order)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tilestream.config.bands.given import bands_from_config
 from tilestream.errors import TilestreamError
 from tilestream.interop.recorded_image import open_recorded
 from tilestream.sources.base import Source, SourceOptions
@@ -23,7 +24,7 @@ from tilestream.store.slide_store import THUMBNAIL
 SOURCES_OPEN = 4
 """Images that are open at once, when nobody reads from more."""
 
-CHOICES = ("z", "t", "channels", "window", "scene", "icc")
+CHOICES = ("z", "t", "channels", "window", "bands", "scene", "icc")
 """Keys of the recipe's `source` section that decide which pixels an image has."""
 
 
@@ -132,6 +133,10 @@ def source_options(slide: Slide, look: Look = AS_READ) -> SourceOptions:
     kept: dict[str, Any] = {
         key: tuple(chosen[key]) if isinstance(chosen[key], list) else chosen[key] for key in CHOICES if chosen.get(key) is not None
     }
+    if "window" in kept and isinstance(kept["window"][0], list):
+        kept["window"] = tuple(map(tuple, kept["window"]))
+    if "bands" in kept:
+        kept["bands"] = bands_from_config(kept["bands"])
     kept |= {key: chosen for key, chosen in (("channels", look.channels), ("window", look.window)) if chosen is not None}
     backend = slide.source.get("backend")
     local = "://" not in slide.source["address"]

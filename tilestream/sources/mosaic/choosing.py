@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tilestream.config.bands.band import Band
 from tilestream.errors import InputError
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.files import NoGridError
@@ -44,15 +45,15 @@ class ChosenBands:
     """Of the samples."""
     count: int
     """Bands that come out."""
-    names: tuple[str, ...]
-    """Of the bands that are there."""
+    bands: tuple[Band, ...]
+    """That are there."""
 
 
 def choose_bands(listed: Listed, opened: dict[str, TiffSource], address: str, options: SourceOptions) -> ChosenBands:
     """Open the files that are wanted, into `opened`, and say what is read of each. Raises InputError."""
     if any(part.bands is not None for part in listed.parts):
         if _as_they_are(listed, opened):
-            listed = replace(listed, names=(), parts=tuple(replace(part, bands=None) for part in listed.parts))
+            listed = replace(listed, parts=tuple(replace(part, bands=None) for part in listed.parts))
         else:
             return _band_by_band(listed, opened, address, options)
     return _side_by_side(listed, opened, options)
@@ -71,6 +72,8 @@ def _open(path: str, opened: dict[str, TiffSource], options: SourceOptions) -> T
 
 def _as_they_are(listed: Listed, opened: dict[str, TiffSource]) -> bool:
     """Whether every part gives all bands of its file in their order."""
+    if any((band.scale, band.offset) != (1, 0) for band in listed.bands):
+        return False
     counts = {len(part.bands) if part.bands == tuple(range(len(part.bands or ()))) else 0 for part in listed.parts}
     if len(counts) != 1 or 0 in counts:
         return False
@@ -100,7 +103,7 @@ def _side_by_side(listed: Listed, opened: dict[str, TiffSource], options: Source
     assert first is not None, "a mosaic has a file"
     assert first.kind is not None, "a rule is made for known samples"
     count = len(taken[id(listed.parts[0])].bands)
-    return ChosenBands(listed, taken, replace(first.rule, channels=None, nodata=listed.nodata), first.kind, count, first.names)
+    return ChosenBands(listed, taken, replace(first.rule, channels=None, nodata=listed.nodata), first.kind, count, first.bands)
 
 
 def _refuse_other_samples(base: tuple[str, TiffIndex], other: tuple[str, TiffIndex]) -> None:
@@ -118,15 +121,15 @@ def _refuse_other_samples(base: tuple[str, TiffIndex], other: tuple[str, TiffInd
 
 def _colours(rule: SampleRule) -> str:
     alpha = "without alpha" if rule.alpha == "none" else f"{rule.alpha} alpha"
-    return f"{alpha}, 0 is white" if rule.invert else alpha
+    window = "" if rule.window is None else f", samples {rule.window} from black to white"
+    return f"{alpha}{', 0 is white' if rule.invert else ''}{window}"
 
 
 def _band_by_band(listed: Listed, opened: dict[str, TiffSource], address: str, options: SourceOptions) -> ChosenBands:
     """Files have single bands of the whole, or in another order."""
     count = max(len(part.bands or ()) for part in listed.parts)
-    names = listed.names if len(listed.names) == count else ("",) * count
-    choices = Choices(address, _by_number(options, listed, names))
-    choices.name_channels(names)
+    choices = Choices(address, options)
+    choices.know_bands(listed.bands if len(listed.bands) == count else (Band(),) * count)
     chosen = choices.channels(count, "bands") if choices.options.channels is not None or count not in (1, 3) else tuple(range(count))
     taken: dict[int, Taken] = {}
     wanted: list[Part] = []
@@ -151,19 +154,5 @@ def _band_by_band(listed: Listed, opened: dict[str, TiffSource], address: str, o
     assert first[1].kind is not None, "samples of an opened file are known"
     choices.values(first[1].kind, first[1].kind.itemsize * 8)
     choices.settle()
-    rule = SampleRule(None, options.window, nodata=listed.nodata)
-    return ChosenBands(replace(listed, parts=tuple(wanted)), taken, rule, first[1].kind, len(chosen), names)
-
-
-def _by_number(options: SourceOptions, listed: Listed, names: tuple[str, ...]) -> SourceOptions:
-    """Bands that are called by another name than theirs become numbers."""
-    other = dict(listed.aliases)
-    if options.channels is None:
-        return options
-    known = {name.casefold() for name in names}
-    return replace(
-        options,
-        channels=tuple(
-            other.get(each, each) if isinstance(each, str) and each.casefold() not in known else each for each in options.channels
-        ),
-    )
+    rule = SampleRule(None, choices.window(chosen), nodata=listed.nodata)
+    return ChosenBands(replace(listed, parts=tuple(wanted)), taken, rule, first[1].kind, len(chosen), choices.bands)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tilestream.config.bands.band import Band
 from tilestream.geometry import Region, Size
 
 MOST_FILES = 500
@@ -40,10 +41,8 @@ class Listed:
     """The first lies on top."""
     order: str
     """Which file shows where several lie, in words."""
-    names: tuple[str, ...] = ()
-    """Of the bands, "" for each without one; empty where the files say."""
-    aliases: tuple[tuple[str, int], ...] = ()
-    """Other names of bands."""
+    bands: tuple[Band, ...] = ()
+    """What is said of the bands; empty where the files say."""
     size: Size | None = None
     """Level-0 px; None for what all parts cover together."""
     transform: Affine | None = None

@@ -295,7 +295,7 @@ def _about(
         "tiff.tile_width": str(grid.width),
         **({} if geo is None else geo.facts()),
         **({"geo.nodata": ", ".join(nodata)} if nodata else {}),
-        **({"channels": told} if (told := list_channels(bands.names)) else {}),
+        **({"channels": told} if (told := list_channels([band.name for band in bands.bands])) else {}),
     }
     warnings = tuple(word for source in opened.values() for word in source.info.warnings)
     reason = f"mosaic: {len(opened)} files of {listed.kind}, {listed.order}"

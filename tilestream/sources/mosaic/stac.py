@@ -1,7 +1,7 @@
 """STAC items as a mosaic: one item, or a FeatureCollection or list of them, whose assets are GeoTIFFs on a disk.
 
 Source: STAC 1.0 and 1.1, item and its extensions eo and raster. An item with one raster has its bands; of several, each is one band that is
-called by the asset's key, by the name that its band has, or by its common name.
+called by the asset's key, or by its band's common name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from tilestream.config.bands.band import Band
 from tilestream.config.local_files import read_small_file
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources.mosaic.parts import Listed, Part
@@ -47,8 +48,8 @@ def read_stac(path: str) -> Listed:
         for found in rasters
         for key, asset in found.items()
     ]
-    aliases = dict.fromkeys((alias, keys.index(key)) for found in rasters for key, asset in found.items() for alias in _aliases(asset))
-    return Listed("STAC items", tuple(made), order, names=tuple(keys), aliases=tuple(aliases))
+    assets = {key: asset for found in reversed(rasters) for key, asset in found.items()}
+    return Listed("STAC items", tuple(made), order, bands=tuple(_band(key, assets[key]) for key in keys))
 
 
 def _rasters(item: Mapping[str, Any], path: str) -> dict[str, Mapping[str, Any]]:
@@ -74,9 +75,16 @@ def _bands(asset: Mapping[str, Any]) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _aliases(asset: Mapping[str, Any]) -> list[str]:
-    band = next((each for each in _bands(asset) if isinstance(each, Mapping)), {})
-    return [str(band[key]) for key in ("name", "common_name", "eo:common_name") if band.get(key)]
+def _band(key: str, asset: Mapping[str, Any]) -> Band:
+    """What an asset says of its one band: extensions eo and raster, in the words of STAC 1.0 and 1.1."""
+    raster = next((each for each in asset.get("raster:bands") or () if isinstance(each, Mapping)), {})
+    said = {**raster, **next((each for each in _bands(asset) if isinstance(each, Mapping)), {})}
+    light, scale, offset = (
+        next((float(said[name]) for name in names if isinstance(said.get(name), int | float)), None)
+        for names in (("eo:center_wavelength", "center_wavelength"), ("raster:scale", "scale"), ("raster:offset", "offset"))
+    )
+    common = str(said.get("eo:common_name") or said.get("common_name") or said.get("name") or "")
+    return Band(key, common, light, scale or 1.0, offset or 0.0)
 
 
 def _local(asset: Mapping[str, Any], folder: str, path: str) -> str:

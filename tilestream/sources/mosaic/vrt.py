@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
+from tilestream.config.bands.band import Band
 from tilestream.config.local_files import read_small_file
 from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import Region, Size
@@ -59,13 +60,12 @@ def read_vrt(path: str) -> Listed:
     if not bands:
         raise _refused(path, "has no band")
     sources = [list(_sources(band, path)) for band in bands]
-    names = tuple((band.findtext("Description") or _colour(band)).strip() for band in bands)
     told = [_number(band.findtext("NoDataValue")) for band in bands]
     return Listed(
         kind="a VRT",
         parts=_parts(sources, path),
         order="the last source of the VRT on top, as GDAL has it",
-        names=names,
+        bands=tuple(_band(band) for band in bands),
         size=size,
         transform=_transform(root.findtext("GeoTransform"), path),
         crs=_crs(root.findtext("SRS")),
@@ -183,6 +183,12 @@ def _crs(text: str | None) -> str:
 def _colour(band: ET.Element) -> str:
     word = (band.findtext("ColorInterp") or "").strip().lower()
     return word if word in ("red", "green", "blue") else ""
+
+
+def _band(band: ET.Element) -> Band:
+    """What is said of a band; scale and offset are said, not applied."""
+    scale, offset = _number(band.findtext("Scale")), _number(band.findtext("Offset"))
+    return Band((band.findtext("Description") or _colour(band)).strip(), scale=scale or 1.0, offset=offset or 0.0)
 
 
 def _parts(sources: list[list[_Source]], path: str) -> tuple[Part, ...]:

@@ -43,7 +43,7 @@ def check_coding(page: Any, address: str) -> None:
 
 def sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices) -> SampleRule:
     """How this page's samples become RGB; what cannot be known is noted in `choices`."""
-    samples, window = int(page.samplesperpixel), choices.options.window
+    samples, window = int(page.samplesperpixel), choices.window(choices.numbers)
     nodata = read_nodata(page)
     invert = int(page.photometric) == WHITE_IS_ZERO
     choices.values(np.dtype(page.dtype) if page.dtype is not None else np.dtype("V"), bits_of(page))

@@ -17,6 +17,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from tilestream.buffers import ThreadBuffers
+from tilestream.config.bands.band import Band
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Level, Size, downsample_from_sizes
 from tilestream.sources.base import LARGEST_PROFILE, SegmentGrid, SourceOptions
@@ -26,7 +27,7 @@ from tilestream.sources.files import NoGridError, NotTiffError
 from tilestream.sources.geo import GeoReference, place_warnings, read_geo
 from tilestream.sources.resolution import Resolution
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
-from tilestream.sources.tiff.channel_names import read_channel_names
+from tilestream.sources.tiff.channel_names import read_bands
 from tilestream.sources.tiff.coding import JPEG, RGB, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
 from tilestream.sources.tiff.multi_file import check_files, name_files, refuse_companion, refuse_several_files, refuse_special_files
@@ -107,8 +108,8 @@ class TiffIndex:
     geo: GeoReference | None
     kind: np.dtype[Any] | None = None
     """Type of the samples; None where tifffile knows none."""
-    names: tuple[str, ...] = ()
-    """Of the channels, "" for each without one."""
+    bands: tuple[Band, ...] = ()
+    """What is known of the channels."""
 
 
 def index_tiff(address: str, options: SourceOptions, remote: BinaryIO | None = None) -> TiffIndex:
@@ -138,7 +139,7 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     page = series.keyframe
     refuse_olympus(page, address)
     check_coding(page, address)
-    choices.name_channels(read_channel_names(tif, number, series))
+    choices.know_bands(read_bands(tif, number, series))
     leading, channels = _choose_pages(series, choices)
     rule = sample_rule(page, channels, choices)
     if choices.problems:
@@ -178,7 +179,7 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
         masks,
         geo,
         None if page.dtype is None else np.dtype(page.dtype).newbyteorder("="),
-        choices.names,
+        choices.bands,
     )
 
 
