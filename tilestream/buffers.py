@@ -56,8 +56,10 @@ class PixelBuffers:
 
 
 def gib(count: int) -> str:
-    """Bytes in GiB or MiB, for people."""
-    return f"{count / 1024**3:.2f} GiB" if count >= 1024**3 else f"{count / 1024**2:.0f} MiB"
+    """Bytes in GiB, MiB or KiB, for people."""
+    if count >= 1024**3:
+        return f"{count / 1024**3:.2f} GiB"
+    return f"{count / 1024**2:.0f} MiB" if count >= 1024**2 else f"{-(-count // 1024)} KiB"
 
 
 def counted(count: int, thing: str) -> str:

@@ -10,15 +10,17 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from tilestream import __version__
-from tilestream.cli.help import PlainCommand
+from tilestream.cli.help import PlainCommand, PlainGroup, fitted
 from tilestream.cli.interrupts import Interrupts, say_when_interrupted
 from tilestream.cli.options import AnnotationsOption, SetOption, SlidesOption
 from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
 
 app = typer.Typer(
-    name="tilestream", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    name="tilestream", cls=PlainGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
     epilog="First time: tilestream init slides/, then tilestream run config.yaml, then tilestream view embeddings.",
 )  # fmt: skip
 
@@ -265,16 +267,19 @@ def view_command(
 @app.command("encoders", cls=PlainCommand)
 def encoders_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the encoders of tiles and of slides that a config can name."""
-    from tilestream.encoders.slides.catalogue import encoder_rows, encoder_tables
+    from tilestream.encoders.slides.catalogue import all_tables, encoder_rows
 
     if as_json:
         print(json.dumps(encoder_rows(), indent=1))
         return
     console = _console()
     console.width = console.width if console.is_terminal else WIDE
-    console.print(*encoder_tables(console.width), sep="\n\n")
-    print(
-        'Also timm:<model>, hf:<repository>, and "module:factory": a Python function that returns a torch.nn.Module with `dim`. --json has more columns.'
+    console.print(*all_tables(console.width), sep="\n")
+    console.print(
+        'Also timm:MODEL, hf:REPOSITORY and "module:factory": a Python function that returns a torch.nn.Module with `dim`. '
+        "--json tells all that is known of each.",
+        highlight=False,
+        markup=False,
     )
 
 
@@ -297,12 +302,12 @@ def doctor_command() -> None:
     """Check this machine: libraries, device, memory, disk."""
     from tilestream.runner.doctor import run_checks
 
-    console = _console()
     checks = run_checks()
+    table = Table.grid(padding=(0, 1))
     for check in checks:
-        mark = "[green]ok  [/green]" if check.good else "[red]BAD [/red]"
-        console.print(f"{mark} {check.name:<14}", end="")
-        console.print(check.words if check.good else f"{check.words}: {check.advice}", highlight=False, markup=False)
+        mark = "[green]ok[/green]" if check.good else "[red]BAD[/red]"
+        table.add_row(mark, check.name, Text(check.words if check.good else f"{check.words}: {check.advice}", overflow="fold"))
+    _console().print(table)
     raise typer.Exit(0 if all(check.good for check in checks) else 2)
 
 
@@ -322,12 +327,12 @@ def main(arguments: list[str] | None = None, *, began: float | None = None) -> N
         given = sys.argv[1:] if arguments is None else arguments
         app(_with_stages(given) if "--restart" in given else given, obj=began)
     except TilestreamError as error:
-        print("\n".join([f"tilestream: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        print("\n".join([fitted(f"tilestream: {error}"), *getattr(error, "__notes__", ())]), file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if (meant := storage_error(error)) is None:
             raise
-        print(f"tilestream: {meant}", file=sys.stderr)
+        print(fitted(f"tilestream: {meant}"), file=sys.stderr)
         sys.exit(meant.exit_code)
     except SystemExit:
         if interrupts.count:  # outside a run, where the command line makes an exit code of its own

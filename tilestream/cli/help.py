@@ -1,23 +1,49 @@
-"""How the command line shows its own help."""
+"""How the command line shows its own help, and words on a terminal."""
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+
+def plain_params(params: Any) -> Any:
+    """Parameters whose help shows a switch as a switch, and what is to be given by a name in capitals."""
+    for param in params:
+        kind = "" if getattr(param, "is_flag", False) or param.param_type_name == "argument" else param.metavar or param.name.upper()
+        if getattr(param, "is_flag", False) and getattr(param, "metavar", "") is None:
+            param.metavar = ""
+        param.display_type_rich = lambda ctx, kind=kind: kind  # noqa: ARG005  # as typer calls it
+    return params
 
 
 class PlainCommand(TyperCommand):
-    """A command whose help shows a switch as a switch, and what must be given without braces."""
+    """A command whose help names what is to be given, and what must be given without braces."""
 
     def get_params(self, ctx: Any) -> Any:
-        """Its parameters; switches have no type to show."""
-        params = super().get_params(ctx)
-        for param in params:
-            if getattr(param, "is_flag", False) and getattr(param, "metavar", "") is None:
-                param.metavar = ""
-        return params
+        """Its parameters."""
+        return plain_params(super().get_params(ctx))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The words of its usage line."""
         return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+
+
+class PlainGroup(TyperGroup):
+    """All commands, with such help."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Options before a command."""
+        return plain_params(super().get_params(ctx))
+
+
+def fitted(words: str) -> str:
+    """Words for stderr: on a terminal in lines that end between words."""
+    if not sys.stderr.isatty():
+        return words
+    width = shutil.get_terminal_size().columns
+    lines = (textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""] for line in words.splitlines())
+    return "\n".join(row for rows in lines for row in rows)

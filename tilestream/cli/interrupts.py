@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from tilestream.cli.help import fitted
 from tilestream.errors import InterruptedRunError
 
 GRACE = 8.0
@@ -34,8 +35,8 @@ class Interrupts:
         if self.count > 1:
             self._leave("interrupted twice: leaving at once")
         if self.kept is not None:
-            said = f"tilestream: interrupted: {self.kept()}; ending what is in hand, at the latest in {GRACE:g} s (again: at once)\n"
-            os.write(2, said.encode())
+            said = f"tilestream: interrupted: {self.kept()}; ending what is in hand, at the latest in {GRACE:g} s (Ctrl-C again: at once)"
+            os.write(2, f"\n{fitted(said)}\n".encode() if sys.stderr.isatty() else f"{said}\n".encode())
         timer = threading.Timer(GRACE, self._leave, [f"work did not end within {GRACE:g} s: leaving now"])
         timer.daemon = True
         timer.start()
@@ -48,7 +49,7 @@ class Interrupts:
 
     def _leave(self, why: str) -> NoReturn:
         """End without waiting for anything: what is committed is in the store already."""
-        os.write(2, f"tilestream: {why}; what is finished is kept, and the same command resumes.\n".encode())
+        os.write(2, f"{fitted(f'tilestream: {why}; what is finished is kept, and the same command resumes.')}\n".encode())
         os._exit(InterruptedRunError.exit_code)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from tilestream.encoders.factories import encoder_points
@@ -26,8 +27,17 @@ COLUMNS = {
 }  # fmt: skip
 """What the table shows of an entry, and what it is called there."""
 
-NARROW = ("name", "dim", "tile_size", "mpp", "output", "licence")
+NARROW = ("name", "dim", "tile_size", "mpp", "gated", "licence")
 """Those that fit into 80 letters."""
+
+GROUPS = ("in the package", "networks to bring weights for (encoder.weights)", "for pathology", "for any images", "of installed packages")
+"""Headings of the table, in order."""
+
+GENERAL = ("dinov2-", "dinov3-", "resnet50")
+"""How the names of presets begin that no slide was used to train."""
+
+LICENCE_LETTERS = 24
+"""Letters of a licence there."""
 
 LEAST_WIDE = 140
 """Letters a line that all of them need."""
@@ -126,14 +136,47 @@ def known_encoders() -> list[EncoderEntry]:
     return [lite, *ours, patches, tiny, *(preset_entry(preset) for preset in PRESETS.values()), *others]
 
 
-def encoder_table(rows: Iterable[Mapping[str, Any]], width: int) -> Table:
-    """Entries as a table that can be read in lines of `width` letters."""
+def group_of(name: str) -> str:
+    """The heading under which the table has an encoder."""
+    if name in (LITE, TINY):
+        return GROUPS[0]
+    if name in VITS or name == "patch_embed":
+        return GROUPS[1]
+    if name not in PRESETS:
+        return GROUPS[4]
+    return GROUPS[3 if name.startswith(GENERAL) else 2]
+
+
+def encoder_tables(rows: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
+    """Entries in groups, as tables that can be read in lines of `width` letters, one line each."""
+    keys = {key: COLUMNS[key] for key in (COLUMNS if width >= LEAST_WIDE else NARROW)}
+    grouped = {group: [row for row in rows if group_of(row["name"]) == group] for group in GROUPS}
+    return [
+        entry_table(f"encoder: {group}", keys, found, max(len(row["name"]) for row in rows)) for group, found in grouped.items() if found
+    ]
+
+
+def entry_table(title: str, keys: Mapping[str, str], rows: Iterable[Mapping[str, Any]], name_width: int) -> Table:
+    """Rows of one kind below their heading; columns of several tables stand below each other."""
     from rich.table import Table
 
-    keys = tuple(COLUMNS) if width >= LEAST_WIDE else NARROW
-    table = Table(box=None, pad_edge=False)
-    for key in keys:
-        table.add_column(COLUMNS[key], no_wrap=key not in ("output", "licence", "normalisation", "source"), overflow="fold")
+    narrow = "source" not in keys
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    least = {"name": name_width, "dim": 5, "tile_size": 7, "mpp": 5, "gated": 5}
+    for key, head in keys.items():
+        table.add_column(
+            head,
+            no_wrap=key in least,
+            overflow="fold",
+            min_width=least.get(key),
+            max_width=14 if narrow and key == "tile_encoder" else None,
+        )
     for row in rows:
-        table.add_row(*("-" if row[key] in (None, False) else "yes" if row[key] is True else str(row[key]) for key in keys))
+        words = ["-" if row[key] in (None, False) else "yes" if row[key] is True else str(row[key]) for key in keys]
+        table.add_row(
+            *(
+                shorten(word, LICENCE_LETTERS, placeholder=" ...") if narrow and key == "licence" else word
+                for key, word in zip(keys, words, strict=True)
+            )
+        )
     return table

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tilestream import __version__
-from tilestream.buffers import gib
+from tilestream.buffers import counted, gib
 
 SHARED_MEMORY = 256 * 1024**2
 """Bytes of shared memory below which processes that decode may fail."""
@@ -73,7 +73,7 @@ def _torch() -> Check:
     import torch
 
     value = torch.ones(4, 4) @ torch.ones(4, 4)
-    return Check("torch", good=bool((value == 4).all()), words=f"{torch.__version__}, {torch.get_num_threads()} threads")
+    return Check("torch", good=bool((value == 4).all()), words=f"{torch.__version__}, {counted(torch.get_num_threads(), 'thread')}")
 
 
 def _device() -> Check:

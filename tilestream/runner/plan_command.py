@@ -93,19 +93,36 @@ def named(slide: str, words: str) -> str:
     return f"{slide}: {words.removeprefix(f'{slide}: ')}"
 
 
+COLUMNS = ("slide", "size (h x w)", "µm/px", "read from", "tiles kept", "shards", "output", "context", "memory")
+"""What the table of a plan shows of a slide."""
+
+NARROW = ("slide", "size (h x w)", "µm/px", "tiles kept", "memory")
+"""Those that fit into 80 letters."""
+
+LEAST_WIDE = 110
+"""Letters a line that all of them need."""
+
+
+def _row(slide: PreparedSlide) -> tuple[str, ...]:
+    plan = slide.plan
+    size, level = plan.info.size, plan.info.levels[plan.spec.level]
+    averaged = ", averaged" if plan.spec.resampled else ""
+    return (
+        plan.ref.id, f"{size.height} x {size.width}", "-" if plan.info.mpp is None else f"{plan.info.mpp:.4g}",
+        f"level {plan.spec.level} (1/{level.downsample:.4g}{averaged})", f"{len(plan):,} of {plan.candidates:,}", str(slide.layout.shards),
+        gib(slide.output_bytes), str(slide.context or "-"), gib(slide.projection.total),
+    )  # fmt: skip
+
+
 def print_plan(planned: Planned, console: Console) -> None:
     """The table of a plan, and its totals."""
+    wide = console.width >= LEAST_WIDE
     table = Table(box=None, pad_edge=False)
-    for column in ("slide", "size (h x w)", "µm/px", "read from", "tiles kept", "shards", "output", "context", "memory a worker"):
-        table.add_column(column, overflow="fold")
+    for column in COLUMNS if wide else NARROW:
+        table.add_column(column, overflow="fold", no_wrap=column not in ("slide", "read from", "context"))
     for slide in planned.slides:
-        plan = slide.plan
-        size, level = plan.info.size, plan.info.levels[plan.spec.level]
-        averaged = ", averaged" if plan.spec.resampled else ""
-        table.add_row(
-            plan.ref.id, f"{size.height} x {size.width}", "-" if plan.info.mpp is None else f"{plan.info.mpp:.4g}",
-            f"level {plan.spec.level} (1/{level.downsample:.4g}{averaged})", f"{len(plan)} of {plan.candidates}", str(slide.layout.shards), gib(slide.output_bytes), str(slide.context or "-"), gib(slide.projection.total),
-        )  # fmt: skip
+        row = dict(zip(COLUMNS, _row(slide), strict=True))
+        table.add_row(*row.values() if wide else (row[column] for column in NARROW))
     console.print(table)
     seen: dict[str, str] = {}
     for slide in planned.slides:
@@ -133,7 +150,7 @@ def print_plan(planned: Planned, console: Console) -> None:
         console.print(f"note: {note}", highlight=False, markup=False)
     if planned.built:
         console.print(
-            "The encoder was built to know this: of others than tilestream's own on a processor, only that tells.",
+            "The encoder was loaded to know this; only for tilestream's own encoders on a processor can a plan do without.",
             highlight=False,
             markup=False,
         )

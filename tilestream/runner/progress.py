@@ -71,7 +71,7 @@ class _Counter(Reporter):
         there = sum(self._there.values())
         kept = there + self._ended + sum(kept for _, kept in self._in_work.values())
         if not self.slides:
-            return "nothing was begun yet, and what earlier runs finished is kept"
+            return "nothing was embedded yet"
         done = f"{self.slides_done} of {counted(self.slides, 'slide')} done, " if self.slides > 1 else ""
         return f"{done}{kept:,} of {there + self.tiles:,} planned tiles are kept"
 

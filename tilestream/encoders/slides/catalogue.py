@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tilestream.encoders.catalogue import encoder_table, known_encoders
+from tilestream.encoders.catalogue import encoder_tables, entry_table, known_encoders
 from tilestream.encoders.slides.presets import SLIDE_PRESETS, SlidePreset
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 COLUMNS = {
-    "name": "pool", "dim": "dim", "tile_encoder": "tiles of", "tile_size": "tile px", "mpp": "µm/px", "licence": "licence", "gated": "gated",
+    "name": "name", "dim": "dim", "tile_size": "tile px", "mpp": "µm/px", "gated": "gated", "tile_encoder": "tiles of", "licence": "licence",
     "trained": "trained on", "output": "output", "source": "source",
 }  # fmt: skip
 """What the table of slide encoders shows, and what it is called there."""
 
-NARROW = ("name", "dim", "tile_encoder", "tile_size", "mpp", "licence", "gated")
+NARROW = ("name", "dim", "tile_size", "mpp", "gated", "tile_encoder", "licence")
 """Those that fit into 80 letters."""
 
 LEAST_WIDE = 140
@@ -39,16 +39,10 @@ def encoder_rows() -> list[dict[str, Any]]:
     return [*(slide_row(preset) for preset in SLIDE_PRESETS.values()), *tiles]
 
 
-def encoder_tables(width: int) -> tuple[Table, Table]:
+def all_tables(width: int) -> list[Table]:
     """The tables of both kinds in lines of `width` letters."""
-    from rich.table import Table
-
     rows = encoder_rows()
-    slides = Table(box=None, pad_edge=False)
-    keys = tuple(COLUMNS) if width >= LEAST_WIDE else NARROW
-    for key in keys:
-        slides.add_column(COLUMNS[key], no_wrap=key in ("name", "dim", "tile_size", "mpp", "gated"), overflow="fold")
-    for row in rows:
-        if row["kind"] == "slide":
-            slides.add_row(*("-" if row[key] in (None, False) else "yes" if row[key] is True else str(row[key]) for key in keys))
-    return encoder_table([row for row in rows if row["kind"] == "tile"], width), slides
+    tiles, slides = ([row for row in rows if row["kind"] == kind] for kind in ("tile", "slide"))
+    keys = {key: COLUMNS[key] for key in (COLUMNS if width >= LEAST_WIDE else NARROW)}
+    widest = max(len(row["name"]) for row in slides)
+    return [*encoder_tables(tiles, width), entry_table("pool: encoders of slides, and the tiles that they are for", keys, slides, widest)]
