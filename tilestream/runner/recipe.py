@@ -10,6 +10,7 @@ from tilestream.config.restart import restarts
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.encoders.contexts.context_file import context_path
+from tilestream.encoders.heads.address import PROGRAM
 from tilestream.encoders.slides.files import slide_weights
 from tilestream.errors import OutputError, without_credentials
 from tilestream.sources.files import FileDigests
@@ -124,8 +125,8 @@ class Recipes:
         above = {"context": self.config.context, "vector": self.config.pool}.get(head.input)
         if above is not None and above.kept_as is not None:
             own["of"] = above.stage
-        if Path(head.model).exists():
-            own[f"model{SHA256}"] = self._digests.of(head.model, f"heads.{name}.model")
+        if Path(file := head.model.removeprefix(PROGRAM)).exists():
+            own[f"model{SHA256}"] = self._digests.of(file, f"heads.{name}.model")
         return own if name not in self.heads else own | self.heads[name].recipe
 
     def _files(self, ref: SlideRef | None) -> dict[str, str]:

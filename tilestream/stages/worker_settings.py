@@ -10,7 +10,7 @@ from typing import Any
 
 from tilestream.config.schema import Compute, Config
 from tilestream.encoders.catalogue import EncoderSpec
-from tilestream.encoders.heads.address import boxed, is_factory
+from tilestream.encoders.heads.address import PROGRAM, boxed, is_factory
 from tilestream.encoders.hub import is_hub_id
 from tilestream.stages.hardware import count_cuda
 
@@ -63,6 +63,8 @@ def _weights_address(weights: str | None) -> str | None:
 
 def model_address(model: str) -> str:
     """A head's model as workers can find it: a path made absolute, a repository of the hub, `module:factory` and one of the package as they are."""
+    if model.startswith(PROGRAM):
+        return PROGRAM + absolute(model.removeprefix(PROGRAM))
     return model if is_hub_id(model) or is_factory(model) or boxed(model) else absolute(model)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+PROGRAM = "instanseg:"
+"""Before the file of a TorchScript program of InstanSeg: whoever writes it lets that program run."""
+
 
 def is_factory(model: str) -> bool:
     """Whether a model's address is `module:factory`."""
-    return re.fullmatch(r"\w+(\.\w+)*:\w+", model) is not None and not Path(model).exists()
+    return not model.startswith(PROGRAM) and re.fullmatch(r"\w+(\.\w+)*:\w+", model) is not None and not Path(model).exists()
 
 
 BOX = Path(__file__).parent / "box"

@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from tilestream.config.heads import Head
-from tilestream.encoders.heads.address import box_names, boxed, is_factory
+from tilestream.encoders.heads.address import PROGRAM, box_names, boxed, is_factory
 from tilestream.encoders.heads.factory import load_factory
 from tilestream.encoders.heads.folders import CONFIG, fetch_folder, load_folder
 from tilestream.encoders.heads.head_file import TASKS, read_about, read_head
+from tilestream.encoders.heads.instanseg import load_instanseg
 from tilestream.encoders.heads.loaded import LoadedHead
 from tilestream.encoders.heads.onnx import load_onnx
 from tilestream.encoders.hub import is_hub_id
@@ -49,8 +50,8 @@ def load_head(head: Head, name: str) -> LoadedHead:
 
 
 def _load(head: Head, name: str) -> LoadedHead:
-    if is_factory(head.model):
-        return _made(load_factory(head.model, name), name)
+    if head.model.startswith(PROGRAM) or is_factory(head.model):
+        return load_instanseg(head.model, name) if head.model.startswith(PROGRAM) else _made(load_factory(head.model, name), name)
     if is_hub_id(head.model):
         return load_folder(fetch_folder(head.model, name), head, name)
     path = boxed(head.model) or Path(head.model)
@@ -83,7 +84,8 @@ def _load(head: Head, name: str) -> LoadedHead:
         return load_folder(path.parent, head, name, path)
     raise ConfigError(
         f"heads.{name}.model: {head.model} is neither a head of tilestream fit nor a model with a {CONFIG} beside it. "
-        "Give a .safetensors of tilestream fit, a folder with config.json and safetensors, an .onnx file, or module:factory."
+        "Give a .safetensors of tilestream fit, a folder with config.json and safetensors, an .onnx file, or module:factory. "
+        f"TorchScript programs run code of whoever made them: only those of InstanSeg are run, and only as {PROGRAM}FILE.pt."
     )
 
 

@@ -117,7 +117,7 @@ def _describe(name: str, head: Head, asked: HeadsAsked) -> HeadFacts:
             attention = 0
         else:
             (outputs, attention), largest = _measured(module, lambda: _probe(module, head, asked, size, device))
-    if on_processor:  # what its graph holds is not seen
+    if on_processor or any(map(_is_program, module.modules())):  # what its graph holds is not seen
         largest = max(largest, PROBED * (size or asked.tile) ** 2 * UNSEEN)
     batch = batch_of(size or asked.tile) if head.kind == "detect" else asked.batch
     activations = largest // PROBED * batch * LAYERS if head.input == "pixels" else 0
@@ -131,6 +131,10 @@ def _describe(name: str, head: Head, asked: HeadsAsked) -> HeadFacts:
     )  # fmt: skip
 
 
+def _is_program(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
+
+
 def _measured(module: nn.Module, run: Callable[[], T]) -> tuple[T, int]:
     """What `run` gives, and the bytes of the largest input and output of a layer meanwhile."""
     largest = 0
@@ -140,7 +144,7 @@ def _measured(module: nn.Module, run: Callable[[], T]) -> tuple[T, int]:
         tensors = [value for value in (*given, out) if isinstance(value, torch.Tensor)]
         largest = max(largest, sum(value.numel() * max(4, value.element_size()) for value in tensors))
 
-    hooks = [part.register_forward_hook(look) for part in module.modules() if not any(part.children())]
+    hooks = [part.register_forward_hook(look) for part in module.modules() if not any(part.children()) and not _is_program(part)]
     try:
         return run(), largest
     finally:
