@@ -120,8 +120,9 @@ class Recipes:
     def _head(self, name: str) -> Recipe:
         """The recipe of a head; what only it can say of itself is left out before it is known."""
         head = self.config.heads[name]
-        own: Recipe = {key: value for key, value in head.model_dump(mode="json").items() if value is not None and value != []}
-        own["save"] = list(head.save)
+        own: Recipe = {key: value for key, value in head.model_dump(mode="json").items() if value not in (None, [])} | {
+            "save": list(head.save)
+        }
         above = {"context": self.config.context, "vector": self.config.pool}.get(head.input)
         if above is not None and above.kept_as is not None:
             own["of"] = above.stage
