@@ -119,10 +119,8 @@ class Recipes:
 
     def _head(self, name: str) -> Recipe:
         """The recipe of a head; what only it can say of itself is left out before it is known."""
-        head = self.config.heads[name]
-        own: Recipe = {key: value for key, value in head.model_dump(mode="json").items() if value not in (None, [])} | {
-            "save": list(head.save)
-        }
+        head, told = self.config.heads[name], self.config.heads[name].model_dump(mode="json").items()
+        own: Recipe = {key: value for key, value in told if value not in (None, [])} | {"save": list(head.save)}
         above = {"context": self.config.context, "vector": self.config.pool}.get(head.input)
         if above is not None and above.kept_as is not None:
             own["of"] = above.stage
