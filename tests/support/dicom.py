@@ -56,8 +56,8 @@ CODINGS = {
     "jpeg 2000 lossless": Coding("1.2.840.10008.1.2.4.90", "YBR_RCT", lambda tile: bytes(imagecodecs.jpeg2k_encode(tile, level=0, codecformat="j2k"))),
     "jpeg 2000": Coding("1.2.840.10008.1.2.4.91", "YBR_ICT", lambda tile: bytes(imagecodecs.jpeg2k_encode(tile, level=35, codecformat="j2k"))),
     "jpeg 2000 rgb": Coding("1.2.840.10008.1.2.4.91", "RGB", lambda tile: bytes(imagecodecs.jpeg2k_encode(tile, level=35, codecformat="j2k", mct=False))),
+    "htj2k lossy": Coding("1.2.840.10008.1.2.4.203", "YBR_ICT", lambda tile: bytes(imagecodecs.htj2k_encode(tile, reversible=False))),
     "htj2k": Coding("1.2.840.10008.1.2.4.201", "YBR_RCT", lambda tile: bytes(imagecodecs.htj2k_encode(tile))),
-    "jpeg-ls": Coding("1.2.840.10008.1.2.4.80", "RGB", lambda tile: bytes(imagecodecs.jpegls_encode(tile))),
     "rle": Coding("1.2.840.10008.1.2.5", "RGB", _encode_rle),
 }  # fmt: skip
 

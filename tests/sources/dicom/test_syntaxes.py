@@ -25,7 +25,7 @@ from tilestream.testing.sources import Image, SourceSuite
 
 IMAGE, AUTO = make_image(150, 200), SourceOptions()
 OPENSLIDE_READS = ("native", "jpeg 4:2:0", "jpeg 4:4:4", "jpeg rgb", "jpeg 2000 lossless", "jpeg 2000", "jpeg 2000 rgb")
-LOSSLESS = ("native", "native implicit", "jpeg 2000 lossless", "htj2k", "jpeg-ls", "rle")
+LOSSLESS = ("native", "native implicit", "jpeg 2000 lossless", "htj2k", "rle")
 
 
 def read_level(path: Path, level: int = 0, options: SourceOptions = AUTO) -> Image:
@@ -92,6 +92,8 @@ def test_each_syntax_gives_the_pixels_that_others_read(tmp_path: Path, coding: s
         pixels = read_level(paths[0], level)
         if coding in OPENSLIDE_READS:
             np.testing.assert_array_equal(pixels, read_openslide(paths[0], level, Region(0, 0, *pixels.shape[:2])))
+        if coding == "htj2k lossy":
+            assert np.abs(pixels.astype(int) - pyramid(IMAGE, 2)[level]).max() <= 4
         if coding in LOSSLESS:
             np.testing.assert_array_equal(pixels, pyramid(IMAGE, 2)[level])
         if coding in ("native", "native implicit", "rle", "jpeg 2000", "jpeg 2000 lossless", "jpeg 2000 rgb"):

@@ -13,20 +13,19 @@ from numpy.typing import NDArray
 from tilestream.buffers import ThreadBuffers
 from tilestream.errors import InputError, ReadError
 from tilestream.sources.dicom.instance import INVERTED, NATIVE, Instance
-from tilestream.sources.dicom.jfif import is_jfif, rgb_from_ycc
+from tilestream.sources.dicom.jfif import rgb_from_ycc
 from tilestream.sources.files import NoGridError
 from tilestream.sources.sample_values import Choices, SampleRule
 from tilestream.sources.tiff.jpeg import JpegDecoder
 
 JPEG = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
-JPEG_LS = frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"})
 JPEG_2000 = frozenset({"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"})
 HTJ2K = frozenset({"1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203"})
 RLE = "1.2.840.10008.1.2.5"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
 NAMES = {
-    **dict.fromkeys(JPEG, "jpeg"), **dict.fromkeys(JPEG_LS, "jpegls"), **dict.fromkeys(JPEG_2000, "jpeg2000"), **dict.fromkeys(HTJ2K, "htj2k"),
+    **dict.fromkeys(JPEG, "jpeg"), **dict.fromkeys(JPEG_2000, "jpeg2000"), **dict.fromkeys(HTJ2K, "htj2k"),
     **dict.fromkeys(NATIVE, "none"), RLE: "rle",
 }  # fmt: skip
 """Words for `SlideInfo.compression`."""
@@ -34,40 +33,30 @@ NAMES = {
 SIZ = b"\xff\x4f\xff\x51"
 """Start of a JPEG 2000 codestream and its size marker; length, capabilities, then Xsiz, Ysiz, XOsiz, YOsiz follow (ISO 15444-1, A.5.1)."""
 
-SOF_LS = b"\xff\xf7"
-"""Start of a JPEG-LS frame; length, precision, then height and width follow (T.87, C.2.2)."""
-
-CODECS: dict[str, tuple[Any, Callable[..., Any]]] = {
-    "jpeg2000": (imagecodecs.JPEG2K, imagecodecs.jpeg2k_decode),
-    "htj2k": (imagecodecs.HTJ2K, imagecodecs.htj2k_decode),
-    "jpegls": (imagecodecs.JPEGLS, imagecodecs.jpegls_decode),
-    "rle": (imagecodecs.DICOMRLE, imagecodecs.dicomrle_decode),
-}
-
 Decode = Callable[[bytes, Instance], NDArray[Any]]
 
 
 def decoder_of(found: Instance) -> Decode:
-    """What makes (h, w, s) samples of a frame's bytes, for every syntax but JPEG. Raises InputError where the syntax is not read here."""
-    name = NAMES.get(found.syntax)
-    if name == "none":
+    """What makes (h, w, s) samples of a frame's bytes, for every syntax but JPEG. Raises NoGridError where the syntax is not read here."""
+    if found.syntax in NATIVE:
         return _from_native
-    if name not in CODECS:
-        raise NoGridError(f"{found.path}: the transfer syntax {_syntax_words(found.syntax)} is not read")
-    if not getattr(CODECS[name][0], "available", False):
-        raise InputError(
-            f"{found.path}: the transfer syntax {_syntax_words(found.syntax)} needs imagecodecs with {name.upper()}. Install a newer one."
-        )
-    return _from_rle if name == "rle" else _from_stream
+    if found.syntax == RLE:
+        return _from_rle
+    if found.syntax in JPEG_2000 | HTJ2K:
+        return _from_jpeg_2000
+    from pydicom.uid import UID
+
+    raise NoGridError(f"{found.path}: the transfer syntax {UID(found.syntax).name} ({found.syntax}) is not read")
 
 
-def jpeg_decoder(found: Instance, first_frame: bytes, buffers: ThreadBuffers) -> tuple[JpegDecoder, bool]:
-    """The decoder of an image's JPEG frames, and whether they are YCbCr under a header that says RGB."""
+def jpeg_decoder(found: Instance, buffers: ThreadBuffers, *, mistold: bool) -> JpegDecoder:
+    """The decoder of an image's JPEG frames; `mistold` where they are YCbCr under a header that says RGB. Raises InputError."""
     if found.bits_stored != 8 or found.bits != 8:
-        raise InputError(f"{found.path}: JPEG frames of {found.bits_stored} bits a sample; those of 8 are read.")
-    mistold = found.photometric == "RGB" and is_jfif(first_frame)
+        raise InputError(
+            f"{found.path}: JPEG frames of {found.bits_stored} bits a sample; those of 8 are read. Convert it to 8 bits, or to JPEG 2000."
+        )
     rgb = found.photometric == "RGB" and not mistold
-    return JpegDecoder.from_tables(None, rgb=rgb, height=found.tile.height, width=found.tile.width, buffers=buffers), mistold
+    return JpegDecoder.from_tables(None, rgb=rgb, height=found.tile.height, width=found.tile.width, buffers=buffers)
 
 
 def sample_rule(found: Instance, choices: Choices, paths: int) -> SampleRule:
@@ -123,35 +112,15 @@ def _arranged(samples: NDArray[Any], found: Instance, *, planar: bool) -> NDArra
     return shaped if shaped.dtype.isnative else shaped.astype(shaped.dtype.newbyteorder("="))
 
 
-def _from_stream(data: bytes, found: Instance) -> NDArray[Any]:
-    """JPEG 2000, HTJ2K and JPEG-LS; what a stream claims is compared with its place before memory is taken for it."""
-    name = NAMES[found.syntax]
-    at = data.find(SOF_LS if name == "jpegls" else SIZ, 0, 4096)
+def _from_jpeg_2000(data: bytes, found: Instance) -> NDArray[Any]:
+    """By OpenJPEG, which knows HTJ2K as well; what a stream claims is compared with its place before memory is taken for it."""
+    at = data.find(SIZ, 0, 4096)
     if at < 0 or len(data) < at + 24:
-        raise ReadError(f"no {name} stream: starts with {data[:4].hex(' ')}")
-    if name == "jpegls":
-        height, width = struct.unpack_from(">2H", data, at + len(SOF_LS) + 3)
-    else:
-        right, bottom, left, top = struct.unpack_from(">4I", data, at + len(SIZ) + 4)
-        height, width = bottom - top, right - left
-    if (height, width) != (found.tile.height, found.tile.width):
-        raise ReadError(f"image of {height} x {width} px in a frame of {found.tile.height} x {found.tile.width}")
+        raise ReadError(f"no JPEG 2000 stream: starts with {data[:4].hex(' ')}")
+    right, bottom, left, top = struct.unpack_from(">4I", data, at + len(SIZ) + 4)
+    if (bottom - top, right - left) != (found.tile.height, found.tile.width):
+        raise ReadError(f"image of {bottom - top} x {right - left} px in a frame of {found.tile.height} x {found.tile.width}")
     try:
-        return np.asarray(CODECS[name][1](data))
-    except (
-        imagecodecs.Jpeg2kError,
-        imagecodecs.Htj2kError,
-        imagecodecs.JpeglsError,
-        ValueError,
-        RuntimeError,
-        TypeError,
-        MemoryError,
-    ) as error:
+        return np.asarray(imagecodecs.jpeg2k_decode(data))
+    except (imagecodecs.Jpeg2kError, ValueError, RuntimeError, TypeError, MemoryError) as error:
         raise ReadError(f"decoder: {str(error) or type(error).__name__}") from error
-
-
-def _syntax_words(syntax: str) -> str:
-    from pydicom.uid import UID
-
-    name = UID(syntax).name
-    return syntax if name == syntax else f"{name} ({syntax})"

@@ -19,6 +19,9 @@ from tilestream.sources.base import LARGEST_PROFILE
 PIXEL_DATA = 0x7FE00010
 UNDEFINED = 0xFFFFFFFF
 
+HEAD = 8
+"""Bytes of an item of encapsulated pixels before its value: tag and length."""
+
 MAX_FRAME_BYTES = 256 * 1024**2
 """Largest decoded frame that is believed."""
 
@@ -154,6 +157,12 @@ def _instance(path: Path, file: Any) -> Instance:
         paths, places, spacing, source, _icc_profile(data), PixelElement(at, length, _extended(data, frames)),
     )  # fmt: skip
     _check(made, int(data.get("PixelRepresentation", 0) or 0))
+    held = path.stat().st_size if length is None else length
+    least = HEAD if length is None else made.frame_bytes
+    if frames * least > held or frames > MOST_TILES:
+        raise InputError(
+            f"{path}: claims {frames} frames in {held} bytes, which need at least {frames * least}. The file is damaged or cut off; copy it again."
+        )
     return made
 
 

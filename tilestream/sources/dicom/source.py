@@ -16,7 +16,7 @@ from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, Sour
 from tilestream.sources.dicom.coding import JPEG, NAMES, Decode, decode_frame, decoder_of, jpeg_decoder, sample_rule
 from tilestream.sources.dicom.frames import FramePlaces, find_frames, join_fragments
 from tilestream.sources.dicom.instance import FULL, MAX_FRAME_BYTES, SPARSE, Instance
-from tilestream.sources.dicom.jfif import WARNING
+from tilestream.sources.dicom.jfif import WARNING, is_jfif
 from tilestream.sources.dicom.series import ABSENT, DicomLevel, DicomSlide, FrameTable, read_slide
 from tilestream.sources.files import checked_file, fingerprint_file
 from tilestream.sources.resolution import UNKNOWN, Resolution, resolution_from_config, resolution_from_file
@@ -40,7 +40,8 @@ class _File:
         try:
             self.places: FramePlaces = find_frames(found, self.bytes)
             if found.syntax in JPEG:
-                self.jpeg, self.mistold = jpeg_decoder(found, self._first_stream(), buffers)
+                self.mistold = found.photometric == "RGB" and self._is_jfif()
+                self.jpeg = jpeg_decoder(found, buffers, mistold=self.mistold)
             else:
                 self.decode = decoder_of(found)
         except BaseException:
@@ -57,16 +58,14 @@ class _File:
         data = self.bytes.read(offset, count)
         return join_fragments(data) if self.places.encapsulated else data
 
-    def _first_stream(self) -> bytes:
-        """The first frame that is a JPEG stream; empty where none of the first ones is."""
+    def _is_jfif(self) -> bool:
+        """Whether frames say that they are YCbCr: the first one that is a JPEG stream."""
         for number in range(min(LOOKED_AT, self.instance.frames)):
             try:
-                data = self.frame(number)
+                return is_jfif(self.frame(number))
             except ReadError:
                 continue
-            if data[:2] == b"\xff\xd8":
-                return data
-        return b""
+        return False
 
 
 class DicomSource(Source):
