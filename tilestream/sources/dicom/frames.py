@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,17 +10,16 @@ from numpy.typing import NDArray
 
 from tilestream.errors import InputError, ReadError
 from tilestream.sources.dicom.instance import HEAD, NATIVE, Instance
+from tilestream.sources.dicom.kept import Kept
 from tilestream.sources.storage.contract import ByteSource
 
 ITEM, DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+
 FRAGMENTS_A_FRAME = 64
 """Fragments that a frame is believed to have, on average, beside the first few thousand."""
 
 STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")
 """First bytes of JPEG and JPEG 2000 streams; a fragment that goes on with a frame has others."""
-
-KEPT_WALKS = 64
-"""Files whose walked fragments are kept by the process."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,7 @@ class FramePlaces:
     """Whether the bytes are fragments, each behind its item tag."""
 
 
-_WALKED: dict[tuple[str | int, ...], FramePlaces] = {}
-_LOCK = threading.Lock()
+_WALKED: Kept[FramePlaces] = Kept(64)
 
 
 def find_frames(found: Instance, file: ByteSource) -> FramePlaces:
@@ -72,22 +68,7 @@ def find_frames(found: Instance, file: ByteSource) -> FramePlaces:
         if offsets[0] == 0 and (np.diff(offsets) > 0).all():  # one of more than 4 GiB has begun anew
             end = _end_of_frame(found, file, first + int(offsets[-1]))
             return FramePlaces(first + offsets, np.diff(offsets, append=end - first), encapsulated=True)
-    return _by_walk(found, file, first)
-
-
-def _by_walk(found: Instance, file: ByteSource, first: int) -> FramePlaces:
-    """By one walk over the fragments, which the process keeps as long as the file is the same."""
-    look = os.stat(found.path)  # noqa: PTH116
-    key = str(found.path), look.st_ino, file.size, look.st_mtime_ns, first, found.frames
-    with _LOCK:
-        known = _WALKED.get(key)
-    if known is None:
-        known = _walk(found, file, first)
-        with _LOCK:
-            _WALKED[key] = known
-            while len(_WALKED) > KEPT_WALKS:
-                del _WALKED[next(iter(_WALKED))]
-    return known
+    return _WALKED.get(found.path, lambda: _walk(found, file, first))
 
 
 def _walk(found: Instance, file: ByteSource, first: int) -> FramePlaces:
