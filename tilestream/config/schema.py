@@ -18,6 +18,7 @@ from tilestream.config.heads import NO_ENCODER, Head, Heads, problem_of_heads
 from tilestream.config.python_objects import is_object_name, name_object, told_elsewhere
 from tilestream.config.types import (
     Arguments,
+    Bytes,
     Channels,
     Count,
     Fraction,
@@ -93,6 +94,15 @@ class SourceChoices(Section):
     icc: Switch = False
     """Whether colours are converted to sRGB by the file's profile, by its own rendering intent. A file without a profile, or with a broken
     one, is taken as it is, with a warning. A core converts about 25 MPix/s, a tenth of what it decodes."""
+    stage: PathText | None = None
+    """Folder on a local disk to which slides given by URL are copied whole before they are read: for formats that are read from a disk only, and where
+    a slide is read several times. Copies are removed when the run ends."""
+    stage_limit: Bytes = 200 * 2**30
+    """Bytes of all copies there together; slides wait for room."""
+
+    def recorded(self) -> dict[str, Any]:
+        """What pixels depend on; bands that are not set are left out, as they were before there were any."""
+        return self.model_dump(mode="json", exclude={"backend", "decode", "stage", "stage_limit", *(() if self.bands else ("bands",))})
 
 
 class Tiles(Section):

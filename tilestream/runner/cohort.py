@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from tilestream.config.restart import ALL, STAGES, is_stage
@@ -9,6 +11,8 @@ from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef, list_slides
 from tilestream.errors import ConfigError, OutputError
 from tilestream.sources.base import SlideInfo, Source, SourceOptions
+from tilestream.sources.open_images import forget_all
+from tilestream.sources.storage.staging import Stage
 from tilestream.stages.worker_settings import absolute
 from tilestream.store.folder import Folder
 from tilestream.store.ledger import HOME, pack, unpack
@@ -100,7 +104,22 @@ def source_options(config: Config, ref: SlideRef) -> SourceOptions:
     return SourceOptions(
         backend=chosen.backend, z=chosen.z, t=chosen.t, channels=chosen.channels, window=chosen.window, bands=chosen.bands, scene=chosen.scene,
         mpp=ref.mpp if ref.mpp is not None else chosen.mpp, reduced=config.tiles.fast_downsample and config.tiles.level is None, icc=chosen.icc,
+        stage=None if chosen.stage is None else absolute(chosen.stage), stage_limit=chosen.stage_limit,
     )  # fmt: skip
+
+
+@contextmanager
+def stage_of(config: Config) -> Iterator[None]:
+    """While the block runs, slides may be copied to `source.stage`; behind it no copy is left that nobody else reads."""
+    if config.source.stage is None:
+        yield
+        return
+    stage = Stage(absolute(config.source.stage), config.source.stage_limit)
+    try:
+        yield
+    finally:
+        forget_all()
+        stage.clear()
 
 
 def open_slide(ref: SlideRef, config: Config) -> Source:

@@ -18,7 +18,7 @@ from tilestream.config.restart import ALL
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
-from tilestream.runner.cohort import Cohort, list_cohort, share_out
+from tilestream.runner.cohort import Cohort, list_cohort, share_out, stage_of
 from tilestream.runner.contexts.fitted_context import with_fitted_context
 from tilestream.runner.engines.clusters import check_main_guard
 from tilestream.runner.engines.engine import Engine, Outcome
@@ -93,7 +93,8 @@ def run(
         check_main_guard("compute.isolate: true" if compute.isolate else "compute.scheduler: local")
     cohort = list_cohort(checked, shard, restart=restart, retry_failed=retry_failed)
     try:
-        return _run(checked, cohort, reporter or Reporter(), began, held)
+        with stage_of(checked):
+            return _run(checked, cohort, reporter or Reporter(), began, held)
     except OSError as error:
         if (meant := storage_error(error)) is None:
             raise

@@ -12,7 +12,7 @@ from tilestream.config.heads import NO_ENCODER
 from tilestream.config.schema import Config
 from tilestream.encoders.stated import SCRATCH, state_encoder
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, InputError
-from tilestream.runner.cohort import list_cohort, open_slide
+from tilestream.runner.cohort import list_cohort, open_slide, stage_of
 from tilestream.runner.contexts.fitted_context import with_fitted_context
 from tilestream.runner.prepare import PreparedSlide, Setup, prepare_slide, set_up
 from tilestream.runner.recipe import Recipes
@@ -58,12 +58,13 @@ def plan_slides(config: Config) -> Planned:
         setup or set_up(config, settings, lambda work, asked: work(asked), workers, len(refs), Recipes(config)), built=setup is None
     )
     setup = planned.setup
-    for ref in refs:
-        try:
-            with open_slide(ref, config) as source:
-                planned.slides.append(prepare_slide(ref, source, setup))
-        except InputError as error:
-            planned.refused[ref.id] = str(error)
+    with stage_of(config):
+        for ref in refs:
+            try:
+                with open_slide(ref, config) as source:
+                    planned.slides.append(prepare_slide(ref, source, setup))
+            except InputError as error:
+                planned.refused[ref.id] = str(error)
     return planned
 
 

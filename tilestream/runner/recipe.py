@@ -95,7 +95,7 @@ class Recipes:
         recipe: Recipe = {
             "format": FORMAT,
             "numerics": NUMERICS,
-            "source": config.source.model_dump(mode="json", exclude={"backend", "decode", *(() if config.source.bands else ("bands",))}),
+            "source": config.source.recorded(),
             "tiles": config.tiles.model_dump(mode="json", exclude={"chosen"}),
             "encoder": encoder,
             "context": None if config.context is None else config.context.recorded(),

@@ -139,7 +139,7 @@ def _open(address: str, options: SourceOptions) -> Source:
     if scheme:
         from tilestream.sources.by_url import open_url
 
-        return open_url(address, options)
+        return open_url(address, options, _open)
     refuse_special(address)
     if not _is_there(address):
         raise NotThereError(f"{address}: no such file. Check the path; relative paths start at {Path.cwd()}.")

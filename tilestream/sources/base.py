@@ -52,6 +52,10 @@ class SourceOptions:
     """Whether levels of 1/2 and 1/4 that the decoder can make of a level (JPEG) are offered beside those in the file."""
     icc: bool = False
     """Whether colours are converted to sRGB by the file's profile."""
+    stage: str | None = None
+    """Folder to which objects are copied before they are read; None where they are read by ranges."""
+    stage_limit: int = 200 * 2**30
+    """Bytes of all copies there, at most."""
 
 
 @dataclass(frozen=True)

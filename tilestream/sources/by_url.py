@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
+import weakref
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from urllib.parse import unquote
 
 from tilestream.config.urls.objects import path_of
 from tilestream.errors import InputError, NotThereError
@@ -18,8 +23,8 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 STAGE = "Copy it ahead: set source.stage to a folder"
 
 
-def open_url(address: str, options: SourceOptions) -> Source:
-    """The image at a URL.
+def open_url(address: str, options: SourceOptions, open_local: Callable[[str, SourceOptions], Source]) -> Source:
+    """The image at a URL; `open_local` opens a copy of it, where `options.stage` says that there be one.
 
     Raises
     ------
@@ -28,9 +33,12 @@ def open_url(address: str, options: SourceOptions) -> Source:
     OutageError
         The server does not answer.
     """
+    is_store = options.backend == "zarr" or ".zarr/" in f"{path_of(address).rstrip('/')}/".lower()
+    if options.stage is not None and not is_store:
+        return _open_staged(address, options, options.stage, open_local)
     if options.backend == "openslide":
         raise InputError(f"{address}: source.backend openslide reads local files only. {STAGE}, or leave source.backend out.")
-    if options.backend == "zarr" or ".zarr/" in f"{path_of(address).rstrip('/')}/".lower():
+    if is_store:
         return _open_zarr(address, options)
     try:
         stored = open_bytes(address)
@@ -68,6 +76,29 @@ def _open_object(address: str, options: SourceOptions, stored: ByteSource) -> So
             told
             or f"{address}: is no TIFF and no Zarr, which are what is read over a network. {STAGE}, where OpenSlide or a picture reader opens it."
         ) from error
+
+
+def _open_staged(address: str, options: SourceOptions, folder: str, open_local: Callable[[str, SourceOptions], Source]) -> Source:
+    """The image from a copy of its file, which stays as long as the image is open."""
+    from tilestream.sources.storage.fetching import RangeFetcher, identity_of
+    from tilestream.sources.storage.staging import Stage
+
+    fetcher = RangeFetcher(address)
+    ranges, version = fetcher.look(), fetcher.version
+    assert version is not None, "looking pins it"
+    identity, name = identity_of(version.size, version.mark or address), posixpath.basename(unquote(path_of(address))) or "slide"
+    stage = Stage(folder, options.stage_limit)
+    staged = stage.hold(identity, name, version.size, lambda file: fetcher.copy(file, whole=not ranges))
+    try:
+        source = open_local(str(staged.path), replace(options, stage=None))
+    except BaseException:
+        staged.release()
+        raise
+    weakref.finalize(source, staged.release)
+    own = source.info
+    fingerprint = identity if version.mark else own.fingerprint
+    source.info = replace(own, address=address, fingerprint=fingerprint, reason=f"{own.reason}, of a copy in source.stage")
+    return source
 
 
 def _may_be_slide(address: str) -> bool:

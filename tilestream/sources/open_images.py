@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 from tilestream.errors import InputError, outage
 from tilestream.sources import open_source
 from tilestream.sources.base import ImageAddress, Source
+
+_ALL: weakref.WeakSet[OpenImages] = weakref.WeakSet()
+
+
+def forget_all() -> None:
+    """Let go of every image that this process has open."""
+    for images in list(_ALL):
+        images.clear()
 
 
 class OpenImages:
@@ -20,6 +29,7 @@ class OpenImages:
 
     def __init__(self, most: int) -> None:
         self._most = most
+        _ALL.add(self)
         self._open: dict[ImageAddress, Source] = {}
         """The one used last comes last."""
         self._lock = threading.Lock()

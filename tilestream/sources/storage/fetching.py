@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -23,6 +26,16 @@ REQUEST_TIME = "90s"
 """For one request with its answer: 4 MiB over 400 kbit/s."""
 
 OPTIONS: dict[str, Any] = {"client_options": {"timeout": REQUEST_TIME, "connect_timeout": "10s"}, "retry_config": {"max_retries": 0}}
+
+
+COPY_PART = 8 * 1024**2
+"""Bytes of a request where an object is copied whole."""
+
+COPY_AT_ONCE = 8
+
+
+class NoRangesError(InputError):
+    """The server gives files whole only."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ class RangeFetcher:
         except exceptions.PreconditionError:
             raise self._changed() from None
         except exceptions.NotSupportedError:
-            raise InputError(
+            raise NoRangesError(
                 f"{self.address}: the server does not give parts of a file (HTTP range requests), without which a slide cannot be read where it lies. "
                 "Copy it ahead: set source.stage to a folder."
             ) from None
@@ -131,6 +144,68 @@ class RangeFetcher:
             return int(obstore.head(self._store, self._key)["size"]) == 0
         except (BaseError, OSError):
             return False
+
+    def copy(self, file: int, *, whole: bool) -> None:
+        """Write the object into an open file, by ranges that come at once, or where the server gives none as a `whole`. Raises as `fetch`."""
+        assert self.version is not None, "the object was looked at"
+        if whole:
+            self._stream(file)
+            return
+        pending: deque[tuple[int, Future[bytes]]] = deque()
+        try:
+            for start in range(0, self.version.size, COPY_PART):
+                pending.append((start, request_pool().submit(self.fetch, start, min(start + COPY_PART, self.version.size))))
+                if len(pending) == COPY_AT_ONCE:
+                    _write(file, *pending.popleft())
+            while pending:
+                _write(file, *pending.popleft())
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+    def _stream(self, file: int) -> None:
+        import obstore
+        from obstore.exceptions import BaseError
+
+        try:
+            answer = obstore.get(self._store, self._key)
+            self._check(answer.meta)
+            at = 0
+            for part in answer.stream(min_chunk_size=COPY_PART):
+                at += os.pwrite(file, part, at)
+        except BaseError as error:
+            raise self._lost(server_words(error)) from None
+        if self.version is not None and at != self.version.size:
+            raise self._lost(f"{at} bytes came of {self.version.size}")
+
+    def look(self) -> bool:
+        """Pin the version; whether the server gives ranges. Raises as `fetch`."""
+        import obstore
+
+        try:
+            self.fetch(0, 1)
+        except NoRangesError:
+            self._check(obstore.head(self._store, self._key))
+            return False
+        except OutageError:
+            if self.is_empty():
+                raise empty(self.address) from None
+            raise
+        return True
+
+
+def empty(address: str) -> InputError:
+    """The error of an object without bytes."""
+    return InputError(f"{address}: the object is empty (0 bytes). Copy it again from its origin.")
+
+
+def identity_of(size: int, mark: str) -> str:
+    """A digest that changes when the object does."""
+    return hashlib.blake2b(f"{size} {mark}".encode(), digest_size=16).hexdigest()
+
+
+def _write(file: int, start: int, data: Future[bytes]) -> None:
+    os.pwrite(file, data.result(), start)
 
 
 def _is_strong(mark: str) -> bool:

@@ -13,10 +13,10 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from tilestream.errors import InputError, OutageError, without_credentials
+from tilestream.errors import OutageError, without_credentials
 from tilestream.sources.storage.blocks import BlockFile
 from tilestream.sources.storage.contract import ByteSource
-from tilestream.sources.storage.fetching import RangeFetcher, beyond, request_pool
+from tilestream.sources.storage.fetching import RangeFetcher, beyond, empty, identity_of, request_pool
 from tilestream.sources.storage.ranges import LARGEST_REQUEST, Numbers, join, windows
 
 HEAD_BYTES = 128 * 1024
@@ -87,13 +87,13 @@ class RemoteBytes(ByteSource):
             """The first bytes."""
         except OutageError:
             if self._fetcher.is_empty():
-                raise InputError(f"{self.name}: the object is empty (0 bytes). Copy it again from its origin.") from None
+                raise empty(self.name) from None
             raise
         version = self._fetcher.version
         assert version is not None, "the first answer pins it"
         self.size = version.size
         mark = version.mark or hashlib.blake2b(self.head + self._tail(), digest_size=16).hexdigest()
-        self.identity = hashlib.blake2b(f"{self.size} {mark}".encode(), digest_size=16).hexdigest()
+        self.identity = identity_of(self.size, mark)
         self._requests: dict[int, _Request] = {}
         """By the place of a piece: the request that holds it."""
         self._plans: list[_Plan] = []
