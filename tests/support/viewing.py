@@ -72,7 +72,7 @@ def running(*outputs, options=()):
 HELPERS = """
 window.pane = (k = 0) => tilestream.panes[k];
 window.at = (x, y, k = 0) => { const see = pane(k).view(), box = pane(k).stage.getBoundingClientRect(); return [box.left + see.x(x), box.top + see.y(y)] };
-window.still = (k = 0) => { const p = pane(k), a = p.looking(true), b = p.looking(false); return Math.abs(a.x - b.x) + Math.abs(a.y - b.y) < 0.5 && Math.abs(a.z / b.z - 1) < 1e-3 };
+window.still = (k = 0) => { const p = pane(k), a = p.looking(true), b = p.looking(false); return Math.abs(a.x - b.x) + Math.abs(a.y - b.y) < 1e-6 && a.z === b.z };
 null
 """
 """`pane(k)` of the page; `at(x, y)`: where level-0 px are on the screen; `still()`: whether nothing moves any more."""

@@ -105,6 +105,8 @@ class SlideInfo:
     properties: dict[str, str] = field(default_factory=dict)
     """Free facts for `inspect`: icc profile, bounds, axes, scenes."""
     warnings: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    """Names of the channels that can be chosen, "" for each without one; empty where there is no choice."""
     geo: GeoReference | None = None
     """Where on a map the image lies; None where the file does not say."""
     parts: tuple[Region, ...] = ()

@@ -286,4 +286,5 @@ def _info(address: str, reason: str, node: Any, image: ZarrImage, choices: Choic
             **({"channels": listed} if (listed := list_channels(choices.names)) else {}),
         },
         warnings=stated.warnings,
+        channels=choices.names,
     )

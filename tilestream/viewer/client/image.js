@@ -18,6 +18,8 @@ export function startImage(app) {
   };
   const low = range("black at", 0, 250, 1, "low"), high = range("white at", 5, 255, 1, "high"), gamma = range("gamma", 0.3, 3, 0.05, "gamma");
   const channels = make("fieldset", { hidden: true }, make("legend", {}, "channels of the file"));
+  const ends = ["black", "white"].map((name) => make("input", { type: "number", step: "any", "aria-label": `${name} is the value`, onchange: () => relook() }));
+  let chosen = [];
   panel.append(make("fieldset", {}, make("legend", {}, "shown"), make("div", { class: "row" }, ...NAMES.map((name, k) => make("label", {}, boxes[k], name)))),
     low.row, high.row, gamma.row, make("button", { onclick: () => (app.active.display = plain(), show(), apply(app.active)) }, "As it is"), channels);
 
@@ -61,6 +63,28 @@ export function startImage(app) {
     gamma.input.value = told.gamma;
   }
 
+  /** Channels of the file as red, green and blue, and the values that are black and white. */
+  function offer() {
+    const { facts, look } = app.active, told = new URLSearchParams(look);
+    channels.hidden = !facts || !(facts.channels?.length > 1);
+    if (channels.hidden) return;
+    const now = told.get("channels")?.split(",").map(Number) ?? (facts.read.length ? facts.read : [0, 1, 2]);
+    chosen = NAMES.map((name, k) => make("select", { "aria-label": `shown ${name}`, onchange: () => relook() },
+      ...facts.channels.map((channel, at) => make("option", { value: at, selected: at === (now[k] ?? now[0]) }, channel))));
+    const window_ = told.get("window")?.split(",") ?? facts.window ?? [];
+    ends.forEach((end, k) => (end.value = window_[k] ?? ""));
+    channels.replaceChildren(channels.firstChild, ...NAMES.map((name, k) => make("div", { class: "row" }, make("label", {}, name, chosen[k]))),
+      ...(facts.window ? [make("div", { class: "row" }, "values from", ends[0], "to", ends[1])] : []));
+  }
+
+  function relook() {
+    const query = new URLSearchParams({ channels: chosen.map((each) => each.value).join() }), [from, to] = ends.map((end) => Number(end.value));
+    if (app.active.facts.window && to > from) query.set("window", `${from},${to}`);
+    app.active.relook(query.toString());
+    app.emit("look");
+  }
+
+  app.on("active slide restored", offer);
   app.on("active slide", () => (show(), apply(app.active)));
   show();
 }

@@ -22,7 +22,8 @@ function lay(layer, places, colours) {
   layer.picture = places && places.tiles ? places.picture(colours) : null;
 }
 
-function coded(layer, codes) {
+/** A layer of codes of tiles, with its palette and legend. */
+export function coded(layer, codes) {
   const words = layer.palette.map(([r, g, b]) => `rgb(${r},${g},${b})`);
   layer.codes = codes;
   layer.colour = (places, hidden) => {

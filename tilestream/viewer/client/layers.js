@@ -65,7 +65,7 @@ export function startLayers(app) {
     app.choose(app.active, found);
   }
 
-  app.on("slide active restored", () => (list(), explain()));
+  app.on("slide active restored layers", () => (list(), explain()));
   app.on("opacity", () => (opacity.value = app.active.opacity));
   app.on("layer", (pane) => pane === app.active && explain());
   app.on("layer", (pane) => pane === app.active && (groups.value = told.textContent = app.k));

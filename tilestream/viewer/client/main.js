@@ -39,6 +39,7 @@ export class App {
 
   /** Another slide in a pane, with a place to look at or a tile to go to. */
   async showSlide(pane, number, { view = null, tile = -1, key = pane.key } = {}) {
+    if (pane.number !== undefined && pane.number !== number) pane.look = ""; // channels are those of one file
     await pane.show(number, view);
     this.emit("slide", pane);
     if (pane.facts.problem) return;

@@ -53,7 +53,10 @@ function outline(pen, see, pane) {
     path.moveTo(see.x(Math.max(x0, left - 9)), see.y(Math.max(y0, top - 9)));
     path.lineTo(see.x(Math.min(x1, right + 9)), see.y(Math.min(y1, bottom + 9)));
   }
-  twice(pen, path, LIGHT, 1);
+  if (!pane.layer?.picture) return twice(pen, path, LIGHT, 1);
+  pen.lineWidth = 1; // colours matter more than outlines
+  pen.strokeStyle = "rgba(0,0,0,.35)";
+  pen.stroke(path);
 }
 
 function square(pen, see, pane, tile, colour, width) {

@@ -11,7 +11,7 @@ const FARTHEST = 0.5, NEAREST = 8; // of the whole slide in the window; screen p
 export class Pane {
   constructor(app, output) {
     Object.assign(this, { app, output, facts: null, places: null, layer: null, key: "", opacity: 0.6, outlines: true, hidden: new Set() });
-    Object.assign(this, { marked: -1, hovered: -1, selected: [], lit: null, line: null, drawn: [], brought: [], look: "", display: null });
+    Object.assign(this, { marked: -1, hovered: -1, selected: [], lit: null, line: null, drawn: [], brought: [], look: "", display: null, own: new Map() }); // own: layers from a person's files, by key
     this.stage = make("div", { class: "stage" });
     this.canvas = make("canvas", { class: "over" });
     this.glass = make("div", { class: "glass", hidden: true });
@@ -68,7 +68,7 @@ export class Pane {
   /** Show a slide; resolves when its facts and places are here. `view` is {x, y, z}: the centre and level-0 px a screen px. */
   async show(number, view = null) {
     const turn = (this.turn = (this.turn ?? 0) + 1);
-    Object.assign(this, { layer: null, marked: -1, hovered: -1, lit: null, selected: [], line: null, drawn: [], brought: [], places: null, hidden: new Set() });
+    Object.assign(this, { layer: null, marked: -1, hovered: -1, lit: null, selected: [], line: null, drawn: [], brought: [], places: null, hidden: new Set(), own: new Map() });
     this.number = number;
     const facts = await getJson(`slides/${number}.json`);
     if (turn !== this.turn) return;
@@ -187,6 +187,7 @@ export class Pane {
     const turn = (this.layerTurn = (this.layerTurn ?? 0) + 1);
     this.key = key;
     this.hidden = new Set();
+    if (this.own.has(key)) return this.setLayer(this.own.get(key));
     if (!key || !this.facts?.layers?.some((each) => each.key === key) || (key === "similarity" && this.marked < 0 && more.tile === undefined)) {
       return this.setLayer(null);
     }

@@ -26,7 +26,7 @@ export function startScatter(app) {
       if (wanted !== `${app.active.number} ${kind.value}`) return;
       points = { n: head.points, at: new Float32Array(data, start, 2 * head.points), tile: new Int32Array(data, start + 8 * head.points, head.points) };
       points.of = new Map(Array.from(points.tile, (tile, k) => [tile, k]));
-      told.textContent = points.n ? `${count(points.n)} of ${count(pane.facts.tiles)} tiles` : "no tiles with embeddings";
+      told.textContent = points.n ? points.n < pane.facts.tiles ? `${count(points.n)} of ${count(pane.facts.tiles)} tiles` : `${count(points.n)} tiles` : "no tiles with embeddings";
       whole();
     } catch (error) {
       shownFor = "";

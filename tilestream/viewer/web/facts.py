@@ -15,7 +15,7 @@ from tilestream.store.picture import png_bytes
 from tilestream.viewer.answer_words import answer_words
 from tilestream.viewer.catalogue import Catalogue
 from tilestream.viewer.deepzoom import SIDE, Zoom
-from tilestream.viewer.overlays import PictureLayer, TileLayer
+from tilestream.viewer.overlays import HEAT, PALETTE, PictureLayer, TileLayer
 from tilestream.viewer.slide import Extent, ViewedSlide
 from tilestream.viewer.web.layers import Layer, layer_names
 
@@ -42,6 +42,8 @@ def outputs_told(catalogue: Catalogue, *, drawing: bool) -> dict[str, Any]:
         ],
         "umap": importlib.util.find_spec("umap") is not None,
         "drawing": drawing,
+        "heat": HEAT.tolist(),
+        "palette": PALETTE,
     }
 
 
@@ -64,12 +66,15 @@ def slide_told(catalogue: Catalogue, number: int) -> dict[str, Any]:
         return {"number": number, "id": entry.id, "problem": problem}
     slide = catalogue.slide(number)
     zoom = Zoom(slide.size)
-    with catalogue.zoom.images.using(number, slide) as (_, why):
-        gone = why
+    with catalogue.zoom.images.using(number, slide) as (source, why):
+        gone, names = why, () if source is None else source.info.channels
+    read = slide.recipe.get("source") or {}
     return {
         "number": number, "id": entry.id, "words": slide.words, "gone": gone, "height": slide.size.height, "width": slide.size.width,
         "mpp": slide.mpp, "levels": zoom.deepest, "side": SIDE, "tiles": slide.layout.tiles, "l0_extent": slide.l0_extent,
         "layers": layer_names(slide), "answers": answer_words(slide), "statuses": list(STATUSES), "embedded": slide.embedded,
+        "channels": [name or f"channel {at}" for at, name in enumerate(names)], "window": read.get("window"),
+        "read": [names.index(each) if each in names else each for each in read.get("channels") or []],
     }  # fmt: skip
 
 

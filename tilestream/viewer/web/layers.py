@@ -4,44 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import zarr
-
-from tilestream.store.heads.columns import COUNTS
-from tilestream.store.layout import TILES
 from tilestream.viewer.answers import CLASSES, DENSITY, LABELS, OBJECTS, answer_layer, class_counts, density_layer, head_overlays
 from tilestream.viewer.clusters import cluster
 from tilestream.viewer.overlays import (
     MIXED,
-    PALETTE,
     Legend,
     PictureLayer,
     TileLayer,
     attention_layer,
-    class_layer,
     cluster_layer,
     component_layer,
     mixed_layer,
     mixed_vectors,
     status_layer,
     tissue_layer,
-    value_layer,
     window_layer,
     window_sides,
 )
 from tilestream.viewer.slide import ViewedSlide
 
-STATUS, MASK, EMBEDDINGS, CLUSTERS, SIMILARITY, ATTENTION, WINDOWS, COLUMN = (
-    "status", "mask", "embeddings", "clusters", "similarity", "attention", "windows ", "obs: ",
+STATUS, MASK, EMBEDDINGS, CLUSTERS, SIMILARITY, ATTENTION, WINDOWS = (
+    "status", "mask", "embeddings", "clusters", "similarity", "attention", "windows ",
 )  # fmt: skip
-
-OURS = ("row", "col", "y", "x", "tissue", "status", "slide")
-"""Columns of tiles that have a layer of their own, or need none."""
-
-MOST_CLASSES = 255
-"""Categories of a column that is shown as classes."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +49,6 @@ def layer_names(slide: ViewedSlide) -> list[dict[str, str]]:
     known += [(ATTENTION, "attention")] if slide.attention is not None else []
     known += [(f"{WINDOWS}{side}", f"windows of {side} tokens") for side in window_sides(slide)]
     known += [(STATUS, "status of tiles"), (MASK, f"{slide.mask_word} mask")]
-    known += [(f"{COLUMN}{name}", f"obs: {name}") for name in foreign_columns(slide)]
     return [{"key": key, "name": name} for key, name in known]
 
 
@@ -75,7 +59,7 @@ def make_layer(slide: ViewedSlide, key: str, k: int) -> Layer | None:
     name = key.partition(": ")[2]
     if key.startswith((OBJECTS, LABELS)):
         return ZoomLayer(sorted(slide.heads).index(name), Legend("", tuple(class_counts(slide, key))))
-    named: dict[str, Callable[[ViewedSlide, str], Layer]] = {CLASSES: answer_layer, DENSITY: density_layer, COLUMN: column_layer}
+    named: dict[str, Callable[[ViewedSlide, str], Layer]] = {CLASSES: answer_layer, DENSITY: density_layer}
     for begins, make in named.items():
         if key.startswith(begins):
             return make(slide, name)
@@ -89,33 +73,3 @@ def make_layer(slide: ViewedSlide, key: str, k: int) -> Layer | None:
         ATTENTION: lambda: attention_layer(slide),
     }
     return makers[key]() if key in makers else window_layer(slide, int(key.removeprefix(WINDOWS)))
-
-
-def foreign_columns(slide: ViewedSlide) -> list[str]:
-    """Columns of the tiles' table that others have added: numbers or categories."""
-    if not slide.layout.tiles:
-        return []
-    told: Any = _group(slide).attrs.get("column-order", [])
-    known = {*OURS, *slide.listed, *slide.heads, *(f"{head}{count}" for head in slide.heads for count in COUNTS)}
-    return [name for name in map(str, told) if name not in known and _is_shown(_group(slide).get(name))]
-
-
-def _group(slide: ViewedSlide) -> zarr.Group:
-    return zarr.open_group(slide.folder.store, path=f"{TILES}/obs", mode="r")
-
-
-def _is_shown(found: Any) -> bool:
-    if isinstance(found, zarr.Group):
-        return found.attrs.get("encoding-type") == "categorical" and found["categories"].shape[0] <= MOST_CLASSES  # type: ignore[union-attr]
-    return isinstance(found, zarr.Array) and np.dtype(found.dtype).kind in "biuf"
-
-
-def column_layer(slide: ViewedSlide, name: str) -> TileLayer:
-    """Tiles by a column of their table."""
-    found: Any = _group(slide)[name]
-    if isinstance(found, zarr.Array):
-        return value_layer(np.asarray(found[:], np.float32), name)
-    codes, names = np.asarray(found["codes"][:], np.int64), [str(each) for each in found["categories"][:]]
-    counts = np.bincount(codes[codes >= 0], minlength=len(names))
-    colours = [PALETTE[at % len(PALETTE)] for at in range(len(names))]
-    return class_layer(codes + 1, colours, [f"{each} {count:,}" for each, count in zip(names, counts.tolist(), strict=True)], name)
