@@ -283,7 +283,7 @@ def _info(address: str, index: TiffIndex, fingerprint: str) -> SlideInfo:
         geo=index.geo,
         properties={"tiff.tile_height": str(grid.height), "tiff.tile_width": str(grid.width), **index.properties},
         warnings=index.warnings,
-        channels=index.names,
+        channels=tuple(band.name for band in index.bands),
     )
 
 

@@ -73,9 +73,14 @@ def slide_told(catalogue: Catalogue, number: int) -> dict[str, Any]:
         "number": number, "id": entry.id, "words": slide.words, "gone": gone, "height": slide.size.height, "width": slide.size.width,
         "mpp": slide.mpp, "levels": zoom.deepest, "side": SIDE, "tiles": slide.layout.tiles, "l0_extent": slide.l0_extent,
         "layers": layer_names(slide), "answers": answer_words(slide), "statuses": list(STATUSES), "embedded": slide.embedded,
-        "channels": [name or f"channel {at}" for at, name in enumerate(names)], "window": read.get("window"),
+        "channels": [name or f"channel {at}" for at, name in enumerate(names)], "window": _one_range(read.get("window")),
         "read": [names.index(each) if each in names else each for each in read.get("channels") or []],
     }  # fmt: skip
+
+
+def _one_range(window: Any) -> list[float] | None:
+    """The values that are black and white, where they are the same for all channels."""
+    return window if isinstance(window, list) and len(window) == 2 and all(isinstance(end, int | float) for end in window) else None
 
 
 def places_told(slide: ViewedSlide) -> bytes:
