@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from tilestream.errors import TilestreamError
 
-BLOCK = 64 * 1024
+BLOCK = 32 * 1024
 """Bytes of a block."""
 
 AROUND = 4
 """Blocks that are asked for at once, one of them before the place that is wanted: values lie on both sides of a directory."""
 
-MOST_BLOCKS = 1024
+MOST_BLOCKS = 2048
 """Blocks that are kept, and forgotten together: 64 MiB of directories."""
 
 

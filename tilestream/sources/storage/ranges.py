@@ -13,7 +13,7 @@ WINDOW = 40 * 1024**2
 LARGEST_REQUEST = 4 * 1024**2
 """Bytes of one request, where a piece is not larger: several at once fill a line that one does not."""
 
-WASTE = 0.25
+WASTE = 0.22
 """Bytes between pieces that are fetched and not wanted, as a share of those that are."""
 
 Numbers = NDArray[np.int64]

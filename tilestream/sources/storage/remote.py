@@ -19,7 +19,7 @@ from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.storage.fetching import RangeFetcher, beyond, empty, identity_of, request_pool
 from tilestream.sources.storage.ranges import LARGEST_REQUEST, Numbers, join, windows
 
-HEAD_BYTES = 128 * 1024
+HEAD_BYTES = 64 * 1024
 """Bytes that are asked for when an object is opened: the header and, of many files, the first directory."""
 
 AHEAD_BYTES = 64 * 1024**2

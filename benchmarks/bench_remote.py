@@ -1,0 +1,194 @@
+"""Claim: a slide on a server is read at the speed of the line or of the local disk, whichever is lower, in few requests.
+
+    python -m benchmarks.bench_remote [--tiles 2000] [--latency 0.03] [--gbit 1] [--threads 2] [--tiffslide PYTHON] [--rounds 3] [--json]
+
+The slide is a sample; tiles are read as the program reads them, in shards of 2,048, all of them or 40 % in blobs. The server is a process of its own
+on this machine that waits `--latency` seconds before each answer and paces all answers together to `--gbit`: it stands in for `tc netem`, which needs a kernel
+module, and takes its share of the cores. A new connection costs no more than another request, which favours who opens many.
+
+local     tiles/s from the disk.   line     tiles/s at which the line carries the bytes that the tiles need.
+share     tiles/s over the lower of both: 0.8 or more is claimed.   open     seconds to open the slide, which are not in the tiles/s.
+bytes     bytes asked for over bytes of the file tiles that are needed; requests for 1,000 tiles; the opening is counted.
+tiffslide with fsspec over HTTP, by the Python of an environment that holds it (it caps zarr); fewer tiles, for it is slow. Rounds alternate.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.geometry import TileGrid
+from tilestream.sources import open_source
+from tilestream.sources.base import Source, SourceOptions
+from tilestream.sources.made.slide import ensure_sample
+from tilestream.sources.tiff.source import TiffSource
+from tilestream.tiles.read_spec import ReadSpec
+from tilestream.tiles.tile_reader import TileReader, pair_pieces
+
+TILE, SHARD, SIDE = 224, 2048, 12288
+Places = tuple[NDArray[np.int64], NDArray[np.int64]]
+Row = dict[str, Any]
+
+RIVAL = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+import tiffslide
+url, threads, places = sys.argv[1], int(sys.argv[2]), [tuple(map(int, each.split(","))) for each in sys.argv[3:]]
+slide = tiffslide.TiffSlide(url)
+with ThreadPoolExecutor(threads) as pool:
+    start = time.perf_counter()
+    list(pool.map(lambda place: slide.read_region(place, 0, (224, 224), as_array=True), places))
+    print(time.perf_counter() - start)
+"""
+
+
+@contextmanager
+def served(folder: Path, latency: float, gbit: float) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """A server of a folder in a process of its own: its URL, and what tells what was asked of it since."""
+    command = [sys.executable, "-m", "tests.support.range_server", str(folder), str(latency), str(gbit * 1e9 / 8)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # our own
+        assert process.stdout is not None, "it says its port"
+        url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+
+        def counts() -> Row:
+            with urllib.request.urlopen(f"{url}/counts") as answer:  # our own
+                told: Row = json.load(answer)
+            return told
+
+        try:
+            yield url, counts
+        finally:
+            process.terminate()
+
+
+def choose_places(source: Source, count: int) -> dict[str, Places]:
+    """Top-left corners of tiles: of all of them, and of 40 % in blobs."""
+    size = source.info.size
+    grid = TileGrid(size, TILE, TILE, 1.0)
+    rows, cols = size.height // TILE, size.width // TILE
+    far = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(cols)[None])
+    noise = np.fft.rfft2(np.random.default_rng(0).normal(size=(rows, cols)))
+    field = np.fft.irfft2(noise * np.exp(-((far * 24) ** 2)), (rows, cols))
+    blobs = np.nonzero(field >= np.quantile(field, 0.6))
+    row, col = np.divmod(np.arange(min(count, rows * cols)), cols)
+    return {name: (grid.l0_origins(r), grid.l0_origins(c)) for name, (r, c) in {"all tiles": (row, col), "40 % in blobs": blobs}.items()}
+
+
+def needed_bytes(source: TiffSource, places: Places) -> int:
+    """Bytes of the file tiles that tiles touch, each once."""
+    y, x = places
+    grid, page = source.segment_grid(0), source._levels[0].pages[0]  # noqa: SLF001  # the oracle is the file's own index
+    row, col, _ = pair_pieces((y, x), (y + TILE, x + TILE), grid, source.info.size)
+    return int(page.counts[np.unique(row * grid.cols + col)].sum())
+
+
+def read_seconds(address: str, places: Places, threads: int) -> tuple[float, float]:
+    """Seconds to open the slide, and to read tiles shard by shard."""
+    y, x = places
+    began = time.perf_counter()
+    with open_source(address, SourceOptions()) as source, ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        reader = TileReader(source, ReadSpec(0, 1.0, TILE, 1.0), pool=pool, threads=threads, batch=64)
+        for first in range(0, len(y), SHARD):
+            for batch in reader.read(y[first : first + SHARD], x[first : first + SHARD]):
+                assert not batch.failed, "no tile fails"
+                reader.buffers.give(batch.pixels)
+        return start - began, time.perf_counter() - start
+
+
+def rival_seconds(python: str, url: str, places: Places, threads: int) -> float:
+    """Seconds in which tiffslide reads tiles, its opening not counted."""
+    corners = [f"{x},{y}" for y, x in zip(*(each.tolist() for each in places), strict=True)]
+    done = subprocess.run([python, "-c", RIVAL, url, str(threads), *corners], check=True, capture_output=True, text=True)  # the user's own
+    return float(done.stdout)
+
+
+def measure(chosen: argparse.Namespace) -> list[Row]:
+    """One row for each choice of tiles and reader."""
+    path = Path(ensure_sample(f"sample://he?width={chosen.side}&height={chosen.side}"))
+    rows: list[Row] = []
+    with served(path.parent, chosen.latency, chosen.gbit) as (url, counts), TiffSource(str(path), SourceOptions()) as here:
+        for what, places in choose_places(here, chosen.tiles).items():
+            tiles, needed = len(places[0]), needed_bytes(here, places)
+            seconds: dict[str, list[float]] = {"local": [], "open": [], "remote": [], "tiffslide": []}
+            few = tuple(each[:: max(1, tiles // chosen.rival_tiles)][: chosen.rival_tiles] for each in places)
+            asked: Row = {}
+            rival: Row = {}
+            for _ in range(chosen.rounds):
+                seconds["local"].append(read_seconds(str(path), places, chosen.threads)[1])
+                counts()
+                for name, spent in zip(("open", "remote"), read_seconds(f"{url}/{path.name}", places, chosen.threads), strict=True):
+                    seconds[name].append(spent)
+                asked = counts()
+                if chosen.tiffslide:
+                    seconds["tiffslide"].append(
+                        rival_seconds(chosen.tiffslide, f"{url}/{path.name}", (few[0], few[1]), chosen.rival_threads)
+                    )
+                    rival = counts()
+            local, line, remote = (
+                tiles / median(seconds["local"]),
+                tiles * chosen.gbit * 1e9 / 8 / needed,
+                tiles / median(seconds["remote"]),
+            )
+            rows.append({
+                "what": what, "tiles": tiles, "local": local, "line": line, "remote": remote, "share": remote / min(local, line),
+                "bytes": asked["bytes"] / needed, "requests": asked["requests"] / tiles * 1000, "at_once": asked["at_once"],
+                "open": median(seconds["open"]), "seconds": seconds,
+            })  # fmt: skip
+            if chosen.tiffslide:
+                rows[-1] |= {
+                    "tiffslide": len(few[0]) / median(seconds["tiffslide"]), "tiffslide_requests": rival["requests"] / len(few[0]) * 1000,
+                    "tiffslide_tiles": len(few[0]),
+                }  # fmt: skip
+    return rows
+
+
+def show(rows: list[Row]) -> None:
+    """The rows as a table."""
+    print(
+        f"{'tiles':<14} {'local':>7} {'line':>7} {'remote':>7} {'share':>6} {'open s':>6} {'bytes':>6} {'requests':>8} {'tiffslide':>9} {'requests':>8}"
+    )
+    for row in rows:
+        rival = f"{row['tiffslide']:>9.0f} {row['tiffslide_requests']:>8.0f}" if "tiffslide" in row else f"{'-':>9} {'-':>8}"
+        print(
+            f"{row['what']:<14} {row['local']:>7.0f} {row['line']:>7.0f} {row['remote']:>7.0f} {row['share']:>6.2f} {row['open']:>6.2f} {row['bytes']:>6.2f} "
+            f"{row['requests']:>8.1f} {rival}"
+        )
+    print("tiles/s; bytes asked for over those needed; requests for 1,000 tiles")
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    """Measure, print, and return the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=SIDE, help="side of the slide, px")
+    parser.add_argument("--tiles", type=int, default=2000, help="tiles of the first row of the table")
+    parser.add_argument("--latency", type=float, default=0.03, help="seconds before each answer")
+    parser.add_argument("--gbit", type=float, default=1.0, help="speed of the line, Gbit/s")
+    parser.add_argument("--threads", type=int, default=2, help="threads that decode")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tiffslide", default="", help="the Python of an environment with tiffslide, fsspec and aiohttp")
+    parser.add_argument("--rival-tiles", type=int, default=100, help="tiles that tiffslide reads")
+    parser.add_argument("--rival-threads", type=int, default=2, help="threads that tiffslide reads with")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    chosen = parser.parse_args(arguments)
+    rows = measure(chosen)
+    if chosen.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        show(rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
