@@ -1,7 +1,11 @@
 """Heads that segment from patch tokens: the stored map, whole and in double precision, says what every block must hold."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
+import tifffile
 import torch
 import zarr
 from PIL import Image
@@ -259,3 +263,29 @@ def test_a_slide_without_tiles_has_an_empty_label_image(image, tmp_path):
     tiles = {"size": TILE, "tissue": {"mask": str(tmp_path / "none.png")}}
     assert tilestream.run(streamed(image, tmp_path / "out", tmp_path / "h.safetensors", tiles=tiles)).exit_code == 0
     assert not zarr.open_array(tmp_path / "out" / "a.zarr" / "labels" / "kinds" / "0", mode="r")[:].any()
+
+
+@pytest.mark.parametrize("kept", [["tiles"], ["tiles", "tokens"]])
+def test_tiles_that_cannot_be_read_and_values_that_are_not_finite_are_no_class(image, tmp_path, kept):
+    path = Path(shutil.copy(image, tmp_path / "a.tif"))
+    with tifffile.TiffFile(path) as file, path.open("r+b") as raw:
+        raw.seek(file.pages[0].dataoffsets[1])
+        raw.write(bytes(file.pages[0].databytecounts[1]))
+        side = file.pages[0].tilewidth
+    decoder(tmp_path, 0, 1)
+    tiles = {"size": TILE, "tissue": "none"}
+    heads = {"kinds": {"kind": "segment", "input": "tokens", "model": str(tmp_path / "h.safetensors")},
+             "spoilt": {"kind": "segment", "input": "tokens", "model": "tests.support.heads:spoilt_decoder", "save": ["labels", "probabilities"]}}  # fmt: skip
+    asked = given(path, tmp_path / "out", None, tiles=tiles, heads=heads, output={"path": str(tmp_path / "out"), "save": kept})
+    summary = tilestream.run(asked)
+    assert summary.exit_code == 4
+    assert summary.slides[0].unanswered["spoilt"] > 0
+    found = {name: zarr.open_array(tmp_path / "out" / "a.zarr" / "labels" / name / "0", mode="r")[:] for name in heads}
+    row, col = (np.arange(count) * PATCH // TILE * TILE for count in found["kinds"].shape)  # where the tile of a token begins
+    lost = (row < side)[:, None] & ((col + TILE > side) & (col < 2 * side))
+    np.testing.assert_array_equal(found["kinds"] == 0, lost)
+    spoilt = lost | ((np.arange(found["kinds"].shape[0]) % 5 == 0)[:, None] & np.ones(found["kinds"].shape[1], bool))
+    np.testing.assert_array_equal(found["spoilt"] == 0, spoilt)
+    likely = zarr.open_array(tmp_path / "out" / "a.zarr" / "labels" / "spoilt" / "probabilities", mode="r")[:]
+    assert not likely[:, spoilt].any()
+    assert (likely[:, ~spoilt].max(0) > 80).all()
