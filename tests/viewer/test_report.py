@@ -13,6 +13,8 @@ from tests.support.stores import make_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, InputError
 from tilestream.viewer.report import write_report
+from tilestream.viewer.reporting.causes import causes_table, group_causes
+from tilestream.viewer.reporting.charts import throughput_chart, work_time
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -49,7 +51,8 @@ def test_a_run_with_a_failed_slide_is_reported(tmp_path):
     assert "broken.tif" in text
     assert "encoder.name" in text
     assert "tiles/s" in text
-    assert all(address.startswith("data:") for address in page.addresses)
+    assert all(address.startswith(("data:", "#slide-")) or (output / address).is_file() for address in page.addresses)
+    assert "a.zarr/overview.png" in page.addresses
     assert not re.search(r"https?://", text)
     assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file() and p.name != "report.html"} == before
 
@@ -112,3 +115,37 @@ def test_many_slides_stay_one_readable_file(tmp_path, monkeypatch):
     text, page = report(tmp_path)
     assert page.rows == 61
     assert len(text) < 400_000
+
+
+def test_one_cause_of_many_slides_is_told_once_with_links_to_them():
+    told = [
+        ("slide refused", f"s{k}: /data/{k}/s{k}.svs: no backend reads it (code {k})", f"s{k}", f"/data/{k}/s{k}.svs", 0) for k in range(9)
+    ]
+    told += [("tiles failed", f"/data/x.svs: level 0, file tile ({k}, 5): not a JPEG", "x", "/data/x.svs", 1) for k in range(4)]
+    refused, failed = group_causes(told)
+    assert (len(refused.slides), refused.tiles, failed.slides, failed.tiles) == (9, 0, ["x"], 4)
+    table = Page(causes_table([refused, failed]))
+    assert table.addresses == [*(f"#slide-s{k}" for k in range(6)), "#slide-x"]
+
+
+def test_throughput_leaves_out_the_time_in_which_nothing_ran():
+    first = [(1000.0 + 2 * k, 100) for k in range(20)]
+    second = [(90_000.0 + 2 * k, 100) for k in range(20)]
+    placed, stops = work_time(first + second)
+    assert (placed[-1][0], len(stops)) == (2.0 * 39, 1)
+    chart = throughput_chart(first + second)
+    assert "50 tiles/s on average; work stopped and went on 1 time (dashed)" in chart
+    assert throughput_chart(first[:2]) == ""
+
+
+def test_every_run_is_in_the_history_with_its_own_seconds(tmp_path):
+    slide = write_pyramid(tmp_path / "a.tif", make_image(900, 700))
+    output = tmp_path / "out"
+    embed([slide], output)
+    embed([slide], output, pool="mean", output={"save": ["tiles", "slide"]})
+    text, _ = report(output)
+    assert text.count("1 done</td>") == 2
+    assert text.count("<td class=time><div") == 2
+    for part in ("starting", "computing", "shutting down"):
+        assert re.search(rf'<span><i style="background:#\w+"></i>{part}</span>', text)
+    assert "mm² of tissue, 1 slide" in text

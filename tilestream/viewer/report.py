@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
+
+import numpy as np
 
 from tilestream import __version__
+from tilestream.buffers import counted
 from tilestream.errors import ConfigError, IncompleteError, InputError, without_credentials
 from tilestream.interop.target import Target
 from tilestream.store.cohort import find_stores
@@ -20,8 +25,13 @@ from tilestream.store.ledger import flatten
 from tilestream.store.ownership import is_zarr
 from tilestream.store.picture import small_image
 from tilestream.store.slide import Slide
+from tilestream.store.slide_store import THUMBNAIL
+from tilestream.store.stage_arrays import OVERVIEW
 from tilestream.viewer.answer_words import answer_words
 from tilestream.viewer.assets import read_asset
+from tilestream.viewer.reporting.causes import anchor, causes_table, group_causes
+from tilestream.viewer.reporting.charts import PALETTE, STATUS_COLOURS, by_status, duration_words, legend, stacked_bar, throughput_chart
+from tilestream.viewer.reporting.history import history, read_runs
 
 PICTURE_BYTES = 24 * 1024**2
 """Bytes of all pictures together, about: each is smaller the more slides there are."""
@@ -29,14 +39,15 @@ PICTURE_BYTES = 24 * 1024**2
 LARGE_PX, SMALL_PX = 640, 240
 """Longest side of a picture for one slide, and for thousands."""
 
-TILE_ERRORS = 10
+TILE_ERRORS = 4
 """Causes of failed tiles that are listed for a slide."""
 
 STAGES = ("read", "decode", "wait", "compute", "context", "write", "pool", "windows", "overview", "seal")
 """Stages in the order in which they are named; others come behind."""
 
+STAGE_COLOURS = dict(zip(STAGES, PALETTE, strict=True))
+
 GOOD = ("ok", "padded")
-COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#eeca3b", "#9d755d")
 
 
 def write_report(output: str, to: str | None = None, *, force: bool = False) -> str:
@@ -65,14 +76,14 @@ def write_report(output: str, to: str | None = None, *, force: bool = False) -> 
     folder = Folder(output, read_only=True)
     if is_zarr(folder):
         raise ConfigError(f"report: {output} is one slide's store. Give the output folder that holds it.")
-    runs = _runs(folder)
+    runs = read_runs(folder)
     try:
         stores = find_stores(output)
     except InputError:
         if not runs:
             raise
         stores = {}
-    told = {slide["id"]: slide for run in runs for slide in run.get("slides", [])}
+    told = {slide["id"]: slide for run in reversed(runs) for slide in run["slides"]}  # the newest has the last word
     names = sorted({*told, *stores})
     target = _target(output, to)
     with Target(target, force or _is_report(target), option="--to").writing() as path:
@@ -81,22 +92,27 @@ def write_report(output: str, to: str | None = None, *, force: bool = False) -> 
             slides = [_Row(name, stores.get(name), told.get(name, {})) for name in names]
             columns = "".join(
                 f'<th><button title="sort">{name}</button></th>'
-                for name in ("slide", "picture", "status", "tiles", "failed", "seconds", "causes")
+                for name in ("slide", "picture", "status", "tiles", "tissue mm²", "failed", "seconds of workers", "what to know")
             )
             title = f"tilestream: {Path(output).name or output}"
             page = Template(read_asset("report.html"))
             file.write(
                 page.substitute(
-                    title=escape(title), style=read_asset("report.css"), pic=side, head=_head(output, runs, slides), columns=columns
+                    title=escape(title),
+                    style=read_asset("report.css"),
+                    pic=side,
+                    head=_head(output, runs, slides),
+                    legend=_stage_legend(slides),
+                    columns=columns,
                 )
             )
             for slide in slides:
-                file.write(slide.row(side, max(2000, PICTURE_BYTES // max(1, len(names)))))
+                file.write(slide.row(side, max(2000, PICTURE_BYTES // max(1, len(names))), target.parent))
             file.write(f"</tbody></table>{_recipes(slides, runs)}<p class=soft>Written by tilestream {escape(__version__)}.</p>")
             file.write(f"</main><script>{read_asset('report.js')}</script></body></html>\n")
         _sign(path)
         size = path.stat().st_size
-    return f"{len(names)} slides -> {target} ({size / 1e6:.1f} MB)"
+    return f"{counted(len(names), 'slide')} -> {target} ({size / 1e6:.1f} MB)"
 
 
 def _target(output: str, to: str | None) -> Path:
@@ -123,25 +139,6 @@ def _is_report(path: Path) -> bool:
     return rest == f"{hashlib.blake2b(text, digest_size=16).hexdigest()} -->\n".encode()
 
 
-def _runs(folder: Folder) -> list[dict[str, Any]]:
-    """The summaries of the runs on an output; those of a job array come before the one of a whole run."""
-    found = []
-    for name in sorted((name for name in folder.children() if name.startswith("run") and name.endswith(".json")), reverse=True):
-        try:
-            run = json.loads(folder.get(name) or b"")
-        except ValueError:  # being written, or cut short
-            continue
-        if _is_run(run):
-            found.append(run)
-    return found
-
-
-def _is_run(run: Any) -> bool:
-    """Whether a JSON file of such a name is a summary of ours."""
-    slides = run.get("slides") if isinstance(run, dict) else None
-    return isinstance(slides, list) and all(isinstance(slide, dict) and "id" in slide for slide in slides)
-
-
 class _Row:
     """One row of the report: what its store says, else what a run said of it."""
 
@@ -158,6 +155,7 @@ class _Row:
         self.counts = (mark or {}).get("counts") or self.counts or told.get("counts", {})
         self.status = "done" if mark else "refused" if told.get("status") == "refused" else "unfinished"
         self.seconds: dict[str, float] = told.get("seconds", {})
+        self.tissue_mm2 = None if self.slide is None else _tissue_mm2(self.slide)
 
     @property
     def embedded(self) -> int:
@@ -168,6 +166,21 @@ class _Row:
     def failed(self) -> int:
         """Tiles that are NaN."""
         return sum(count for status, count in self.counts.items() if status not in GOOD)
+
+    @property
+    def address(self) -> str:
+        """Of its image, as it may be shown."""
+        return without_credentials(str(self.told.get("address", "") if self.slide is None else self.slide.source["address"]))
+
+    def told_causes(self) -> Iterator[tuple[str, str, str, str, int]]:
+        """What went wrong, as (kind, words, slide, address, tiles)."""
+        own = (self.name, self.address)
+        if error := self.told.get("error"):
+            yield "slide refused" if self.status == "refused" else "slide unfinished", str(error), *own, 0
+        elif self.status == "unfinished":
+            yield "slide unfinished", "interrupted, or being worked on; the same command goes on with it", *own, 0
+        for cause in self.told.get("tile_errors", {}).values():
+            yield "tiles failed", str(cause), *own, 1
 
     def causes(self) -> list[str]:
         """Why the slide or its tiles failed, in words."""
@@ -186,27 +199,32 @@ class _Row:
         )
         return found + ([note] if note else [])
 
-    def row(self, side: int, most: int) -> str:
-        """Its row of the table; the picture at most `side` px wide and about `most` bytes."""
+    def row(self, side: int, most: int, beside: Path) -> str:
+        """Its row of the table in a file that lies in `beside`; the picture at most `side` px wide and about `most` bytes."""
         causes = self.causes()
         words = escape(f"{self.name} {self.status} {' '.join(causes)}".lower(), quote=True)
         progress = f"{self.tiles:,}" if self.status == "done" else f"{self.embedded:,} of {self.tiles:,}"
         answers = [] if self.slide is None else answer_words(self.slide)
         causes_list = f"<ul>{''.join(f'<li>{escape(cause)}</li>' for cause in causes)}</ul>" if causes else ""
-        address = str(self.told.get("address", "") if self.slide is None else self.slide.source["address"])
         total = sum(self.seconds.values())
         return (
-            f'<tr data-text="{words}"><td class=id><b>{escape(self.name)}</b><br><span class=soft>{escape(without_credentials(address))}</span>'
+            f'<tr id="{anchor(self.name)}" data-text="{words}"><td class=id><b>{escape(self.name)}</b><br><span class=soft>{escape(self.address)}</span>'
             f"{''.join(f'<br>{escape(line)}' for line in answers)}</td>"
-            f"<td class=pic>{self._picture(side, most)}</td><td class={self.status}>{self.status}</td>"
-            f'<td class=n data-v="{self.tiles}">{progress}</td><td class="n{" failed" if self.failed else ""}" data-v="{self.failed}">{self.failed:,}</td>'
+            f"<td class=pic>{self._picture(side, most, beside)}</td><td class={self.status}>{self.status}</td>"
+            f'<td class=n data-v="{self.tiles}">{progress}{stacked_bar(by_status(self.counts), STATUS_COLOURS)}</td><td class=n data-v="{self.tissue_mm2 or 0:.4f}">{_area(self.tissue_mm2)}</td>'
+            f'<td class="n{" failed" if self.failed else ""}" data-v="{self.failed}">{self.failed:,}</td>'
             f'<td data-v="{total:.2f}">{_bar(self.seconds)}</td><td class=why>{causes_list}</td></tr>\n'
         )
 
-    def _picture(self, side: int, most: int) -> str:
-        """The overview, else the thumbnail, inline."""
+    def _picture(self, side: int, most: int, beside: Path) -> str:
+        """The overview, else the thumbnail, inline; a link to the file where it lies on a disk."""
         raw = None if self.slide is None else self.slide.read_picture()
-        return (raw and small_image(raw, side, most, f"overview of {self.name}")) or "<div class=none>no picture</div>"
+        image = (raw and small_image(raw, side, most, f"overview of {self.name}")) or "<div class=none>no picture</div>"
+        local = None if self.slide is None else self.slide.folder.local
+        file = next((local / name for name in (OVERVIEW, THUMBNAIL) if raw and local and (local / name).is_file()), None)
+        if file is None:
+            return image
+        return f'<a href="{escape(quote(os.path.relpath(file.absolute(), beside.absolute())), quote=True)}">{image}</a>'
 
 
 def _open_slide(place: Folder) -> Slide | None:
@@ -222,69 +240,59 @@ def _ordered(seconds: dict[str, float]) -> list[tuple[str, float]]:
     return sorted(seconds.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
 
 
-def _colour(stage: str) -> str:
-    return COLOURS[(STAGES.index(stage) if stage in STAGES else len(STAGES)) % len(COLOURS)]
-
-
 def _bar(seconds: dict[str, float]) -> str:
-    """Seconds by stage as one bar, with words below."""
+    """Seconds by stage as one bar, whose colours the legend above the table tells."""
     total = sum(seconds.values())
-    if total <= 0:
-        return '<span class="soft">-</span>'
-    parts = "".join(f'<i style="width:{100 * s / total:.1f}%;background:{_colour(stage)}"></i>' for stage, s in _ordered(seconds))
-    words = ", ".join(f"{escape(stage)} {s:.1f}" for stage, s in _ordered(seconds) if s >= 0.05)
-    return f'{total:.1f} s<div class="bar">{parts}</div><span class="soft">{words}</span>'
+    return '<span class="soft">-</span>' if total <= 0 else f"{duration_words(total)}{stacked_bar(_ordered(seconds), STAGE_COLOURS)}"
+
+
+def _stage_legend(slides: list[_Row]) -> str:
+    """What the colours of the slides' bars mean, of those that there are."""
+    stages, statuses = dict[str, float](), dict[str, int]()
+    for slide in slides:
+        for stage, seconds in slide.seconds.items():
+            stages[stage] = stages.get(stage, 0.0) + seconds
+        for status, count in slide.counts.items():
+            statuses[status] = statuses.get(status, 0) + count
+    tiles = legend(((status, "") for status, count in by_status(statuses) if count), STATUS_COLOURS)
+    return f"<span>Tiles:</span>{tiles}<span>Seconds:</span>{legend(((stage, '') for stage, _ in _ordered(stages)), STAGE_COLOURS)}"
+
+
+def _area(mm2: float | None) -> str:
+    return "-" if mm2 is None else f"{mm2:,.3g}" if mm2 < 1000 else f"{mm2:,.0f}"
+
+
+def _tissue_mm2(slide: Slide) -> float | None:
+    """Tissue in the tiles that were kept, mm²; None where the image has no scale, lies on a map, or tissue was not looked for."""
+    if slide.mpp is None or slide.source.get("geo"):
+        return None
+    tissue = np.asarray(slide.read_column("tissue"), np.float64)
+    if not len(tissue):
+        return 0.0
+    return None if np.isnan(tissue).all() else float(np.nansum(tissue) * (slide.stride * slide.scale * slide.mpp / 1000) ** 2)
 
 
 def _head(output: str, runs: list[dict[str, Any]], slides: list[_Row]) -> str:
-    """Totals, what bounded the runs, and throughput."""
-    by_status = {status: sum(slide.status == status for slide in slides) for status in ("done", "unfinished", "refused")}
-    cards = [("slides", f"{len(slides):,}"), *((status, f"{count:,}") for status, count in by_status.items() if count)]
+    """Totals, tiles by status, causes, the runs and their throughput."""
+    slide_counts = {status: sum(slide.status == status for slide in slides) for status in ("done", "unfinished", "refused")}
+    cards = [("slides", f"{len(slides):,}"), *((status, f"{count:,}") for status, count in slide_counts.items() if count)]
     cards += [("tiles embedded", f"{sum(s.embedded for s in slides):,}"), ("tiles failed", f"{sum(s.failed for s in slides):,}")]
-    whole: dict[str, float] = {}
-    for run in runs:
-        for stage, seconds in run.get("seconds_by_stage", {}).items():
-            whole[stage] = whole.get(stage, 0.0) + seconds
-    lines = "".join(f"<li>{_run_words(run)}</li>" for run in runs)
+    areas = [slide.tissue_mm2 for slide in slides if slide.tissue_mm2 is not None]
+    cards += [(f"mm² of tissue, {counted(len(areas), 'slide')}", _area(sum(areas)))] if areas else []
+    counts: dict[str, int] = {}
+    for slide in slides:
+        for status, count in slide.counts.items():
+            counts[status] = counts.get(status, 0) + count
+    whole = sum(counts.values())
+    shares = [(status, f"{count:,} ({count / whole:.2%})") for status, count in by_status(counts) if count]
+    tiles = (
+        f"<h2>Tiles by status</h2><div class=box>{stacked_bar(by_status(counts), STATUS_COLOURS)}{legend(shares, STATUS_COLOURS)}</div>"
+        if whole
+        else ""
+    )
     shown = "".join(f'<div class="card"><b>{value}</b><span class="soft">{name}</span></div>' for name, value in cards)
-    return (
-        f"<h1>{escape(output)}</h1><div class=cards>{shown}</div>"
-        + (f"<h2>Runs</h2><div class=box><ul>{lines}</ul>{_bar(whole)}</div>" if runs else "<p class=soft>No run has ended here yet.</p>")
-        + _throughput(slides)
-    )
-
-
-def _run_words(run: dict[str, Any]) -> str:
-    device = run.get("encoder", {}).get("device", "")
-    words = f"{run.get('new_tiles', 0):,} tiles in {run.get('seconds', 0):,.0f} s, {run.get('tiles_per_second', 0):,.1f} tiles/s, {run.get('workers', 1)} workers"
-    words += f" on {device}" if device else ""
-    words += f"; peak memory {run.get('peak_bytes', 0) / 2**30:.2f} GiB of {run.get('projected_bytes', 0) / 2**30:.2f} projected a worker"
-    return escape(words) + (f"<br><b>{escape(run['bound'])}</b>" if run.get("bound") else "")
-
-
-def _throughput(slides: list[_Row]) -> str:
-    """Tiles committed over time, from when shards' entries were written; empty where that is not known."""
-    events = sorted(event for event in _commits(slides) if event[1])
-    if len(events) < 2 or events[-1][0] - events[0][0] < 1:
-        return ""
-    start, end = events[0][0], events[-1][0]
-    bins = min(120, len(events))
-    counts = [0.0] * bins
-    for when, tiles in events:
-        counts[min(bins - 1, int((when - start) / (end - start) * bins))] += tiles
-    width = (end - start) / bins
-    rates = [count / width for count in counts]
-    top = max(rates) or 1.0
-    step = 1000 / bins
-    bars = "".join(
-        f'<rect x="{k * step:.1f}" y="{150 - 140 * rate / top:.1f}" width="{max(1.0, step - 1):.1f}" height="{140 * rate / top:.1f}"/>'
-        for k, rate in enumerate(rates)
-    )
-    return (
-        '<h2>Throughput</h2><div class=box><svg viewBox="0 0 1000 172" width="100%" role="img" aria-label="tiles per second over time">'
-        f'<g fill="#4c78a8">{bars}</g><path d="M0 150H1000" stroke="#9aa7b5"/><g font-size="12" fill="#5d6b7c"><text x="0" y="168">0 s</text>'
-        f'<text x="1000" y="168" text-anchor="end">{end - start:,.0f} s</text><text x="4" y="20">at most {top:,.0f} tiles/s, shards as they were committed</text></g></svg></div>'
-    )
+    causes = causes_table(group_causes(cause for slide in slides for cause in slide.told_causes()))
+    return f"<h1>{escape(output)}</h1><div class=cards>{shown}</div>{tiles}{causes}{history(runs)}{throughput_chart([e for e in _commits(slides) if e[1]])}"
 
 
 def _commits(slides: list[_Row]) -> Iterator[tuple[float, int]]:
@@ -309,7 +317,9 @@ def _recipes(slides: list[_Row], runs: list[dict[str, Any]]) -> str:
             seen.setdefault("\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in flat.items()), []).append(
                 slide.name
             )
-    parts = [f"<h2>Recipe ({len(names)} slides)</h2><div class=box><pre>{escape(text)}</pre></div>" for text, names in seen.items()]
+    parts = [
+        f"<h2>Recipe ({counted(len(names), 'slide')})</h2><div class=box><pre>{escape(text)}</pre></div>" for text, names in seen.items()
+    ]
     if runs and (versions := runs[0].get("versions")):
         parts.append(f"<details><summary>Versions</summary><pre>{escape(json.dumps(versions, indent=1))}</pre></details>")
     return "".join(parts)

@@ -1,0 +1,1 @@
+"""Parts of the report: charts, causes, the history of runs."""
