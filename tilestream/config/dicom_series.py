@@ -64,11 +64,19 @@ def read_header(path: Path) -> DicomHeader | None:
     """What a file says of itself; None for what is no DICOM file, or too damaged to say."""
     try:
         with path.open("rb") as file:
-            file.seek(128)
-            if file.read(4) != b"DICM":
-                return None
-            values = _Elements(file).read()
-    except (OSError, struct.error, ValueError, RecursionError):
+            return header_from(file, path)
+    except OSError:
+        return None
+
+
+def header_from(file: BinaryIO, path: Path) -> DicomHeader | None:
+    """What an open file says of itself; None for what is no DICOM file, or too damaged to say. Raises what reading the file raises."""
+    try:
+        file.seek(128)
+        if file.read(4) != b"DICM":
+            return None
+        values = _Elements(file).read()
+    except (struct.error, ValueError, RecursionError):
         return None
     words = {tag: value.decode("ascii", "replace").strip(" \0") for tag, value in values.kept.items() if isinstance(value, bytes)}
     sides = [_integer(values.kept.get(tag, b""), values.order) for tag in (TOTAL_ROWS, TOTAL_COLUMNS)]

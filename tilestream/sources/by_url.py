@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from urllib.parse import unquote
 
 from tilestream.config.urls.objects import path_of
@@ -19,6 +20,9 @@ from tilestream.sources.storage.opened import open_bytes
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF; DICOM files may have them in their preamble."""
+
+PREAMBLE = 132
+"""Bytes of a DICOM file down to the end of its mark."""
 
 STAGE = "Copy it ahead: set source.stage to a folder"
 
@@ -47,6 +51,9 @@ def open_url(address: str, options: SourceOptions, open_local: Callable[[str, So
             raise
         with suppress(InputError):  # a prefix is no object
             return _open_zarr(address, options)
+        if find_spec("pydicom") is not None:
+            with suppress(NotThereError):
+                return _open_dicom(address, options, None)
         raise
     try:
         return _open_object(address, options, stored)
@@ -68,6 +75,8 @@ def _open_object(address: str, options: SourceOptions, stored: ByteSource) -> So
             if isinstance(error, NotTiffError) or options.backend == "tiff":
                 raise InputError(f"{address}: {words}. Copy it again from its origin.") from error
             raise InputError(f"{address}: {words}; OpenSlide may read it, from a local disk only. {STAGE}.") from error
+    if stored.size > PREAMBLE and stored.read(PREAMBLE - 4, 4) == b"DICM":
+        return _open_dicom(address, options, stored)
     try:
         return _open_zarr(address, options)
     except InputError as error:
@@ -99,6 +108,21 @@ def _open_staged(address: str, options: SourceOptions, folder: str, open_local: 
     fingerprint = identity if version.mark else own.fingerprint
     source.info = replace(own, address=address, fingerprint=fingerprint, reason=f"{own.reason}, of a copy in source.stage")
     return source
+
+
+def _open_dicom(address: str, options: SourceOptions, stored: ByteSource | None) -> Source:
+    """The DICOM series of an object, or right below a prefix. Raises InputError."""
+    if find_spec("pydicom") is None:
+        raise InputError(
+            f"{address}: reading DICOM over a network needs the extra `dicom`: pip install 'tilestream[dicom]'. Or {STAGE[0].lower()}{STAGE[1:]}."
+        )
+    from tilestream.sources.dicom.listing import objects_beside
+    from tilestream.sources.dicom.source import DicomSource
+
+    try:
+        return DicomSource(address, options, objects_beside(address, stored))
+    except NoGridError as error:
+        raise InputError(f"{error}. {STAGE}, where OpenSlide may read it.") from error
 
 
 def _may_be_slide(address: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from fnmatch import fnmatchcase
@@ -18,6 +19,8 @@ PATIENCE: dict[str, Any] = {"retry_config": {"max_retries": 6, "retry_timeout": 
 
 def list_urls(entry: str) -> list[str]:
     """The objects that an entry of `slides` means, sorted: the URL itself, what matches its pattern, or the slides right below a prefix that ends in a slash.
+
+    A prefix of DICOM files and no other slides is one slide itself.
 
     A Zarr store counts as one object; nothing is looked for inside of it.
 
@@ -41,6 +44,14 @@ def list_urls(entry: str) -> list[str]:
             f"slides: {entry}: web servers give no lists of files that could be relied upon. Write the URLs into the config or into a CSV with the column path."
         )
     found = sorted(_matches(scheme, path, below=below))
+    if below and not found and any(_is_dicom(url) for url in _matches(scheme, path, below=False)):
+        return [entry.rstrip("/")]
+    together = Counter(url.rpartition("/")[0] for url in found if _is_dicom(url))
+    if together and (most := together.most_common(1)[0])[1] > 1:
+        raise ConfigError(
+            f"slides: {entry!r} means {most[1]} DICOM files right below {most[0]}, which are one slide where they are one series. "
+            f"Name the series by its prefix, {most[0]}/, or by one of its files."
+        )
     if not found:
         raise ConfigError(
             f"slides: nothing matches {entry!r}. Check the bucket, and the pattern: `*` ends at a slash, `**` does not."
@@ -99,6 +110,10 @@ def _fits(name: str, pattern: str) -> bool:
     """Whether the last part of a name matches; hidden ones only where the pattern says so."""
     own = name.rpartition("/")[2]
     return fnmatchcase(own, pattern) and (not own.startswith(".") or pattern.startswith("."))
+
+
+def _is_dicom(url: str) -> bool:
+    return url.lower().endswith(".dcm")
 
 
 def _is_slide(name: str) -> bool:

@@ -46,14 +46,14 @@ def decoder_of(found: Instance) -> Decode:
         return _from_jpeg_2000
     from pydicom.uid import UID
 
-    raise NoGridError(f"{found.path}: the transfer syntax {UID(found.syntax).name} ({found.syntax}) is not read")
+    raise NoGridError(f"{found.name}: the transfer syntax {UID(found.syntax).name} ({found.syntax}) is not read")
 
 
 def jpeg_decoder(found: Instance, buffers: ThreadBuffers, *, mistold: bool) -> JpegDecoder:
     """The decoder of an image's JPEG frames; `mistold` where they are YCbCr under a header that says RGB. Raises InputError."""
     if found.bits_stored != 8 or found.bits != 8:
         raise InputError(
-            f"{found.path}: JPEG frames of {found.bits_stored} bits a sample; those of 8 are read. Convert it to 8 bits, or to JPEG 2000."
+            f"{found.name}: JPEG frames of {found.bits_stored} bits a sample; those of 8 are read. Convert it to 8 bits, or to JPEG 2000."
         )
     rgb = found.photometric == "RGB" and not mistold
     return JpegDecoder.from_tables(None, rgb=rgb, height=found.tile.height, width=found.tile.width, buffers=buffers)

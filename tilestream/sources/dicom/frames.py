@@ -18,6 +18,9 @@ ITEM, DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 FRAGMENTS_A_FRAME = 64
 """Fragments that a frame is believed to have, on average, beside the first few thousand."""
 
+MOST_FETCHED = 64 * 1024**2
+"""Bytes of an object without an offset table that are fetched to find its frames."""
+
 STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")
 """First bytes of JPEG and JPEG 2000 streams; a fragment that goes on with a frame has others."""
 
@@ -48,7 +51,7 @@ def find_frames(found: Instance, file: ByteSource) -> FramePlaces:
     start, frames = found.pixels.at, found.frames
     if (found.pixels.length is not None) != (found.syntax in NATIVE):
         raise InputError(
-            f"{found.path}: its pixel data are not laid out as its transfer syntax ({found.syntax}) has them. The file is damaged; export it again."
+            f"{found.name}: its pixel data are not laid out as its transfer syntax ({found.syntax}) has them. The file is damaged; export it again."
         )
     if found.pixels.length is not None:
         return FramePlaces(
@@ -56,7 +59,7 @@ def find_frames(found: Instance, file: ByteSource) -> FramePlaces:
         )
     head = _head(file, start)
     if len(head) < HEAD or head[:4] != ITEM:
-        raise InputError(f"{found.path}: no offset table begins its pixel data. The file is damaged; copy it again from its origin.")
+        raise InputError(f"{found.name}: no offset table begins its pixel data. The file is damaged; copy it again from its origin.")
     length = int.from_bytes(head[4:], "little")
     first = start + HEAD + length
     if found.pixels.extended is not None:
@@ -68,11 +71,32 @@ def find_frames(found: Instance, file: ByteSource) -> FramePlaces:
         if offsets[0] == 0 and (np.diff(offsets) > 0).all():  # one of more than 4 GiB has begun anew
             end = _end_of_frame(found, file, first + int(offsets[-1]))
             return FramePlaces(first + offsets, np.diff(offsets, append=end - first), encapsulated=True)
-    return _WALKED.get(found.path, lambda: _walk(found, file, first))
+    return _WALKED.get(file, lambda: _walk(found, file, first))
+
+
+class _Held(ByteSource):
+    """A small object, read at once."""
+
+    def __init__(self, file: ByteSource) -> None:
+        self.name, self.identity, self.size = file.name, file.identity, file.size
+        self._data = file.read(0, file.size)
+
+    def close(self) -> None:
+        self._data = b""
+
+    def read(self, start: int, count: int) -> bytes:
+        return self._data[start : start + count]
 
 
 def _walk(found: Instance, file: ByteSource, first: int) -> FramePlaces:
     """Fragments put together to frames: one is one, or each that begins as a stream does begins a frame."""
+    if file.identity:
+        if file.size > MOST_FETCHED:
+            raise InputError(
+                f"{found.name}: has no offset table, so that all of its {file.size / 2**20:.0f} MiB would be fetched to find its frames; "
+                f"at most {MOST_FETCHED // 2**20} MiB are. Copy it ahead: set source.stage to a folder, or download its series."
+            )
+        file = _Held(file)
     end, fragments = _walk_fragments(found, file, first)
     if len(fragments) == found.frames:
         starts = fragments
@@ -82,7 +106,7 @@ def _walk(found: Instance, file: ByteSource, first: int) -> FramePlaces:
         starts = [place for place in fragments if _head(file, place + HEAD).startswith(STARTS)]
     if len(starts) != found.frames or starts[0] != first:
         raise InputError(
-            f"{found.path}: {len(fragments)} fragments, which cannot be told to be its {found.frames} frames without an offset table. "
+            f"{found.name}: {len(fragments)} fragments, which cannot be told to be its {found.frames} frames without an offset table. "
             "The file is damaged; export it again with one."
         )
     offsets = np.asarray(starts, np.int64)
@@ -100,12 +124,12 @@ def _walk_fragments(found: Instance, file: ByteSource, at: int) -> tuple[int, li
         if len(head) < HEAD or head[:4] != ITEM:
             way = "is cut off" if at + HEAD > file.size else "is damaged"
             raise InputError(
-                f"{found.path}: has no offset table, and its fragments end after {len(fragments)} at byte {at}; it has {found.frames} frames. "
+                f"{found.name}: has no offset table, and its fragments end after {len(fragments)} at byte {at}; it has {found.frames} frames. "
                 f"The file {way}; copy it again from its origin."
             )
         if len(fragments) == most:
             raise InputError(
-                f"{found.path}: more than {most} fragments for {found.frames} frames. The file is damaged; copy it again from its origin."
+                f"{found.name}: more than {most} fragments for {found.frames} frames. The file is damaged; copy it again from its origin."
             )
         fragments.append(at)
         at += HEAD + int.from_bytes(head[4:], "little")
@@ -118,7 +142,7 @@ def _end_of_frame(found: Instance, file: ByteSource, at: int) -> int:
         if len(head) < HEAD or head[:4] != ITEM:
             return min(at, file.size)
         at += HEAD + int.from_bytes(head[4:], "little")
-    raise InputError(f"{found.path}: its last frame has no end. The file is damaged; copy it again from its origin.")
+    raise InputError(f"{found.name}: its last frame has no end. The file is damaged; copy it again from its origin.")
 
 
 def _head(file: ByteSource, at: int) -> bytes:

@@ -6,7 +6,6 @@ import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from tilestream.errors import InputError
 from tilestream.geometry import Size
 from tilestream.sources.base import LARGEST_PROFILE
 from tilestream.sources.dicom.kept import Kept
+from tilestream.sources.storage.contract import ByteSource
 
 PIXEL_DATA = 0x7FE00010
 UNDEFINED = 0xFFFFFFFF
@@ -69,7 +69,8 @@ class PixelElement:
 class Instance:
     """One file: a level of a slide, or a part of one."""
 
-    path: Path
+    name: str
+    """Address as messages show it."""
     syntax: str
     """TransferSyntaxUID."""
     size: Size
@@ -101,6 +102,11 @@ class Instance:
     pixels: PixelElement
 
     @property
+    def file_name(self) -> str:
+        """The last part of its address."""
+        return self.name.rpartition("/")[2]
+
+    @property
     def frame_bytes(self) -> int:
         """Bytes of a decoded frame."""
         return self.tile.height * self.tile.width * self.samples * self.bits // 8
@@ -110,7 +116,7 @@ _PLACES: Kept[NDArray[np.int64] | None] = Kept(16)
 """They take a tenth of a millisecond a frame to read."""
 
 
-def read_instance(path: Path) -> Instance:
+def read_instance(stored: ByteSource) -> Instance:
     """A file of a slide.
 
     Raises
@@ -121,98 +127,99 @@ def read_instance(path: Path) -> Instance:
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
+        with stored.open_file() as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # values that break a rule of form and can be read all the same
-            return _instance(path, file)
+            return _instance(stored, file)
     except InputError:
         raise
     except (*DAMAGED, BytesLengthException, InvalidDicomError) as error:
         words = str(error).split("\n", 1)[0] or type(error).__name__
         raise InputError(
-            f"{path}: its DICOM header cannot be read: {words}. The file is damaged; copy it again from its origin."
+            f"{stored.name}: its DICOM header cannot be read: {words}. The file is damaged; copy it again from its origin."
         ) from error
 
 
-def _instance(path: Path, file: Any) -> Instance:
+def _instance(stored: ByteSource, file: Any) -> Instance:
     import pydicom
 
+    name = stored.name
     data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(WANTED))
     syntax = str(data.file_meta.TransferSyntaxUID)
-    at, length = _pixel_element(path, file, data)
-    frames = _whole(path, data, "NumberOfFrames", 1)
-    size = Size(_whole(path, data, "TotalPixelMatrixRows"), _whole(path, data, "TotalPixelMatrixColumns"))
-    tile = Size(_whole(path, data, "Rows"), _whole(path, data, "Columns"))
+    at, length = _pixel_element(name, file, data)
+    frames = _whole(name, data, "NumberOfFrames", 1)
+    size = Size(_whole(name, data, "TotalPixelMatrixRows"), _whole(name, data, "TotalPixelMatrixColumns"))
+    tile = Size(_whole(name, data, "Rows"), _whole(name, data, "Columns"))
     tiles = -(-size.height // tile.height) * -(-size.width // tile.width)
     if tiles > MOST_TILES:
         raise InputError(
-            f"{path}: a level of {size.height} x {size.width} px in frames of {tile.height} x {tile.width} has {tiles} tiles, the limit is {MOST_TILES}."
+            f"{name}: a level of {size.height} x {size.width} px in frames of {tile.height} x {tile.width} has {tiles} tiles, the limit is {MOST_TILES}."
         )
     paths = _optical_paths(data)
     organization = str(data.get("DimensionOrganizationType", "") or "")
-    places = None if organization == FULL else _PLACES.get(path, lambda: _places(path, frames, paths))
+    places = None if organization == FULL else _PLACES.get(stored, lambda: _places(stored, frames, paths))
     if places is None and organization not in (FULL, ""):
-        raise InputError(f"{path}: its frames are organised as {organization}; {FULL} and {SPARSE} are read. Export it as one of them.")
+        raise InputError(f"{name}: its frames are organised as {organization}; {FULL} and {SPARSE} are read. Export it as one of them.")
     photometric = str(data.get("PhotometricInterpretation", ""))
     spacing, source = _spacing(data, size)
     made = Instance(
-        path, syntax, size, tile, frames,
-        _whole(path, data, "ConcatenationFrameOffsetNumber", 0, least=0) if data.get("ConcatenationUID") else 0,
-        str(data.get("ConcatenationUID", "") or ""), photometric, _whole(path, data, "SamplesPerPixel", 1), bool(data.get("PlanarConfiguration", 0) or 0),
-        _whole(path, data, "BitsAllocated"), _whole(path, data, "BitsStored", 8), _whole(path, data, "TotalPixelMatrixFocalPlanes", 1),
+        name, syntax, size, tile, frames,
+        _whole(name, data, "ConcatenationFrameOffsetNumber", 0, least=0) if data.get("ConcatenationUID") else 0,
+        str(data.get("ConcatenationUID", "") or ""), photometric, _whole(name, data, "SamplesPerPixel", 1), bool(data.get("PlanarConfiguration", 0) or 0),
+        _whole(name, data, "BitsAllocated"), _whole(name, data, "BitsStored", 8), _whole(name, data, "TotalPixelMatrixFocalPlanes", 1),
         paths, places, spacing, source, _icc_profile(data), PixelElement(at, length, _extended(data, frames)),
     )  # fmt: skip
     _check(made, int(data.get("PixelRepresentation", 0) or 0))
-    held = path.stat().st_size if length is None else length
+    held = stored.size if length is None else length
     least = HEAD if length is None else made.frame_bytes
     if frames * least > held or frames > MOST_TILES:
         raise InputError(
-            f"{path}: claims {frames} frames in {held} bytes, which need at least {frames * least}. The file is damaged or cut off; copy it again."
+            f"{name}: claims {frames} frames in {held} bytes, which need at least {frames * least}. The file is damaged or cut off; copy it again."
         )
     return made
 
 
 def _check(found: Instance, signed: int) -> None:
     """Refuse what would decode to something other than grey or RGB samples."""
-    path = found.path
+    name = found.name
     if COLOURS.get(found.photometric) != found.samples:
         raise InputError(
-            f"{path}: colours are {found.photometric or 'not said'} with {found.samples} samples a pixel; {', '.join(COLOURS)} are read. Convert it to RGB."
+            f"{name}: colours are {found.photometric or 'not said'} with {found.samples} samples a pixel; {', '.join(COLOURS)} are read. Convert it to RGB."
         )
     if found.bits not in (8, 16) or signed or not 0 < found.bits_stored <= found.bits:
         kind = "signed" if signed else "unsigned"
-        raise InputError(f"{path}: samples are {kind}, {found.bits_stored} of {found.bits} bits; unsigned ones of 8 and 16 bits are read.")
+        raise InputError(f"{name}: samples are {kind}, {found.bits_stored} of {found.bits} bits; unsigned ones of 8 and 16 bits are read.")
     if found.frame_bytes > MAX_FRAME_BYTES:
         raise InputError(
-            f"{path}: a frame of {found.tile.height} x {found.tile.width} px decodes to {found.frame_bytes / 2**20:.0f} MiB, "
+            f"{name}: a frame of {found.tile.height} x {found.tile.width} px decodes to {found.frame_bytes / 2**20:.0f} MiB, "
             f"the limit is {MAX_FRAME_BYTES // 2**20} MiB. Convert the file to smaller tiles."
         )
 
 
-def _whole(path: Path, data: Any, name: str, default: int | None = None, least: int = 1) -> int:
+def _whole(name: str, data: Any, key: str, default: int | None = None, least: int = 1) -> int:
     """A whole number of the header, at least `least`."""
-    value = data.get(name)
+    value = data.get(key)
     if value is None or value == "":
         value = default
     if value is None:
         raise InputError(
-            f"{path}: the DICOM header lacks {name}. The file is damaged, or no whole-slide image; copy it again from its origin."
+            f"{name}: the DICOM header lacks {key}. The file is damaged, or no whole-slide image; copy it again from its origin."
         )
     number = int(value)
     if number < least:
-        raise InputError(f"{path}: {name} is {number}, at least {least} belongs there. The file is damaged; copy it again from its origin.")
+        raise InputError(f"{name}: {key} is {number}, at least {least} belongs there. The file is damaged; copy it again from its origin.")
     return number
 
 
-def _pixel_element(path: Path, file: Any, data: Any) -> tuple[int, int | None]:
+def _pixel_element(name: str, file: Any, data: Any) -> tuple[int, int | None]:
     """Byte at which the pixel data's value begins, and its length, from the element at which the header's reading stopped."""
     head = file.read(12)
     meta = data.file_meta.TransferSyntaxUID
     order, implicit = ("<" if meta.is_little_endian else ">"), meta.is_implicit_VR
     if len(head) < (8 if implicit else 12):
-        raise InputError(f"{path}: ends before its pixel data. The file is cut off; copy it again.")
+        raise InputError(f"{name}: ends before its pixel data. The file is cut off; copy it again.")
     group, element = struct.unpack_from(f"{order}HH", head)
     if (group << 16) | element != PIXEL_DATA:
-        raise InputError(f"{path}: holds no pixel data of whole numbers ({group:04X},{element:04X} is there). It is no whole-slide image.")
+        raise InputError(f"{name}: holds no pixel data of whole numbers ({group:04X},{element:04X} is there). It is no whole-slide image.")
     (length,) = struct.unpack_from(f"{order}I", head, 4 if implicit else 8)
     return file.tell() - (4 if implicit else 0), None if length == UNDEFINED else int(length)
 
@@ -225,19 +232,19 @@ def _optical_paths(data: Any) -> tuple[tuple[str, str], ...]:
     return tuple(found) or (("", ""),)
 
 
-def _places(path: Path, frames: int, paths: tuple[tuple[str, str], ...]) -> NDArray[np.int64] | None:
+def _places(stored: ByteSource, frames: int, paths: tuple[tuple[str, str], ...]) -> NDArray[np.int64] | None:
     """Where each frame says that it lies; None where the frames do not say."""
     import pydicom
 
-    data = pydicom.dcmread(
-        path, stop_before_pixels=True, specific_tags=["PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"]
-    )
+    wanted = ["PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"]
+    with stored.open_file() as file:
+        data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=wanted)
     groups = _items(data, "PerFrameFunctionalGroupsSequence")
     if not groups or "PlanePositionSlideSequence" not in groups[0]:
         return None
     if len(groups) != frames:
         raise InputError(
-            f"{path}: says where {len(groups)} frames lie, but has {frames}. The file is damaged; copy it again from its origin."
+            f"{stored.name}: says where {len(groups)} frames lie, but has {frames}. The file is damaged; copy it again from its origin."
         )
     numbers = {identifier: number for number, (identifier, _) in enumerate(paths)}
     shared = next(iter(_items(data, "SharedFunctionalGroupsSequence")), None)
@@ -252,7 +259,7 @@ def _places(path: Path, frames: int, paths: tuple[tuple[str, str], ...]) -> NDAr
         name = str(said[0].OpticalPathIdentifier) if said else paths[0][0]
         if name not in numbers:
             raise InputError(
-                f"{path}: frame {frame + 1} is of the optical path {name!r}, which the header does not describe. The file is damaged."
+                f"{stored.name}: frame {frame + 1} is of the optical path {name!r}, which the header does not describe. The file is damaged."
             )
         out[frame] = row - 1, column - 1, round(depth * 1e3), numbers[name]
     return out

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from tilestream.sources.storage.contract import ByteSource
+
 T = TypeVar("T")
 
 
@@ -24,10 +26,12 @@ class Kept(Generic[T]):
         self._known: dict[tuple[str | int, ...], T] = {}
         self._lock = threading.Lock()
 
-    def get(self, path: Path, make: Callable[[], T]) -> T:
+    def get(self, file: ByteSource, make: Callable[[], T]) -> T:
         """What `make` makes of a file."""
-        look = path.stat()
-        key = str(path.absolute()), look.st_ino, look.st_size, look.st_mtime_ns
+        key: tuple[str | int, ...] = file.name, file.identity
+        if not file.identity:
+            look = Path(file.name).stat()
+            key = str(Path(file.name).absolute()), look.st_ino, look.st_size, look.st_mtime_ns
         with self._lock:
             if key in self._known:
                 return self._known[key]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.config.dicom_series import WHOLE_SLIDE, DicomHeader, headers_in, read_header
 from tilestream.errors import InputError
 from tilestream.geometry import Level, Size, downsample_from_sizes
 from tilestream.sources.base import SegmentGrid
 from tilestream.sources.dicom.instance import FULL, INVERTED, SPARSE, Instance, read_instance
-from tilestream.sources.files import NoGridError
+from tilestream.sources.dicom.listing import SeriesFiles
 from tilestream.sources.sample_values import Choices
+from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.tiff.pages import same_aspect
 
 ABSENT = -1
@@ -49,6 +48,8 @@ class DicomSlide:
 
     instances: tuple[Instance, ...]
     """Those of its levels, finest first."""
+    files: tuple[ByteSource, ...]
+    """Their bytes."""
     levels: tuple[DicomLevel, ...]
     paths: int
     """Optical paths that the slide has; more than one are channels."""
@@ -56,20 +57,17 @@ class DicomSlide:
     """Files of the series that are no level, and what they are."""
 
 
-def read_slide(address: str, choices: Choices) -> DicomSlide:
-    """The slide that a DICOM file belongs to: all files of its series in its folder.
+def read_slide(address: str, files: SeriesFiles, choices: Choices) -> DicomSlide:
+    """The slide that the files of a series are.
 
     Raises
     ------
-    NoGridError
-        It is no DICOM file whose elements can be read as they stand.
     InputError
-        No level is in the series, one of its files is damaged, or the options must choose.
+        One of its files is damaged, they contradict each other, or the options must choose.
     """
-    volumes, others = _files_of_series(address)
-    instances = sorted(
-        (read_instance(header.path) for header in volumes), key=lambda found: (-found.size.height * found.size.width, found.path.name)
-    )
+    read = [(read_instance(stored), stored) for stored in files.levels]
+    read.sort(key=lambda pair: (-pair[0].size.height * pair[0].size.width, pair[0].file_name))
+    instances = [found for found, _ in read]
     by_size: dict[Size, list[int]] = {}
     for number, found in enumerate(instances):
         by_size.setdefault(found.size, []).append(number)
@@ -81,35 +79,15 @@ def read_slide(address: str, choices: Choices) -> DicomSlide:
     levels: list[DicomLevel] = []
     for size, numbers in by_size.items():
         if not same_aspect(finest, size):
-            files = ", ".join(instances[number].path.name for number in numbers)
+            named = ", ".join(instances[number].file_name for number in numbers)
             raise InputError(
-                f"{address}: {files} is {size.height} x {size.width} px, which is no smaller {finest.height} x {finest.width} as {instances[0].path.name} is: "
+                f"{address}: {named} is {size.height} x {size.width} px, which is no smaller {finest.height} x {finest.width} as {instances[0].file_name} is: "
                 "the series has images of several regions. Put each with its levels into a folder of its own."
             )
         level = Level(size, downsample_from_sizes(finest, size) if levels else 1.0)
         if not levels or level.downsample > levels[-1].level.downsample:
             levels.append(_level(level, {number: instances[number] for number in numbers}, [names[k] for k in wanted], plane))
-    return DicomSlide(tuple(instances), tuple(levels), len(names), others)
-
-
-def _files_of_series(address: str) -> tuple[list[DicomHeader], tuple[str, ...]]:
-    """The files of the slide's levels, and what the others of its series are."""
-    path = Path(address)
-    own = read_header(path)
-    if own is None:
-        raise NoGridError(f"{address}: its DICOM elements cannot be read")
-    series = [header for header in headers_in(path.parent) if header.series == own.series] if own.series else [own]
-    volumes = [header for header in series if header.sop_class == WHOLE_SLIDE and "VOLUME" in header.image_type]
-    kinds = {
-        header.path.name: header.image_type[2] if len(header.image_type) > 2 else "unknown" for header in series if header not in volumes
-    }
-    others = tuple(f"{name}: {kind}" for name, kind in kinds.items())
-    if not volumes:
-        raise InputError(
-            f"{address}: no file of its series is a level of a slide (ImageType VOLUME) of the class VL Whole Slide Microscopy; there are {', '.join(others)}. "
-            "Name a file of the slide, or convert this one to a plain picture."
-        )
-    return volumes, others
+    return DicomSlide(tuple(instances), tuple(stored for _, stored in read), tuple(levels), len(names), files.others)
 
 
 def _refuse_mixed(instances: list[Instance]) -> None:
@@ -121,7 +99,7 @@ def _refuse_mixed(instances: list[Instance]) -> None:
         )
         if mine != others or found.bits != first.bits:
             raise InputError(
-                f"{found.path}: {mine}, but {first.path.name} of the same series has {others}. Put files of different kinds into folders of their own."
+                f"{found.name}: {mine}, but {first.file_name} of the same series has {others}. Put files of different kinds into folders of their own."
             )
 
 
@@ -163,7 +141,7 @@ def _level(level: Level, files: dict[int, Instance], paths: list[tuple[str, str]
     for found in files.values():
         if found.tile != tile:
             raise InputError(
-                f"{found.path}: frames of {found.tile.height} x {found.tile.width} px, but {first.path.name} has the same level in frames of "
+                f"{found.name}: frames of {found.tile.height} x {found.tile.width} px, but {first.file_name} has the same level in frames of "
                 f"{tile.height} x {tile.width}. Leave one of them out of the folder."
             )
     depths = _planes_of(list(files.values()))
@@ -178,9 +156,9 @@ def _table(grid: SegmentGrid, files: dict[int, Instance], identifier: str, depth
         cells, frames = _cells(found, grid, identifier, depth)
         taken = table.files[cells]
         if len(np.unique(cells)) < len(cells) or (taken != ABSENT).any():
-            with_it = next((files[int(other)].path.name for other in taken if other != ABSENT), found.path.name)
+            with_it = next((files[int(other)].file_name for other in taken if other != ABSENT), found.file_name)
             raise InputError(
-                f"{found.path}: places two frames on one tile of the level of {found.size.height} x {found.size.width} px (the other is in {with_it}). "
+                f"{found.name}: places two frames on one tile of the level of {found.size.height} x {found.size.width} px (the other is in {with_it}). "
                 "Are these focal planes, or two scans? Leave one of them out of the folder."
             )
         table.files[cells], table.frames[cells] = number, frames
@@ -188,7 +166,7 @@ def _table(grid: SegmentGrid, files: dict[int, Instance], identifier: str, depth
     whole = [found for found in files.values() if found.places is None]
     if missing and whole:
         raise InputError(
-            f"{whole[0].path}: {FULL}, but {missing} of the {grid.rows * grid.cols} tiles of its level of {whole[0].size.height} x {whole[0].size.width} px "
+            f"{whole[0].name}: {FULL}, but {missing} of the {grid.rows * grid.cols} tiles of its level of {whole[0].size.height} x {whole[0].size.width} px "
             f"have no frame. {'A part of the concatenation is not in the folder; add it' if whole[0].concatenation else 'Copy the file again from its origin'}."
         )
     return table
@@ -202,7 +180,7 @@ def _cells(found: Instance, grid: SegmentGrid, identifier: str, depth: int) -> t
         numbers = found.first + np.arange(found.frames, dtype=np.int64)
         if int(numbers[-1]) >= tiles * found.planes * len(found.paths):
             raise InputError(
-                f"{found.path}: {found.first + found.frames} frames, but {grid.rows} x {grid.cols} tiles in {found.planes} focal planes and "
+                f"{found.name}: {found.first + found.frames} frames, but {grid.rows} x {grid.cols} tiles in {found.planes} focal planes and "
                 f"{len(found.paths)} optical paths are {tiles * found.planes * len(found.paths)}. The file is damaged; copy it again from its origin."
             )
         kept = (numbers // tiles % found.planes == depth) & np.isin(numbers // (tiles * found.planes), mine)
@@ -210,12 +188,12 @@ def _cells(found: Instance, grid: SegmentGrid, identifier: str, depth: int) -> t
     y, x, depths, paths = found.places.T
     if (y % grid.height).any() or (x % grid.width).any():
         raise InputError(
-            f"{found.path}: {SPARSE} frames that lie on no grid of {grid.height} x {grid.width} px, which is not read. Export it as {FULL}."
+            f"{found.name}: {SPARSE} frames that lie on no grid of {grid.height} x {grid.width} px, which is not read. Export it as {FULL}."
         )
     rows, cols = y // grid.height, x // grid.width
     if (rows < 0).any() or (cols < 0).any() or (rows >= grid.rows).any() or (cols >= grid.cols).any():
         raise InputError(
-            f"{found.path}: frames lie outside its {found.size.height} x {found.size.width} px. The file is damaged; copy it again."
+            f"{found.name}: frames lie outside its {found.size.height} x {found.size.width} px. The file is damaged; copy it again."
         )
     kept = (depths == depth) & np.isin(paths, mine)
     return (rows * grid.cols + cols)[kept], np.flatnonzero(kept)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from tilestream.sources.dicom.coding import JPEG, NAMES, Decode, decode_frame, d
 from tilestream.sources.dicom.frames import FramePlaces, find_frames, join_fragments
 from tilestream.sources.dicom.instance import FULL, MAX_FRAME_BYTES, SPARSE, Instance
 from tilestream.sources.dicom.jfif import WARNING, is_jfif
+from tilestream.sources.dicom.listing import SeriesFiles, files_beside
 from tilestream.sources.dicom.series import ABSENT, DicomLevel, DicomSlide, FrameTable, read_slide
 from tilestream.sources.files import checked_file, fingerprint_file
 from tilestream.sources.resolution import UNKNOWN, Resolution, resolution_from_config, resolution_from_file
 from tilestream.sources.sample_values import Choices
-from tilestream.sources.storage.local import LocalBytes
+from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
 
 LOOKED_AT = 64
@@ -31,22 +34,17 @@ LOOKED_AT = 64
 class _File:
     """One file of the slide: its bytes, where its frames lie, and what decodes them. Safe to share between threads."""
 
-    def __init__(self, found: Instance, buffers: ThreadBuffers) -> None:
-        self.instance = found
-        self.bytes = LocalBytes(str(found.path))
+    def __init__(self, found: Instance, stored: ByteSource, buffers: ThreadBuffers) -> None:
+        self.instance, self.bytes = found, stored
         self.jpeg: JpegDecoder | None = None
         self.decode: Decode | None = None
         self.mistold = False
-        try:
-            self.places: FramePlaces = find_frames(found, self.bytes)
-            if found.syntax in JPEG:
-                self.mistold = found.photometric == "RGB" and self._is_jfif()
-                self.jpeg = jpeg_decoder(found, buffers, mistold=self.mistold)
-            else:
-                self.decode = decoder_of(found)
-        except BaseException:
-            self.bytes.close()
-            raise
+        self.places: FramePlaces = find_frames(found, stored)
+        if found.syntax in JPEG:
+            self.mistold = found.photometric == "RGB" and self._is_jfif()
+            self.jpeg = jpeg_decoder(found, buffers, mistold=self.mistold)
+        else:
+            self.decode = decoder_of(found)
 
     def frame(self, number: int) -> bytes:
         """The encoded bytes of a frame. Raises ReadError."""
@@ -82,31 +80,61 @@ class DicomSource(Source):
         The image is refused; the message says what to choose or to repair.
     """
 
-    def __init__(self, address: str, options: SourceOptions) -> None:
-        checked_file(address)
+    def __init__(self, address: str, options: SourceOptions, remote: SeriesFiles | None = None) -> None:
         self.opened_with = options
-        choices = Choices(address, options)
-        slide = read_slide(address, choices)
+        if remote is None:
+            checked_file(address)
+        files = files_beside(address) if remote is None else remote
+        try:
+            self._open(address, files, Choices(address, options), remote=remote is not None)
+        except BaseException:
+            files.close()
+            raise
+
+    def _open(self, address: str, files: SeriesFiles, choices: Choices, *, remote: bool) -> None:
+        slide = read_slide(address, files, choices)
         self._rule = sample_rule(slide.instances[0], choices, slide.paths)
         choices.settle()
         buffers = ThreadBuffers()
-        self._files: list[_File] = []
-        try:
-            for found in slide.instances:
-                self._files.append(_File(found, buffers))
-        except BaseException:
-            self.close()
-            raise
+        self._files = [_File(found, stored, buffers) for found, stored in zip(slide.instances, slide.files, strict=True)]
         self._levels = slide.levels
-        if options.reduced:
+        if choices.options.reduced:
             self._levels = reduced_levels(slide.levels, self._can_reduce)
         self.icc_profile = next((found.icc_profile for found in slide.instances if found.icc_profile is not None), None)
-        self.info = _info(address, slide, self._levels, options, mistold=any(file.mistold for file in self._files))
+        self.fetched = remote
+        warnings = ((WARNING,) if any(file.mistold for file in self._files) else ()) + files.warnings
+        self.info = _info(address, slide, self._levels, choices.options, warnings)
 
     def close(self) -> None:
         """Close the files; may be called twice."""
         for file in self._files:
             file.bytes.close()
+
+    @contextmanager
+    def _ahead(self, level: int, places: Iterable[tuple[int, int]]) -> Iterator[None]:
+        found = self._levels[level]
+        cells = np.array(
+            [row * found.grid.cols + col for row, col in places if 0 <= row < found.grid.rows and 0 <= col < found.grid.cols], np.int64
+        )
+        shared = cells // found.grid.cols >= cells.max(initial=0) // found.grid.cols - 1  # a list may end within a row of tiles
+        with ExitStack() as stack:
+            for table in found.tables:
+                for number in np.unique(table.files[cells]).tolist():
+                    if number == ABSENT:
+                        continue
+                    mine, file = table.files[cells] == number, self._files[number]
+                    frames = table.frames[cells[mine]]
+                    starts, counts = file.places.offsets[frames], file.places.counts[frames]
+                    there = (counts > 0) & (counts <= MAX_FRAME_BYTES) & (starts > 0) & (starts + counts <= file.bytes.size)
+                    stack.enter_context(file.bytes.ahead(starts[there].tolist(), counts[there].tolist(), shared[mine][there].tolist()))
+            yield
+
+    def ahead(self, level: int, places: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
+        """Fetch the bytes of frames ahead; those of the last two rows, which the next list of tiles shares, are kept behind its end."""
+        return self._ahead(level, places) if self.fetched else nullcontext()
+
+    def ahead_bytes(self, level: int) -> int:
+        return sum(file.bytes.ahead_bytes for file in self._files_of(self._levels[level]))
 
     def segment_grid(self, level: int) -> SegmentGrid:
         """The grid of frames of a level."""
@@ -209,7 +237,7 @@ class DicomSource(Source):
         return self._read_pieces(level, region)
 
 
-def _info(address: str, slide: DicomSlide, levels: tuple[DicomLevel, ...], options: SourceOptions, *, mistold: bool) -> SlideInfo:
+def _info(address: str, slide: DicomSlide, levels: tuple[DicomLevel, ...], options: SourceOptions, warnings: tuple[str, ...]) -> SlideInfo:
     first = slide.instances[0]
     grid, codec = slide.levels[0].grid, NAMES.get(first.syntax, "")
     stated = _resolution(address, first, options)
@@ -218,7 +246,7 @@ def _info(address: str, slide: DicomSlide, levels: tuple[DicomLevel, ...], optio
         "dicom.syntax": first.syntax,
         "dicom.photometric": first.photometric,
         "dicom.organization": FULL if first.places is None else SPARSE,
-        "dicom.files": ", ".join(found.path.name for found in slide.instances),
+        "dicom.files": ", ".join(found.file_name for found in slide.instances),
         "icc_profile": "none" if profile is None else f"{len(profile)} bytes",
     }
     if slide.others:
@@ -232,9 +260,9 @@ def _info(address: str, slide: DicomSlide, levels: tuple[DicomLevel, ...], optio
         mpp_source=stated.source,
         vendor="dicom",
         compression=codec,
-        fingerprint=_fingerprint([found.path for found in slide.instances]),
+        fingerprint=_fingerprint(slide.files),
         properties=facts,
-        warnings=((WARNING,) if mistold else ()) + stated.warnings,
+        warnings=warnings + stated.warnings,
     )
 
 
@@ -247,7 +275,7 @@ def _resolution(address: str, first: Instance, options: SourceOptions) -> Resolu
     return resolution_from_file(address, x * 1000, y * 1000, first.spacing_source)
 
 
-def _fingerprint(files: list[Path]) -> str:
+def _fingerprint(files: Iterable[ByteSource]) -> str:
     """Digest of the samples of the slide's files, the same whichever of them was named and whatever they are called."""
-    parts = sorted(fingerprint_file(file) for file in files)
+    parts = sorted(file.identity or fingerprint_file(Path(file.name)) for file in files)
     return parts[0] if len(parts) == 1 else hashlib.blake2b("".join(parts).encode(), digest_size=16).hexdigest()

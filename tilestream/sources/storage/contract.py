@@ -67,7 +67,7 @@ class _RawBytes(io.RawIOBase):
     """A byte source as a file without a buffer."""
 
     def __init__(self, source: ByteSource) -> None:
-        self._source, self._place = source, 0
+        self._source, self._place, self.name = source, 0, source.name
 
     def readable(self) -> bool:
         return True
