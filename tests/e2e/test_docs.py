@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.support.images import make_image, write_svs
+from tests.support.rasters import cut
 from tilestream.cli import main
 from tilestream.config.fit_schema import FitConfig, Head, Masked, Split, Survival, Target
 from tilestream.config.load import load_config, load_section
@@ -40,7 +41,10 @@ def folder(tmp_path_factory):
     image = make_image(1000, 1200, seed=3)
     for path in (folder / "slide.svs", folder / "slides" / "a.svs", folder / "slides" / "b.svs"):
         write_svs(path, image)
+    cut(image, {"a": (0, 0, 600, 700), "b": (300, 500, 1000, 1200)}, folder / "scenes")
     (folder / "pipelines").symlink_to(ROOT / "pipelines")
+    mosaic = next(text for kind, text in BLOCK.findall((ROOT / "docs" / "how-to" / "geotiff.md").read_text()) if kind == "yaml")
+    (folder / "mosaic.yaml").write_text(mosaic + "compute: {scheduler: inline}\n")
     (config,) = [text for kind, text in BLOCK.findall(PAGES[0].read_text()) if kind == "yaml"]
     (folder / "config.yaml").write_text(config + "compute: {scheduler: inline}\n")
     tilestream(["run", "config.yaml"], folder)

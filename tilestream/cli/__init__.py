@@ -187,7 +187,7 @@ def export_command(
         str,
         typer.Option(
             "--to",
-            help="trident-h5, clam-h5, pt, parquet, csv, geojson (QuPath), ome-zarr, spatialdata or annotation-store (TIAToolbox).",
+            help="trident-h5, clam-h5, pt, parquet, csv, geojson (QuPath), ome-zarr, spatialdata or annotation-store (TIAToolbox); on a map geoparquet, cog, geo-zarr or stac.",
             show_default=False,
         ),
     ],

@@ -9,6 +9,10 @@ from pathlib import Path
 
 from tilestream.errors import ConfigError, IncompleteError
 from tilestream.interop.columns import write_csv, write_parquet
+from tilestream.interop.geo.embedding_tiff import write_embedding_tiff
+from tilestream.interop.geo.geo_zarr import write_geo_zarr
+from tilestream.interop.geo.geoparquet import write_geoparquet
+from tilestream.interop.geo.stac_item import write_stac_item
 from tilestream.interop.geojson import write_geojson
 from tilestream.interop.hdf5 import write_clam, write_trident
 from tilestream.interop.objects.formats import HEAD_SUFFIXES, head_writer, write_head
@@ -44,8 +48,18 @@ FORMATS = {
     "spatialdata": Format(".zarr", write_spatialdata),
 }
 
-SUFFIXES = {name: each.suffix for name, each in FORMATS.items()} | {
-    name: suffix for name, suffix in HEAD_SUFFIXES.items() if name not in FORMATS
+GEO_FORMATS = {
+    "geoparquet": Format(".parquet", write_geoparquet),
+    "cog": Format(".tif", write_embedding_tiff),
+    "geo-zarr": Format(".geo.zarr", write_geo_zarr),
+    "stac": Format(".json", write_stac_item),
+}
+"""Of slides whose image lies on a map."""
+
+VECTOR_FORMATS = FORMATS | GEO_FORMATS
+
+SUFFIXES = {name: each.suffix for name, each in VECTOR_FORMATS.items()} | {
+    name: suffix for name, suffix in HEAD_SUFFIXES.items() if name not in VECTOR_FORMATS
 }
 """Of the files of every format, behind the slide's id."""
 
@@ -70,7 +84,7 @@ def export_slides(
     output : str
         An output folder, or one store in it.
     name : str
-        A key of `FORMATS`, or for answers of heads of `HEAD_SUFFIXES`.
+        A key of `VECTOR_FORMATS`, or for answers of heads of `HEAD_SUFFIXES`.
     what : str
         A key of `VECTORS`, or one of a slide's `named_vectors`: the tiles' embeddings, their context in place of them, or the slide's vector; or the name of a head of kind detect or segment: its objects, or the regions of its label image.
     slide : str, optional
@@ -151,7 +165,7 @@ def _writer(name: str, what: str) -> Callable[[Slide, Target], Written]:
                 f"--what {what}: answers of a head are for --to {', '.join(HEAD_SUFFIXES)}, not {name}; else --what is one of {', '.join(VECTORS)}."
             )
         return partial(write_head, head=what, name=name)
-    if name not in FORMATS:
+    if name not in VECTOR_FORMATS:
         raise ConfigError(f"--to {name}: is for objects. Name a head of kind detect: --what HEAD.")
     if what.partition("-")[0] == "slide":
         if name not in VECTOR_WRITERS:
@@ -159,7 +173,7 @@ def _writer(name: str, what: str) -> Callable[[Slide, Target], Written]:
         return VECTOR_WRITERS[name]
     if what.partition("-")[0] == "context" and name == "spatialdata":
         raise ConfigError(f"--what {what}: spatialdata holds it anyhow, as obsm/{what} of the table. Leave it out.")
-    return FORMATS[name].write
+    return VECTOR_FORMATS[name].write
 
 
 def _named_target(out: str, slide: str, name: str, *, alone: bool) -> Path:

@@ -77,9 +77,9 @@ def grid_place(slide: Slide) -> Place:
 
 
 def grid_bands(
-    slide: Slide, fill: NDArray[Any], values: Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]]
+    slide: Slide, fill: NDArray[Any], values: Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]], height: int = CHUNK
 ) -> Iterator[NDArray[Any]]:
-    """Bands (c, CHUNK, cols) of the tile grid, from top to bottom, the last one of fewer rows.
+    """Bands (c, height, cols) of the tile grid, from top to bottom, the last one of fewer rows.
 
     Parameters
     ----------
@@ -89,27 +89,29 @@ def grid_bands(
         What stands where there is no tile; its dtype is that of the bands.
     values : iterator
         Rows (m,), columns (m,) and values (m, c) of tiles, row-major.
+    height : int
+        Of a band, rows.
     """
     rows, cols = grid_shape(slide)
     top = 0
 
     def empty() -> NDArray[Any]:
-        return np.broadcast_to(fill[:, None, None], (len(fill), min(CHUNK, rows - top), cols)).copy()
+        return np.broadcast_to(fill[:, None, None], (len(fill), min(height, rows - top), cols)).copy()
 
     band = empty()
     for tile_row, tile_col, found in values:
         start = 0
         while start < len(tile_row):
-            end = int(np.searchsorted(tile_row, top + CHUNK))
+            end = int(np.searchsorted(tile_row, top + height))
             band[:, tile_row[start:end] - top, tile_col[start:end]] = found[start:end].T
             start = end
             if end < len(tile_row):
                 yield band
-                top += CHUNK
+                top += height
                 band = empty()
     while top < rows:
         yield band
-        top += CHUNK
+        top += height
         band = empty() if top < rows else band
 
 
