@@ -15,7 +15,7 @@ from tilestream.cli import main
 from tilestream.config.slide_list import list_slides
 from tilestream.errors import ConfigError, OutageError, OutputError
 from tilestream.runner.reporter import Reporter
-from tilestream.sources.storage import fetching, ranges, remote
+from tilestream.sources.storage import ahead, fetching, ranges, remote
 from tilestream.stages import slide_task
 
 SLIDE = "CMU-1-Small-Region.svs"
@@ -121,7 +121,7 @@ def late(folder, tmp_path, monkeypatch):
     """A server of the test's own; of a slide on it, little is fetched ahead of its shards."""
     monkeypatch.setattr(fetching, "PAUSES", (0.0,))
     monkeypatch.setattr(slide_task, "PAUSES", (0.0, 0.0))
-    monkeypatch.setattr(remote, "AHEAD_BYTES", 100_000)
+    monkeypatch.setattr(ahead, "AHEAD_BYTES", 100_000)
     monkeypatch.setattr(remote, "HEAD_BYTES", 1000)
     monkeypatch.setattr(ranges, "WINDOW", 50_000)
     (tmp_path / "own").mkdir()

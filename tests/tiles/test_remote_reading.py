@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tests.support.images import make_image, write_pyramid
+from tests.support.images import make_image, write_ome_zarr, write_pyramid
 from tests.support.range_server import serving
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
@@ -93,3 +93,24 @@ def _blobs(rows, cols):
 def test_a_slide_is_opened_in_few_requests(server):
     with open_source(server.url("large.tif"), SourceOptions()):
         assert server.requests <= 4
+
+
+@pytest.mark.parametrize(("version", "shard"), [("0.4", None), ("0.5", None), ("0.5", 256)])
+@pytest.mark.parametrize("axes", ["cyx", "yxc"])
+def test_every_chunk_or_shard_of_a_zarr_is_read_once(tmp_path, version, shard, axes):
+    image = make_image(700, 900, seed=6)
+    write_ome_zarr(tmp_path / "a.zarr", image, version=version, shard=shard, axes=axes, chunk=64)
+    y, x = (56 * places.ravel() for places in np.meshgrid(np.arange(13), np.arange(17), indexing="ij"))
+    with open_source(str(tmp_path / "a.zarr"), SourceOptions()) as here:
+        expected = read_tiles(here, y, x)
+    with serving(tmp_path) as server, open_source(server.url("a.zarr"), SourceOptions()) as there:
+        assert there.fetched
+        server.forget()
+        np.testing.assert_array_equal(read_tiles(there, y, x, shard=90), expected)
+        asked = [(path, first) for path, first, _ in server.asked]
+        assert len(asked) == len(set(asked))
+        objects = [file for file in (tmp_path / "a.zarr" / "0").rglob("*") if file.is_file() and not file.name.startswith((".z", "zarr"))]
+        assert {path for path, _ in asked} == {str(file.relative_to(tmp_path)) for file in objects}
+        most = 1.0 if shard is None else 1.25  # of a shard, chunks that are there already may lie between two that are wanted
+        assert server.bytes_sent <= most * sum(file.stat().st_size for file in objects)
+        assert server.requests <= (len(objects) if shard is None else 5 * len(objects))

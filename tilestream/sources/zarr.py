@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from zarr.storage import ZipStore
 
 from tilestream.config.local_files import ZARR_MARKS, refuse_special
+from tilestream.config.urls.objects import is_url
 from tilestream.errors import InputError, ReadError, outage
 from tilestream.geometry import Region
 from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.channel_names import list_channels
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
+from tilestream.sources.storage.ahead import MOST_BYTES
+from tilestream.sources.storage.chunks import ChunksAhead
 from tilestream.sources.zarr_meta import ZarrImage, find_image, fingerprint_of, resolution_of
 from tilestream.store.folder import LocalObjects
 from tilestream.store.object_store import open_remote
@@ -68,6 +71,8 @@ class ZarrSource(Source):
             self._image = image
             self._grids = tuple(_grid(image, array, address) for array in image.arrays)
             self._chunks = tuple(chunk_reader(array) for array in image.arrays)
+            self.fetched = is_url(address)
+            self._ahead = tuple(None if reader is None else ChunksAhead(reader, address) for reader in self._chunks) if self.fetched else ()
             self.info = _info(address, reason, node, image, choices)
         except STORE_ERRORS as error:
             raise InputError(f"{address}: the Zarr metadata cannot be read: {str(error) or type(error).__name__}") from error
@@ -76,6 +81,32 @@ class ZarrSource(Source):
         """Close the ZIP file, if it is one; of others nothing is held open between reads. May be called twice."""
         if self._zip is not None:
             self._zip.close()
+
+    def ahead(self, level: int, places: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
+        """Fetch chunks ahead; those of the last two rows, which the next list of tiles shares, are kept behind its end."""
+        if not self._ahead or (chunks := self._ahead[level]) is None:
+            return nullcontext()
+        grid = self._grids[level]
+        wanted = [place for place in places if 0 <= place[0] < grid.rows and 0 <= place[1] < grid.cols]
+        last = max((row for row, _ in wanted), default=0) - 1
+        return chunks.ahead([(tuple(chunk), row >= last) for row, col in wanted for chunk in self._chunks_at(level, row, col)])
+
+    def ahead_bytes(self, level: int) -> int:
+        del level
+        return MOST_BYTES if self._ahead else 0
+
+    def _chunks_at(self, level: int, row: int, col: int) -> list[list[int]]:
+        """The indices of the chunks that make a piece: one, or one for each run of channels."""
+        sides, spread = self._image.arrays[level].chunks, -1
+        place: list[int] = []
+        for axis, (name, selected, side) in enumerate(zip(self._image.axes, self._selection, sides, strict=True)):
+            place.append(row if name == "y" else col if name == "x" else selected // side if isinstance(selected, int) else 0)
+            spread = axis if name not in ("y", "x") and not isinstance(selected, int) else spread
+        if spread < 0:
+            return [place]
+        channels = self._channels or range(self._image.arrays[level].shape[spread])
+        numbers = sorted({channel // sides[spread] for channel in channels})
+        return [[*place[:spread], number, *place[spread + 1 :]] for number in numbers]
 
     def segment_grid(self, level: int) -> SegmentGrid:
         """The grid of chunks in y and x."""

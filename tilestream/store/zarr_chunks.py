@@ -66,16 +66,32 @@ class ChunkReader:
         self._decode(data, out)
         return out.view(self._dtype).reshape(self._shape)
 
-    def _encoded(self, place: tuple[int, ...]) -> bytes | None:
-        shard = tuple(p // n for p, n in zip(place, self._per_shard, strict=True))
+    def fetch_through(self, wrap: Callable[[Fetch, int], Fetch]) -> None:
+        """Read objects through what `wrap` makes of the way to them and of the most bytes that a chunk takes."""
+        self._fetch = wrap(self._fetch, 2 * self._bytes + 4096)
+
+    def shard_of(self, place: Sequence[int]) -> tuple[int, ...]:
+        """The indices of the object that holds a chunk."""
+        return tuple(p // n for p, n in zip(place, self._per_shard, strict=True))
+
+    def locate(self, place: Sequence[int]) -> tuple[str, int, int | None] | None:
+        """Where a chunk lies: key, offset and length of its object, length None for the whole; None where a shard says that it has none.
+
+        Of a shard the index is read, once. Raises as `chunk`.
+        """
+        shard = self.shard_of(place)
         key = self._prefix + self._key(shard)
         if self._index_first is None:
-            return self._fetch(key, 0, None)
+            return key, 0, None
         index = self._shard_index(key, shard)
         if index is None:
             return None
         offset, length = index[tuple(p % n for p, n in zip(place, self._per_shard, strict=True))].tolist()
-        return None if offset == ABSENT else self._fetch(key, offset, length)
+        return None if offset == ABSENT else (key, offset, length)
+
+    def _encoded(self, place: tuple[int, ...]) -> bytes | None:
+        found = self.locate(place)
+        return None if found is None else self._fetch(*found)
 
     def _shard_index(self, key: str, shard: tuple[int, ...]) -> NDArray[np.uint64] | None:
         """Offset and length of each chunk of a shard, (..., 2); None where the shard was never written."""

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.range_server import serving
 from tilestream.errors import InputError, NotThereError, OutageError, ReadError
-from tilestream.sources.storage import fetching, ranges, remote
+from tilestream.sources.storage import ahead, fetching, ranges
 from tilestream.sources.storage.opened import open_bytes
 from tilestream.sources.storage.ranges import LARGEST_REQUEST, WASTE, join
 
@@ -57,7 +57,7 @@ def test_pieces_apart_are_joined_only_over_small_gaps():
 
 
 def test_what_is_held_is_bounded_and_every_byte_comes(server, monkeypatch):
-    monkeypatch.setattr(remote, "AHEAD_BYTES", 300_000)
+    monkeypatch.setattr(ahead, "AHEAD_BYTES", 300_000)
     monkeypatch.setattr(ranges, "WINDOW", 100_000)
     with open_bytes(server.url("a.bin")) as source:
         server.forget()
@@ -65,10 +65,10 @@ def test_what_is_held_is_bounded_and_every_byte_comes(server, monkeypatch):
         with source.ahead(STARTS, [PIECE] * len(STARTS)):
             for start in STARTS:
                 assert source.read(start, PIECE) == DATA[start : start + PIECE]
-                most = max(most, sum(plan.held for plan in source._plans))
+                most = max(most, sum(plan.held for plan in source._ranges._plans))
         assert most <= 300_000
         assert server.bytes_sent == len(STARTS) * PIECE
-        assert not source._requests
+        assert not source._ranges._requests
 
 
 def test_what_the_next_list_wants_again_is_not_asked_for_again(server):
@@ -99,7 +99,7 @@ def test_a_list_that_ends_early_holds_nothing(server):
     with open_bytes(server.url("a.bin")) as source:
         with source.ahead(STARTS, [PIECE] * len(STARTS)):
             source.read(STARTS[3], PIECE)
-        assert not source._requests
+        assert not source._ranges._requests
         assert source.read(STARTS[3], PIECE) == DATA[STARTS[3] : STARTS[3] + PIECE]
 
 
@@ -208,5 +208,5 @@ def test_many_threads_get_their_own_bytes(server):
         for thread in threads:
             thread.join()
         assert not wrong
-        assert not source._requests
-        assert not source._plans
+        assert not source._ranges._requests
+        assert not source._ranges._plans

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import BinaryIO, Self
 
 
@@ -34,15 +34,14 @@ class ByteSource(ABC):
     def close(self) -> None:
         """Release what is held; may be called twice. Reading afterwards is an error."""
 
-    @contextmanager
-    def ahead(self, starts: Sequence[int], counts: Sequence[int], again: Sequence[bool] = ()) -> Iterator[None]:
+    def ahead(self, starts: Sequence[int], counts: Sequence[int], again: Sequence[bool] = ()) -> AbstractContextManager[None]:
         """While the block runs, ranges are fetched ahead of those who `read` them, in the order given; neighbours in one request.
 
         Each range is meant to be read once, by any thread, nearly in this order; reading others, or one of them again, works as well.
         Ranges that the next list will ask for `again` are kept behind its end, as far as there is room. What is held is bounded by `ahead_bytes`.
         """
         del starts, counts, again
-        yield
+        return nullcontext()
 
     @property
     def ahead_bytes(self) -> int:

@@ -1,0 +1,211 @@
+"""Ranges that are fetched ahead of those who read them: many at once, neighbours together, and bounded in bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tilestream.sources.storage.fetching import request_pool
+from tilestream.sources.storage.ranges import LARGEST_REQUEST, Numbers, join, windows
+
+AHEAD_BYTES = 64 * 1024**2
+"""Bytes of one list that are under way or wait to be read, at most: while a window is read, the next one comes."""
+
+KEPT_BYTES = 16 * 1024**2
+"""Bytes of pieces that were read and that the next list wants too."""
+
+
+MOST_BYTES = AHEAD_BYTES + LARGEST_REQUEST + KEPT_BYTES
+"""Most bytes that one list makes be held."""
+
+
+@dataclass(eq=False)
+class _Plan:
+    """What one list has to fetch."""
+
+    again: set[int]
+    """Places of pieces that the next list wants too."""
+    unread: set[int] = field(default_factory=set)
+    """Places of pieces that it has not read."""
+    waiting: deque[_Request] = field(default_factory=deque)
+    sent: set[_Request] = field(default_factory=set)
+    held: int = 0
+    """Bytes of requests that were sent and not read to their end."""
+
+
+@dataclass(eq=False)
+class _Request:
+    """A range of the object that holds pieces, and who still wants them."""
+
+    plan: _Plan
+    """The list that fetches it."""
+    start: int
+    end: int
+    lengths: dict[int, int]
+    """Bytes of each piece, by its place."""
+    wanted: dict[int, int]
+    """How often each piece that was not read to its end, by its place, is still to be read."""
+    answer: Future[bytes] | None = None
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+    def piece(self, start: int, data: bytes) -> bytes:
+        """A piece, from the answer."""
+        return data[start - self.start : start - self.start + self.lengths[start]]
+
+
+class RangesAhead:
+    """Ranges by `fetch(start, end)`, ahead of who reads them. Safe to share between threads.
+
+    Memory bound
+    ------------
+    Of each `ahead`: `AHEAD_BYTES`, and what threads wait for that is not in its turn, one request each; of all together `KEPT_BYTES`.
+    """
+
+    def __init__(self, fetch: Callable[[int, int], bytes]) -> None:
+        self._fetch = fetch
+        self._requests: dict[int, _Request] = {}
+        """By the place of a piece: the request that holds it."""
+        self._plans: list[_Plan] = []
+        """Of the lists in work, the one that began first before the others."""
+        self._kept: OrderedDict[int, tuple[int, bytes]] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
+
+    def clear(self) -> None:
+        """Forget what is held."""
+        with self._lock:
+            self._requests.clear()
+            self._kept.clear()
+            self._kept_bytes = 0
+
+    def read(self, start: int, count: int) -> bytes:
+        """A range from what is under way or was kept, else by a request of its own."""
+        with self._lock:
+            request = self._requests.get(start)
+            if request is not None and start + count <= request.end:
+                answer = request.answer or self._send(request)
+            elif (kept := self._kept.get(start)) is not None and kept[0] == count:
+                return kept[1]
+            else:
+                request = None
+        if request is None:
+            return self._fetch(start, start + count)
+        at = start - request.start
+        data = answer.result()[at : at + count]
+        with self._lock:
+            self._took(request, start, data)
+        return data
+
+    @contextmanager
+    def ahead(self, starts: Sequence[int], counts: Sequence[int], again: Sequence[bool] = ()) -> Iterator[None]:
+        """Fetch ranges ahead, in the order given, while the block runs; those that the next list asks for `again` stay, as far as there is room."""
+        places, first, times = np.unique(np.asarray(starts, np.int64), return_index=True, return_counts=True)
+        # Pieces that have their bytes in common are asked for once and kept.
+        plan = _Plan({*places[times > 1].tolist(), *(start for start, wanted in zip(starts, again, strict=False) if wanted)})
+        order = np.sort(first)
+        with self._lock:
+            self._plan(plan, np.asarray(starts, np.int64)[order], np.asarray(counts, np.int64)[order])
+            self._plans.append(plan)
+            self._fill(plan)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._plans.remove(plan)
+                self._forget(plan)
+
+    def _plan(self, plan: _Plan, starts: Numbers, counts: Numbers) -> None:
+        """Make requests of the ranges that nobody has asked for."""
+        for start in starts.tolist():
+            if (request := self._requests.get(start)) is not None:
+                request.wanted[start] += 1
+                plan.unread.add(start)
+        new = np.array([start not in self._requests and start not in self._kept for start in starts.tolist()], bool)
+        new &= counts > 0
+        starts, counts = starts[new], counts[new]
+        plan.unread |= set(starts.tolist())
+        for window in windows(counts):
+            near, sizes = starts[window], counts[window]
+            for group in sorted(join(near, sizes), key=lambda group: int(group.min())):
+                begin, end = int(near[group].min()), int((near[group] + sizes[group]).max())
+                lengths = dict(zip(near[group].tolist(), sizes[group].tolist(), strict=True))
+                request = _Request(plan, begin, end, lengths, dict.fromkeys(lengths, 1))
+                self._requests |= dict.fromkeys(lengths, request)
+                plan.waiting.append(request)
+
+    def _fill(self, plan: _Plan) -> None:
+        """Send what fits."""
+        while plan.waiting and (plan.held == 0 or plan.held + plan.waiting[0].size <= AHEAD_BYTES):
+            request = plan.waiting.popleft()
+            if request.wanted:
+                if request.answer is None:
+                    self._send(request)
+                plan.sent.add(request)
+                plan.held += request.size
+
+    def _send(self, request: _Request) -> Future[bytes]:
+        request.answer = request_pool().submit(self._fetch, request.start, request.end)
+        return request.answer
+
+    def _took(self, request: _Request, start: int, data: bytes) -> None:
+        """A piece was read: keep it, or let go of it, and of its request behind the last one."""
+        if request.wanted.get(start, 0) > 1 or any(start in plan.again for plan in self._plans):
+            self._keep(start, request.lengths.get(start, len(data)), data)
+        reader = next((plan for plan in self._plans if start in plan.unread), None)  # the list that began first
+        if reader is not None:
+            reader.unread.remove(start)
+            self._want_less(request, start)
+
+    def _want_less(self, request: _Request, start: int) -> None:
+        """One reader less for a piece."""
+        left = request.wanted.get(start, 0) - 1
+        if left > 0:
+            request.wanted[start] = left
+            return
+        request.wanted.pop(start, None)
+        if self._requests.get(start) is request:
+            del self._requests[start]
+        if not request.wanted:
+            self._end(request)
+
+    def _end(self, request: _Request) -> None:
+        """Let go of a request's bytes, and send what they made room for."""
+        request.answer = None
+        plan = request.plan
+        if request in plan.sent:
+            plan.sent.remove(request)
+            plan.held -= request.size
+            if plan in self._plans:
+                self._fill(plan)
+
+    def _keep(self, start: int, count: int, data: bytes) -> None:
+        if start in self._kept:
+            return
+        self._kept[start] = count, data
+        self._kept_bytes += len(data)
+        while self._kept_bytes > KEPT_BYTES:
+            self._kept_bytes -= len(self._kept.popitem(last=False)[1][1])
+
+    def _forget(self, plan: _Plan) -> None:
+        """Let go of what a list that has ended asked for; pieces that came and that another list waits for are kept."""
+        for start in plan.unread:
+            if (request := self._requests.get(start)) is not None:
+                self._want_less(request, start)
+        for request in (*plan.sent, *plan.waiting):
+            answer = request.answer
+            came = answer is not None and answer.done() and answer.exception() is None
+            for start in request.wanted:
+                if came and answer is not None:
+                    self._keep(start, request.lengths[start], request.piece(start, answer.result()))
+                if self._requests.get(start) is request:
+                    del self._requests[start]
+            request.answer = None
