@@ -48,11 +48,16 @@ export function drawScale(pane) {
     pane.scale.replaceChildren(pane.rule, pane.ruleWords, pane.at);
   }
   pane.rule.style.width = `${length / unit}px`;
-  pane.ruleWords.textContent = mpp ? (length >= 1000 ? `${length / 1000} mm` : `${length} µm`) : `${count(length)} px`;
+  write(pane.ruleWords, mpp ? (length >= 1000 ? `${length / 1000} mm` : `${length} µm`) : `${count(length)} px`);
   const [y, x] = pane.pointer ?? [];
-  pane.at.textContent = y === undefined ? "" : mpp ? `y ${(y * mpp).toFixed(0)} x ${(x * mpp).toFixed(0)} µm` : `y ${Math.floor(y)} x ${Math.floor(x)} px`;
+  write(pane.at, y === undefined ? "" : mpp ? `y ${(y * mpp).toFixed(0)} x ${(x * mpp).toFixed(0)} µm` : `y ${Math.floor(y)} x ${Math.floor(x)} px`);
   if (pane === pane.app.active) {
-    byId("power").textContent = mpp ? `${Number((10 / unit).toPrecision(3))}x` : see.scale >= 1 ? `${Number(see.scale.toPrecision(2))}:1` : `1:${Number((1 / see.scale).toPrecision(3))}`;
-    for (const button of document.querySelectorAll(".power")) button.disabled = !mpp;
+    write(byId("power"), mpp ? `${Number((10 / unit).toPrecision(3))}x` : see.scale >= 1 ? `${Number(see.scale.toPrecision(2))}:1` : `1:${Number((1 / see.scale).toPrecision(3))}`);
+    for (const button of document.querySelectorAll(".power")) if (button.disabled !== !mpp) button.disabled = !mpp;
   }
+}
+
+/** At every frame: only what changes has the page laid out anew. */
+function write(element, words) {
+  if (element.textContent !== words) element.textContent = words;
 }
