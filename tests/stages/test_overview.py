@@ -8,7 +8,19 @@ from PIL import Image
 
 from tilestream.geometry import Size, TileGrid
 from tilestream.models.pca import principal_axes, principal_colours
-from tilestream.stages.overview import EMPTY, HEADER, KEPT, MARGIN, OUTLINE, PANEL_PX, draw_overview, draw_slide_panel, tiles_at_edges
+from tilestream.stages.overview import (
+    EMPTY,
+    HEADER,
+    KEPT,
+    KEPT_ON_DARK,
+    MARGIN,
+    OUTLINE,
+    OUTLINE_ON_DARK,
+    PANEL_PX,
+    draw_overview,
+    draw_slide_panel,
+    tiles_at_edges,
+)
 from tilestream.store.layout import OK, PADDED
 
 
@@ -112,6 +124,20 @@ def test_each_tile_has_its_colour_at_its_place():
         assert tuple(edge) == KEPT, "kept tiles have a border"
     assert (map_ == EMPTY).all(axis=-1).sum() == map_[..., 0].size - 4 * 60 * 60
     assert (slide == OUTLINE).all(axis=-1).any(), "tissue has an outline"
+
+
+def test_lines_are_light_on_dark_slides_and_the_bar_is_as_long_as_it_says():
+    grid = TileGrid(Size(3000, 4500), 300, 300, 1.0)
+    row, col = np.array([3, 3]), np.array([5, 6])
+    panel = draw_slide_panel(np.full((300, 450, 3), 20, np.uint8), np.eye(300, 450, dtype=bool), grid, row, col)
+    assert (panel.pixels == KEPT_ON_DARK).all(axis=-1).any()
+    assert (panel.pixels == OUTLINE_ON_DARK).all(axis=-1).any()
+    assert not (panel.pixels == KEPT).all(axis=-1).any()
+    image = np.asarray(Image.open(io.BytesIO(draw_overview(panel, np.zeros((2, 3), np.uint8), "2 µm", "tissue", mpp=1.5))))
+    bottom = 2 * HEADER + 6 + panel.pixels.shape[0] - 10
+    bar = (image[bottom - 8, MARGIN + 12 :] == 0).all(axis=-1)
+    start = int(bar.argmax())
+    assert int((~bar[start:]).argmax()) == round(200 / 1.5) + 1
 
 
 def test_tiles_too_small_to_see_have_no_borders():

@@ -102,7 +102,9 @@ def _draw(task: SlideTask, store: SlideStore) -> None:
         status, tissue = (np.asarray(store.array(path)[:]) for path in (CODES, f"{TILES}/obs/tissue"))
         colours = principal_colours(each, store.layout.tiles, tiles_at_edges(status, tissue))
         on_map = ((store.attributes or {}).get("source") or {}).get("geo")
-        store.write_picture(draw_overview(panel.result(), colours, task.title, "what holds data" if on_map else "tissue"))
+        drawn = panel.result()
+        mpp = None if task.mpp is None else task.mpp * task.grid.l0_size.width / drawn.pixels.shape[1]
+        store.write_picture(draw_overview(drawn, colours, task.title, "what holds data" if on_map else "tissue", mpp))
 
 
 def _pool_rows(task: SlideTask, store: SlideStore, rows: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -18,8 +19,14 @@ MARGIN, HEADER = 16, 28
 MOSTLY = 0.5
 """Part of a tile that is tissue in those which the colours of the map are made for."""
 EMPTY = (238, 238, 238)
-OUTLINE = (0, 140, 60)
-KEPT = (40, 90, 200)
+OUTLINE, OUTLINE_ON_DARK = (0, 120, 85), (120, 245, 190)
+KEPT, KEPT_ON_DARK = (0, 80, 170), (110, 225, 255)
+DARK = 100
+"""Mean of red, green and blue below which a pixel is dark, and lines on it are light."""
+BAR_STEPS = [mantissa * 10**power for power in range(-3, 9) for mantissa in (1, 2, 5)]
+"""Lengths of scale bars, µm."""
+LONGEST_BAR = 0.3
+"""Of the width of the slide's panel."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,15 @@ def draw_slide_panel(
     factor = PANEL_PX / max(height, width)
     panel = (max(1, round(width * factor)), max(1, round(height * factor)))
     place = _tile_of_pixel(grid, tile_row, tile_col, panel)
-    slide = np.array(Image.fromarray(thumbnail).resize(panel, Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST))
+    slide = np.array(Image.fromarray(thumbnail).resize(panel, Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC))
     tissue = np.array(Image.fromarray(mask).resize(panel, Image.Resampling.NEAREST))
-    slide[_borders(place, len(tile_row))] = KEPT
-    slide[_edges(tissue)] = OUTLINE
+    dark = slide.mean(axis=2) < DARK
+    for lines, colour, on_dark in ((_borders(place, len(tile_row)), KEPT, KEPT_ON_DARK), (_edges(tissue), OUTLINE, OUTLINE_ON_DARK)):
+        slide[lines] = np.where(dark[lines, None], np.array(on_dark, np.uint8), np.array(colour, np.uint8))
     return SlidePanel(slide, place, len(tile_row))
 
 
-def draw_overview(panel: SlidePanel, colours: NDArray[np.uint8], title: str, outlined: str = "tissue") -> bytes:
+def draw_overview(panel: SlidePanel, colours: NDArray[np.uint8], title: str, outlined: str = "tissue", mpp: float | None = None) -> bytes:
     """PNG: the slide's panel beside the map of the embeddings.
 
     Parameters
@@ -74,9 +82,11 @@ def draw_overview(panel: SlidePanel, colours: NDArray[np.uint8], title: str, out
         Words above the panels.
     outlined : str
         What the mask is of, in words.
+    mpp : float, optional
+        µm per pixel of the panel, for a scale bar.
     """
     embedding_map = np.concatenate([colours, np.array([EMPTY], np.uint8)])[panel.place]  # -1 picks the last row: no tile
-    return _compose(panel.pixels, embedding_map, title, f"{panel.tiles} tiles kept (blue), {outlined} outlined (green)")
+    return _compose(panel.pixels, embedding_map, title, [(KEPT, f"{panel.tiles:,} tiles kept"), (OUTLINE, outlined)], mpp)
 
 
 def tiles_at_edges(status: NDArray[np.int8], tissue: NDArray[np.float32]) -> NDArray[np.bool_] | None:
@@ -127,15 +137,50 @@ def _edges(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return edge
 
 
-def _compose(left: NDArray[np.uint8], right: NDArray[np.uint8], title: str, caption: str) -> bytes:
+def _compose(
+    left: NDArray[np.uint8], right: NDArray[np.uint8], title: str, legend: list[tuple[tuple[int, int, int], str]], mpp: float | None
+) -> bytes:
     height, width = left.shape[:2]
     canvas = Image.new("RGB", (2 * width + 3 * MARGIN, height + 2 * HEADER + 2 * MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(15)
-    draw.text((MARGIN, 8), title, fill="black", font=font)
-    draw.text((MARGIN, HEADER + 6), caption, fill="black", font=font)
-    draw.text((width + 2 * MARGIN, HEADER + 6), "embeddings: first three principal components as RGB", fill="black", font=font)
+    _write(draw, (MARGIN, 8), title, font)
+    at = MARGIN
+    for colour, words in legend:
+        draw.rectangle((at, HEADER + 9, at + 12, HEADER + 21), outline=colour, width=3)
+        _write(draw, (at + 18, HEADER + 6), words, font)
+        at += 36 + round(draw.textlength(words, font=font))
+    _write(draw, (width + 2 * MARGIN, HEADER + 6), "embeddings: first three principal components as red, green, blue", font)
     canvas.paste(Image.fromarray(left), (MARGIN, 2 * HEADER + 6))
     canvas.paste(Image.fromarray(right), (width + 2 * MARGIN, 2 * HEADER + 6))
+    if mpp is not None:
+        _draw_scale(draw, font, (MARGIN + 10, 2 * HEADER + 6 + height - 10), width * LONGEST_BAR, mpp)
     # One filter for all rows takes a third of the time of trying all of them, and suits squares of one colour as well.
     return bytes(imagecodecs.png_encode(np.asarray(canvas), level=3, filter=imagecodecs.PNG.FILTER.UP))
+
+
+def _write(draw: ImageDraw.ImageDraw, corner: tuple[float, float], words: str, font: Any) -> None:
+    """Words in black; the font that Pillow brings has no µ, which is a u with a tail here."""
+    x, y = corner
+    for k, part in enumerate(words.split("µ")):
+        if k:
+            draw.text((x, y), "u", fill="black", font=font)
+            left, _, _, base = draw.textbbox((x, y), "u", font=font)
+            draw.line((left, base - 3, left, base + 3), fill="black", width=1)
+            x += draw.textlength("u", font=font)
+        draw.text((x, y), part, fill="black", font=font)
+        x += draw.textlength(part, font=font)
+
+
+def _draw_scale(draw: ImageDraw.ImageDraw, font: Any, corner: tuple[int, int], most: float, mpp: float) -> None:
+    """A bar of a round length on a white ground, whose lower left corner is `corner`; at most `most` px."""
+    fitting = [step for step in BAR_STEPS if step / mpp <= most]
+    if not fitting:
+        return
+    um, (x, y) = fitting[-1], corner
+    long = round(um / mpp)
+    words = f"{um:g} µm" if um < 1000 else f"{um / 1000:g} mm" if um < 1e6 else f"{um / 1e6:g} m" if um < 1e9 else f"{um / 1e9:g} km"
+    wide = max(long, round(draw.textlength(words, font=font))) + 12
+    draw.rectangle((x, y - 34, x + wide, y), fill="white", outline="black")
+    _write(draw, (x + 6, y - 31), words, font)
+    draw.rectangle((x + 6, y - 10, x + 6 + long, y - 6), fill="black")

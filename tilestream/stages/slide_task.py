@@ -108,7 +108,7 @@ class SlideTask:
     @property
     def title(self) -> str:
         """The slide in one line, for its picture."""
-        size, mpp = self.grid.l0_size, "no scale" if self.mpp is None else f"{self.mpp * self.grid.scale:.3g} um/px"
+        size, mpp = self.grid.l0_size, "no scale" if self.mpp is None else f"{self.mpp * self.grid.scale:.3g} µm/px"
         return f"{self.slide}: {size.width} x {size.height} px, tiles of {self.grid.tile} px at {mpp}, {self.line.facts.name}"
 
 
