@@ -49,6 +49,28 @@ def test_files_side_by_side_are_the_picture_that_they_were_cut_from(tmp_path: Pa
         assert (pieces.height == 64) == (boxes is ALIGNED)
 
 
+LAEA = "+proj=laea +lat_0=10 +lon_0=20 +datum=WGS84 +units=m"
+UTM = "+proj=utm +zone=33 +datum=WGS84 +units=m +no_defs +type=crs"
+
+
+@pytest.mark.parametrize(
+    ("crs", "other", "transform"),
+    [
+        (LAEA, LAEA, NORTH_UP),
+        ("EPSG:4326", "EPSG:4326", Affine(1e-4, 0, 12.5, 0, -1e-4, 45.5)),
+        ("EPSG:4326", "EPSG:4326", Affine(1 / 3600, 0, -71, 0, 1 / 3600, -33)),
+        ("EPSG:32633", UTM, NORTH_UP),
+    ],
+    ids=["wkt", "degrees", "degrees_south_up", "code_and_parameters"],
+)
+def test_a_crs_is_the_same_by_code_by_parameters_and_in_degrees(tmp_path: Path, crs: str, other: str, transform: Affine) -> None:
+    cut(PICTURE, {name: box for name, box in QUARTERS.items() if name in "ab"}, tmp_path, transform, crs=crs)
+    cut(PICTURE, {name: box for name, box in QUARTERS.items() if name in "cd"}, tmp_path, transform, crs=other)
+    with open_source(f"mosaic://{tmp_path}", SourceOptions()) as source:
+        np.testing.assert_array_equal(whole(source), PICTURE)
+        assert source.info.mpp == (10e6 if crs != "EPSG:4326" else None)
+
+
 @pytest.mark.parametrize("nodata", [None, 0, 255])
 @pytest.mark.parametrize("turned_round", [False, True])
 def test_where_files_lie_on_each_other_it_is_rasterios_merge(tmp_path: Path, nodata: int | None, turned_round: bool) -> None:

@@ -30,6 +30,8 @@ class Taken:
     """Where they go among the bands that come out."""
     nodata: float | None
     alpha: bool = False
+    own: bool = False
+    """Whether the file's own colours are those of the mosaic where it alone shows."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def _side_by_side(listed: Listed, opened: dict[str, TiffSource], options: Source
         _refuse_other_samples((listed.parts[0].path, first), (part.path, index))
         bands = index.rule.channels or tuple(range(_samples(index)))
         nodata = index.rule.nodata if part.own_nodata else part.nodata
-        taken[id(part)] = Taken(bands, tuple(range(len(bands))), nodata, index.rule.alpha != "none")
+        own = (part.own_nodata and listed.nodata is None) or (nodata == index.rule.nodata == listed.nodata)
+        taken[id(part)] = Taken(bands, tuple(range(len(bands))), nodata, index.rule.alpha != "none", own)
     assert first is not None, "a mosaic has a file"
     assert first.kind is not None, "a rule is made for known samples"
     count = len(taken[id(listed.parts[0])].bands)
