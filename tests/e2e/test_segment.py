@@ -14,7 +14,9 @@ from tilestream.config.load import load_config
 from tilestream.errors import InputError, InterruptedRunError
 from tilestream.models.heads import patch_grid
 from tilestream.runner.plan_command import plan_slides
+from tilestream.stages.heads.draw_objects import HEADER, MARGIN, PANEL_PX
 from tilestream.store.heads import labels
+from tilestream.store.heads.palette import class_colours
 
 MODELS = "tests.support.dense_models:"
 HEIGHT, WIDTH = 530, 391
@@ -112,6 +114,23 @@ def test_labels_are_ome_zarr_with_names_and_a_pyramid_of_every_second_pixel(tmp_
     assert [each["class"] for each in about["image-label"]["properties"]] == ["not computed", "class0", "class1", "class2", "class3"]
     np.testing.assert_array_equal(level(tmp_path / "out", "1"), level(tmp_path / "out")[::2, ::2])
     assert level(tmp_path / "out").shape == (700, 900)
+
+
+def read_picture(path):
+    with Image.open(path) as file:
+        return file.convert("RGB")
+
+
+def test_its_picture_shows_each_class_at_its_place(image, tmp_path):
+    segment(image, tmp_path / "out", {"model": MODELS + "counting", "size": 128})
+    found, slide = level(tmp_path / "out"), tilestream.open(tmp_path / "out" / "a.zarr")
+    picture, overview = (np.asarray(read_picture(tmp_path / "out" / "a.zarr" / name)) for name in ("shapes/kinds.png", "overview.png"))
+    colours = np.array([(238, 238, 238), *class_colours(len(slide.head_answer("kinds").classes))])
+    height, width = (round(side * PANEL_PX / max(found.shape)) for side in found.shape)
+    panel = picture[2 * HEADER + 6 :][:height, width + 2 * MARGIN :][:, :width]
+    row, col = ((np.arange(count) + 0.5) * side / count for count, side in zip((height, width), found.shape, strict=True))
+    np.testing.assert_array_equal(panel, colours[found[row.astype(int)[:, None], col.astype(int)]])
+    assert abs(overview.shape[1] - width - 2 * MARGIN) < MARGIN  # one panel: there is no embedding to be shown
 
 
 def test_what_holds_no_tile_is_not_computed_and_takes_no_space(tmp_path):

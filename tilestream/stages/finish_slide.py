@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
+from tilestream.config.heads import NO_ENCODER
 from tilestream.models.context_streaming import TokenBand
 from tilestream.models.pca import principal_colours
 from tilestream.models.pooling import SoftmaxPool, make_pool
@@ -100,7 +101,8 @@ def _draw(task: SlideTask, store: SlideStore) -> None:
         panel = pool.submit(slide_panel)
         each = partial(store.map_blocks, ROWS, block_rows=OVERVIEW_ROWS, threads=min(OVERVIEW_THREADS, task.line.worker.threads))
         status, tissue = (np.asarray(store.array(path)[:]) for path in (CODES, f"{TILES}/obs/tissue"))
-        colours = principal_colours(each, store.layout.tiles, tiles_at_edges(status, tissue))
+        embedded = task.line.facts.name != NO_ENCODER
+        colours = principal_colours(each, store.layout.tiles, tiles_at_edges(status, tissue)) if embedded else None
         on_map = ((store.attributes or {}).get("source") or {}).get("geo")
         drawn = panel.result()
         mpp = None if task.mpp is None else task.mpp * task.grid.l0_size.width / drawn.pixels.shape[1]

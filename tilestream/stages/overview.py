@@ -69,7 +69,9 @@ def draw_slide_panel(
     return SlidePanel(slide, place, len(tile_row))
 
 
-def draw_overview(panel: SlidePanel, colours: NDArray[np.uint8], title: str, outlined: str = "tissue", mpp: float | None = None) -> bytes:
+def draw_overview(
+    panel: SlidePanel, colours: NDArray[np.uint8] | None, title: str, outlined: str = "tissue", mpp: float | None = None
+) -> bytes:
     """PNG: the slide's panel beside the map of the embeddings.
 
     Parameters
@@ -85,7 +87,9 @@ def draw_overview(panel: SlidePanel, colours: NDArray[np.uint8], title: str, out
     mpp : float, optional
         µm per pixel of the panel, for a scale bar.
     """
-    embedding_map = np.concatenate([colours, np.array([EMPTY], np.uint8)])[panel.place]  # -1 picks the last row: no tile
+    embedding_map = None
+    if colours is not None:
+        embedding_map = np.concatenate([colours, np.array([EMPTY], np.uint8)])[panel.place]  # -1 picks the last row: no tile
     return _compose(panel.pixels, embedding_map, title, [(KEPT, f"{panel.tiles:,} tiles kept"), (OUTLINE, outlined)], mpp)
 
 
@@ -138,10 +142,10 @@ def _edges(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _compose(
-    left: NDArray[np.uint8], right: NDArray[np.uint8], title: str, legend: list[tuple[tuple[int, int, int], str]], mpp: float | None
+    left: NDArray[np.uint8], right: NDArray[np.uint8] | None, title: str, legend: list[tuple[tuple[int, int, int], str]], mpp: float | None
 ) -> bytes:
     height, width = left.shape[:2]
-    canvas = Image.new("RGB", (2 * width + 3 * MARGIN, height + 2 * HEADER + 2 * MARGIN), "white")
+    canvas = Image.new("RGB", (width + 2 * MARGIN + (0 if right is None else width + MARGIN), height + 2 * HEADER + 2 * MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(15)
     _write(draw, (MARGIN, 8), title, font)
@@ -150,9 +154,10 @@ def _compose(
         draw.rectangle((at, HEADER + 9, at + 12, HEADER + 21), outline=colour, width=3)
         _write(draw, (at + 18, HEADER + 6), words, font)
         at += 36 + round(draw.textlength(words, font=font))
-    _write(draw, (width + 2 * MARGIN, HEADER + 6), "embeddings: first three principal components as red, green, blue", font)
     canvas.paste(Image.fromarray(left), (MARGIN, 2 * HEADER + 6))
-    canvas.paste(Image.fromarray(right), (width + 2 * MARGIN, 2 * HEADER + 6))
+    if right is not None:
+        _write(draw, (width + 2 * MARGIN, HEADER + 6), "embeddings: first three principal components as red, green, blue", font)
+        canvas.paste(Image.fromarray(right), (width + 2 * MARGIN, 2 * HEADER + 6))
     if mpp is not None:
         _draw_scale(draw, font, (MARGIN + 10, 2 * HEADER + 6 + height - 10), width * LONGEST_BAR, mpp)
     # One filter for all rows takes a third of the time of trying all of them, and suits squares of one colour as well.

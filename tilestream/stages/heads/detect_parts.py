@@ -92,7 +92,8 @@ def join(task: SlideTask, store: SlideStore, grid: DetectGrid, unit: int, images
         objects = count_objects(task.head, own, store.layout, counts, _tile_mm2(task))
         close_up = _close_up(task, ShapesFile(path), counts, tiles, grid.scale, images) if found else None
         title = f"{task.slide}: {found:,} objects of head {task.head}"
-        objects[picture_key(task.head)] = compose(dots, close_up, title, facts.answer.classes, by_class.tolist())
+        legend = [f"{name} {count:,}" for name, count in zip(facts.answer.classes, by_class.tolist(), strict=True)]
+        objects[picture_key(task.head)] = compose(dots.pixels, close_up, title, legend, "where they lie densest")
         with store.committing():
             writing.close()
             for key, data in objects.items():

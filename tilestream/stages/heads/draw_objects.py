@@ -1,4 +1,4 @@
-"""The picture of a detect head: where its objects lie on the slide, and their outlines where they lie densest."""
+"""The picture of a detect head, and what pictures of other heads share with it: where its objects lie on the slide, and their outlines where they lie densest."""
 
 from __future__ import annotations
 
@@ -73,21 +73,20 @@ def draw_close_up(source: Source, file: ShapesFile, l0_y: float, l0_x: float, sc
     return image
 
 
-def compose(dots: SlideDots, close_up: Image.Image | None, title: str, classes: Sequence[str], counts: Sequence[int]) -> bytes:
-    """PNG: the slide with its objects beside the close-up, under a title and the names of the classes."""
-    left = Image.fromarray(dots.pixels)
-    right = close_up or Image.new("RGB", (PANEL_PX, PANEL_PX), (238, 238, 238))
+def compose(pixels: NDArray[np.uint8], beside: Image.Image | None, title: str, legend: Sequence[str], caption: str) -> bytes:
+    """PNG: the slide (h, w, 3) beside another picture, under a title and words for each class in its colour; `caption` is of the other one."""
+    left = Image.fromarray(pixels)
+    right = beside or Image.new("RGB", (PANEL_PX, PANEL_PX), (238, 238, 238))
     height = max(left.height, right.height)
     canvas = Image.new("RGB", (left.width + right.width + 3 * MARGIN, height + 2 * HEADER + 2 * MARGIN), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
     draw.text((MARGIN, 8), title, fill="black", font=font)
     place = MARGIN
-    for name, count, colour in zip(classes, counts, class_colours(len(classes)), strict=True):
-        words = f"{name} {count:,}"
+    for words, colour in zip(legend, class_colours(len(legend)), strict=True):
         draw.rectangle((place, HEADER + 8, place + 12, HEADER + 20), fill=colour)
         draw.text((place + 18, HEADER + 6), words, fill="black", font=font)
         place += 36 + int(draw.textlength(words, font=font))
-    draw.text((left.width + 2 * MARGIN, HEADER + 6), "where they lie densest", fill="black", font=font)
+    draw.text((left.width + 2 * MARGIN, HEADER + 6), caption, fill="black", font=font)
     canvas.paste(left, (MARGIN, 2 * HEADER + 6))
     canvas.paste(right, (left.width + 2 * MARGIN, 2 * HEADER + 6))
     out = io.BytesIO()

@@ -17,6 +17,7 @@ from tilestream.models.heads.blending import Blender
 from tilestream.models.heads.patch_grid import BlockGrid, PatchGrid
 from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import THREAD_BYTES, one_thread, pick_device
+from tilestream.stages.heads.dense.draw_labels import draw_labels
 from tilestream.stages.heads.dense.token_segmenting import TokenCanvas, segment_tokens
 from tilestream.stages.heads.dense.unit_image import UnitImage, label_image, pixel_bytes
 from tilestream.stages.heads.dense.unit_writer import UnitWriter
@@ -30,6 +31,7 @@ from tilestream.stages.prefetch import QUEUE_BATCHES
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped, outlast_outages
 from tilestream.store.heads.columns import head_stage
 from tilestream.store.heads.labels import make_labels, write_levels
+from tilestream.store.heads.shapes import picture_key
 from tilestream.store.layout import Layout
 from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.read_spec import ReadSpec
@@ -59,8 +61,13 @@ class SegmentKind(HeadKind):
 
     def finish(self, task: SlideTask, units: range) -> Report:
         clock, canvas = Clock(), canvas_of(task, task.head_facts)
+        store = task.open_store()
+
+        def picture() -> dict[str, bytes]:
+            return {} if canvas.image.channels else {picture_key(task.head): draw_labels(task, store, canvas.image)}
+
         with clock.timed("write"):
-            write_levels(task.open_store(), canvas.image, units.start)
+            write_levels(store, canvas.image, units.start, picture)
         return Report(task.slide, units, clock.seconds)
 
     def memory(self, task: SlideTask, facts: HeadFacts, layout: Layout) -> int:

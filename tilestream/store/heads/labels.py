@@ -149,8 +149,8 @@ def write_unit(
         store.record(head_stage(image.head), unit, keys, told)
 
 
-def write_levels(store: SlideStore, image: LabelImage, unit: int) -> None:
-    """Write the coarser levels, each every second pixel of the one before, and their entry in the ledger as that of `unit`.
+def write_levels(store: SlideStore, image: LabelImage, unit: int, more: Callable[[], Mapping[str, bytes]] = dict) -> None:
+    """Write the coarser levels, each every second pixel of the one before, and their entry in the ledger as that of `unit`; then what `more` makes of them, by key.
 
     Memory bound: two blocks and a chunk, `HANDS` times.
     """
@@ -158,8 +158,11 @@ def write_levels(store: SlideStore, image: LabelImage, unit: int) -> None:
     for level in range(1, len(image.levels)):
         finer = store.array(f"{image.path}/{level - 1}")
         keys += _together(partial(_write_coarser, store, image, level, finer, chunk_reader(finer)), _there(store, image, level))
+    objects = more()
     with store.committing():
-        store.record(head_stage(image.head), unit, keys, {})
+        for key, data in objects.items():
+            store.folder.put(key, data)
+        store.record(head_stage(image.head), unit, [*keys, *objects], {})
 
 
 def _there(store: SlideStore, image: LabelImage, level: int) -> list[Block]:
