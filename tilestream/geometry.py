@@ -234,3 +234,49 @@ class PlacedGrid(TileGrid):
     def l0_x(self, tile_col: NDArray[np.int64]) -> NDArray[np.int64]:
         found: NDArray[np.int64] = self.l0_xs[tile_col]
         return found
+
+
+def tiles_at(
+    grid: TileGrid, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64], l0_y: NDArray[np.float64], l0_x: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """(h, w) which of the tiles has its centre nearest to each place, -1 where none reaches: every picture of values of tiles is made of this.
+
+    Parameters
+    ----------
+    grid : TileGrid
+        Where tiles lie.
+    tile_row, tile_col : (n,) int64
+        The tiles that there are.
+    l0_y, l0_x : (h,) and (w,) float64
+        Places, level-0 px, ascending.
+    """
+    if not grid.regular:
+        return placed_at(grid.l0_y(tile_row), grid.l0_x(tile_col), grid.l0_extent, l0_y, l0_x)
+    table = np.full((grid.rows + 1, grid.cols + 1), -1, np.int64)
+    table[tile_row, tile_col] = np.arange(len(tile_row))
+    found: NDArray[np.int64] = table[grid.nearest_rows(l0_y)[:, None], grid.nearest_cols(l0_x)]  # -1 is the last, where there is no tile
+    return found
+
+
+def placed_at(
+    tile_y: NDArray[np.int64], tile_x: NDArray[np.int64], l0_extent: float, l0_y: NDArray[np.float64], l0_x: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """As `tiles_at`, for tiles on no lattice whose top-lefts are at `tile_y` and `tile_x`; each has at least the place that is next to its centre."""
+    found = np.full((len(l0_y), len(l0_x)), -1, np.int64)
+    if not found.size:
+        return found
+    away = np.full(found.shape, np.inf, np.float32)
+    spans = []
+    for starts, places in ((tile_y, l0_y), (tile_x, l0_x)):
+        first, last = np.searchsorted(places, starts), np.searchsorted(places, starts + l0_extent)
+        middle = np.minimum(np.searchsorted(places, starts + l0_extent / 2), len(places) - 1)
+        spans.append(
+            zip(*(np.where(first < last, at, narrow).tolist() for at, narrow in ((first, middle), (last, middle + 1))), strict=True)
+        )
+    centres = zip((tile_y + l0_extent / 2).tolist(), (tile_x + l0_extent / 2).tolist(), strict=True)
+    for tile, ((top, bottom), (left, right), (y, x)) in enumerate(zip(*spans, centres, strict=True)):
+        part = slice(top, bottom), slice(left, right)
+        here = np.maximum(np.abs(l0_y[part[0]] - y)[:, None], np.abs(l0_x[part[1]] - x)).astype(np.float32)
+        nearer = here < away[part]
+        away[part][nearer], found[part][nearer] = here[nearer], tile
+    return found

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import tilestream
@@ -10,7 +11,7 @@ from tests.support.images import make_image, write_pyramid
 from tests.support.runs import given
 from tests.support.stores import make_store
 from tests.support.viewing import viewed
-from tilestream.geometry import Region, Size
+from tilestream.geometry import Region, Size, placed_at
 from tilestream.viewer.catalogue import Catalogue
 from tilestream.viewer.clusters import cluster
 from tilestream.viewer.deepzoom import SIDE, DeepZoom, Zoom
@@ -75,6 +76,34 @@ def test_contexts_are_laid_over_as_colours_of_their_own_components(tmp_path):
         assert what in layer.legend.words
 
 
+@pytest.mark.parametrize("stride", [56, 100, 168, 224])
+@pytest.mark.parametrize("scale", [1.0, 1.7])
+def test_a_cell_of_the_map_has_the_centre_of_its_tile(tmp_path, stride, scale):
+    make_store(tmp_path / "s.zarr", rows=7, cols=9, stride=stride, scale=scale, keep=np.indices((7, 9)).sum(axis=0) % 5 > 0)
+    slide = viewed(tmp_path / "s.zarr")
+    places = slide.places()
+    cell = places.extent.l0_height / places.tile.shape[0]
+    table = slide.obs
+    for tile, (y, x) in enumerate(zip(table["y"], table["x"], strict=True)):
+        row, col = (int((at + slide.l0_extent / 2 - start) // cell) for at, start in ((y, places.extent.l0_y), (x, places.extent.l0_x)))
+        assert places.tile[row, col] == tile
+        centre = places.extent.l0_y + (row + 0.5) * cell, places.extent.l0_x + (col + 0.5) * cell
+        assert centre == pytest.approx((y + slide.l0_extent / 2, x + slide.l0_extent / 2), abs=1)  # tiles begin at whole px
+
+
+def test_tiles_on_no_lattice_are_where_their_centres_are_nearest():
+    made = np.random.default_rng(0)
+    y, x = made.integers(0, 700, (2, 60))
+    places = np.arange(0.5, 800, 3)
+    found = placed_at(y, x, 90.0, places, places)
+    away = np.maximum(np.abs(places[:, None, None] - y - 45), np.abs(places[None, :, None] - x - 45))
+    covered = away.min(axis=2) < 45
+    np.testing.assert_array_equal(found >= 0, covered)
+    chosen = np.take_along_axis(away, np.maximum(found, 0)[..., None], axis=2)[..., 0]
+    np.testing.assert_allclose(chosen[covered], away.min(axis=2)[covered])
+    assert set(placed_at(y, x, 0.1, places, places).ravel()) >= {0}, "what is smaller than a place has one still"
+
+
 def test_overlays_of_failed_missing_and_empty_tiles(tmp_path):
     keep = np.ones((4, 5), bool)
     keep[1, 2] = False
@@ -91,7 +120,6 @@ def test_overlays_of_failed_missing_and_empty_tiles(tmp_path):
     none = viewed(tmp_path / "n.zarr")
     assert "no tissue" in none.words
     assert np.isnan(none.scores()).all()
-    assert none.tile_at(10, 10) is None
     mask = tissue_layer(none)
     assert isinstance(mask, PictureLayer)
     assert mask.rgba.any()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from tilestream.geometry import TileGrid
+from tilestream.geometry import TileGrid, tiles_at
 from tilestream.store.layout import PADDED
 
 PANEL_PX = 900
@@ -60,7 +60,8 @@ def draw_slide_panel(
     height, width = thumbnail.shape[:2]
     factor = PANEL_PX / max(height, width)
     panel = (max(1, round(width * factor)), max(1, round(height * factor)))
-    place = _tile_of_pixel(grid, tile_row, tile_col, panel)
+    y, x = ((np.arange(px) + 0.5) * l0 / px for px, l0 in ((panel[1], grid.l0_size.height), (panel[0], grid.l0_size.width)))
+    place = tiles_at(grid, tile_row, tile_col, y, x)
     slide = np.array(Image.fromarray(thumbnail).resize(panel, Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC))
     tissue = np.array(Image.fromarray(mask).resize(panel, Image.Resampling.NEAREST))
     dark = slide.mean(axis=2) < DARK
@@ -97,31 +98,6 @@ def tiles_at_edges(status: NDArray[np.int8], tissue: NDArray[np.float32]) -> NDA
     """(n,) tiles that are mostly background or hang over the image: how white they are would be most of the map. None where too few are left."""
     edges = (status == PADDED) | (tissue < MOSTLY)
     return edges if (~edges).sum() > 3 else None
-
-
-def _tile_of_pixel(grid: TileGrid, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64], panel: tuple[int, int]) -> NDArray[np.int64]:
-    """(h, w) index of the kept tile whose centre is nearest to each pixel of a panel, -1 where there is none."""
-    width, height = panel
-    if not grid.regular:
-        return _painted(grid, tile_row, tile_col, panel)
-    table = np.full((grid.rows + 1, grid.cols + 1), -1, np.int64)
-    table[tile_row, tile_col] = np.arange(len(tile_row))
-    row = grid.nearest_rows((np.arange(height) + 0.5) * grid.l0_size.height / height)
-    col = grid.nearest_cols((np.arange(width) + 0.5) * grid.l0_size.width / width)
-    return table[row[:, None], col[None, :]]  # -1 is the last row and column, where there is no tile
-
-
-def _painted(grid: TileGrid, tile_row: NDArray[np.int64], tile_col: NDArray[np.int64], panel: tuple[int, int]) -> NDArray[np.int64]:
-    """As `_tile_of_pixel`, for tiles that lie on no lattice: each painted where it is, at least one pixel, later ones over earlier ones."""
-    width, height = panel
-    place = np.full((height, width), -1, np.int64)
-    starts = grid.l0_y(tile_row) * (height / grid.l0_size.height), grid.l0_x(tile_col) * (width / grid.l0_size.width)
-    side = grid.l0_extent * height / grid.l0_size.height
-    tops, lefts = (np.floor(start).astype(np.int64).tolist() for start in starts)
-    bottoms, rights = (np.ceil(start + side).astype(np.int64).tolist() for start in starts)
-    for tile, (top, left, bottom, right) in enumerate(zip(tops, lefts, bottoms, rights, strict=True)):
-        place[top:bottom, left:right] = tile
-    return place
 
 
 def _borders(place: NDArray[np.int64], tiles: int) -> NDArray[np.bool_]:

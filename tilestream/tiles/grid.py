@@ -106,7 +106,9 @@ class TileSet:
 
         height, width = self.info.size.height, self.info.size.width
         axes.imshow(self.thumbnail.pixels, extent=(0, width, height, 0), interpolation="nearest")
-        corners = np.array([[0, 0], [0, 1], [1, 1], [1, 0]]) * self.grid.l0_extent
+        whole = values is None or not self.grid.regular  # of tiles that overlap, values are drawn as cells around their centres
+        side = self.grid.l0_extent if whole else self.grid.l0_step
+        corners = np.array([[0, 0], [0, 1], [1, 1], [1, 0]]) * side + (self.grid.l0_extent - side) / 2
         squares = PolyCollection(list(self.positions[:, None, ::-1] + corners), linewidths=0.6)
         if values is None:
             squares.set(facecolor="none", edgecolor="#0072b2")

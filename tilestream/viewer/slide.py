@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.errors import InputError
-from tilestream.geometry import Size
+from tilestream.geometry import Size, placed_at, tiles_at
 from tilestream.models.pca import AXES_ROWS, principal_axes
 from tilestream.store.blocks import BLOCK_ROWS
 from tilestream.store.folder import Folder
@@ -202,29 +202,19 @@ class ViewedSlide(Slide):
             here[good, : axes.shape[1]] = np.clip((scores - centre) / spread, -1e4, 1e4)
             out[part] = here
 
-    def tile_at(self, l0_y: float, l0_x: float) -> int | None:
-        """The tile that covers a place, the one whose centre is nearest; None where none does."""
-        half = self.l0_extent / 2
-        away = np.maximum(np.abs(self.y + half - l0_y), np.abs(self.x + half - l0_x))
-        if not len(away) or away.min() > half:
-            return None
-        return int(away.argmin())
-
     def places(self) -> PlaceMap:
-        """The map of the tiles: one cell a tile where they lie on a grid, else each painted where it is."""
+        """The map of the tiles: one cell a tile where they lie on a grid, else cells of an eighth of a tile."""
         try:
             grid = self.grid()
         except InputError:
-            return self._painted()
-        table = np.full((grid.rows, grid.cols), -1, np.int64)
-        table[self.row, self.col] = np.arange(self.layout.tiles)
-        return PlaceMap(table, Extent(*grid.l0_cells, grid.rows * grid.l0_step, grid.cols * grid.l0_step))
-
-    def _painted(self) -> PlaceMap:
-        factor = min(1.0, MOST_PLACES / max(self.size.height, self.size.width), 8 / self.l0_extent)
-        shape = max(1, round(self.size.height * factor)), max(1, round(self.size.width * factor))
-        table = np.full(shape, -1, np.int64)
-        for tile, (y, x) in enumerate(zip(self.y.tolist(), self.x.tolist(), strict=True)):
-            top, left = max(0, int(y * factor)), max(0, int(x * factor))
-            table[top : max(top + 1, int((y + self.l0_extent) * factor)), left : max(left + 1, int((x + self.l0_extent) * factor))] = tile
-        return PlaceMap(table, Extent.of(self.size))
+            factor = min(1.0, MOST_PLACES / max(self.size.height, self.size.width), 8 / self.l0_extent)
+            y, x = (
+                np.asarray((np.arange(max(1, round(l0 * factor))) + 0.5) / factor, np.float64) for l0 in (self.size.height, self.size.width)
+            )
+            return PlaceMap(placed_at(self.y, self.x, self.l0_extent, y, x), Extent(0.0, 0.0, len(y) / factor, len(x) / factor))
+        y, x = (
+            np.asarray((np.arange(count) + 0.5) * grid.l0_step + start, np.float64)
+            for count, start in zip((grid.rows, grid.cols), grid.l0_cells, strict=True)
+        )
+        extent = Extent(*grid.l0_cells, grid.rows * grid.l0_step, grid.cols * grid.l0_step)
+        return PlaceMap(tiles_at(grid, self.row, self.col, y, x), extent)
