@@ -2,7 +2,7 @@
 
     python -m benchmarks.fuzz_sources [--count 20000] [--seed 0] [--processes 2] [--slides DIR] [--json]
 
-Sound files (made TIFF, SVS and OME-Zarr; small real ones from --slides) are mutated: bytes flipped, cut off, spliced, numbers replaced, mostly in the
+Sound files (made TIFF, SVS, DICOM and OME-Zarr; small real ones from --slides) are mutated: bytes flipped, cut off, spliced, numbers replaced, mostly in the
 metadata; each goes through `inspect` and a one-shard run in a worker process, which is replaced when it dies or takes too long. Prints what became of
 them and, for each failure, the seed that makes the file again.
 """
@@ -26,6 +26,8 @@ def make_seeds(folder: Path, slides: Path | None) -> list[Path]:
     import numpy as np
     import tifffile
     import zarr
+
+    from benchmarks.bench_dicom import encode_frames, write_dicom
 
     rng = np.random.default_rng(0)
     pixels = np.kron(rng.integers(60, 255, (16, 16, 3)), np.ones((16, 16, 1))).astype(np.uint8)
@@ -51,7 +53,8 @@ def make_seeds(folder: Path, slides: Path | None) -> list[Path]:
         tile=(64, 64),
         metadata={"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5},
     )
-    made.append(folder / "ome.ome.tif")
+    write_dicom(folder / "slide.dcm", pixels, encode_frames(pixels, 64), 64)
+    made += [folder / "ome.ome.tif", folder / "slide.dcm"]
     axes = [{"name": n, "type": "channel" if n == "c" else "space"} | ({} if n == "c" else {"unit": "micrometer"}) for n in "cyx"]
     scale = [{"type": "scale", "scale": [1.0, 0.5, 0.5]}]
     root = zarr.create_group(

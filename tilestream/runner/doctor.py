@@ -180,6 +180,7 @@ def _extras() -> list[Check]:
         "seg": "segmentation_models_pytorch",
         "fit": "openpyxl",
         "geo": "rasterio",
+        "dicom": "pydicom",
         "gpu": "nvidia.nvimgcodec",
     }
     return [
