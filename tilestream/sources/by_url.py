@@ -8,15 +8,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from tilestream.config.same_slide import NEVER_DICOM
 from tilestream.config.urls.objects import path_of
 from tilestream.errors import InputError, NotThereError
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.sources.containers import foreign_words, refuse_overview
-from tilestream.sources.files import NoGridError, NotTiffError
+from tilestream.sources.files import NoGridError, NotTiffError, join_fingerprints
 from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.storage.opened import open_bytes
+
+if TYPE_CHECKING:
+    from tilestream.sources.dicom.listing import SeriesFiles
+    from tilestream.sources.storage.staging import Stage, Staged
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF; DICOM files may have them in their preamble."""
@@ -75,7 +81,7 @@ def _open_object(address: str, options: SourceOptions, stored: ByteSource) -> So
             if isinstance(error, NotTiffError) or options.backend == "tiff":
                 raise InputError(f"{address}: {words}. Copy it again from its origin.") from error
             raise InputError(f"{address}: {words}; OpenSlide may read it, from a local disk only. {STAGE}.") from error
-    if stored.size > PREAMBLE and stored.read(PREAMBLE - 4, 4) == b"DICM":
+    if _is_dicom(stored):
         return _open_dicom(address, options, stored)
     try:
         return _open_zarr(address, options)
@@ -88,26 +94,77 @@ def _open_object(address: str, options: SourceOptions, stored: ByteSource) -> So
 
 
 def _open_staged(address: str, options: SourceOptions, folder: str, open_local: Callable[[str, SourceOptions], Source]) -> Source:
-    """The image from a copy of its file, which stays as long as the image is open."""
-    from tilestream.sources.storage.fetching import RangeFetcher, identity_of
+    """The image from a copy of its file, or of all files of its DICOM series, which stay as long as the image is open."""
     from tilestream.sources.storage.staging import Stage
+
+    stage = Stage(folder, options.stage_limit)
+    held: list[tuple[Staged, str, bool]] = []
+    series = _dicom_series(address)
+    try:
+        for url in (address,) if series is None else series.addresses:
+            held.append(_hold(url, stage))  # noqa: PERF401  # those held so far are let go where one fails
+        plain = replace(options, stage=None)
+        paths = [str(staged.path) for staged, _, _ in held]
+        source = open_local(paths[0], plain) if series is None else _open_series(address, plain, paths, series)
+    except BaseException:
+        if series is not None:
+            series.close()
+        for staged, _, _ in held:
+            staged.release()
+        raise
+    for staged, _, _ in held:
+        weakref.finalize(source, staged.release)
+    own = source.info
+    identities = [identity for _, identity, marked in held if marked]
+    fingerprint = join_fingerprints(identities) if len(identities) == len(held) else own.fingerprint
+    source.info = replace(own, address=address, fingerprint=fingerprint, reason=f"{own.reason}, of a copy in source.stage")
+    return source
+
+
+def _hold(address: str, stage: Stage) -> tuple[Staged, str, bool]:
+    """The copy of an object, its identity, and whether the server says when it changes."""
+    from tilestream.sources.storage.fetching import RangeFetcher, identity_of
 
     fetcher = RangeFetcher(address)
     ranges, version = fetcher.look(), fetcher.version
     assert version is not None, "looking pins it"
     identity, name = identity_of(version.size, version.mark or address), posixpath.basename(unquote(path_of(address))) or "slide"
-    stage = Stage(folder, options.stage_limit)
     staged = stage.hold(identity, name, version.size, lambda file: fetcher.copy(file, whole=not ranges))
+    return staged, identity, bool(version.mark)
+
+
+def _dicom_series(address: str) -> SeriesFiles | None:
+    """The DICOM series of an object, or right below a prefix; None where there is none."""
+    if find_spec("pydicom") is None or f".{path_of(address).lower().rpartition('.')[2]}" in NEVER_DICOM:
+        return None
+    from tilestream.sources.dicom.listing import objects_beside
+
     try:
-        source = open_local(str(staged.path), replace(options, stage=None))
-    except BaseException:
-        staged.release()
-        raise
-    weakref.finalize(source, staged.release)
-    own = source.info
-    fingerprint = identity if version.mark else own.fingerprint
-    source.info = replace(own, address=address, fingerprint=fingerprint, reason=f"{own.reason}, of a copy in source.stage")
-    return source
+        stored = open_bytes(address)
+    except NotThereError:
+        with suppress(NotThereError):
+            return objects_beside(address, None)
+        return None
+    if _is_dicom(stored):
+        return objects_beside(address, stored)
+    stored.close()
+    return None
+
+
+def _is_dicom(stored: ByteSource) -> bool:
+    return stored.size > PREAMBLE and stored.read(PREAMBLE - 4, 4) == b"DICM"
+
+
+def _open_series(address: str, options: SourceOptions, paths: list[str], series: SeriesFiles) -> Source:
+    """The slide that copies of a series' files are. Raises InputError."""
+    from tilestream.sources.dicom.source import DicomSource
+    from tilestream.sources.storage.local import LocalBytes
+
+    series.close()
+    try:
+        return DicomSource(address, options, replace(series, levels=tuple(LocalBytes(path) for path in paths)))
+    except NoGridError as error:
+        raise InputError(f"{error}. Download the series, and name its folder.") from error
 
 
 def _open_dicom(address: str, options: SourceOptions, stored: ByteSource | None) -> Source:
@@ -122,7 +179,7 @@ def _open_dicom(address: str, options: SourceOptions, stored: ByteSource | None)
     try:
         return DicomSource(address, options, objects_beside(address, stored))
     except NoGridError as error:
-        raise InputError(f"{error}. {STAGE}, where OpenSlide may read it.") from error
+        raise InputError(f"{error}. Download the series, and name its folder: OpenSlide may read it.") from error
 
 
 def _may_be_slide(address: str) -> bool:

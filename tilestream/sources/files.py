@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,12 @@ def fingerprint_file(path: Path) -> str:
             file.seek(start)
             digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def join_fingerprints(parts: Iterable[str]) -> str:
+    """The fingerprint of a slide from those of its files, the same whichever of them was named and whatever they are called."""
+    found = sorted(parts)
+    return found[0] if len(found) == 1 else hashlib.blake2b("".join(found).encode(), digest_size=16).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

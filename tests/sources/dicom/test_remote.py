@@ -47,6 +47,17 @@ def test_a_prefix_and_each_of_its_files_give_the_pixels_of_the_folder(series: Pa
     assert len(prints) == 1
 
 
+def test_all_files_of_a_series_are_copied_ahead(series: Path, tmp_path: Path) -> None:
+    with open_source(f"file://{series}", AUTO) as source:
+        expected, print_ = read_levels(source), source.info.fingerprint
+    for number, address in enumerate((f"file://{series}", f"file://{series}/1.dcm")):
+        with open_source(address, SourceOptions(stage=str(tmp_path / f"stage{number}"))) as source:
+            assert source.info.reason.endswith("frames, of a copy in source.stage")
+            assert (source.info.fingerprint, source.fetched) == (print_, False)
+            for pixels, same in zip(read_levels(source), expected, strict=True):
+                np.testing.assert_array_equal(pixels, same)
+
+
 def test_frames_that_are_said_ahead_come_in_few_requests(tmp_path: Path) -> None:
     write_coded(tmp_path, [make_image(1024, 1024)], "native")
     places = list(product(range(16), range(16)))

@@ -26,6 +26,8 @@ class SeriesFiles:
     """The files of a slide."""
 
     levels: tuple[ByteSource, ...]
+    addresses: tuple[str, ...]
+    """Of those, in the same order."""
     others: tuple[str, ...]
     """Names of those that are no level, and what they are."""
     warnings: tuple[str, ...] = ()
@@ -52,7 +54,8 @@ def files_beside(address: str) -> SeriesFiles:
         raise NoGridError(f"{address}: its DICOM elements cannot be read")
     series = [header for header in headers_in(path.parent) if header.series == own.series] if own.series else [own]
     volumes, others = _levels_of(address, series)
-    return SeriesFiles(tuple(LocalBytes(str(header.path)) for header in volumes), others)
+    paths = tuple(str(header.path) for header in volumes)
+    return SeriesFiles(tuple(LocalBytes(path) for path in paths), paths, others)
 
 
 def objects_beside(address: str, named: ByteSource | None) -> SeriesFiles:
@@ -75,25 +78,26 @@ def objects_beside(address: str, named: ByteSource | None) -> SeriesFiles:
         raise NotThereError(f"{address}: no such file, and a web server gives no lists of what lies below it.")
     if web and named is not None and own is not None:
         _, others = _levels_of(address, [own])
-        return SeriesFiles((named,), others, (UNSEEN,))
-    opened: list[tuple[DicomHeader, ByteSource]] = []
+        return SeriesFiles((named,), (address,), others, (UNSEEN,))
+    opened: list[tuple[DicomHeader, ByteSource, str]] = []
     kept: list[DicomHeader] = []
     try:
         for url in _list_beside(address if named is None else split_key(address)[0]):
             stored = open_bytes(url)
             header = _header(stored)
             if header is not None and (own is None or header.series == own.series):
-                opened.append((header, stored))
+                opened.append((header, stored, url))
             else:
                 stored.close()
-        kept, others = _one_slide(address, [header for header, _ in opened])
+        kept, others = _one_slide(address, [header for header, _, _ in opened])
     finally:
-        for header, stored in opened:
+        for header, stored, _ in opened:
             if header not in kept:
                 stored.close()
     if named is not None:
         named.close()
-    return SeriesFiles(tuple(stored for header, stored in opened if header in kept), others)
+    files = [(stored, url) for header, stored, url in opened if header in kept]
+    return SeriesFiles(tuple(stored for stored, _ in files), tuple(url for _, url in files), others)
 
 
 def _one_slide(address: str, headers: list[DicomHeader]) -> tuple[list[DicomHeader], tuple[str, ...]]:

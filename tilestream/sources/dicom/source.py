@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -21,7 +20,7 @@ from tilestream.sources.dicom.instance import FULL, MAX_FRAME_BYTES, SPARSE, Ins
 from tilestream.sources.dicom.jfif import WARNING, is_jfif
 from tilestream.sources.dicom.listing import SeriesFiles, files_beside
 from tilestream.sources.dicom.series import ABSENT, DicomLevel, DicomSlide, FrameTable, read_slide
-from tilestream.sources.files import checked_file, fingerprint_file
+from tilestream.sources.files import checked_file, fingerprint_file, join_fingerprints
 from tilestream.sources.resolution import UNKNOWN, Resolution, resolution_from_config, resolution_from_file
 from tilestream.sources.sample_values import Choices
 from tilestream.sources.storage.contract import ByteSource
@@ -80,18 +79,18 @@ class DicomSource(Source):
         The image is refused; the message says what to choose or to repair.
     """
 
-    def __init__(self, address: str, options: SourceOptions, remote: SeriesFiles | None = None) -> None:
+    def __init__(self, address: str, options: SourceOptions, files: SeriesFiles | None = None) -> None:
         self.opened_with = options
-        if remote is None:
+        if files is None:
             checked_file(address)
-        files = files_beside(address) if remote is None else remote
+            files = files_beside(address)
         try:
-            self._open(address, files, Choices(address, options), remote=remote is not None)
+            self._open(address, files, Choices(address, options))
         except BaseException:
             files.close()
             raise
 
-    def _open(self, address: str, files: SeriesFiles, choices: Choices, *, remote: bool) -> None:
+    def _open(self, address: str, files: SeriesFiles, choices: Choices) -> None:
         slide = read_slide(address, files, choices)
         self._rule = sample_rule(slide.instances[0], choices, slide.paths)
         choices.settle()
@@ -101,7 +100,7 @@ class DicomSource(Source):
         if choices.options.reduced:
             self._levels = reduced_levels(slide.levels, self._can_reduce)
         self.icc_profile = next((found.icc_profile for found in slide.instances if found.icc_profile is not None), None)
-        self.fetched = remote
+        self.fetched = any(file.bytes.identity for file in self._files)
         warnings = ((WARNING,) if any(file.mistold for file in self._files) else ()) + files.warnings
         self.info = _info(address, slide, self._levels, choices.options, warnings)
 
@@ -276,6 +275,4 @@ def _resolution(address: str, first: Instance, options: SourceOptions) -> Resolu
 
 
 def _fingerprint(files: Iterable[ByteSource]) -> str:
-    """Digest of the samples of the slide's files, the same whichever of them was named and whatever they are called."""
-    parts = sorted(file.identity or fingerprint_file(Path(file.name)) for file in files)
-    return parts[0] if len(parts) == 1 else hashlib.blake2b("".join(parts).encode(), digest_size=16).hexdigest()
+    return join_fingerprints(file.identity or fingerprint_file(Path(file.name)) for file in files)
