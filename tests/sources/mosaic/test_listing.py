@@ -13,6 +13,7 @@ from rasterio.shutil import copy
 from rasterio.transform import Affine
 
 from tests.sources.mosaic.test_source import whole
+from tests.support.range_server import serving
 from tests.support.rasters import ALIGNED, HOLED, NORTH_UP, OVERLAPPING, PICTURE, SOUTH_UP, cut, write_raster
 from tilestream.config.slide_list import list_slides
 from tilestream.errors import ConfigError, InputError
@@ -119,12 +120,27 @@ def test_stac_items_of_one_asset_lie_side_by_side(tmp_path: Path) -> None:
         for y0, x0, y1, x1 in HOLED.values():
             np.testing.assert_array_equal(whole(found)[y0:y1, x0:x1], PICTURE[y0:y1, x0:x1])
         assert (whole(found)[:100, 230:] == 255).all()
-    (tmp_path / "items.json").write_text(json.dumps([{"id": "x", "assets": {"image": {"href": "s3://bucket/x.tif"}}}]))
-    with pytest.raises(InputError, match=r"an asset lies at s3://bucket/x\.tif, and not on a disk"):
+    (tmp_path / "items.json").write_text(json.dumps([{"id": "x", "assets": {"image": {"href": "ftp://host/x.tif"}}}]))
+    with pytest.raises(InputError, match=r"an asset lies at ftp://host/x\.tif, where nothing is read"):
         open_source(str(tmp_path / "items.json"), SourceOptions())
     (tmp_path / "items.json").write_text("{}")
     with pytest.raises(InputError, match="holds no STAC items"):
         open_source(str(tmp_path / "items.json"), SourceOptions())
+
+
+def test_files_on_a_server_are_read_as_those_on_a_disk(tmp_path: Path) -> None:
+    cut(PICTURE, OVERLAPPING, tmp_path)
+    with serving(tmp_path) as server:
+        items = [{"id": name, "assets": {"image": {"href": server.url(f"{name}.tif")}}} for name in OVERLAPPING]
+        (tmp_path / "items.json").write_text(json.dumps({"features": items}))
+        (tmp_path / "list.txt").write_text("\n".join([server.url("a.tif"), "b.tif", server.url("c.tif"), "d.tif"]))
+        for address in (str(tmp_path / "items.json"), f"mosaic://{tmp_path}/list.txt"):
+            with open_source(address, SourceOptions()) as found:
+                assert found.fetched
+                assert found.ahead_bytes(0) > 0
+                server.forget()
+                np.testing.assert_array_equal(whole(found), PICTURE)
+                assert 0 < server.requests <= 8  # of some 70 file tiles
 
 
 WHOLE = (0, 0, 192, 256)

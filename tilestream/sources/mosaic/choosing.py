@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from tilestream.config.bands.band import Band
+from tilestream.config.urls.objects import is_url
 from tilestream.errors import InputError
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.files import NoGridError
 from tilestream.sources.mosaic.parts import Listed, Part
 from tilestream.sources.sample_values import Choices, SampleRule
+from tilestream.sources.storage.opened import open_bytes
 from tilestream.sources.tiff.index import TiffIndex
 from tilestream.sources.tiff.source import TiffSource
 
@@ -63,8 +65,9 @@ def choose_bands(listed: Listed, opened: dict[str, TiffSource], address: str, op
 
 def _open(path: str, opened: dict[str, TiffSource], options: SourceOptions) -> TiffSource:
     if path not in opened:
+        remote = open_bytes(path) if is_url(path) else None
         try:
-            opened[path] = TiffSource(path, options)
+            opened[path] = TiffSource(path, options, remote)
         except NoGridError as error:
             raise InputError(
                 f"{str(error).rstrip('.')}; the files of a mosaic are tiled or striped TIFF. Convert it: gdal_translate -of COG."

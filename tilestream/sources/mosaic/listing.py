@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from tilestream.config.local_files import MOSAIC, SMALL_FILE, read_small_file
+from tilestream.config.urls.objects import is_url
 from tilestream.errors import ConfigError, InputError, NotThereError
 from tilestream.sources.mosaic.parts import MOST_FILES, Listed, Part
 from tilestream.sources.mosaic.stac import read_stac
@@ -48,10 +49,11 @@ def _of(paths: list[str]) -> tuple[Part, ...]:
 
 
 def _lines(path: str) -> list[str]:
-    """The paths of a text file, one a line, relative to its folder; what follows # at the start of a line is no path."""
+    """The paths and URLs of a text file, one a line, paths relative to its folder; what follows # at the start of a line is none."""
     try:
         text = read_small_file(path, "", "Give a text file with one path a line.", SMALL_FILE).decode("utf-8-sig")
     except (ConfigError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a list of paths: {error}") from error
     lines = [line.strip() for line in text.splitlines()]
-    return [str(Path(path).absolute().parent / line) for line in lines if line and not line.startswith("#")]
+    folder = Path(path).absolute().parent
+    return [line if is_url(line) else str(folder / line) for line in lines if line and not line.startswith("#")]

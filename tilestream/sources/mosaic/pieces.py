@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,14 @@ class Piece:
         return self.taken.px_y - self.place.px_y, self.taken.px_x - self.place.px_x
 
 
+def tiles_of(piece: Piece, cut: Region) -> Iterator[tuple[int, int]]:
+    """Row and column of each tile of a file that a region of the mosaic's level touches."""
+    grid, (off_y, off_x) = piece.source.segment_grid(piece.number), piece.offset
+    top, left = cut.px_y + off_y, cut.px_x + off_x
+    rows = range(top // grid.height, -(-(top + cut.height) // grid.height))
+    return product(rows, range(left // grid.width, -(-(left + cut.width) // grid.width)))
+
+
 def is_one_tile(piece: Piece, region: Region) -> bool:
     """Whether a region of the mosaic's level is one tile of a file."""
     grid, (off_y, off_x) = piece.source.segment_grid(piece.number), piece.offset
@@ -68,15 +78,14 @@ def painted(there: list[tuple[Piece, Region]], region: Region) -> Pixels:
     for piece, cut in reversed(there):
         (off_y, off_x), reader = piece.offset, piece.mask or piece.source
         grid = piece.source.segment_grid(piece.number)
-        for row in range((cut.px_y + off_y) // grid.height, -(-(cut.px_y + off_y + cut.height) // grid.height)):
-            for col in range((cut.px_x + off_x) // grid.width, -(-(cut.px_x + off_x + cut.width) // grid.width)):
-                found = reader.read_segment(piece.number, row, col)
-                tile = overlap(cut, Region(row * grid.height - off_y, col * grid.width - off_x, grid.height, grid.width))
-                if found is None or tile is None:
-                    continue
-                y, x = tile.px_y + off_y - row * grid.height, tile.px_x + off_x - col * grid.width
-                to_y, to_x = tile.px_y - region.px_y, tile.px_x - region.px_x
-                out[to_y : to_y + tile.height, to_x : to_x + tile.width] = found[y : y + tile.height, x : x + tile.width]
+        for row, col in tiles_of(piece, cut):
+            found = reader.read_segment(piece.number, row, col)
+            tile = overlap(cut, Region(row * grid.height - off_y, col * grid.width - off_x, grid.height, grid.width))
+            if found is None or tile is None:
+                continue
+            y, x = tile.px_y + off_y - row * grid.height, tile.px_x + off_x - col * grid.width
+            to_y, to_x = tile.px_y - region.px_y, tile.px_x - region.px_x
+            out[to_y : to_y + tile.height, to_x : to_x + tile.width] = found[y : y + tile.height, x : x + tile.width]
     return out
 
 

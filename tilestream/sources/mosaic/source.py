@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ from tilestream.sources.geo import GeoReference
 from tilestream.sources.mosaic.choosing import ChosenBands, Taken, choose_bands
 from tilestream.sources.mosaic.listing import list_parts
 from tilestream.sources.mosaic.parts import Listed
-from tilestream.sources.mosaic.pieces import Piece, is_one_tile, one_tile, overlap, painted, paste
+from tilestream.sources.mosaic.pieces import Piece, is_one_tile, one_tile, overlap, painted, paste, tiles_of
 from tilestream.sources.mosaic.placing import Placed, place_parts
 from tilestream.sources.resolution import UNKNOWN, resolution_from_config
 from tilestream.sources.tiff.source import TiffSource
@@ -25,6 +27,9 @@ from tilestream.sources.wrapped.masked import MaskedSource
 
 SIDE = 1024
 """Least side of a piece where the files' own tiles do not lie on one grid, px: at this size a tile is decoded 1.6 times where it has 256, not 4 times."""
+
+FETCHED_AT_ONCE = 4
+"""Files of a server that are fetched ahead at the same time."""
 
 MOST_PIXELS = 1 << 22
 """Of a piece, where its sides may be chosen."""
@@ -53,6 +58,7 @@ class MosaicSource(Source):
             levels = tuple(Level(part := _part_of(size, factor), downsample_from_sizes(size, part)) for factor in self._pieces)
             self._levels = tuple(self._pieces.values())
             self._grids = tuple(_grid(found.size, pieces) for found, pieces in zip(levels, self._levels, strict=True))
+            self.fetched = any(source.fetched for source in self._opened.values())
             about = _about(self._opened, placed, geo, self._grids[0], bands)
             self.info = _info(address, options, placed, levels, geo, about)
         except BaseException:
@@ -63,6 +69,31 @@ class MosaicSource(Source):
         """Close the files; may be called twice."""
         for source in self._opened.values():
             source.close()
+
+    @contextmanager
+    def _ahead(self, level: int, places: Iterable[tuple[int, int]]) -> Iterator[None]:
+        """Fetch ahead of the first `FETCHED_AT_ONCE` files that are touched; others are asked for tile by tile."""
+        grid = self._grids[level]
+        wanted: dict[int, dict[tuple[int, int], None]] = {}
+        for row, col in places:
+            region = Region(row * grid.height, col * grid.width, grid.height, grid.width)
+            for number, piece in enumerate(self._levels[level]):
+                if piece.source.fetched and (number in wanted or len(wanted) < FETCHED_AT_ONCE):
+                    cut = overlap(piece.place, region)
+                    if cut is not None:
+                        wanted.setdefault(number, {}).update(dict.fromkeys(tiles_of(piece, cut)))
+        with ExitStack() as stack:
+            for number, tiles in wanted.items():
+                piece = self._levels[level][number]
+                stack.enter_context(piece.source.ahead(piece.number, tiles))
+            yield
+
+    def ahead(self, level: int, places: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
+        return self._ahead(level, places) if self.fetched else nullcontext()
+
+    def ahead_bytes(self, level: int) -> int:
+        held = sorted((piece.source.ahead_bytes(piece.number) for piece in self._levels[level]), reverse=True)
+        return sum(held[:FETCHED_AT_ONCE])
 
     def segment_grid(self, level: int) -> SegmentGrid:
         """The files' own tiles where those lie on one grid, else squares of at least `SIDE` px."""

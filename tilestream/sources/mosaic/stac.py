@@ -1,4 +1,4 @@
-"""STAC items as a mosaic: one item, or a FeatureCollection or list of them, whose assets are GeoTIFFs on a disk.
+"""STAC items as a mosaic: one item, or a FeatureCollection or list of them, whose assets are GeoTIFFs on a disk, in a bucket or on a server.
 
 Source: STAC 1.0 and 1.1, item and its extensions eo and raster. An item with one raster has its bands; of several, each is one band that is
 called by the asset's key, or by its band's common name.
@@ -15,6 +15,7 @@ from urllib.request import url2pathname
 
 from tilestream.config.bands.band import Band
 from tilestream.config.local_files import read_small_file
+from tilestream.config.urls.objects import is_url
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources.mosaic.parts import Listed, Part
 
@@ -40,11 +41,11 @@ def read_stac(path: str) -> Listed:
     rasters = [_rasters(item, path) for item in items]
     order = "the first item of the list on top"
     if all(len(found) == 1 for found in rasters):
-        parts = tuple(Part(_local(asset, folder, path)) for found in rasters for asset in found.values())
+        parts = tuple(Part(_place(asset, folder, path)) for found in rasters for asset in found.values())
         return Listed("STAC items", parts, order)
     keys = list(dict.fromkeys(key for found in rasters for key in found))
     made = [
-        Part(_local(asset, folder, path), tuple(0 if each == key else None for each in keys))
+        Part(_place(asset, folder, path), tuple(0 if each == key else None for each in keys))
         for found in rasters
         for key, asset in found.items()
     ]
@@ -87,10 +88,12 @@ def _band(key: str, asset: Mapping[str, Any]) -> Band:
     return Band(key, common, light, scale or 1.0, offset or 0.0)
 
 
-def _local(asset: Mapping[str, Any], folder: str, path: str) -> str:
+def _place(asset: Mapping[str, Any], folder: str, path: str) -> str:
     href = str(asset.get("href", ""))
     if href.startswith("file://"):
         return url2pathname(urlsplit(href).path)
+    if is_url(href):
+        return href
     if "://" in href or href.startswith("/vsi"):
-        raise InputError(f"{path}: an asset lies at {href}, and not on a disk. Copy it, and give its path as href.")
+        raise InputError(f"{path}: an asset lies at {href}, where nothing is read. Copy it, and give its path as href.")
     return os.path.normpath(os.path.join(folder, href))  # noqa: PTH118
