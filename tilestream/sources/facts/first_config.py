@@ -28,6 +28,8 @@ class LookedAt:
     """What a list of slides holds."""
 
     images: list[SlideInfo] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    """The id of each."""
     refused: dict[str, str] = field(default_factory=dict)
     """Why an image cannot be read, by id."""
 
@@ -65,7 +67,23 @@ def write_first_config(slides: Sequence[str], path: Path, output: str, *, force:
     yield f"{counted(len(seen.images), 'image')} can be read: " + ", ".join(f"{count} {name}" for name, count in formats.most_common())
     for name, why in seen.refused.items():
         yield f"{name}: will be refused: {why.removeprefix(f'{name}: ')}"
+    for names, why in left_out(seen):
+        yield f"{', '.join(names)}: will be refused: {why}"
     yield f"wrote {path}. Have a look at it, then: tilestream run {path}"
+
+
+def left_out(seen: LookedAt) -> list[tuple[list[str], str]]:
+    """Images that can be read and yet do not suit the config: their ids, and why."""
+    if 2 * len(seen.resolutions) <= len(seen.images):  # each is read at its own pixels
+        return []
+    told = list(zip(seen.names, seen.images, strict=True))
+    silent = [name for name, image in told if image.mpp is None and image.geo is None]
+    maps = [name for name, image in told if image.geo is not None]
+    found = [
+        (silent, "their files state no resolution. Add a CSV column mpp, or source: {mpp: ...}"),
+        (maps, "maps want a config of their own, with level: 0"),
+    ]
+    return [(names, why) for names, why in found if names]
 
 
 def look_at(refs: Sequence[SlideRef]) -> LookedAt:
@@ -75,6 +93,7 @@ def look_at(refs: Sequence[SlideRef]) -> LookedAt:
         try:
             with open_source(ref.address, SourceOptions(mpp=ref.mpp)) as source:
                 seen.images.append(source.info)
+                seen.names.append(ref.id)
         except InputError as error:
             seen.refused[ref.id] = str(error)
     return seen
@@ -117,8 +136,8 @@ def _resolution(seen: LookedAt) -> str:
     mpp = max(TARGET_MPP, round(known[-1], 3))
     span = f"{known[0]:.4g}" if known[0] == known[-1] else f"{known[0]:.4g} to {known[-1]:.4g}"
     line = f"  mpp: {mpp:<8g}                # µm/px to work at; the files have {span}"
-    if silent := sum(image.mpp is None for image in seen.images):
-        line += f"\n                               # {counted(silent, 'image')} without a resolution will be refused: add a CSV column mpp, or source: {{mpp: ...}}"
+    for names, why in left_out(seen):
+        line += f"\n                               # {counted(len(names), 'image')} will be refused: {why}"
     return line
 
 
