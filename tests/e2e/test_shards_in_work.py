@@ -1,5 +1,6 @@
 """A run that ends in the middle of a shard keeps what it embedded; the next one embeds the rest, and ends with the bytes of one that nobody disturbed."""
 
+import numpy as np
 import pytest
 import tifffile
 
@@ -10,6 +11,7 @@ from tests.support.resuming import hurt
 from tests.support.runs import bytes_of, given
 from tilestream.errors import InterruptedRunError
 from tilestream.stages import slide_task
+from tilestream.stages.encoding.in_work import ShardRows
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import ASIDE, SlideStore
 
@@ -119,3 +121,31 @@ def test_retry_failed_takes_nothing_that_was_set_aside(image, tmp_path):
     Stopping.stop_after, Stopping.seen = None, 0
     summary = tilestream.run(config, retry_failed=True)
     assert summary.new_tiles == TILES
+
+
+@pytest.mark.slow
+def test_a_network_gives_the_rows_that_it_gives_undisturbed(image, tmp_path, monkeypatch):
+    """Batches are composed otherwise after an interrupt; no bit of a row may depend on that."""
+    kept, parts = ShardRows.note, []
+
+    def note(self, part):
+        kept(self, part)
+        parts.append(part)
+        if len(parts) == stop_after:
+            slide_task.STOP.set()
+
+    monkeypatch.setattr(ShardRows, "note", note)
+    stores = []
+    for name, stop_after in (("whole", None), ("broken", 7), ("broken", None)):
+        parts.clear()
+        config = {
+            **settings(image, tmp_path / name, dtype="float32"),
+            "encoder": {"name": "tilestream-lite", "precision": "fp32", "allow_mismatch": True},
+        }
+        if stop_after is None:
+            assert tilestream.run(config).exit_code == 4
+            stores.append(tilestream.open(tmp_path / name / "a.zarr").embeddings[:])
+        else:
+            with pytest.raises(InterruptedRunError, match="stopped"):
+                tilestream.run(config)
+    np.testing.assert_array_equal(*stores)
