@@ -85,3 +85,15 @@ def test_an_own_store_that_was_made_of_other_bytes_shows_none(own, image, tmp_pa
     with pytest.raises(InputError, match=r"a.tif is not the file that .*a.zarr was made of"):
         open_recorded(own, OPTIONS)
     open_recorded(own, OPTIONS, [str(tmp_path / "slides")]).close()
+
+
+def test_a_sample_is_opened_where_it_was_drawn_before_and_never_drawn(tmp_path, monkeypatch):
+    monkeypatch.setenv("TILESTREAM_SAMPLE_DIR", str(tmp_path / "samples"))
+    embed("sample://he?width=700&height=500&seed=3", tmp_path / "out", tiles={"size": 256, "tissue": "none"})
+    (path,) = (tmp_path / "out").glob("*.zarr")
+    with open_recorded(Slide(path), OPTIONS) as source:
+        assert source.info.size == Slide(path).size
+    monkeypatch.setenv("TILESTREAM_SAMPLE_DIR", str(tmp_path / "elsewhere"))
+    with pytest.raises(InputError, match="it is not on this machine"):
+        open_recorded(Slide(path), OPTIONS)
+    assert not (tmp_path / "elsewhere").exists()

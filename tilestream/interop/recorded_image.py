@@ -10,6 +10,7 @@ from tilestream.config.local_files import MOSAIC
 from tilestream.errors import InputError
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
+from tilestream.sources.made.slide import drawn_sample
 from tilestream.store.slide import Slide
 
 
@@ -17,7 +18,7 @@ def open_recorded(slide: Slide, options: SourceOptions, roots: Sequence[str] = (
     """The image of a slide, where it may be opened.
 
     A store may come from anybody, and what it names is opened with the rights of whoever looks at it. So what it names is opened below `roots`; elsewhere
-    only a local file that a local store of this user's own names, and shown only if its bytes are those that the store was made of.
+    only a local file, or a sample that was drawn before, that a local store of this user's own names, and shown only if its bytes are those that the store was made of.
 
     Parameters
     ----------
@@ -36,8 +37,9 @@ def open_recorded(slide: Slide, options: SourceOptions, roots: Sequence[str] = (
     address = str(slide.source["address"])
     place = address.removeprefix(MOSAIC)
     trusted = any(_is_below(place, root) for root in roots)
-    if not trusted and ("://" in place or not _is_own(slide)):
-        whose = "it is not on this machine" if "://" in place else "the store belongs to somebody else"
+    remote = "://" in place and not (place.startswith("sample://") and drawn_sample(place))
+    if not trusted and (remote or not _is_own(slide)):
+        whose = "it is not on this machine" if remote else "the store belongs to somebody else"
         raise InputError(f"{address} is not opened on the word of {slide.path} alone: {whose}. Name the folder of the slides: --slides.")
     source = open_source(address, options)
     known = slide.source.get("fingerprint")

@@ -17,7 +17,7 @@ from tilestream.config.bands.given import bands_from_config
 from tilestream.errors import TilestreamError
 from tilestream.interop.recorded_image import open_recorded
 from tilestream.sources.base import Source, SourceOptions
-from tilestream.sources.made.slide import parse_sample, sample_folder
+from tilestream.sources.made.slide import drawn_sample
 from tilestream.store.slide import Slide
 from tilestream.store.slide_store import THUMBNAIL
 
@@ -108,11 +108,10 @@ def _open(slide: Slide, roots: Sequence[str], look: Look) -> tuple[Source | None
     address = slide.source["address"]
     if address.startswith("sample://"):  # opening it would draw the slide anew
         try:
-            drawn = sample_folder() / f"{parse_sample(address).stem}.svs"
+            if drawn_sample(address) is None:
+                return None, f"{address} is not drawn any more."
         except TilestreamError as error:
             return None, str(error)
-        if not drawn.exists():
-            return None, f"{address} is not drawn any more: {drawn} is missing."
     try:
         source = open_recorded(slide, source_options(slide, look), roots)
     except (TilestreamError, OSError) as error:

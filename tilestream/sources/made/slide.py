@@ -98,6 +98,12 @@ def ensure_sample(address: str) -> Path:
     return path
 
 
+def drawn_sample(address: str) -> Path | None:
+    """Path of the slide that a sample address means where it was made before; nothing is made. Raises InputError."""
+    path = sample_folder() / f"{parse_sample(address).stem}.svs"
+    return path if path.is_file() else None
+
+
 def sample_labels(address: str) -> tuple[NDArray[np.uint8], int]:
     """(h, w) uint8 kind of tissue at each cell (an index into `histology.KINDS`), and the side of a cell in level-0 px."""
     path = ensure_sample(address).with_suffix(".labels.png")
