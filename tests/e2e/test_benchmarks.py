@@ -20,6 +20,7 @@ from benchmarks import (
     bench_objects,
     bench_pipeline,
     bench_reading,
+    bench_remote,
     bench_rivals,
     bench_scaling,
     bench_soak,
@@ -271,3 +272,13 @@ def test_a_context_learns_from_made_slides(tmp_path):
     told = bench_masked.main(["--tokens", "2000", "--side", "32", "--dim", "16", "--passes", "1", "--folder", str(tmp_path)])
     assert told["tokens"] == 2 * 32**2
     assert (tmp_path / "context.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_slide_on_a_server_takes_few_requests_and_bytes(capsys):
+    rows = bench_remote.main(["--side", "4096", "--tiles", "300", "--latency", "0.001", "--rounds", "1", "--json"])
+    assert json.loads(capsys.readouterr().out) == rows
+    whole, part = rows
+    assert whole["requests"] <= 40
+    assert whole["bytes"] <= 1.3  # of so small a slide the directories are a tenth
+    assert part["bytes"] <= 1.6

@@ -1,12 +1,14 @@
 """Tiles of slides on a web server: the pixels of the local file, few requests, few bytes beside those that are needed."""
 
 from concurrent.futures import ThreadPoolExecutor
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 import pytest
 
 from tests.support.images import make_image, write_ome_zarr, write_pyramid
 from tests.support.range_server import serving
+from tilestream.errors import InputError
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
 from tilestream.tiles.read_spec import ReadSpec
@@ -114,3 +116,21 @@ def test_every_chunk_or_shard_of_a_zarr_is_read_once(tmp_path, version, shard, a
         most = 1.0 if shard is None else 1.25  # of a shard, chunks that are there already may lie between two that are wanted
         assert server.bytes_sent <= most * sum(file.stat().st_size for file in objects)
         assert server.requests <= (len(objects) if shard is None else 5 * len(objects))
+
+
+@pytest.mark.parametrize(("shard", "packing"), [(None, ZIP_STORED), (256, ZIP_STORED), (None, ZIP_DEFLATED)])
+def test_a_zarr_in_a_zip_file_is_read_by_ranges(tmp_path, shard, packing):
+    write_ome_zarr(tmp_path / "a.zarr", make_image(700, 900, seed=6), shard=shard, chunk=64)
+    with ZipFile(tmp_path / "a.zarr.zip", "w", packing) as file:
+        for path in sorted((tmp_path / "a.zarr").rglob("*")):
+            if path.is_file():
+                file.write(path, path.relative_to(tmp_path / "a.zarr"))
+    y, x = (56 * places.ravel() for places in np.meshgrid(np.arange(3), np.arange(17), indexing="ij"))
+    with open_source(str(tmp_path / "a.zarr.zip"), SourceOptions()) as here:
+        expected = read_tiles(here, y, x)
+    with serving(tmp_path) as server, open_source(server.url("a.zarr.zip"), SourceOptions()) as there:
+        np.testing.assert_array_equal(read_tiles(there, y, x), expected)
+        assert server.bytes_sent < 0.9 * (tmp_path / "a.zarr.zip").stat().st_size
+        (tmp_path / "a.zarr.zip").write_bytes(b"PK" + bytes(9999))
+        with pytest.raises(InputError, match="changed while it was being read"):
+            read_tiles(there, y + 300, x)

@@ -43,7 +43,8 @@ def open_url(address: str, options: SourceOptions, open_local: Callable[[str, So
     OutageError
         The server does not answer.
     """
-    is_store = options.backend == "zarr" or ".zarr/" in f"{path_of(address).rstrip('/')}/".lower()
+    is_zip = path_of(address).lower().endswith((".zip", ".ozx"))
+    is_store = (options.backend == "zarr" and not is_zip) or ".zarr/" in f"{path_of(address).rstrip('/')}/".lower()
     if options.stage is not None and not is_store:
         return _open_staged(address, options, options.stage, open_local)
     if options.backend == "openslide":
@@ -83,6 +84,8 @@ def _open_object(address: str, options: SourceOptions, stored: ByteSource) -> So
             raise InputError(f"{address}: {words}; OpenSlide may read it, from a local disk only. {STAGE}.") from error
     if _is_dicom(stored):
         return _open_dicom(address, options, stored)
+    if head[:2] == b"PK":
+        return _open_zarr(address, options, stored)
     try:
         return _open_zarr(address, options)
     except InputError as error:
@@ -187,7 +190,7 @@ def _may_be_slide(address: str) -> bool:
     return path_of(address).lower().endswith((".mrxs", ".czi"))
 
 
-def _open_zarr(address: str, options: SourceOptions) -> Source:
+def _open_zarr(address: str, options: SourceOptions, zipped: ByteSource | None = None) -> Source:
     from tilestream.sources.zarr import ZarrSource
 
-    return ZarrSource(address, options)
+    return ZarrSource(address, options, zipped=zipped)

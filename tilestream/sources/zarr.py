@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -22,6 +23,8 @@ from tilestream.sources.channel_names import list_channels
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.storage.ahead import MOST_BYTES
 from tilestream.sources.storage.chunks import ChunksAhead
+from tilestream.sources.storage.contract import ByteSource
+from tilestream.sources.storage.zipped import RemoteZip
 from tilestream.sources.zarr_meta import ZarrImage, find_image, fingerprint_of, resolution_of
 from tilestream.store.folder import LocalObjects
 from tilestream.store.object_store import open_remote
@@ -51,12 +54,12 @@ class ZarrSource(Source):
         No image there, or the options must choose axes, channels or values.
     """
 
-    def __init__(self, address: str, options: SourceOptions, reason: str = "") -> None:
+    def __init__(self, address: str, options: SourceOptions, reason: str = "", zipped: ByteSource | None = None) -> None:
         self.opened_with = options
         choices = Choices(address, options)
         self._zip: ZipStore | None = None
-        if "://" not in address and Path(address).is_file():
-            self._zip, node = open_zip(address)
+        if zipped is not None or ("://" not in address and Path(address).is_file()):
+            self._zip, node = open_zip(address, zipped)
         else:
             node = open_node(address)
         try:
@@ -74,6 +77,8 @@ class ZarrSource(Source):
             self.fetched = is_url(address)
             self._ahead = tuple(None if reader is None else ChunksAhead(reader, address) for reader in self._chunks) if self.fetched else ()
             self.info = _info(address, reason, node, image, choices)
+            if zipped is not None:
+                self.info = replace(self.info, fingerprint=zipped.identity)
         except STORE_ERRORS as error:
             raise InputError(f"{address}: the Zarr metadata cannot be read: {str(error) or type(error).__name__}") from error
 
@@ -223,8 +228,8 @@ def open_node(address: str) -> Any:
         raise InputError(f"{address}: cannot be opened as Zarr: {words}") from error
 
 
-def open_zip(address: str) -> tuple[ZipStore, Any]:
-    """The store in a ZIP file (Zarr's ZipStore, `.zarr.zip`, and OME-Zarr's `.ozx`), and the array or group at its root or in its only folder.
+def open_zip(address: str, remote: ByteSource | None = None) -> tuple[ZipStore, Any]:
+    """The store in a ZIP file, local or `remote` (Zarr's ZipStore, `.zarr.zip`, and OME-Zarr's `.ozx`), and the array or group at its root or in its only folder.
 
     Raises
     ------
@@ -232,7 +237,7 @@ def open_zip(address: str) -> tuple[ZipStore, Any]:
         It is no ZIP file, or holds no Zarr there.
     """
     try:
-        with ZipFile(address) as file:
+        with ZipFile(address) if remote is None else ZipFile(remote.open_file()) as file:
             names = set(file.namelist())
         roots = {name.partition("/")[0] for name in names}
         inner = next(iter(roots)) if len(roots) == 1 and not roots & set(ZARR_MARKS) else ""
@@ -240,7 +245,7 @@ def open_zip(address: str) -> tuple[ZipStore, Any]:
             raise InputError(
                 f"{address}: is a ZIP file without Zarr metadata ({', '.join(ZARR_MARKS)}) at its root. Unpack it, and name the image in it."
             )
-        store = ZipStore(address, mode="r", read_only=True)
+        store = ZipStore(address, mode="r", read_only=True) if remote is None else RemoteZip(remote)
         return store, zarr.open(store=store, path=inner, mode="r")
     except STORE_ERRORS as error:
         words = str(error).partition("\n")[0] or type(error).__name__

@@ -15,7 +15,7 @@ import stat
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import google_crc32c
 import numcodecs
@@ -37,6 +37,13 @@ ABSENT = 2**64 - 1
 
 KNOWN_SHARDS = 256
 """Indices of shards that are kept."""
+
+
+@runtime_checkable
+class Fetching(Protocol):
+    """A store that reads parts of its objects itself."""
+
+    def fetch(self, key: str, offset: int, length: int | None) -> bytes | None: ...
 
 
 class ChunkReader:
@@ -173,6 +180,8 @@ def _inflate(data: bytes, out: NDArray[np.uint8]) -> None:
 
 
 def _fetcher(store: Any) -> Fetch | None:
+    if isinstance(store, Fetching):
+        return store.fetch
     if isinstance(store, zarr.storage.LocalStore):
         root = f"{store.root}/"
         return lambda key, offset, length: _pread(root + key, offset, length)
