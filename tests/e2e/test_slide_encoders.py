@@ -98,6 +98,41 @@ def test_each_family_streams_to_the_same_bits_from_any_shards(image, tmp_path, m
     assert np.abs(vectors[0] - whole.numpy()).max() < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "module"), [("feather", FAMILIES["feather"]), ("gigapath-flash", LongNet), ("hipt-4k", RegionEncoder)])
+def test_workers_shards_and_resume_change_no_bit_at_full_size(tmp_path, name, module):
+    preset = SLIDE_PRESETS[name]
+    made = module(preset.spec)
+    seeded_init(made, 3, std=0.05)
+    torch.save({"model": made.state_dict()}, tmp_path / "w.pth")
+    for seed in range(2):
+        write_pyramid(tmp_path / f"s{seed}.tif", make_image(620, 700, seed), compression="deflate", levels=1, mpp=0.5)
+    encoder = {"name": "tests.support.encoders:wide_corners", "args": {"dim": preset.inputs}}
+    found = []
+    for compute in ({"shard_tiles": 512}, {"shard_tiles": 16, "scheduler": "local", "workers": 2, "threads": 1}):
+        sections = {
+            "pool": {"name": name, "allow_mismatch": True},
+            "encoder": encoder,
+            "compute": compute,
+            "context": {"window": 4, "depth": 1, "heads": 2, "exact": True},
+        }
+        output = tmp_path / f"{compute['shard_tiles']}"
+        for _ in range(2):
+            assert encode(tmp_path / "s*.tif", output, str(tmp_path / "w.pth"), **sections).exit_code == 0
+            found.append([tilestream.open(output / f"s{seed}.zarr").slide_vector for seed in range(2)])
+            store = SlideStore(Folder(str(output / "s1.zarr")))  # and again, as if killed before the vector of the second slide
+            store.folder.delete(".tilestream/complete.json")
+            store.forget({"pool"})
+            shutil.rmtree(output / "s1.zarr" / "tables" / "slide")
+    assert [float(np.abs(np.subtract(vectors, found[0])).max()) for vectors in found] == [0] * 4
+    assert not np.array_equal(*found[0])
+    assert np.isfinite(found[0]).all()
+    rows = tilestream.open(tmp_path / "16" / "s0.zarr")
+    cells = (torch.from_numpy(rows.read_column(axis)) for axis in ("row", "col"))
+    whole = made.encode([TileBlock(torch.from_numpy(np.asarray(rows.embeddings[:], np.float32)), *cells)], rows.layout.tiles).vector
+    assert np.abs(found[0][0] - whole.numpy()).max() < 1e-5
+
+
 def test_in_exact_mode_one_thread_encodes(image, tmp_path, gigapath, monkeypatch):
     seen, before, encode_slide = [], torch.get_num_threads(), LongNet.encode
 

@@ -50,6 +50,21 @@ def corners() -> nn.Module:
     return Corners()
 
 
+class WideCorners(Corners):
+    """The corners as many times over as makes `dim` numbers of about 1."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        return (super().forward(tiles) / 128 - 1).repeat(1, self.dim // 12)
+
+
+def wide_corners(dim: int) -> nn.Module:
+    return WideCorners(dim)
+
+
 class SomeCorners(Corners):
     """NaN for tiles whose first pixel's red is odd."""
 
