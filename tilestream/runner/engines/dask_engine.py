@@ -213,7 +213,7 @@ class DaskEngine(Engine):
 
     def _hear_progress(self, event: tuple[float, Any]) -> None:
         """A task tells how far it is, perhaps of another run on the same cluster."""
-        self.told.append(Told(**event[1]))
+        self.told.append(Told(**{key: value for key, value in event[1].items() if key != "worker"}))  # which distributed adds
         self.wake()
 
     def _check_cluster(self) -> None:
