@@ -127,7 +127,6 @@ def test_an_olympus_container_is_known_under_another_name(tmp_path: Path) -> Non
         ("a.lif", "is Leica LIF.*bioformats2raw"),
         ("a.sdpc", "is SQRAY SDPC.*Export it as SVS"),
         ("a.bmp", "is BMP.*Save it as PNG"),
-        ("a.vrt", "GDAL's virtual raster.*gdal_translate a.vrt a.tif -of COG"),
     ],
 )
 def test_formats_that_are_not_read_are_named(tmp_path: Path, name: str, words: str) -> None:

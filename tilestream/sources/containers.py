@@ -43,7 +43,6 @@ FOREIGN = {
     ".webp": ("WebP", "Save it as PNG"),
     ".pdf": ("PDF", "Export its picture as PNG or TIFF"),
     ".h5": ("HDF5", "Store the image as OME-Zarr"),
-    ".vrt": ("GDAL's virtual raster", "Make one file of it: gdal_translate {name} {stem}.tif -of COG"),
 }  # fmt: skip
 """Formats that nothing here reads, by suffix: their names, and the way out."""
 
