@@ -36,7 +36,7 @@ export function startTools(app) {
   startLinks(app);
   const hint = make("div", { class: "chip hint" }, HINT);
   app.panes[0].element.append(hint);
-  app.on("mark tab select", () => hint.remove());
+  app.on("mark tab select layer", (pane) => (pane.layer || pane.marked >= 0 || app.tab || pane.selected.length) && hint.remove());
   byId("help").onclick = () => byId("keys").showModal();
 }
 
