@@ -79,8 +79,8 @@ def draw_overview(
     ----------
     panel : SlidePanel
         From `draw_slide_panel`.
-    colours : (n, 3) uint8
-        Of the kept tiles' embeddings, from `principal_colours`.
+    colours : (n, 3) uint8, optional
+        Of the kept tiles' embeddings, from `principal_colours`; None where there are none, and then no map of them.
     title : str
         Words above the panels.
     outlined : str
