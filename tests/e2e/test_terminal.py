@@ -118,3 +118,14 @@ def test_what_is_asked_of_the_program_fits_its_terminal(folder, width, words):
     text, code = Terminal(words, width, folder).end()
     assert code == (2 if "nowhere.yaml" in words else 0)
     assert len(sound(text, width).splitlines()) > (0 if code else 5)
+
+
+@pytest.mark.slow
+def test_workers_tell_how_far_they_are_and_no_library_says_a_word(folder):
+    compute = {"scheduler": "local", "workers": 2, "batch_size": 1}
+    terminal = run(config(folder, compute=compute), 80)
+    seen = terminal.wait_for(r" ([1-9]\d*) of 320 tiles, [\d.]+ tiles/s")
+    assert int(seen[1]) < 320
+    text, code = terminal.end()
+    assert code == 0
+    assert "320 embedded by this run" in sound(text, 80)

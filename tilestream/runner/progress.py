@@ -253,7 +253,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     rows = [
         ("slides", f"{fresh} done" + (f", {len(done) - fresh} already done" if len(done) > fresh else "") + (f", {len(summary.refused)} refused" if summary.refused else "")),
         ("tiles", f"{summary.tiles} in the output, {summary.new_tiles} embedded by this run" + (f", {summary.failed_tiles} failed" if summary.failed_tiles else "")),
-        ("speed", f"{summary.tiles_per_second:.0f} tiles/s while tiles were in work" if summary.new_tiles else "nothing to do"),
+        ("speed", f"{summary.tiles_per_second:.0f} tiles/s while tiles were in work" if summary.new_tiles else ""),
         ("bound", summary.bound),
         ("seconds", f"{summary.seconds:.1f} in all: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in summary.parts.items()) if summary.new_tiles else ""),
         ("memory", f"peak {gib(summary.peak_bytes)}, projected {gib(summary.projected_bytes)}" if summary.peak_bytes else ""),
