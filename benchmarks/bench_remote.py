@@ -1,4 +1,4 @@
-"""Claim: a slide on a server is read at the speed of the line or of the local disk, whichever is lower, in few requests.
+"""How near a slide on a server comes to the speed of the line or of the local disk, whichever is lower, and in how few requests.
 
     python -m benchmarks.bench_remote [--tiles 2000] [--latency 0.03] [--gbit 1] [--threads 2] [--tiffslide PYTHON] [--rounds 3] [--json]
 
@@ -7,7 +7,8 @@ on this machine that waits `--latency` seconds before each answer and paces all 
 module, and takes its share of the cores. A new connection costs no more than another request, which favours who opens many.
 
 local     tiles/s from the disk.   line     tiles/s at which the line carries the bytes that the tiles need.
-share     tiles/s over the lower of both: 0.8 or more is claimed.   open     seconds to open the slide, which are not in the tiles/s.
+share     tiles/s over the lower of both; 0.8 is the aim. One list of tiles after another: the wait for the first bytes of each counts, which a run overlaps.
+open     seconds to open the slide, which are not in the tiles/s.
 bytes     bytes asked for over bytes of the file tiles that are needed; requests for 1,000 tiles; the opening is counted.
 tiffslide with fsspec over HTTP, by the Python of an environment that holds it (it caps zarr); fewer tiles, for it is slow. Rounds alternate.
 """
