@@ -103,9 +103,10 @@ def test_a_script_without_a_main_guard_is_told_so_before_anything_starts(image, 
     assert "compute.scheduler inline" in last
 
 
-def test_a_script_without_a_main_guard_is_told_so_where_its_images_are_read_in_a_child(image, tmp_path):
-    last = script(tmp_path, image, "tilestream.run(given)", isolate=True).stderr.splitlines()[-1]
-    assert f"compute.isolate: true starts processes, and each of them imports {tmp_path}/script.py, line" in last
+def test_a_script_without_a_main_guard_may_read_its_images_in_a_child(image, tmp_path):
+    done = script(tmp_path, image, "print(tilestream.run(given).tiles)", isolate=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
 
 
 def test_a_script_without_a_main_guard_runs_where_no_process_is_started(image, tmp_path):

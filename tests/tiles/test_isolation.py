@@ -1,5 +1,11 @@
 """Reading in a child process: what hangs or dies costs the tile that does it, and no other."""
 
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -54,3 +60,34 @@ def test_a_run_in_isolation_gives_the_same_output(tmp_path):
     embed(path, tmp_path / "plain", tiles=tiles)
     embed(path, tmp_path / "apart", tiles=tiles, compute={"isolate": True})
     assert same_store(opened(tmp_path / "plain", "a"), opened(tmp_path / "apart", "a"))
+
+
+def test_workers_of_a_cluster_read_in_isolation_too(tmp_path):
+    path = write_pyramid(tmp_path / "a.tif", make_image(500, 700, 1), tile=128, levels=1)
+    tiles = {"size": 96, "level": 0, "tissue": "none"}
+    embed(path, tmp_path / "plain", tiles=tiles, compute={"shard_tiles": 16})
+    embed(path, tmp_path / "apart", tiles=tiles, compute={"shard_tiles": 16, "isolate": True, "scheduler": "local", "workers": 2})
+    assert same_store(opened(tmp_path / "plain", "a"), opened(tmp_path / "apart", "a"))
+
+
+def test_a_child_ends_with_its_parent_even_where_it_hangs(tmp_path):
+    code = """
+import numpy as np
+from tilestream.sources.base import ImageAddress, SourceOptions
+from tilestream.tiles.isolation import IsolatedReader, Job
+from tilestream.tiles.read_spec import ReadSpec
+job = Job(ImageAddress("hang:0,0", SourceOptions(), ""), ReadSpec(0, 1.0, 96, 1.0), 1, 4, "tests.support.crashing:open_crashing")
+reader = IsolatedReader(job)
+reader._child.pipe().send((np.zeros(1, np.int64), np.zeros(1, np.int64)))
+print(reader._child._process.pid, flush=True)
+input()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    assert Path(f"/proc/{child}").exists()
+    parent.kill()
+    parent.communicate()
+    ended = os.pidfd_open(child) if Path(f"/proc/{child}").exists() else None
+    if ended is not None:
+        assert select.select([ended], [], [], 20.0)[0], "the child outlived its parent"
+        os.close(ended)

@@ -89,8 +89,8 @@ def run(
     began = time.perf_counter() if began is None else began
     checked = with_fitted_context(config if isinstance(config, Config) else load_config(config, overrides))
     compute = checked.compute
-    if compute.isolate or (compute.scheduler.kind == "local" and compute.workers != "auto"):  # else it is seen when there is work
-        check_main_guard("compute.isolate: true" if compute.isolate else "compute.scheduler: local")
+    if compute.scheduler.kind == "local" and compute.workers != "auto":  # else it is seen when there is work
+        check_main_guard()
     cohort = list_cohort(checked, shard, restart=restart, retry_failed=retry_failed)
     try:
         with stage_of(checked):

@@ -6,15 +6,17 @@ Pixels pass through a pipe, which costs more than decoding a tile in place; that
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
+import select
 import signal
+import subprocess
+import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 import numpy as np
@@ -65,11 +67,15 @@ class Job:
 
 
 class _Child:
-    """A process with a source open, started when it is asked first and again after it was killed."""
+    """A process with a source open, started when it is asked first and again after it was killed.
 
-    def __init__(self, target: Any, job: object, address: str) -> None:
-        self._target, self._job, self._address = target, job, address
-        self._process: Any = None
+    An interpreter of its own, not one of `multiprocessing`: a worker of a cluster may have no children of that kind, and the caller's script
+    is not run again.
+    """
+
+    def __init__(self, serve: Callable[[Connection, Any], None], job: object, address: str) -> None:
+        self._serve, self._job, self._address = serve.__name__, job, address
+        self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self.greeting: Any = None
         """What the child said when it was ready."""
@@ -78,12 +84,14 @@ class _Child:
         """The way to the child. Raises InputError where the source is refused, or opening it makes the process hang or die."""
         if self._pipe is not None:
             return self._pipe
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=self._target, args=(theirs, self._job), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._pipe, theirs = Pipe()
+        with theirs:
+            code = f"from tilestream.tiles.isolation import run_child; run_child({theirs.fileno()}, {self._serve!r})"
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+            command = [sys.executable, "-c", code]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)  # noqa: S603  # our own
         try:
+            self._pipe.send(self._job)
             self.greeting = self.receive(START)
         except (EOFError, OSError) as error:
             self.kill()
@@ -112,7 +120,7 @@ class _Child:
         """End the process."""
         if self._process is not None:
             self._process.kill()
-            self._process.join()
+            self._process.wait()
             self._process = None
         if self._pipe is not None:
             self._pipe.close()
@@ -242,9 +250,15 @@ def open_image(address: str, options: SourceOptions, *, isolate: bool) -> Source
     return IsolatedSource(address, options) if isolate else open_source(address, options)
 
 
+def run_child(number: int, serve: str) -> None:
+    """The child: do what its first message says, by the name of a function here, over the socket of this number, until the parent goes away."""
+    pipe = Connection(number)
+    _follow_parent(number)
+    globals()[serve](pipe, pipe.recv())
+
+
 def _serve_tiles(pipe: Connection, job: Job) -> None:
-    """The child: open the source, then read the tiles that are asked for until the parent goes away."""
-    _follow_parent()
+    """Open the source, then read the tiles that are asked for."""
     source = _open_for(pipe, job.image.address, job.image.options, job.opener)
     if source is None:
         return
@@ -263,8 +277,7 @@ def _serve_tiles(pipe: Connection, job: Job) -> None:
 
 
 def _serve_regions(pipe: Connection, job: tuple[str, SourceOptions, str]) -> None:
-    """The child: open the source, then read the regions that are asked for until the parent goes away."""
-    _follow_parent()
+    """Open the source, then read the regions that are asked for."""
     source = _open_for(pipe, *job)
     if source is None:
         return
@@ -299,14 +312,14 @@ def _next_question(pipe: Connection) -> Any:
         return None
 
 
-def _follow_parent() -> None:
-    """Leave interrupts to the parent, and end with it even where a decoder hangs."""
+def _follow_parent(number: int) -> None:
+    """Leave interrupts to the parent, and end with it even where a decoder hangs: when the other end of the socket is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "this runs in a child"
+    hung_up = select.poll()
+    hung_up.register(number, 0)
 
     def wait() -> None:
-        parent.join()
+        hung_up.poll()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -211,8 +211,8 @@ _GUARDS = frozenset({"__name__", "parent_process", "current_process"})
 """Names by which a script tells whether it is run or imported."""
 
 
-def check_main_guard(setting: str) -> None:
-    """Refuse a run that a script starts as soon as it is imported: the processes of a setting import it, and would start runs without end.
+def check_main_guard() -> None:
+    """Refuse a run that a script starts as soon as it is imported: worker processes import it, and would start runs without end.
 
     Raises
     ------
@@ -223,8 +223,8 @@ def check_main_guard(setting: str) -> None:
     if line is not None or getattr(multiprocessing.current_process(), "_inheriting", False):
         where = f"{_script()}, line {line}" if line is not None else "the script"
         raise ConfigError(
-            f"{setting} starts processes, and each of them imports {where}, which would start this run once more. "
-            'Put what the script does under `if __name__ == "__main__":`, or leave the work to this process: compute.scheduler inline, compute.isolate false.'
+            f"compute.scheduler: local starts processes, and each of them imports {where}, which would start this run once more. "
+            'Put what the script does under `if __name__ == "__main__":`, or leave the work to this process: compute.scheduler inline.'
         )
 
 

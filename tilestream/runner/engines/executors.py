@@ -75,5 +75,5 @@ def open_engine(compute: Compute, say: Callable[[str], None] | None = None) -> E
     if works_here(compute):
         return InlineEngine()
     if compute.scheduler.kind == "local":
-        check_main_guard("compute.scheduler: local")
+        check_main_guard()
     return DaskEngine(compute, say or (lambda _: None))
