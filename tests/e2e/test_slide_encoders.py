@@ -24,7 +24,7 @@ from tilestream.models.slides.regions import RegionEncoder
 from tilestream.models.slides.specs import AlibiSpec, GatedSpec, LongNetSpec, RegionSpec
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
-from tilestream.viewer.overlays import mixed_overlay, mixed_vectors
+from tilestream.viewer.overlays import mixed_layer, mixed_vectors
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_tokens_are_kept_on_request_and_go_with_their_pool(image, tmp_path, monk
     assert slide.named_vectors == ["slide-giga", "tokens-giga"]
     shown = viewed(tmp_path / "out" / "a.zarr")
     assert mixed_vectors(shown) == ["tokens", "tokens-giga"]
-    assert ((mixed_overlay(shown, "tokens-giga", shown.places()).rgba >> 24) > 0).sum() == shown.good.sum()
+    assert (mixed_layer(shown, "tokens-giga").rgba[:, 3] > 0).sum() == shown.good.sum()
     good, tokens = slide.read_good(), slide.vectors("tokens")[:]
     assert np.isnan(tokens[~good]).all()
     assert np.isfinite(tokens[good]).all()
