@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from tilestream.geometry import TileGrid, tiles_at
 from tilestream.store.layout import PADDED
 
+Colour = tuple[int, int, int]
+
 PANEL_PX = 900
 """Longest side of each of the two panels."""
 MARGIN, HEADER = 16, 28
@@ -91,7 +93,13 @@ def draw_overview(
     embedding_map = None
     if colours is not None:
         embedding_map = np.concatenate([colours, np.array([EMPTY], np.uint8)])[panel.place]  # -1 picks the last row: no tile
-    return _compose(panel.pixels, embedding_map, title, [(KEPT, f"{panel.tiles:,} tiles kept"), (OUTLINE, outlined)], mpp)
+    return _compose(
+        panel.pixels,
+        embedding_map,
+        title,
+        [((KEPT, KEPT_ON_DARK), f"{panel.tiles:,} tiles kept"), ((OUTLINE, OUTLINE_ON_DARK), outlined)],
+        mpp,
+    )
 
 
 def tiles_at_edges(status: NDArray[np.int8], tissue: NDArray[np.float32]) -> NDArray[np.bool_] | None:
@@ -118,7 +126,7 @@ def _edges(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _compose(
-    left: NDArray[np.uint8], right: NDArray[np.uint8] | None, title: str, legend: list[tuple[tuple[int, int, int], str]], mpp: float | None
+    left: NDArray[np.uint8], right: NDArray[np.uint8] | None, title: str, legend: list[tuple[tuple[Colour, Colour], str]], mpp: float | None
 ) -> bytes:
     height, width = left.shape[:2]
     canvas = Image.new("RGB", (width + 2 * MARGIN + (0 if right is None else width + MARGIN), height + 2 * HEADER + 2 * MARGIN), "white")
@@ -126,10 +134,11 @@ def _compose(
     font = ImageFont.load_default(15)
     _write(draw, (MARGIN, 8), title, font)
     at = MARGIN
-    for colour, words in legend:
-        draw.rectangle((at, HEADER + 9, at + 12, HEADER + 21), outline=colour, width=3)
-        _write(draw, (at + 18, HEADER + 6), words, font)
-        at += 36 + round(draw.textlength(words, font=font))
+    for (colour, on_dark), words in legend:  # as lines are drawn on light and on dark pixels
+        for place, (line, ground) in ((at, (colour, "white")), (at + 14, (on_dark, "black"))):
+            draw.rectangle((place, HEADER + 9, place + 12, HEADER + 21), fill=ground, outline=line, width=3)
+        _write(draw, (at + 32, HEADER + 6), words, font)
+        at += 50 + round(draw.textlength(words, font=font))
     canvas.paste(Image.fromarray(left), (MARGIN, 2 * HEADER + 6))
     if right is not None:
         _write(draw, (width + 2 * MARGIN, HEADER + 6), "embeddings: first three principal components as red, green, blue", font)
