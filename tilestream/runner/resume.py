@@ -257,7 +257,7 @@ def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, attribut
     uns: dict[str, Any] = {"spatial_unit": "px of level 0", "slide": plan.ref.id}
     if info.mpp is not None:
         uns["mpp"] = float(info.mpp)
-    pictures = {THUMBNAIL: png_bytes(plan.thumbnail.pixels), TISSUE: png_bytes(plan.mask)}
+    pictures = {THUMBNAIL: png_bytes(plan.picture), TISSUE: png_bytes(plan.mask)}
     store.create(
         slide.layout,
         plan.columns,

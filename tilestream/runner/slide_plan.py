@@ -8,12 +8,12 @@ from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError, TilestreamError
 from tilestream.geometry import TileGrid
-from tilestream.sources.base import SegmentGrid, Source
+from tilestream.sources.base import Pixels, SegmentGrid, Source
 from tilestream.stages.worker_settings import EncoderFacts
 from tilestream.store.layout import Layout, TileColumns
 from tilestream.tiles.annotations.mask_files import mask_file
 from tilestream.tiles.grid import TileSet, choose_tiles
-from tilestream.tiles.thumbnail import thumbnail_bytes
+from tilestream.tiles.thumbnail import picture_bytes, read_picture, thumbnail_bytes
 from tilestream.tiles.tissue import tissue_bytes
 
 
@@ -30,11 +30,13 @@ class SlidePlan(TileSet):
     """What a list of tiles holds of bytes that were fetched and are not decoded yet, where the image comes over a network."""
     planning_bytes: int
     """What finding the tiles took."""
+    picture: Pixels
+    """(h, w, 3) uint8: the image as people look at it; empty where its store holds it."""
 
     @property
     def kept_bytes(self) -> int:
-        """What stays of that while the slide is worked on: the thumbnail, the tissue on it, and the tiles' numbers, which the driver copies."""
-        return self.thumbnail.pixels.nbytes + 2 * self.mask.nbytes + len(self) * 200
+        """What stays of that while the slide is worked on: the thumbnail, the picture, the tissue, and the tiles' numbers, which the driver copies."""
+        return self.thumbnail.pixels.nbytes + self.picture.nbytes + 2 * self.mask.nbytes + len(self) * 200
 
     @property
     def columns(self) -> TileColumns:
@@ -61,7 +63,8 @@ def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: Encode
     return SlidePlan(
         **vars(found), ref=ref, pieces=pieces, held_bytes=source.held_bytes(found.spec.level, 0 if pieces else found.spec.cover**2),
         ahead_bytes=source.ahead_bytes(found.spec.level),
-        planning_bytes=thumbnail_bytes(source) + tissue_bytes(found.mask.size, searched=searched) + found.candidates * 200,
+        picture=found.thumbnail.pixels if stored is not None else read_picture(source, found.thumbnail),
+        planning_bytes=thumbnail_bytes(source) + picture_bytes(source) + tissue_bytes(found.mask.size, searched=searched) + found.candidates * 200,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from tilestream.errors import ReadError
 from tilestream.geometry import Region, level_for_scale
@@ -22,6 +23,12 @@ LARGEST_SIDE = 2048
 
 MOST_SIDE = 8192
 """Longest side of any thumbnail: a satellite image of 0.5 m/px must not be its own thumbnail."""
+
+PICTURE_SIDE = 1500
+"""Longest side of a picture, where the image has so many pixels."""
+
+PICTURE_PIXELS = 40_000_000
+"""Most pixels that are read for a picture alone; the thumbnail serves where no level is so small."""
 
 BLOCK_BYTES = 32 * 1024**2
 """Source pixels, with sums of them, held at once while a thumbnail is made."""
@@ -73,6 +80,37 @@ def thumbnail_bytes(source: Source, um_per_px: float = THUMBNAIL_UM) -> int:
     block = min(size.height * size.width, max(BLOCK_BYTES // 15, pieces.height * pieces.width if pieces else 0))
     sums = 3 if step == 1 else 12 / step + 36 / step**2  # bytes a pixel, as in `_sums`
     return int(size.height * size.width / step**2 * 4 + block * (3 + sums)) + source.held_bytes(level, block)
+
+
+def read_picture(source: Source, thumbnail: Thumbnail) -> Pixels:
+    """(h, w, 3) uint8: the image as people look at it, with a longest side of `PICTURE_SIDE` where its thumbnail is smaller and the file allows it."""
+    um_per_px = _picture_resolution(source.info)
+    if um_per_px is None:
+        return thumbnail.pixels
+    found = read_thumbnail(source, um_per_px).pixels
+    factor = PICTURE_SIDE / max(found.shape)
+    if factor >= 1:
+        return found
+    height, width = (max(1, round(side * factor)) for side in found.shape[:2])
+    return np.asarray(Image.fromarray(found).resize((width, height), Image.Resampling.BOX))
+
+
+def picture_bytes(source: Source) -> int:
+    """What `read_picture` takes beside the thumbnail."""
+    um_per_px = _picture_resolution(source.info)
+    return 0 if um_per_px is None else thumbnail_bytes(source, um_per_px) + PICTURE_SIDE**2 * 3
+
+
+def _picture_resolution(info: SlideInfo) -> float | None:
+    """µm per pixel at which a picture is read, from one level as it is or by whole steps; None where the thumbnail serves."""
+    longest = max(info.size.height, info.size.width)
+    if info.mpp is None or info.mpp * longest / PICTURE_SIDE >= THUMBNAIL_UM:
+        return None
+    scale = max(1.0, longest / PICTURE_SIDE)
+    found = info.levels[level_for_scale(info.levels, scale) or 0]
+    if found.size.height * found.size.width > PICTURE_PIXELS:
+        return None
+    return info.mpp * found.downsample * max(1, int(scale / found.downsample))
 
 
 def _level_and_step(info: SlideInfo, um_per_px: float) -> tuple[int, int]:
