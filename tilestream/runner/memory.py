@@ -152,7 +152,7 @@ def _reading(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFact
     lanes.sort(reverse=True)
     lanes += lanes[:1] * (LANES - len(lanes))  # other slides' lists, where this one has too few for all lanes
     decoding = facts.threads * (plan.held_bytes + average_bytes(plan.spec)) + LANES * plan.ahead_bytes
-    return sum(lanes[:LANES]) + results, decoding + (LANES * isolated_bytes() if config.compute.isolate else 0)
+    return sum(lanes[:LANES]) + results, decoding + (LANES * isolated_bytes(plan.info.backend) if config.compute.isolate else 0)
 
 
 def passes_tokens(config: Config, facts: EncoderFacts, layout: Layout) -> bool:

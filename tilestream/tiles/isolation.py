@@ -50,9 +50,9 @@ def isolated_groups(batch: int) -> int:
     return GROUP_BATCHES * batch
 
 
-def isolated_bytes() -> int:
-    """What a child holds beside pixels: an interpreter, numpy, the image's index."""
-    return 2 * CHILD_BYTES
+def isolated_bytes(backend: str) -> int:
+    """What a child holds beside pixels: an interpreter, numpy, the image's index; with other libraries than those of TIFF it is more."""
+    return CHILD_BYTES * 3 // 2 if backend == "tiff" else 2 * CHILD_BYTES
 
 
 @dataclass(frozen=True)
