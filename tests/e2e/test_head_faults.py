@@ -106,7 +106,7 @@ def test_a_disk_that_fails_anywhere_ends_with_5_and_resumes(image, calm, tmp_pat
 
 
 def test_an_outage_that_passes_leaves_no_trace(image, calm, tmp_path, monkeypatch, no_pauses):
-    monkeypatch.setattr(os, "pread", Outage(60, 3, errno.ESTALE))
+    monkeypatch.setattr(os, "pread", Outage(30, 3, errno.ESTALE, (tmp_path / "out" / "a.zarr").exists))
     assert tilestream.run(given(image, tmp_path / "out")).exit_code == 0
     ends_as_calm(tmp_path / "out", calm)
 
@@ -114,7 +114,7 @@ def test_an_outage_that_passes_leaves_no_trace(image, calm, tmp_path, monkeypatc
 @pytest.mark.parametrize("after", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_an_outage_that_stays_ends_with_5_and_costs_no_pixel(image, calm, tmp_path, monkeypatch, no_pauses, after):
     with monkeypatch.context() as patched:
-        patched.setattr(os, "pread", Outage(after, 10**9, errno.EIO))
+        patched.setattr(os, "pread", Outage(after, 10**9, errno.EIO, (tmp_path / "out" / "a.zarr").exists))
         with pytest.raises(InterruptedRunError, match="its storage does not answer"):
             tilestream.run(given(image, tmp_path / "out"))
     assert tilestream.run(given(image, tmp_path / "out")).exit_code == 0

@@ -46,7 +46,7 @@ def line(name, image, output, **compute):
 @pytest.mark.parametrize("kind", [errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN])
 def test_an_outage_that_passes_leaves_no_trace(image, tmp_path, monkeypatch, no_pauses, name, kind):
     tilestream.run(line(name, image, tmp_path / "calm"))
-    monkeypatch.setattr(os, "pread", Outage(100, 3, kind))
+    monkeypatch.setattr(os, "pread", Outage(60, 3, kind, (tmp_path / "out" / "a.zarr").exists))  # the plan is made
     summary = tilestream.run(line(name, image, tmp_path / "out"))
     assert (summary.exit_code, summary.failed_tiles, summary.slides[0].counts["ok"]) == (0, 0, 80)
     assert same_store(opened(tmp_path / "calm", "a"), opened(tmp_path / "out", "a"))
@@ -109,7 +109,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_an_outage(image, tmp_path, mon
         with pytest.raises(InterruptedRunError, match="its storage does not answer: the file is gone"):
             tilestream.run(given)
     else:
-        monkeypatch.setattr(os, "pread", Outage(100, 1, errno.ESTALE))
+        monkeypatch.setattr(os, "pread", Outage(10, 1, errno.ESTALE, (tmp_path / "out" / "a.zarr").exists))  # the plan is made
         monkeypatch.setattr("tilestream.stages.slide_task.STOP.wait", lambda _: image.exists() and image.rename(aside))
         with pytest.raises(InterruptedRunError, match="its storage does not answer: the file is gone"):
             tilestream.run(given)

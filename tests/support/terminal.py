@@ -11,6 +11,9 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
 
 CONTROL = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])")
 
@@ -67,7 +70,10 @@ class Terminal:
         self.screen, self.master = Screen(width), None
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
-        environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")} | {"TERM": "xterm"}
+        environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")} | {
+            "TERM": "xterm",
+            "PYTHONPATH": str(ROOT),
+        }
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tilestream", *arguments], stdin=slave, stdout=slave, stderr=slave, cwd=folder, env=environment,
