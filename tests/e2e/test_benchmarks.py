@@ -150,6 +150,7 @@ def test_the_pipeline_is_measured_beside_the_bare_encoder_and_a_plain_loop(capsy
     assert all(row[key] > 0 for key in ("bare", "program", "plain", "share", "over_plain", "host_mib"))
 
 
+@pytest.mark.slow
 def test_fuzzed_inputs_end_in_a_result_or_an_error_of_ours(capsys):
     told = fuzz_inputs.main(["--count", "160", "--processes", "1", "--json"])
     assert sum(told["outcomes"].values()) == 160
@@ -164,6 +165,7 @@ def test_fuzzed_files_end_in_a_result_or_an_error_of_ours(capsys):
     assert told["bad"] == {}
 
 
+@pytest.mark.slow
 def test_durability_is_measured_both_ways(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("TILESTREAM_SAMPLE_DIR", str(tmp_path))
     told = bench_durability.main(["--side", "1024", "--rounds", "1", "--verify-rows", "5000", "--dim", "8", "--json"])
@@ -172,6 +174,7 @@ def test_durability_is_measured_both_ways(capsys, tmp_path, monkeypatch):
     assert told["verify"]["rows"] == 5000
 
 
+@pytest.mark.slow
 def test_a_long_run_holds_what_it_held_at_first(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("TILESTREAM_SAMPLE_DIR", str(tmp_path))
     told = bench_soak.main(["--side", "2048", "--tile", "32", "--shard-tiles", "128", "--json"])
@@ -236,6 +239,7 @@ def test_the_steady_rate_begins_when_every_device_has_had_a_shard():
     assert bench_scaling.steady(shards, 4) == 0
 
 
+@pytest.mark.slow
 def test_what_a_process_finds_counts_though_it_does_not_end():
     code = """import time; print('words'); print('{"ready": 1.5}', flush=True); time.sleep(600)"""
     said = []
@@ -245,6 +249,7 @@ def test_what_a_process_finds_counts_though_it_does_not_end():
     assert bench_compile.follow([sys.executable, "-c", "raise SystemExit(3)"], os.environ, 60, said.append) == {"ended_with": 3}
 
 
+@pytest.mark.slow
 def test_heads_on_stored_rows_stay_below_their_projection(tmp_path):
     rows = bench_heads.main(["--tiles", "3000", "--heads", "linear", "knn", "transformer", "--folder", str(tmp_path), "--json"])
     assert [row["head"] for row in rows] == ["read", "linear", "knn", "transformer"]
@@ -268,6 +273,7 @@ def test_fp16_is_nearer_to_fp32_than_bf16(tmp_path):
     assert all(row["finite"] for row in rows)
 
 
+@pytest.mark.slow
 def test_a_context_learns_from_made_slides(tmp_path):
     told = bench_masked.main(["--tokens", "2000", "--side", "32", "--dim", "16", "--passes", "1", "--folder", str(tmp_path)])
     assert told["tokens"] == 2 * 32**2

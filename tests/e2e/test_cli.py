@@ -280,6 +280,7 @@ def test_the_script_finds_an_encoder_in_the_folder_it_is_called_from_as_the_modu
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_5_and_resumes(tmp_path, number):
     tifffile.imwrite(
         tmp_path / "big.tif", np.tile(make_image(512, 512, seed=1), (7, 7, 1)), photometric="rgb", tile=(256, 256), compression="jpeg"

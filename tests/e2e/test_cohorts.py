@@ -57,6 +57,7 @@ def left_with(arguments):
 
 
 @pytest.mark.parametrize(("count", "broken"), [(30, 10), pytest.param(200, 20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.slow
 def test_broken_slides_are_listed_and_the_others_finish(capsys, tmp_path, count, broken):
     names = make_cohort(tmp_path / "slides", count, broken)
     given = config(tmp_path / "slides" / "*.tif", tmp_path / "out", tiles={"size": 96})

@@ -89,6 +89,7 @@ def check(finished, place, names, harms):
             assert {each: (output / "a.zarr" / each).read_bytes() for each in files(output / "a.zarr")} == whole, (name, harm)
 
 
+@pytest.mark.slow
 def test_a_file_of_each_kind(finished, tmp_path):
     names = files(finished[0] / "out" / "a.zarr")
     one_each = list({kind(name): name for name in names}.values())

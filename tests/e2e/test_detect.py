@@ -75,7 +75,9 @@ def truth_of(rows, *, boxes=False):
     return rows[np.lexsort(rows.T)]
 
 
-@pytest.mark.parametrize(("size", "overlap", "form"), BLOCKS)
+@pytest.mark.parametrize(
+    ("size", "overlap", "form"), [*BLOCKS[::2][:2], *(pytest.param(*block, marks=pytest.mark.slow) for block in BLOCKS[1::2] + BLOCKS[4:])]
+)
 def test_every_nucleus_is_found_once(tmp_path, slide, size, overlap, form):
     path, drawn = slide
     assert tilestream.run(wanted(path, tmp_path / "out", size, overlap, form)).exit_code == 0
@@ -196,6 +198,7 @@ def test_a_patch_without_an_answer_is_not_computed(tmp_path, slide):
     assert np.isfinite(table.obs["nuclei_count"]).sum() > table.n_obs / 2
 
 
+@pytest.mark.slow
 def test_what_failed_is_done_again_on_request(tmp_path, slide, monkeypatch):
     path, _ = slide
     given = wanted(path, tmp_path / "out", form="flaky")
@@ -231,6 +234,7 @@ def test_a_piece_of_the_file_that_cannot_be_read_costs_its_patches_alone(tmp_pat
     assert np.isnan(table.obs["nuclei_count"][in_it]).all()
 
 
+@pytest.mark.slow
 def test_a_head_beside_an_encoder_and_one_added_later_are_the_same(tmp_path, slide):
     path, _ = slide
     both = wanted(path, tmp_path / "both", encoder="tests.support.encoders:mean_rgb")

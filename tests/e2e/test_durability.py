@@ -102,6 +102,7 @@ def test_kill_9_at_fifty_random_moments_ends_the_same_and_repeats_no_more_than_w
 
 
 @pytest.mark.parametrize("step", [3, pytest.param(0, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+@pytest.mark.slow
 def test_kill_9_at_a_step_of_a_commit_ends_the_same(path, undisturbed, tmp_path, step):
     """At one step of a first run; or at every step, one after another, each run going on from where the one before it died."""
     given = write_config(path, tmp_path, "corners")
@@ -120,6 +121,7 @@ def test_kill_9_at_a_step_of_a_commit_ends_the_same(path, undisturbed, tmp_path,
     "number",
     [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), pytest.param(signal.SIGSEGV, marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_workers_that_end_are_replaced(path, undisturbed, tmp_path, number):
     write_config(path, tmp_path, scheduler="local", workers=2)
     run = start(tmp_path)

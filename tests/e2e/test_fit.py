@@ -184,6 +184,7 @@ def test_three_slides_are_said_to_be_few_and_rows_without_vectors_are_named(tmp_
     assert any(line.startswith("not used: 1 slides, e.g. s2: kind is empty") for line in found.lines)
 
 
+@pytest.mark.slow
 def test_tiles_learn_what_another_head_said_of_them(tmp_path):
     slides = [f"sample://he?width=1792&height=1344&seed={seed}" for seed in range(3)]
     given = config(slides[0], tmp_path / "out", tiles={"size": 224, "level": 0, "tissue": "none"})

@@ -79,6 +79,7 @@ def ends_as_calm(output, calm):
 @pytest.mark.parametrize(
     "kind", [errno.ENOSPC, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (errno.EROFS, errno.EIO, errno.EDQUOT))]
 )
+@pytest.mark.slow
 def test_a_disk_that_fails_anywhere_ends_with_5_and_resumes(image, calm, tmp_path, monkeypatch, kind):
     flush, written, at = Folder.flush, 0, 4
 

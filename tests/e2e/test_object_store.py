@@ -105,6 +105,7 @@ def run_there(path, output, **compute):
     return embed(path, output, **SECTIONS, compute={"shard_tiles": 10, **compute})
 
 
+@pytest.mark.slow
 def test_an_output_in_a_bucket_holds_what_a_local_one_does(client, path, local):
     assert run_there(path, "s3://lab/same").exit_code == 0
     ends_equal("s3://lab/same", local)
@@ -115,6 +116,7 @@ def test_an_output_in_a_bucket_holds_what_a_local_one_does(client, path, local):
     assert run_there(path, "s3://lab/same").new_tiles == 0
 
 
+@pytest.mark.slow
 def test_a_slide_and_a_cohort_in_a_bucket_are_read_like_local_ones(client, path, local, tmp_path):
     run_there(path, "s3://lab/read")
     client.put_object(Bucket="lab", Key="read/theirs.zarr/zarr.json", Body=b'{"zarr_format": 3, "node_type": "group"}')

@@ -285,6 +285,7 @@ def test_tiles_come_from_the_middle_and_keep_their_image():
     assert np.array_equal(cut_tiles(images, shift=1)[0][4].permute(1, 2, 0).numpy(), images[1, 27:251, 27:251])
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_quality_runs_on_made_images(tmp_path, capsys):
     drawn = np.random.default_rng(0)
     for name in ("colon_a", "colon_b"):

@@ -160,6 +160,7 @@ def test_a_poison_tile_ends_with_5_and_without_it_workers_live_on(tmp_path, undi
         pytest.param("stuck", signal.SIGTERM, 2, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_one_interrupt_ends_within_10_s_and_a_second_at_once(tmp_path, undisturbed, say, encoder, number, times):
     write_config(undisturbed[0], tmp_path, encoder)
     run = start(tmp_path, TILESTREAM_TEST_COUNT=str(tmp_path / "count"))

@@ -43,6 +43,7 @@ def test_tiles_have_openslides_own_means_at_the_contracts_places(slides, tmp_pat
     assert np.abs(store.embeddings[:] - white_means(slides / name, obs["y"], obs["x"], 224)).max() < 0.51
 
 
+@pytest.mark.slow
 def test_one_image_in_four_containers_gives_the_same_embeddings(tmp_path):
     image = make_image(1000, 1400, seed=3)
     write_pyramid(tmp_path / "tiled.tif", image, compression="deflate", levels=1, mpp=0.5)

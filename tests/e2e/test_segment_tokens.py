@@ -153,6 +153,7 @@ def test_behind_a_context_they_are_those_of_the_whole_mixed_map(image, tmp_path,
     check_whole(tmp_path / "out", module, 2, tokens)
 
 
+@pytest.mark.slow
 def test_shards_workers_and_a_later_run_leave_the_same_bytes(image, tmp_path):
     decoder(tmp_path, 6, 64)  # so fine that the slide has several blocks
     model = tmp_path / "h.safetensors"
@@ -198,6 +199,7 @@ def labels_of(output, head="kinds"):
 
 @pytest.mark.parametrize(("hidden", "up", "side"), [(0, 1, 2048), (0, 4, 48), (6, 16, 130)])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.slow
 def test_tokens_that_pass_by_leave_the_bytes_of_stored_ones(image, tmp_path, monkeypatch, hidden, up, side, dtype):
     monkeypatch.setattr(token_segmenting, "BLOCK_SIDE", side)
     decoder(tmp_path, hidden, up)

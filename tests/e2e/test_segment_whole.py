@@ -107,10 +107,12 @@ def killed_and_resumed(images, tmp_path, net, shape, size, kills):
     check_whole(tmp_path / "out", net, shape)
 
 
+@pytest.mark.slow
 def test_two_workers_make_of_it_what_one_pass_does(images, tmp_path):
     with_workers(images, tmp_path, "strided95", LONG, 256)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_pass_does(images, tmp_path):
     killed_and_resumed(images, tmp_path, "strided41", LONG, 256, 1)
 

@@ -105,6 +105,7 @@ def test_any_shards_that_are_missing_come_out_the_same_again(image, whole, tmp_p
         np.testing.assert_array_equal(seen, expected)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_between_stages_resumes_and_ends_the_same(image, whole, tmp_path):
     path, sections = settings(image, shard_tiles=8, batch_size=8)
     file = tmp_path / "config.yaml"

@@ -44,6 +44,7 @@ def do_line(line, folder):
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+@pytest.mark.slow
 def test_a_tutorial_runs_from_top_to_bottom(page, folder):
     names = {"__name__": "docs"}
     for language, title, text in BLOCK.findall(page.read_text()):

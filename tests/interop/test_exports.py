@@ -28,6 +28,7 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("name", BINARY)
+@pytest.mark.slow
 def test_an_export_never_holds_a_slides_embeddings(tmp_path, name, small_blocks):
     make_store(tmp_path / "small.zarr", 10, 10, 256)
     make_store(tmp_path / "a.zarr", 100, 200, 256, thumbnail=224)

@@ -17,6 +17,7 @@ from tilestream.tiles.coords_file import grid_step
 
 
 @pytest.mark.parametrize(("mpp", "stride"), [(0.5, 224), (0.37, 200), (1.1, 224)])
+@pytest.mark.slow
 def test_features_go_out_and_come_back(tmp_path, mpp, stride, capsys):
     image = make_image(2000, 2600, seed=1)
     write_pyramid(tmp_path / "a.tif", image, compression="jpeg", levels=1, mpp=0.25)

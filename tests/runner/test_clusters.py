@@ -147,6 +147,7 @@ def follow(engine, workers, ended):
         ended.append(engine.wait_next(60))
 
 
+@pytest.mark.slow
 def test_work_in_flight_follows_the_workers_that_come_and_go(tmp_path):
     gate, ended = tmp_path / "gate", []
     with processes(tmp_path, 1) as cluster, open_engine(compute_section(scheduler=f"file:{cluster.file}")) as engine:

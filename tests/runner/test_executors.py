@@ -65,6 +65,7 @@ def cluster(tmp_path):
             process.wait(20)
 
 
+@pytest.mark.slow
 def test_two_local_workers_give_the_same_output(image_path, inline_store, tmp_path):
     summary = tilestream.run(config(image_path, tmp_path, **LINE, compute={"scheduler": "local", "workers": 2, "shard_tiles": 32}))
     assert summary.exit_code == 0

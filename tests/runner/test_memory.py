@@ -99,6 +99,7 @@ def test_a_projection_is_the_sum_of_a_workers_parts_and_never_less_than_was_seen
     assert Projection(**{name: value * MIB for name, value in parts.items()}, seen=900 * MIB).total == 900 * MIB
 
 
+@pytest.mark.slow
 def test_what_the_callers_process_held_before_does_not_count_against_the_limit(tmp_path):
     """In a process of its own: a notebook with an array, and after it a run whose limit has no room for that."""
     script = f"""

@@ -103,6 +103,7 @@ def test_a_script_without_a_main_guard_is_told_so_before_anything_starts(image, 
     assert "compute.scheduler inline" in last
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_may_read_its_images_in_a_child(image, tmp_path):
     done = script(tmp_path, image, "print(tilestream.run(given).tiles)", isolate=True)
     assert done.returncode == 0, done.stderr

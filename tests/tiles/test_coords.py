@@ -45,6 +45,7 @@ def run(*arguments, **sections):
 
 @pytest.mark.parametrize(("size", "mpp", "stride"), [(96, 0.5, 96), (96, 1.0, 96), (80, 0.77, 80), (96, 1.0, 64)])
 @pytest.mark.parametrize("name", ["trident-h5", "clam-h5"])
+@pytest.mark.slow
 def test_a_round_trip_gives_the_same_places_and_embeddings(tmp_path, slide, name, size, mpp, stride):
     first = config(slide, tmp_path / "one", encoder=CORNERS, tiles={"size": size, "stride": stride, "mpp": mpp, "tissue": "otsu"})
     del first["tiles"]["level"]

@@ -119,6 +119,7 @@ def test_every_chunk_or_shard_of_a_zarr_is_read_once(tmp_path, version, shard, a
 
 
 @pytest.mark.parametrize(("shard", "packing"), [(None, ZIP_STORED), (256, ZIP_STORED), (None, ZIP_DEFLATED)])
+@pytest.mark.slow
 def test_a_zarr_in_a_zip_file_is_read_by_ranges(tmp_path, shard, packing):
     write_ome_zarr(tmp_path / "a.zarr", make_image(700, 900, seed=6), shard=shard, chunk=64)
     with ZipFile(tmp_path / "a.zarr.zip", "w", packing) as file:

@@ -44,6 +44,7 @@ def test_a_block_is_the_object_that_zarr_writes(tmp_path, side, chunk, lead, fil
 
 @pytest.mark.parametrize("channels", [0, 2])
 @pytest.mark.parametrize(("block", "chunk", "readable"), [(64, 16, True), (60, 15, True), (60, 15, False)])
+@pytest.mark.slow
 def test_coarser_levels_are_every_second_pixel(tmp_path, monkeypatch, channels, block, chunk, readable):
     image = LabelImage("kinds", 1311, 997, block, chunk, 1.0, 0.5, ("a", "b"), channels)
     make_store(tmp_path / "a.zarr")
