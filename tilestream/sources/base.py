@@ -87,7 +87,7 @@ class SlideInfo:
     address: str
     """Path or URL as opened."""
     backend: str
-    """Which backend reads it: tiff, openslide or zarr."""
+    """Which backend reads it: tiff, dicom, mosaic, zarr, picture or openslide."""
     reason: str
     """Why this backend was chosen, in words for `inspect`."""
     levels: tuple[Level, ...]

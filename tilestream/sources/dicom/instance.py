@@ -16,15 +16,13 @@ from tilestream.geometry import Size
 from tilestream.sources.base import LARGEST_PROFILE
 from tilestream.sources.dicom.kept import Kept
 from tilestream.sources.storage.contract import ByteSource
+from tilestream.sources.storage.pieces import MAX_PIECE_BYTES
 
 PIXEL_DATA = 0x7FE00010
 UNDEFINED = 0xFFFFFFFF
 
 HEAD = 8
 """Bytes of an item of encapsulated pixels before its value: tag and length."""
-
-MAX_FRAME_BYTES = 256 * 1024**2
-"""Largest decoded frame that is believed."""
 
 MOST_TILES = 1 << 24
 """Places for frames in a level that are believed: a square level of a million px has as many of 256 px."""
@@ -188,10 +186,10 @@ def _check(found: Instance, signed: int) -> None:
     if found.bits not in (8, 16) or signed or not 0 < found.bits_stored <= found.bits:
         kind = "signed" if signed else "unsigned"
         raise InputError(f"{name}: samples are {kind}, {found.bits_stored} of {found.bits} bits; unsigned ones of 8 and 16 bits are read.")
-    if found.frame_bytes > MAX_FRAME_BYTES:
+    if found.frame_bytes > MAX_PIECE_BYTES:
         raise InputError(
             f"{name}: a frame of {found.tile.height} x {found.tile.width} px decodes to {found.frame_bytes / 2**20:.0f} MiB, "
-            f"the limit is {MAX_FRAME_BYTES // 2**20} MiB. Convert the file to smaller tiles."
+            f"the limit is {MAX_PIECE_BYTES // 2**20} MiB. Convert the file to smaller tiles."
         )
 
 

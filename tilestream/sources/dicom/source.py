@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from tilestream.buffers import ThreadBuffers
 from tilestream.errors import ReadError
-from tilestream.geometry import Region
-from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
+from tilestream.sources.base import Pixels, SlideInfo, SourceOptions
 from tilestream.sources.dicom.coding import JPEG, NAMES, Decode, decode_frame, decoder_of, jpeg_decoder, sample_rule
 from tilestream.sources.dicom.frames import FramePlaces, find_frames, join_fragments
-from tilestream.sources.dicom.instance import FULL, MAX_FRAME_BYTES, SPARSE, Instance
+from tilestream.sources.dicom.instance import FULL, SPARSE, Instance
 from tilestream.sources.dicom.jfif import WARNING, is_jfif
 from tilestream.sources.dicom.listing import SeriesFiles, files_beside
 from tilestream.sources.dicom.series import ABSENT, DicomLevel, DicomSlide, FrameTable, read_slide
@@ -24,6 +23,7 @@ from tilestream.sources.files import checked_file, fingerprint_file, join_finger
 from tilestream.sources.resolution import UNKNOWN, Resolution, resolution_from_config, resolution_from_file
 from tilestream.sources.sample_values import Choices
 from tilestream.sources.storage.contract import ByteSource
+from tilestream.sources.storage.pieces import FileTileSource, can_be_read, part_seen, read_piece, refuse_small
 from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
 
 LOOKED_AT = 64
@@ -48,11 +48,7 @@ class _File:
     def frame(self, number: int) -> bytes:
         """The encoded bytes of a frame. Raises ReadError."""
         offset, count = self.places.offsets.item(number), self.places.counts.item(number)
-        if offset <= 0 or count <= 0 or offset + count > self.bytes.size:
-            raise ReadError(f"{count} bytes at {offset} lie beyond the file's {self.bytes.size}. The file is cut off; copy it again")
-        if count > MAX_FRAME_BYTES:
-            raise ReadError(f"{count / 2**20:.0f} MiB for one frame, the limit is {MAX_FRAME_BYTES // 2**20} MiB")
-        data = self.bytes.read(offset, count)
+        data = read_piece(self.bytes, offset, count)
         return join_fragments(data) if self.places.encapsulated else data
 
     def _is_jfif(self) -> bool:
@@ -65,7 +61,7 @@ class _File:
         return False
 
 
-class DicomSource(Source):
+class DicomSource(FileTileSource[DicomLevel]):
     """Pixels of a DICOM whole-slide image, whose frames are a regular grid.
 
     Reading takes no lock and moves no file position, so any number of threads may read at once. A tile without a frame (TILED_SPARSE)
@@ -124,7 +120,7 @@ class DicomSource(Source):
                     mine, file = table.files[cells] == number, self._files[number]
                     frames = table.frames[cells[mine]]
                     starts, counts = file.places.offsets[frames], file.places.counts[frames]
-                    there = (counts > 0) & (counts <= MAX_FRAME_BYTES) & (starts > 0) & (starts + counts <= file.bytes.size)
+                    there = can_be_read(starts, counts, file.bytes.size)
                     stack.enter_context(file.bytes.ahead(starts[there].tolist(), counts[there].tolist(), shared[mine][there].tolist()))
             yield
 
@@ -134,24 +130,6 @@ class DicomSource(Source):
 
     def ahead_bytes(self, level: int) -> int:
         return sum(file.bytes.ahead_bytes for file in self._files_of(self._levels[level]))
-
-    def segment_grid(self, level: int) -> SegmentGrid:
-        """The grid of frames of a level."""
-        return self._levels[level].grid
-
-    def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels | None:
-        """(h, w, 3) uint8 of one frame; None where the slide has none for it.
-
-        May be `out`, or a buffer of the calling thread that its next call overwrites. Raises ReadError.
-        """
-        found = self._levels[level]
-        grid = found.grid
-        if not (0 <= row < grid.rows and 0 <= col < grid.cols):
-            raise IndexError(f"file tile ({row}, {col}) of a grid of {grid.rows} x {grid.cols}")
-        try:
-            return self._segment(found, row, col, out)
-        except ReadError as error:
-            raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
 
     def held_bytes(self, level: int, pixels: int) -> int:
         """The encoded bytes, twice where fragments are joined, the samples as decoded and as they were before, and their RGB."""
@@ -170,13 +148,6 @@ class DicomSource(Source):
         plain = all(file.jpeg is not None and not file.jpeg.rgb for file in self._files_of(found))
         return plain and len(found.tables) == 1 and found.reduce == 1 and self._rule.trivial
 
-    def encoded_segment(self, level: int, row: int, col: int) -> bytes | None:
-        """The complete JPEG stream of one frame, for a decoder elsewhere; None where the slide has none. Raises ReadError."""
-        try:
-            return self._stream(self._levels[level], row, col)
-        except ReadError as error:
-            raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
-
     def _stream(self, found: DicomLevel, row: int, col: int) -> bytes | None:
         place = self._place(found.tables[0], row * found.grid.cols + col)
         if place is None:
@@ -184,9 +155,7 @@ class DicomSource(Source):
         file, number = place
         assert file.jpeg is not None, "a level without JPEG has no streams"
         stream, height, width = file.jpeg.stream(file.frame(number))
-        seen = self._seen(found, row, col)
-        if height < seen[0] or width < seen[1]:
-            raise ReadError(f"JPEG of {height} x {width} px, too small for its part of the image")
+        refuse_small(found, row, col, height, width)
         return stream
 
     def _files_of(self, found: DicomLevel) -> list[_File]:
@@ -202,11 +171,6 @@ class DicomSource(Source):
         number = table.files.item(cell)
         return None if number == ABSENT else (self._files[number], table.frames.item(cell))
 
-    def _seen(self, found: DicomLevel, row: int, col: int) -> tuple[int, int]:
-        """Height and width of the part of a frame that lies in the image."""
-        grid, size = found.grid, found.level.size
-        return min(grid.height, size.height - row * grid.height), min(grid.width, size.width - col * grid.width)
-
     def _segment(self, found: DicomLevel, row: int, col: int, out: Pixels | None) -> Pixels | None:
         places = [self._place(table, row * found.grid.cols + col) for table in found.tables]
         if len(places) == 1:
@@ -214,7 +178,7 @@ class DicomSource(Source):
                 return None
             file, number = places[0]
             if file.jpeg is not None:
-                pixels = file.jpeg.decode(file.frame(number), self._seen(found, row, col), out, found.reduce)
+                pixels = file.jpeg.decode(file.frame(number), part_seen(found, row, col), out, found.reduce)
                 return pixels if self._rule.trivial else self._rule.rgb(pixels[..., : file.instance.samples])
         parts = [None if place is None else self._samples(*place) for place in places]
         if all(part is None for part in parts):
@@ -231,9 +195,6 @@ class DicomSource(Source):
             return file.jpeg.decode(data, (found.tile.height, found.tile.width))[..., : found.samples].copy()
         assert file.decode is not None, "a file has one decoder"
         return decode_frame(data, found, file.decode)
-
-    def _read(self, level: int, region: Region) -> Pixels:
-        return self._read_pieces(level, region)
 
 
 def _info(address: str, slide: DicomSlide, levels: tuple[DicomLevel, ...], options: SourceOptions, warnings: tuple[str, ...]) -> SlideInfo:

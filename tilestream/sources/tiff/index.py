@@ -27,6 +27,7 @@ from tilestream.sources.files import NoGridError, NotTiffError
 from tilestream.sources.geo import GeoReference, place_warnings, read_geo
 from tilestream.sources.resolution import Resolution
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
+from tilestream.sources.storage.pieces import MAX_PIECE_BYTES
 from tilestream.sources.tiff.channel_names import read_bands
 from tilestream.sources.tiff.coding import JPEG, RGB, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
@@ -34,9 +35,6 @@ from tilestream.sources.tiff.multi_file import check_files, name_files, refuse_c
 from tilestream.sources.tiff.pages import mask_levels, pick_levels, pick_series, vendor_of
 from tilestream.sources.tiff.stated_mpp import is_aperio, read_resolution
 from tilestream.sources.tiff.strips import cut_strips, rows_at_once, sample_type
-
-MAX_PIECE_BYTES = 256 * 1024**2
-"""Largest decoded tile or strip that is believed."""
 
 TIFFFILE_ERRORS = (
     *(tifffile.TiffFileError, struct.error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),

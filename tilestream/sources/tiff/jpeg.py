@@ -16,7 +16,8 @@ import numpy as np
 from tilestream.buffers import ThreadBuffers
 from tilestream.errors import ReadError
 from tilestream.geometry import Level, Size
-from tilestream.sources.base import Pixels, SegmentGrid
+from tilestream.sources.base import Pixels
+from tilestream.sources.storage.pieces import StoredLevel
 
 try:
     import simplejpeg
@@ -200,13 +201,8 @@ def _decode_with_imagecodecs(data: bytes, out: Pixels, reduce: int) -> Pixels:
     return out
 
 
-class _StoredLevel(Protocol):
+class _StoredLevel(StoredLevel, Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def level(self) -> Level: ...
-    @property
-    def grid(self) -> SegmentGrid: ...
 
 
 L = TypeVar("L", bound=_StoredLevel)

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.errors import ReadError
-from tilestream.geometry import Region
-from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
+from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
 from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.storage.local import LocalBytes
+from tilestream.sources.storage.pieces import FileTileSource, can_be_read, part_seen, read_piece, refuse_small
 from tilestream.sources.tiff.chain import walk_chain
 from tilestream.sources.tiff.coding import JPEG, JPEG_2000
-from tilestream.sources.tiff.index import MAX_PIECE_BYTES, TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, as_mask, index_tiff
+from tilestream.sources.tiff.index import TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, as_mask, index_tiff
 from tilestream.sources.tiff.jpeg import scan_markers
 from tilestream.sources.tiff.lzw import REVERSED, check_lzw
 
@@ -32,7 +32,7 @@ SIZ = b"\xff\x4f\xff\x51"
 """Start of a JPEG 2000 codestream and its size marker; length, capabilities, then Xsiz, Ysiz, XOsiz, YOsiz follow (ISO 15444-1, A.5.1)."""
 
 
-class TiffSource(Source):
+class TiffSource(FileTileSource[TiffLevel]):
     """Pixels of a TIFF file whose image is a regular grid of tiles or strips.
 
     Reading takes no lock and moves no file position, so any number of threads may read at once. A piece of which the file holds
@@ -89,31 +89,13 @@ class TiffSource(Source):
         parts = [(page, cells + plane * grid.rows * grid.cols) for page in found.pages for plane in range(page.planes)]
         starts = np.stack([page.offsets[index] for page, index in parts], axis=1)  # (n, parts): a piece's own lie together
         counts = np.stack([page.counts[index] for page, index in parts], axis=1)
-        there = (counts > 0) & (counts <= MAX_PIECE_BYTES) & (starts > 0) & (starts + counts <= self._files[0].size)
+        there = can_be_read(starts, counts, self._files[0].size)
         again = np.broadcast_to(shared[:, np.newaxis], there.shape)[there]
         return self._files[0].ahead(starts[there].tolist(), counts[there].tolist(), again.tolist())
 
     def ahead_bytes(self, level: int) -> int:
         del level
         return self._files[0].ahead_bytes
-
-    def segment_grid(self, level: int) -> SegmentGrid:
-        """The grid of file tiles or strips of a level."""
-        return self._levels[level].grid
-
-    def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels | None:
-        """(h, w, 3) uint8 of one file tile, full-size or cropped to the image; None where the file holds no bytes for it.
-
-        May be `out`, or a buffer of the calling thread that its next call overwrites. Raises ReadError.
-        """
-        found = self._levels[level]
-        grid = found.grid
-        if not (0 <= row < grid.rows and 0 <= col < grid.cols):
-            raise IndexError(f"file tile ({row}, {col}) of a grid of {grid.rows} x {grid.cols}")
-        try:
-            return self._segment(found, row, col, out)
-        except ReadError as error:
-            raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
 
     def held_bytes(self, level: int, pixels: int) -> int:
         """The encoded bytes, the samples in the file's own type as decoded and as they were before (predictors, planes), and their RGB."""
@@ -133,22 +115,14 @@ class TiffSource(Source):
         jpeg = found.pages[0].jpeg
         return len(found.pages) == 1 and jpeg is not None and not jpeg.rgb and found.reduce == 1 and self._rule.trivial
 
-    def encoded_segment(self, level: int, row: int, col: int) -> bytes | None:
-        """The complete JPEG stream of one file tile, for a decoder elsewhere; None where the file holds no bytes for it. Raises ReadError."""
-        try:
-            return self._stream(self._levels[level], row, col)
-        except ReadError as error:
-            raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
-
     def _stream(self, found: TiffLevel, row: int, col: int) -> bytes | None:
-        grid, size, page = found.grid, found.level.size, found.pages[0]
+        page = found.pages[0]
         assert page.jpeg is not None, "a level without JPEG has no streams"
-        data = self._bytes(page, row * grid.cols + col)
+        data = self._bytes(page, row * found.grid.cols + col)
         if data is None:
             return None
         stream, height, width = page.jpeg.stream(data)
-        if height < min(grid.height, size.height - row * grid.height) or width < min(grid.width, size.width - col * grid.width):
-            raise ReadError(f"JPEG of {height} x {width} px, too small for its part of the image")
+        refuse_small(found, row, col, height, width)
         return stream
 
     def read_samples(self, level: int, row: int, col: int, bands: Sequence[int]) -> NDArray[Any] | None:
@@ -161,7 +135,7 @@ class TiffSource(Source):
         try:
             stored = self._stored(found, row, col, None, bands)
         except ReadError as error:
-            raise ReadError(f"{self.info.address}: level {level}, file tile ({row}, {col}): {error}") from error
+            raise self._placed(error, level, row, col) from error
         return None if stored is None else stored[: size.height - row * grid.height, : size.width - col * grid.width]
 
     def _segment(self, found: TiffLevel, row: int, col: int, out: Pixels | None) -> Pixels | None:
@@ -172,8 +146,7 @@ class TiffSource(Source):
 
     def _stored(self, found: TiffLevel, row: int, col: int, out: Pixels | None, bands: Sequence[int] | None) -> NDArray[Any] | None:
         """(h, w, s) samples of a piece, of `bands` alone where they are given; planes of others are not read."""
-        grid, size = found.grid, found.level.size
-        seen = min(grid.height, size.height - row * grid.height), min(grid.width, size.width - col * grid.width)
+        grid, seen = found.grid, part_seen(found, row, col)
         cell = row * grid.cols + col
         page = found.pages[0]
         if len(found.pages) == 1 and page.jpeg is not None:
@@ -221,15 +194,7 @@ class TiffSource(Source):
         offset, count = page.offsets.item(index), page.counts.item(index)
         if count == 0:
             return None
-        file = self._files[page.file]
-        if offset <= 0 or count < 0 or offset + count > file.size:
-            raise ReadError(f"{count} bytes at {offset} lie beyond the file's {file.size}. The file is cut off; copy it again")
-        if count > MAX_PIECE_BYTES:
-            raise ReadError(f"{count / 2**20:.0f} MiB for one piece, the limit is {MAX_PIECE_BYTES // 2**20} MiB")
-        return file.read(offset, count)
-
-    def _read(self, level: int, region: Region) -> Pixels:
-        return self._read_pieces(level, region)
+        return read_piece(self._files[page.file], offset, count)
 
 
 class MaskSource(TiffSource):
