@@ -61,7 +61,7 @@ def test_a_person_zooms_clicks_selects_and_groups(output):
 
         page.get_by_role("tab", name="Layers").click()
         page.get_by_label("clusters").first.check()
-        until(page, "pane().key == 'clusters' && pane().layer?.codes")
+        until(page, "pane().layer?.key == 'clusters'")
         assert page.evaluate("new Set(pane().layer.codes.filter((code) => code)).size") == 6
         page.evaluate("pane().outlines = false; pane().opacity = 1; pane().recolour()")
         page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")

@@ -159,10 +159,11 @@ def test_geojson_of_others_and_columns_of_the_table_are_layers(tmp_path):
     (tmp_path / "bad.geojson").write_text("{}")
     with browsing(tmp_path / "out", state="#panel=layers") as (page, _):
         page.get_by_label("GeoJSON or CSV to show").set_input_files(tmp_path / "obs.csv")
-        until(page, "pane().key == 'csv: score' && pane().layer?.codes")
+        until(page, "pane().layer?.key == 'csv: score'")
         codes = page.evaluate("[...pane().layer.codes]")
         assert codes[0] == 1
         assert codes[-1] == 255
+        assert page.evaluate("pane().layer.picture !== undefined")
         page.get_by_label("csv: kind").check()
         until(page, "pane().layer?.legend.entries.length == 3")
         page.get_by_role("button", name="select k,b 24").click()

@@ -40,7 +40,7 @@ export function startBring(app) {
     for (const [at, title] of titles.entries()) {
       if (!title || OURS.includes(title)) continue;
       const key = `csv: ${title}`;
-      pane.own.set(key, layerOf(title, rows.map((row) => row[at] ?? ""), tiles, pane.places.tiles, app.told));
+      pane.own.set(key, Object.assign(layerOf(title, rows.map((row) => row[at] ?? ""), tiles, pane.places.tiles, app.told), { key }));
       pane.facts.layers = [...pane.facts.layers.filter((layer) => layer.key !== key), { key, name: key }];
       made.push(key);
     }

@@ -188,6 +188,7 @@ export class Pane {
     this.key = key;
     this.hidden = new Set();
     if (this.own.has(key)) return this.setLayer(this.own.get(key));
+    if (this.layer && this.layer.key !== key) this.setLayer(null); // what loads is never named over the colours of another
     if (!key || !this.facts?.layers?.some((each) => each.key === key) || (key === "similarity" && this.marked < 0 && more.tile === undefined)) {
       return this.setLayer(null);
     }
