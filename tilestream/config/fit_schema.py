@@ -25,6 +25,7 @@ from tilestream.config.types import (
 
 TILE_MODELS = ("linear", "mlp", "knn", "prototypes", "kmeans")
 SLIDE_MODELS = ("mean", "max", "abmil", "transformer")
+SHARED_MODELS = ("abmil", "transformer")
 
 Folds = Annotated[int, Field(strict=True, ge=2, le=1000)]
 HeadName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -77,6 +78,8 @@ class Target(Section):
     """Column of `slides` that is learned."""
     columns: Names = ()
     """In place of a column: several, of each of which a head is made; `save` then has {column} in its name."""
+    shared: Switch = False
+    """Whether the heads of `columns` share all layers but the last, which then learn from the labels of all columns at once: for abmil and transformer."""
     survival: Survival | None = None
     """In place of a column: `{time: months, event: died}`."""
     regression: bool = False
@@ -219,6 +222,11 @@ class FitConfig(Section):
             )
         if head.kind == "slide" and target.annotations is not None:
             raise ValueRefusedError("kind is slide, but target.annotations says what tiles are. Make it classify")
+        if target.shared and not (target.columns and head.model in SHARED_MODELS):
+            raise ValueRefusedError(
+                f"model is {head.model}, and target.shared is true, but only the layers of {' and '.join(SHARED_MODELS)} are shared, between the heads "
+                "of target.columns. Choose one of them and give columns, or leave shared out"
+            )
         if head.kind == "classify" and (target.regression or target.survival is not None):
             raise ValueRefusedError("kind is classify, but numbers and survival are predicted of slides. Make it slide")
         return head

@@ -20,7 +20,7 @@ from tilestream.encoders.heads.head_file import Fitted as FittedOn
 from tilestream.encoders.heads.head_file import HeadAbout, read_about, write_head
 from tilestream.errors import ConfigError
 from tilestream.fitting.evaluate import Evaluation, evaluate, majority
-from tilestream.fitting.held_out import Slides, Tiles
+from tilestream.fitting.held_out import Shared, Slides, Tiles
 from tilestream.fitting.masked.fit_context import ContextSummary, fit_context
 from tilestream.fitting.memory import FitMemory, project_memory
 from tilestream.fitting.outputs import open_slides, refuse_foreign, write_texts
@@ -85,23 +85,37 @@ def fit(
     checked = config if isinstance(config, FitConfig) else load_section(FitConfig, config, overrides)
     if checked.target.masked is not None:
         return fit_context(checked, tell)
-    return _fit_each(checked, tell) if checked.target.columns else _fit_head(checked, tell)
+    return _fit_each(checked, tell) if checked.target.columns else _fit_one(checked, tell)
 
 
-def _fit_head(checked: FitConfig, tell: Callable[[str], None]) -> FitSummary:
-    files = beside(checked.save)
-    others = [path for kind, path in files.items() if kind != "head"]
-    refuse_foreign(files["head"], others, lambda path: read_about(path) is not None, "head")
+def _fit_one(checked: FitConfig, tell: Callable[[str], None]) -> FitSummary:
+    _refuse_foreign(checked)
     forget_peak()
-    slides = _lightened(open_slides(checked.embeddings))
-    facts = refuse_mixed_embeddings(slides, checked.head.input)
+    slides, facts = _open(checked)
     if checked.target.clusters is not None:
         return _fit_clusters(checked, slides, facts)
-    cases = find_cases(checked, slides)
+    return _fit_head(checked, find_cases(checked, slides), facts, tell)
+
+
+def _refuse_foreign(config: FitConfig) -> None:
+    files = beside(config.save)
+    others = [path for kind, path in files.items() if kind != "head"]
+    refuse_foreign(files["head"], others, lambda path: read_about(path) is not None, "head")
+
+
+def _open(config: FitConfig) -> tuple[list[Slide], Mapping[str, object]]:
+    """The slides, and what their embeddings have in common."""
+    slides = _lightened(open_slides(config.embeddings))
+    return slides, refuse_mixed_embeddings(slides, config.head.input)
+
+
+def _fit_head(
+    checked: FitConfig, cases: Cases, facts: Mapping[str, object], tell: Callable[[str], None], shared: Shared | None = None
+) -> FitSummary:
     memory = project_memory(checked, cases)
     tell(str(memory))
     torch.manual_seed(checked.split.seed)  # nothing draws from it; what did, unseen, would draw the same
-    work = Tiles(checked, cases) if checked.head.kind == "classify" else Slides(checked, cases)
+    work = Tiles(checked, cases) if checked.head.kind == "classify" else Slides(checked, cases, shared)
     predictions = work.predict_held_out()
     evaluation = evaluate(predictions, {"majority": majority(predictions), **work.by_colour(predictions)}, checked.split.seed, _notes(work))
     module, model, arguments = work.train_all()
@@ -118,7 +132,7 @@ def _fit_head(checked: FitConfig, tell: Callable[[str], None]) -> FitSummary:
     about = HeadAbout(
         checked.head.kind, model, checked.head.input, int(str(facts["dimensions"])), len(predictions.classes) or 1,
         task={"classes": "classification", "regression": "regression", "survival": "risk"}[predictions.task],
-        classes=predictions.classes, arguments=arguments, fitted=_fitted_on(slides[0], checked.head.input),
+        classes=predictions.classes, arguments=arguments, fitted=_fitted_on(cases.slides[0], checked.head.input),
         metrics={name: {"value": metric.value, "low": metric.low, "high": metric.high} for name, metric in evaluation.metrics.items() if np.isfinite(metric.value)},
         notes=f"{evaluation.patients} {work.unit}, {evaluation.samples} {'tiles' if work.row is not None else 'slides'}, {checked.split.folds} folds",
     )  # fmt: skip
@@ -130,16 +144,22 @@ def _fit_head(checked: FitConfig, tell: Callable[[str], None]) -> FitSummary:
 
 
 def _fit_each(config: FitConfig, tell: Callable[[str], None]) -> FitSummary:
-    """A head of each column; all are judged on the same patients where the same slides have labels."""
-    each: dict[str, FitSummary] = {}
+    """A head of each column; all are judged on the same patients where the same slides have labels, or the heads share their layers."""
+    configs: dict[str, FitConfig] = {}
     for column in config.target.columns:
         word = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
-        target = config.target.model_copy(update={"column": column, "columns": ()})
+        target = config.target.model_copy(update={"column": column})
         head = config.head.model_copy(update={"name": f"{config.head.name}_{word}"})
         save = config.save.replace("{column}", word)
-        if any(str(found.head) == save for found in each.values()):
+        if any(other.save == save for other in configs.values()):
             raise ConfigError(f"target.columns: {column!r} would be written to {save}, as another column is. Rename one of them.")
-        each[column] = _fit_head(config.model_copy(update={"target": target, "head": head, "save": save}), tell)
+        configs[column] = config.model_copy(update={"target": target, "head": head, "save": save})
+        _refuse_foreign(configs[column])
+    forget_peak()
+    slides, facts = _open(config)
+    cases = {column: find_cases(own, slides) for column, own in configs.items()}
+    shared = Shared(config, [*cases.values()]) if config.target.shared else None
+    each = {column: _fit_head(own, cases[column], facts, tell, shared) for column, own in configs.items()}
     first = next(iter(each.values()))
     return replace(first, lines=tuple(line for column, found in each.items() for line in (f"{column}:", *found.lines)), each=each)
 
@@ -188,9 +208,10 @@ def _about(config: FitConfig, cases: Cases, facts: Mapping[str, object]) -> str:
     """Head, embeddings and target in one line."""
     target = config.target
     column = f"{target.survival.time} and {target.survival.event}" if target.survival else target.column
+    used = np.flatnonzero(cases.known) if config.target.shared else range(len(cases.slides))
     of = f"{column} of {target.slides}" if target.slides else target.annotations or f"{target.obs} of the list of slides"
     return (
-        f"{config.head.model} on {config.head.input} of {facts['encoder']}, slides {len(cases.slides)}, patients {len(set(cases.patients))}, to tell "
+        f"{config.head.model} on {config.head.input} of {facts['encoder']}, slides {len(used)}, patients {len({cases.patients[i] for i in used})}, to tell "
         f"{', '.join(cases.classes) or cases.task}; from {of}"
     )
 

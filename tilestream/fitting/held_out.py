@@ -24,7 +24,7 @@ from tilestream.fitting.training.bags import Bags
 from tilestream.fitting.training.features import Drawn, pool_slides, read_drawn
 from tilestream.fitting.training.inner import softmax
 from tilestream.fitting.training.linear import fit_cox, fit_logistic, fit_ridge
-from tilestream.fitting.training.slide_models import predict_slides, train_slides
+from tilestream.fitting.training.slide_models import predict_slides, train_slides, train_together
 from tilestream.fitting.training.tile_models import scores_of, train_tiles
 from tilestream.models.heads.bags import Bag, BagRows, bag_attention, stream_bag
 
@@ -99,23 +99,53 @@ class Tiles:
         return {"colour": _with_scores(predictions, scores[self.fold >= 0])}
 
 
+class Shared:
+    """Heads of several columns that share their layers: each fold's are learned once, for whichever column asks first."""
+
+    def __init__(self, config: FitConfig, targets: Sequence[Cases]) -> None:
+        self.config, self.targets = config, targets
+        self.bags = open_bags(config, targets[0])
+        self._trained: dict[bytes, tuple[list[Bag], dict[str, Any]]] = {}
+
+    def train(self, target: Cases, cases: NDArray[np.bool_]) -> tuple[Bag, dict[str, Any]]:
+        """The head of one of the targets, learned from some of the cases, and its arguments."""
+        key = cases.tobytes()
+        if key not in self._trained:
+            head = self.config.head
+            self._trained[key] = train_together(head.model, self.targets, cases, self.bags, head.args, self.config.split.seed)
+        bags, arguments = self._trained[key]
+        return next(bag for bag, own in zip(bags, self.targets, strict=True) if own is target), arguments
+
+
+def open_bags(config: FitConfig, cases: Cases) -> Bags:
+    """The tiles of all cases, on the device that the config names.
+
+    Raises
+    ------
+    InputError
+        A slide has no good tile.
+    """
+    device = torch.device(
+        "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu" if config.device == "auto" else config.device
+    )
+    bags = Bags(cases.slides, config.head.input, config.memory_limit, positions=config.head.model == "transformer", device=device)
+    empty = [slide.id for i, slide in enumerate(cases.slides) if not bags.count(i)]
+    if empty:
+        raise InputError(f"{empty[0]} has no tile with an embedding. Leave it out of the table.")
+    return bags
+
+
 class Slides:
     """Heads of slides."""
 
     row: Ints | None = None
     unit: Unit = "patients"
 
-    def __init__(self, config: FitConfig, cases: Cases) -> None:
-        self.config, self.cases = config, cases
-        self.case: Ints = np.flatnonzero(cases.fold >= 0)
+    def __init__(self, config: FitConfig, cases: Cases, shared: Shared | None = None) -> None:
+        self.config, self.cases, self.shared = config, cases, shared
+        self.case: Ints = np.flatnonzero((cases.fold >= 0) & cases.known)
         head = config.head
-        device = torch.device(
-            "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu" if config.device == "auto" else config.device
-        )
-        self.bags = Bags(cases.slides, head.input, config.memory_limit, positions=head.model == "transformer", device=device)
-        empty = [slide.id for i, slide in enumerate(cases.slides) if not self.bags.count(i)]
-        if empty:
-            raise InputError(f"{empty[0]} has no tile with an embedding. Leave it out of the table.")
+        self.bags = shared.bags if shared else open_bags(config, cases)
         self.pooled: Floats | None = pool_slides(cases.slides, head.input, head.model) if head.model in ("mean", "max") else None
         self.of_fold: list[Bag] = []
         """The head of each fold, which did not see its slides."""
@@ -126,6 +156,9 @@ class Slides:
 
     def _train(self, cases: NDArray[np.bool_]) -> tuple[Bag, str, dict[str, Any]]:
         head = self.config.head
+        if self.shared is not None:
+            together, own = self.shared.train(self.cases, cases)
+            return together, head.model, own
         bag, arguments = train_slides(head.model, self.cases, cases, self.pooled, self.bags, head.args, self.config.split.seed)
         return bag, "pool" if head.model in ("mean", "max") else head.model, arguments
 
@@ -136,7 +169,7 @@ class Slides:
         for k in range(int(cases.fold.max()) + 1):
             bag, _, _ = self._train(cases.fold != k)
             self.of_fold.append(bag)
-            test = np.flatnonzero(cases.fold == k)
+            test = np.flatnonzero((cases.fold == k) & cases.known)
             answers = predict_slides(bag, self.bags, test.tolist())
             scores[test] = softmax(answers) if cases.task == "classes" else answers
         at = self.case
@@ -168,7 +201,7 @@ class Slides:
         x = np.stack([colours.mean(axis=0) for colours in found if colours is not None])
         scores = np.full((len(x), predictions.scores.shape[1]), np.nan)
         for k in range(int(cases.fold.max()) + 1):
-            train, test = cases.fold != k, cases.fold == k
+            train, test = (cases.fold != k) & cases.known, cases.fold == k
             if cases.task == "classes":
                 scores[test] = softmax(fit_logistic(x[train], cases.label[train], len(cases.classes), 1.0).scores(x[test]))
             elif cases.task == "regression":

@@ -60,6 +60,12 @@ class Cases:
     """What was not used and why, in words."""
 
     @property
+    def known(self) -> NDArray[np.bool_]:
+        """(n,) whether a slide has a label of its own; where heads of several columns learn together, it may lack some."""
+        found: NDArray[np.bool_] = self.label >= 0 if self.task == "classes" else np.isfinite(self.value)
+        return found
+
+    @property
     def patient(self) -> Ints:
         """(n,) number of each slide's patient."""
         return join_groups(self.patients)
@@ -75,6 +81,8 @@ class _Told:
     fold: str
     cell: str
     event: str = ""
+    all_cells: tuple[str, ...] = ()
+    """Of all columns, where their heads learn together."""
 
 
 def annotation_file(pattern: str, slide: str) -> Path | None:
@@ -115,15 +123,20 @@ def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
     where = f"{target.slides}: " if target.slides else ""
     by_tile = target.annotations is not None or (target.obs is not None and target.obs not in told[0].slide.listed)
     by_slide = task == "classes" and not by_tile
-    classes, label = _classes(config, [case.cell for case in told]) if by_slide else ((), np.full(len(told), -1))
-    value = np.full(len(told), np.nan)
+    known = np.array([not (target.shared and is_missing(case.cell)) for case in told], np.bool_)
+    classes: tuple[str, ...] = ()
+    label, value = np.full(len(told), -1), np.full(len(told), np.nan)
     died = np.zeros(len(told), np.bool_)
+    if by_slide:
+        classes, label[known] = _classes(config, [case.cell for case, has in zip(told, known, strict=True) if has])
     if task != "classes":
-        value = np.array([number(case.cell, f"{where}the value of {case.slide.id}") for case in told])
+        value[known] = [number(case.cell, f"{where}the value of {case.slide.id}") for case, has in zip(told, known, strict=True) if has]
     if task == "survival":
         died = np.array([_event(case.event, f"{where}the event of {case.slide.id}") for case in told])
         _check_survival(value, died, names)
     strata = label - label.min() if task == "classes" else died.astype(np.int64)
+    if target.shared:
+        strata = join_groups([case.all_cells if task == "classes" else tuple(map(bool, case.all_cells)) for case in told])
     if config.split.column is not None:
         fold = given_folds([case.fold for case in told], group, names)
     elif by_tile and len(set(group.tolist())) == 1:
@@ -168,6 +181,7 @@ def _from_table(config: FitConfig, slides: Sequence[Slide]) -> tuple[list[_Told]
     table = read_table(target.slides, key)
     survival = target.survival
     column = table.column(survival.time, "target.survival.time") if survival else table.column(str(target.column), "target.column")
+    together = [table.column(name, "target.columns") for name in target.columns if target.shared]
     event = table.column(survival.event, "target.survival.event") if survival else None
     fold = table.column(split.column, "split.column") if split.column else None
     rows = _rows_of_slides(config, table, slides)
@@ -175,15 +189,17 @@ def _from_table(config: FitConfig, slides: Sequence[Slide]) -> tuple[list[_Told]
     by_id = {slide.id: slide for slide in slides}
     for name, (row, patient) in rows.items():
         cells = [row[column], row[event] if event else "1", row[fold] if fold else "1"]
+        all_cells = tuple("" if is_missing(row[other]) else row[other] for other in together)
         if any(is_missing(cell) for cell in cells):
             left_out.append(f"{name}: {column if not survival else 'time or event'}{' or fold' if fold else ''} is empty in {table.path}")
-            continue
+            if not any(all_cells) or is_missing(cells[2]):
+                continue
         site = row.get(split.site or "", "") or by_id[name].listed.get(split.site or "", "")
         if split.site and not site:
             raise ConfigError(f"split.site: {name} has no {split.site!r}, neither in {table.path} nor in the list of slides.")
-        told.append(_Told(by_id[name], patient, site, row[fold] if fold else "", row[column], row[event] if event else ""))
+        told.append(_Told(by_id[name], patient, site, row[fold] if fold else "", row[column], row[event] if event else "", all_cells))
     left_out += [f"{slide.id}: no row in {table.path}" for slide in slides if slide.id not in rows]
-    if not told:
+    if all(is_missing(case.cell) for case in told):
         raise ConfigError(f"target.column: no slide of {table.path} has a value for {column!r}.")
     order = {slide.id: number for number, slide in enumerate(slides)}
     return sorted(told, key=lambda case: order[case.slide.id]), left_out

@@ -81,22 +81,57 @@ def train_slides(
     arguments : dict
         What it was built with beside d and outputs.
     """
-    settings = settings_of(model, args, SETTINGS)
-    at = np.flatnonzero(train)
-    strata = cases.label[at] if cases.task == "classes" else cases.died[at].astype(np.int64)
-    kept = keep_back(cases.group[at], strata, seed)
     if model in ("mean", "max"):
         assert pooled is not None
+        settings_of(model, args, SETTINGS)
+        at = np.flatnonzero(train)
+        kept = keep_back(cases.group[at], _strata([cases], at), seed)
         found = _train_pooled(cases, at, kept, pooled[at], seed)
         bag = PooledBag(pooled.shape[1], len(found.bias), model)
         bag.fc.load_state_dict({"weight": torch.as_tensor(found.weight), "bias": torch.as_tensor(found.bias)})
         return bag, {"pool": model}
+    heads, own = train_together(model, [cases], train, bags, args, seed)
+    return heads[0], own
+
+
+def train_together(
+    model: str, targets: Sequence[Cases], train: NDArray[np.bool_], bags: Bags, args: Mapping[str, Any], seed: int
+) -> tuple[list[Bag], dict[str, Any]]:
+    """Train heads of slides, one for each target, that share all layers but the last, `fc`.
+
+    Parameters are those of `train_slides`; the targets are of the same slides, of which each may lack some labels.
+
+    Returns
+    -------
+    bags : list of Bag
+        On the CPU, each complete in itself, with answers as `train_slides` has them.
+    arguments : dict
+        What each was built with beside d and outputs.
+    """
+    settings = settings_of(model, args, SETTINGS)
+    at = np.flatnonzero(train & np.logical_or.reduce([cases.known for cases in targets]))
+    kept = keep_back(targets[0].group[at], _strata(targets, at), seed)
     own = {key: int(value) for key, value in settings.items() if key in _OWN}
-    outputs = len(cases.classes) or 1
-    made: Bag = (
-        AttentionBag(bags.dim, outputs, **own, seed=seed) if model == "abmil" else TransformerBag(bags.dim, outputs, **own, seed=seed)
-    )
-    return _train_bag(made, cases, at, kept, bags, settings, seed), own
+
+    def make(outputs: int) -> Bag:
+        kind: Any = AttentionBag if model == "abmil" else TransformerBag
+        made: Bag = kind(bags.dim, outputs, **own, seed=seed)
+        return made
+
+    widths = [len(cases.classes) or 1 for cases in targets]
+    whole = _train_bag(make(sum(widths)), targets, at, kept, bags, settings, seed)
+    layer, heads = _linear(whole.fc), []
+    for weight, bias in zip(layer.weight.split(widths), layer.bias.split(widths), strict=True):
+        heads.append(make(len(bias)))
+        heads[-1].load_state_dict({**whole.state_dict(), "fc.weight": weight, "fc.bias": bias})
+    return heads, own
+
+
+def _strata(targets: Sequence[Cases], at: Ints) -> Ints:
+    """(m,) what some cases are even over: their labels, of all targets together."""
+    each = [cases.label[at] if cases.task == "classes" else cases.died[at] + 2 * ~cases.known[at] for cases in targets]
+    found: Ints = each[0] if len(each) == 1 else np.unique(np.stack(each), axis=1, return_inverse=True)[1].ravel()
+    return found
 
 
 @torch.no_grad()
@@ -138,13 +173,15 @@ def _train_pooled(cases: Cases, at: Ints, kept: NDArray[np.bool_], x: Floats, se
     return fit(np.ones(len(at), np.bool_), best_of(STRENGTHS, loss) if judged else STRENGTHS[1])
 
 
-def _train_bag(bag: Bag, cases: Cases, at: Ints, kept: NDArray[np.bool_], bags: Bags, settings: Mapping[str, float], seed: int) -> Bag:
+def _train_bag(
+    bag: Bag, targets: Sequence[Cases], at: Ints, kept: NDArray[np.bool_], bags: Bags, settings: Mapping[str, float], seed: int
+) -> Bag:
     """AdamW on bags of some tiles; ended and chosen by whole slides of patients that were kept back."""
     chance = np.random.default_rng(seed)
     learned, judged = at[~kept], some_of(at[kept], MOST)
-    learner = _Learner(bag.requires_grad_().to(bags.device), cases, bags, learned)
+    learner = _Learner(bag.requires_grad_().to(bags.device), targets, bags, learned)
     batch, epochs = int(settings["batch"]), int(settings["epochs"])
-    if cases.task != "survival":  # there, those of one batch are compared
+    if targets[0].task != "survival":  # there, those of one batch are compared
         batch = max(1, min(batch, len(learned) // LEAST_STEPS))
     optimiser = torch.optim.AdamW(bag.parameters(), lr=settings["learning_rate"], weight_decay=0.05)
     best = Best(bag, int(settings["patience"]))
@@ -167,21 +204,50 @@ def _train_bag(bag: Bag, cases: Cases, at: Ints, kept: NDArray[np.bool_], bags: 
     bag.cpu().requires_grad_(requires_grad=False)
     learner.fold_in()
     layer = _linear(bag.fc)
-    t = temperature(predict_slides(bag, bags, judged.tolist()), cases.label[judged]) if cases.task == "classes" and len(judged) else 1.0
-    layer.weight.mul_(learner.unit / t)
-    layer.bias.mul_(learner.unit / t).add_(learner.level)
+    answers = predict_slides(bag, bags, judged.tolist()) if len(judged) and targets[0].task == "classes" else None
+    for each in learner.parts:
+        known = each.cases.known[judged]
+        t = 1.0 if answers is None else temperature(answers[known, each.columns], each.cases.label[judged[known]])
+        layer.weight[each.columns].mul_(each.unit / t)
+        layer.bias[each.columns].mul_(each.unit / t).add_(each.level)
     return bag
+
+
+class _Part:
+    """One target among those that a bag learns at once."""
+
+    def __init__(self, cases: Cases, first: int, learned: Ints) -> None:
+        self.cases, self.columns = cases, slice(first, first + (len(cases.classes) or 1))
+        self.level, self.unit = 0.0, 1.0
+        if cases.task == "regression":
+            values = cases.value[learned[cases.known[learned]]]
+            self.level, self.unit = float(values.mean()), float(values.std()) or 1.0
+
+    def loss(self, part: Ints, all_answers: Tensor) -> Tensor | None:
+        """Of the answers (b, outputs of all targets) of some cases; None where none of them tells anything."""
+        cases, answers = self.cases, all_answers[:, self.columns]
+        known = cases.known[part]
+        if not known.all():
+            answers, part = answers[_sent(np.flatnonzero(known), answers)], part[known]
+        if not len(part):
+            return None
+        if cases.task == "classes":
+            return nn.functional.cross_entropy(answers, _sent(cases.label[part], answers), label_smoothing=SMOOTHING)
+        value = _sent(cases.value[part], answers)
+        if cases.task == "regression":
+            return nn.functional.mse_loss(answers[:, 0], ((value - self.level) / self.unit).to(answers.dtype))
+        died = cases.died[part]
+        return cox_loss(answers[:, 0], value, _sent(died, answers)) if died.any() else None
 
 
 class _Learner:
     """A bag while it learns: from vectors that are standardised, numbers that are, or labels that are softened."""
 
-    def __init__(self, bag: Bag, cases: Cases, bags: Bags, learned: Ints) -> None:
-        self.bag, self.cases, self.bags = bag, cases, bags
+    def __init__(self, bag: Bag, targets: Sequence[Cases], bags: Bags, learned: Ints) -> None:
+        self.bag, self.bags = bag, bags
         self.mean, self.spread = (found.to(bags.device) for found in bags.statistics(learned))
-        self.level, self.unit = 0.0, 1.0
-        if cases.task == "regression":
-            self.level, self.unit = float(cases.value[learned].mean()), float(cases.value[learned].std()) or 1.0
+        firsts = np.cumsum([0, *(len(cases.classes) or 1 for cases in targets)]).tolist()
+        self.parts = [_Part(cases, first, learned) for cases, first in zip(targets, firsts, strict=False)]
 
     def standardised(self, rows: BagRows, chance: np.random.Generator) -> BagRows:
         """Rows whose channels have mean 0 and spread 1."""
@@ -205,28 +271,21 @@ class _Learner:
         return given
 
     def loss(self, part: Ints, answers: Tensor) -> Tensor | None:
-        """Of the answers (b, outputs) of some cases; None where nobody died among them."""
-        cases = self.cases
-        if cases.task == "classes":
-            return nn.functional.cross_entropy(answers, self._sent(cases.label[part], answers), label_smoothing=SMOOTHING)
-        value = self._sent(cases.value[part], answers)
-        if cases.task == "regression":
-            return nn.functional.mse_loss(answers[:, 0], ((value - self.level) / self.unit).to(answers.dtype))
-        died = cases.died[part]
-        return cox_loss(answers[:, 0], value, self._sent(died, answers)) if died.any() else None
-
-    @staticmethod
-    def _sent(array: NDArray[Any], to: Tensor) -> Tensor:
-        """An array where `to` is; nobody waits for the device."""
-        made = torch.from_numpy(np.ascontiguousarray(array))
-        return made.pin_memory().to(to.device, non_blocking=True) if to.is_cuda else made
+        """The sum over targets for the answers (b, outputs) of some cases; None where none of them tells anything, as where nobody died."""
+        found = [loss for each in self.parts if (loss := each.loss(part, answers)) is not None]
+        return sum(found[1:], found[0]) if found else None
 
     @torch.no_grad()
     def judge(self, judged: Ints) -> float:
         """The loss on whole slides."""
         answers = stream_slides(self.bag, self.bags, judged.tolist(), self.standardised)
-        if self.cases.task == "classes":
-            return cross_entropy(answers.double().numpy(), self.cases.label[judged])
+        if self.parts[0].cases.task == "classes":
+            known = [(each, each.cases.known[judged]) for each in self.parts]
+            return sum(
+                cross_entropy(answers[has, each.columns].double().numpy(), each.cases.label[judged[has]])
+                for each, has in known
+                if has.any()
+            )
         loss = self.loss(judged, answers.double())
         return 0.0 if loss is None else float(loss)
 
@@ -235,6 +294,12 @@ class _Learner:
         layer = _linear(self.bag.embed)
         layer.weight.div_(self.spread.cpu())
         layer.bias.sub_(layer.weight @ self.mean.cpu())
+
+
+def _sent(array: NDArray[Any], to: Tensor) -> Tensor:
+    """An array where `to` is; nobody waits for the device."""
+    made = torch.from_numpy(np.ascontiguousarray(array))
+    return made.pin_memory().to(to.device, non_blocking=True) if to.is_cuda else made
 
 
 def _linear(layer: object) -> nn.Linear:
