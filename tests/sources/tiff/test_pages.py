@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tilestream.errors import InputError
 from tilestream.geometry import Region, Size
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
+from tilestream.sources.tiff.index import index_tiff
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.testing.sources import Image
 
@@ -229,3 +232,20 @@ def test_a_picture_that_is_called_exactly_so_is_left_out(tmp_path: Path, name: s
     path = write_ome(tmp_path / "a.ome.tif", [("slide", make_image(600, 640)), (name, make_image(400, 500))])
     with open_source(str(path), SourceOptions()) as source:
         assert (source.info.size.height, source.info.size.width) == (600, 640)
+
+
+def test_of_each_piece_two_numbers_are_kept_and_no_lists_of_the_reader_beside_them(tmp_path: Path) -> None:
+    pieces = 128 * 128
+    tifffile.imwrite(tmp_path / "small_tiles.tif", np.zeros((2048, 2048), np.uint8), tile=(16, 16))
+    index_tiff(str(tmp_path / "small_tiles.tif"), SourceOptions())  # what is loaded at the first use
+    gc.collect()
+    gc.disable()  # its objects hold one another: what they hold stays until the collector comes by
+    tracemalloc.start()
+    try:
+        index = index_tiff(str(tmp_path / "small_tiles.tif"), SourceOptions())
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert index.levels[0].pages[0].offsets.shape == (pieces,)
+    assert held < 2 * 16 * pieces

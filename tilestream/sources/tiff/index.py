@@ -42,6 +42,9 @@ TIFFFILE_ERRORS = (
 )
 """What tifffile raises on damaged files: its parsers trust what they read and fail in whatever way the numbers lead to."""
 
+LISTS = (324, 325, 273, 279)
+"""Tags with a number for each piece: TileOffsets, TileByteCounts, StripOffsets, StripByteCounts."""
+
 
 @dataclass(frozen=True)
 class TiffPlane:
@@ -229,7 +232,11 @@ def _level(level: Level, series: Any, leading: tuple[int, ...], files: list[str]
     page = series.keyframe
     rows = rows_at_once(page)
     grid, buffers = _grid(page, address, rows), ThreadBuffers()
-    return TiffLevel(level, grid, tuple(_plane(series.pages[k], rows, grid, buffers, (files, address)) for k in leading))
+    frames = [series.pages[k] for k in leading]
+    planes = tuple(_plane(frame, rows, grid, buffers, (files, address)) for frame in frames)
+    for frame in frames:
+        _forget_lists(frame)
+    return TiffLevel(level, grid, planes)
 
 
 def _grid(page: Any, address: str, rows: int | None) -> SegmentGrid:
@@ -285,6 +292,14 @@ def _plane(frame: Any, rows: int | None, grid: SegmentGrid, buffers: ThreadBuffe
         int(page.samplesperpixel),
         raw,
     )
+
+
+def _forget_lists(frame: Any) -> None:
+    """Let go of tifffile's lists of where pieces lie, 80 bytes a piece: its objects hold one another and stay until the collector comes by."""
+    frame.dataoffsets = frame.databytecounts = ()
+    for code in LISTS if hasattr(frame, "tags") else ():
+        if (tag := frame.tags.get(code)) is not None:
+            tag.value = ()
 
 
 def _jpeg_decoder(page: Any, grid: SegmentGrid, buffers: ThreadBuffers, address: str) -> JpegDecoder | None:

@@ -42,7 +42,8 @@ class SlideDots:
         """An empty one, for about so many objects."""
         factor = PANEL_PX / max(l0_size.height, l0_size.width)
         panel = max(1, round(l0_size.width * factor)), max(1, round(l0_size.height * factor))
-        image = Image.new("RGB", panel, "white") if thumbnail is None else Image.open(io.BytesIO(thumbnail)).convert("RGB").resize(panel)
+        image = Image.new("RGB", panel, "white") if thumbnail is None else Image.open(io.BytesIO(thumbnail))
+        image = (image if image.mode == "RGB" else image.convert("RGB")).resize(panel)  # `convert` would copy what needs no change
         pale = (np.asarray(image).astype(np.uint16) + 255) // 2
         return cls(pale.astype(np.uint8), l0_size, np.array(class_colours(classes), np.uint8), 1 if objects <= LARGE_DOTS else 0)
 
