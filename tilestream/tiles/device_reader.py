@@ -66,13 +66,12 @@ class DeviceTileReader:
 
     Order
     -----
-    Tiles come in the order in which their last piece is read, which depends on the tile list alone: pieces are visited
-    along the shorter side of the list's bounding box.
+    Tiles come in the order in which their last piece is read, which depends on the tile list alone: pieces are visited as `TileReader` visits them.
 
     Memory bound
     ------------
-    On the device: pieces from when they are decoded until the last batch that needs them is taken (two neighbouring lines along
-    the shorter side, a group of `GROUP_PIECES`, and a batch's worth) at `height * width * 3` bytes each; one group of the decoder's;
+    On the device: pieces from when they are decoded until the last batch that needs them is taken (two neighbouring rows
+    or columns, a group of `GROUP_PIECES`, and a batch's worth) at `height * width * 3` bytes each; one group of the decoder's;
     `GATHER_PIXELS` at 20 bytes (40 where averaged); the batch. On the host: the encoded bytes of `GROUPS_AHEAD` + 1 groups, or the
     decoder's pixels of `GROUPS_IN_WORK` groups.
     """

@@ -19,6 +19,9 @@ from tilestream.store.layout import DECODE_ERROR
 from tilestream.tiles.read_spec import ReadSpec, job_pieces, jobs_ahead
 from tilestream.tiles.resample import area_average
 
+LINE_BYTES = 64 * 1024**2
+"""Of the tiles that are open, about, where a list is read row by row, the order in which most files hold their tiles."""
+
 Index = NDArray[np.int64]
 
 
@@ -90,12 +93,12 @@ class TileReader:
 
     Order
     -----
-    Batches come in a fixed order that depends on the tile list alone, not on timing: pieces are visited along the
-    shorter side of the list's bounding box, so few tiles are open at once.
+    Batches come in a fixed order that depends on the tile list alone, not on timing: pieces are visited row by row, which is the order of most
+    files, or down the columns where the list is so much wider than high that more than `LINE_BYTES` would be open.
 
     Memory bound
     ------------
-    Open tiles are those that overlap the pieces of two neighbouring lines along the shorter side, plus the jobs
+    Open tiles are those that overlap the pieces of two neighbouring rows, or columns, plus the jobs
     ahead (2 a thread): `buffer_limits.count_open` gives the count. Each costs `tile² * 3` bytes, and `cover² * 3` more where it is averaged.
     """
 
@@ -294,7 +297,7 @@ def pair_pieces(first: tuple[Index, Index], end: tuple[Index, Index], grid: Segm
     """Pieces that tiles need: (p,) piece row, piece column and tile, one entry for each overlap.
 
     `first` and `end` are the (n,) y and x of the tiles' first pixels and of the pixels past their last, in level pixels; they may lie outside the image.
-    Entries run along the shorter side of the tiles' bounding box, so that a tile's pieces come close together.
+    Entries run row by row or down the columns, as `TileReader` says.
     """
     (y0, x0), (y1, x1) = first, end
     first_row, last_row = np.maximum(y0, 0) // grid.height, (np.minimum(y1, size.height) - 1) // grid.height
@@ -307,9 +310,15 @@ def pair_pieces(first: tuple[Index, Index], end: tuple[Index, Index], grid: Segm
             cols.append(first_col[keep] + right)
             tiles.append(keep)
     row, col, tile = (np.concatenate(a) if a else np.empty(0, np.int64) for a in (rows, cols, tiles))
-    tall = np.ptp(y0) > np.ptp(x0)
-    order = np.lexsort((tile, col, row) if tall else (tile, row, col))
+    order = np.lexsort((tile, col, row) if _goes_by_rows(y0, x0, y1, grid) else (tile, row, col))
     return row[order], col[order], tile[order]
+
+
+def _goes_by_rows(y0: Index, x0: Index, y1: Index, grid: SegmentGrid) -> bool:
+    """Whether tiles are read row by row: where they are no wider than high, or few enough are open."""
+    side, height = int((y1 - y0).max(initial=0)), int(np.ptp(y0)) if len(y0) else 0
+    opened = len(y0) * min(1.0, (2 * grid.height + side) / max(1, height + side))
+    return height >= int(np.ptp(x0)) or opened * side**2 * 3 <= LINE_BYTES
 
 
 def _order_jobs(pieces: list[Piece], n: int, pieces_a_job: int) -> _Jobs:

@@ -67,7 +67,7 @@ def test_frames_that_are_said_ahead_come_in_few_requests(tmp_path: Path) -> None
         with source.ahead(0, places):
             for row, col in places:
                 assert source.read_segment(0, row, col) is not None
-        assert server.requests <= 4
+        assert server.requests <= 8  # the first ones are small
         assert server.bytes_sent <= 1.1 * 1024 * 1024 * 3
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from tilestream.sources.storage.answers import Answer
 from tilestream.sources.storage.fetching import request_pool
-from tilestream.sources.storage.ranges import LARGEST_REQUEST, Numbers, join, windows
+from tilestream.sources.storage.ranges import LARGEST_REQUEST, Numbers, requests_of
 
 AHEAD_BYTES = 64 * 1024**2
 """Bytes of one list that are under way or wait to be read, at most: while a window is read, the next one comes."""
@@ -20,9 +20,14 @@ AHEAD_BYTES = 64 * 1024**2
 KEPT_BYTES = 16 * 1024**2
 """Bytes of pieces that were read and that the next list wants too."""
 
-
 MOST_BYTES = AHEAD_BYTES + LARGEST_REQUEST + KEPT_BYTES
 """Most bytes that one list makes be held."""
+
+FIRST_REQUESTS = 6
+"""Requests of a list that are sent before the first answer has come, and one more for each that came: all share the line, and what is read first would come last."""
+
+READ_FIRST = 64
+"""Pieces whose requests are sent at once however many they are: as long as one of them is missing, nobody decodes."""
 
 
 @dataclass(eq=False)
@@ -37,6 +42,10 @@ class _Plan:
     sent: set[_Request] = field(default_factory=set)
     held: int = 0
     """Bytes of requests that were sent and not read to their end."""
+    under_way: int = 0
+    """Requests that were sent and have not come to their end."""
+    allowed: int = FIRST_REQUESTS
+    """Requests that may be under way."""
 
 
 @dataclass(eq=False)
@@ -51,27 +60,23 @@ class _Request:
     """Bytes of each piece, by its place."""
     wanted: dict[int, int]
     """How often each piece that was not read to its end, by its place, is still to be read."""
-    answer: Future[bytes] | None = None
+    answer: Answer | None = None
 
     @property
     def size(self) -> int:
         return self.end - self.start
 
-    def piece(self, start: int, data: bytes) -> bytes:
-        """A piece, from the answer."""
-        return data[start - self.start : start - self.start + self.lengths[start]]
-
 
 class RangesAhead:
-    """Ranges by `fetch(start, end)`, ahead of who reads them. Safe to share between threads.
+    """Ranges by `stream(start, end)`, which gives them part by part, ahead of who reads them. Safe to share between threads.
 
     Memory bound
     ------------
     Of each `ahead`: `AHEAD_BYTES`, and what threads wait for that is not in its turn, one request each; of all together `KEPT_BYTES`.
     """
 
-    def __init__(self, fetch: Callable[[int, int], bytes]) -> None:
-        self._fetch = fetch
+    def __init__(self, stream: Callable[[int, int], Iterator[bytes]]) -> None:
+        self._stream = stream
         self._requests: dict[int, _Request] = {}
         """By the place of a piece: the request that holds it."""
         self._plans: list[_Plan] = []
@@ -98,9 +103,8 @@ class RangesAhead:
             else:
                 request = None
         if request is None:
-            return self._fetch(start, start + count)
-        at = start - request.start
-        data = answer.result()[at : at + count]
+            return b"".join(self._stream(start, start + count))
+        data = answer.take(start - request.start, count)
         with self._lock:
             self._took(request, start, data)
         return data
@@ -133,18 +137,18 @@ class RangesAhead:
         new &= counts > 0
         starts, counts = starts[new], counts[new]
         plan.unread |= set(starts.tolist())
-        for window in windows(counts):
-            near, sizes = starts[window], counts[window]
-            for group in sorted(join(near, sizes), key=lambda group: int(group.min())):
-                begin, end = int(near[group].min()), int((near[group] + sizes[group]).max())
-                lengths = dict(zip(near[group].tolist(), sizes[group].tolist(), strict=True))
-                request = _Request(plan, begin, end, lengths, dict.fromkeys(lengths, 1))
-                self._requests |= dict.fromkeys(lengths, request)
-                plan.waiting.append(request)
+        groups = requests_of(starts, counts)
+        plan.allowed = max(FIRST_REQUESTS, sum(int(group.min()) < READ_FIRST for group in groups))
+        for group in groups:
+            begin, end = int(starts[group].min()), int((starts[group] + counts[group]).max())
+            lengths = dict(zip(starts[group].tolist(), counts[group].tolist(), strict=True))
+            request = _Request(plan, begin, end, lengths, dict.fromkeys(lengths, 1))
+            self._requests |= dict.fromkeys(lengths, request)
+            plan.waiting.append(request)
 
     def _fill(self, plan: _Plan) -> None:
         """Send what fits."""
-        while plan.waiting and (plan.held == 0 or plan.held + plan.waiting[0].size <= AHEAD_BYTES):
+        while plan.waiting and plan.under_way < plan.allowed and (plan.held == 0 or plan.held + plan.waiting[0].size <= AHEAD_BYTES):
             request = plan.waiting.popleft()
             if request.wanted:
                 if request.answer is None:
@@ -152,9 +156,20 @@ class RangesAhead:
                 plan.sent.add(request)
                 plan.held += request.size
 
-    def _send(self, request: _Request) -> Future[bytes]:
-        request.answer = request_pool().submit(self._fetch, request.start, request.end)
-        return request.answer
+    def _send(self, request: _Request) -> Answer:
+        request.answer = answer = Answer()
+        request.plan.under_way += 1
+        request_pool().submit(self._receive, request, answer)
+        return answer
+
+    def _receive(self, request: _Request, answer: Answer) -> None:
+        answer.receive(self._stream(request.start, request.end))
+        plan = request.plan
+        with self._lock:
+            plan.under_way -= 1
+            plan.allowed += 1
+            if plan in self._plans:
+                self._fill(plan)
 
     def _took(self, request: _Request, start: int, data: bytes) -> None:
         """A piece was read: keep it, or let go of it, and of its request behind the last one."""
@@ -202,10 +217,10 @@ class RangesAhead:
                 self._want_less(request, start)
         for request in (*plan.sent, *plan.waiting):
             answer = request.answer
-            came = answer is not None and answer.done() and answer.exception() is None
             for start in request.wanted:
-                if came and answer is not None:
-                    self._keep(start, request.lengths[start], request.piece(start, answer.result()))
+                at, count = start - request.start, request.lengths[start]
+                if answer is not None and answer.has(at, count):
+                    self._keep(start, count, answer.take(at, count))
                 if self._requests.get(start) is request:
                     del self._requests[start]
             request.answer = None

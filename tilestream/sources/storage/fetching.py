@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,7 @@ from tilestream.errors import InputError, NotThereError, OutageError, ReadError,
 PAUSES = (0.2, 0.6, 1.8, 4.0)
 """Seconds before the second request of a range and each one after it, about: a server that is asked less recovers sooner."""
 
-IN_FLIGHT = 24
+IN_FLIGHT = 64
 """Requests of a process that are under way at once."""
 
 REQUEST_TIME = "90s"
@@ -27,6 +28,9 @@ REQUEST_TIME = "90s"
 
 OPTIONS: dict[str, Any] = {"client_options": {"timeout": REQUEST_TIME, "connect_timeout": "10s"}, "retry_config": {"max_retries": 0}}
 
+
+STREAM_PART = 64 * 1024
+"""Bytes of an answer that are handed on at once, at least."""
 
 COPY_PART = 8 * 1024**2
 """Bytes of a request where an object is copied whole."""
@@ -73,14 +77,24 @@ class RangeFetcher:
         OutageError
             The server does not answer, or not as it should, for all that it was asked again.
         """
-        for pause in PAUSES:
-            try:
-                return self._ask(start, end)
-            except OutageError:
-                time.sleep(pause * (0.5 + random.random()))  # noqa: S311  # so that many do not come back at once
-        return self._ask(start, end)
+        return b"".join(self.stream(start, end))
 
-    def _ask(self, start: int, end: int) -> bytes:
+    def stream(self, start: int, end: int) -> Iterator[bytes]:
+        """The bytes that `fetch` gives, part by part as they come; what came is not asked for again. Raises as `fetch`."""
+        at = start
+        for pause in (*PAUSES, None):
+            try:
+                for part in self._ask(at, end):
+                    at += len(part)
+                    yield part
+            except OutageError:
+                if pause is None:
+                    raise
+                time.sleep(pause * (0.5 + random.random()))  # noqa: S311  # so that many do not come back at once
+            else:
+                return
+
+    def _ask(self, start: int, end: int) -> Iterator[bytes]:
         import obstore
         from obstore import exceptions
 
@@ -90,7 +104,10 @@ class RangeFetcher:
         try:
             answer = obstore.get(self._store, self._key, options=options)
             self._check(answer.meta)
-            data = bytes(answer.bytes())
+            came = 0
+            for part in answer.stream(min_chunk_size=STREAM_PART):
+                came += len(part)
+                yield bytes(part)
         except FileNotFoundError as error:
             if self.version is None:
                 raise NotThereError(f"{self.address}: there is no such object. Check the URL.") from None
@@ -112,9 +129,8 @@ class RangeFetcher:
         except (exceptions.BaseError, OSError) as error:
             raise self._lost(server_words(error)) from None
         expected = min(end, self.version.size if self.version else end) - start
-        if len(data) != expected:
-            raise self._lost(f"{len(data)} bytes came where {expected} were asked for")
-        return data
+        if came != expected:
+            raise self._lost(f"{came} bytes came where {expected} were asked for")
 
     def _check(self, meta: Any) -> None:
         stamp = meta["last_modified"].timestamp()

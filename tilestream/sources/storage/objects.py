@@ -49,13 +49,13 @@ class ObjectsAhead:
         with self._ranges.ahead(starts, counts, again):
             yield
 
-    def _ask(self, start: int, end: int) -> bytes:
+    def _ask(self, start: int, end: int) -> Iterator[bytes]:
         number, offset = divmod(start, SPAN)
         key = self._keys[number]
         if offset < SPAN // 2:
             data = self._fetch(key, offset, end - start)
             if data is None:
                 raise FileNotFoundError(f"{key} is gone")
-            return data
-        data = self._fetch(key, 0, None)
-        return b"" if data is None else b"\1" + data
+            yield data
+        elif (data := self._fetch(key, 0, None)) is not None:
+            yield b"\1" + data

@@ -41,7 +41,7 @@ class RemoteBytes(ByteSource):
         self.size = version.size
         mark = version.mark or hashlib.blake2b(self.head + self._tail(), digest_size=16).hexdigest()
         self.identity = identity_of(self.size, mark)
-        self._ranges = RangesAhead(self._fetcher.fetch)
+        self._ranges = RangesAhead(self._fetcher.stream)
 
     @property
     def ahead_bytes(self) -> int:
