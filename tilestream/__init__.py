@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from tilestream.config.schema import Config
     from tilestream.encoders.registry import load_encoder
     from tilestream.fitting.fit import fit
-    from tilestream.fitting.unlabelled.neighbours import find_nearest
+    from tilestream.fitting.unlabelled.neighbour_index import index_tiles
+    from tilestream.fitting.unlabelled.search import find_nearest
     from tilestream.interop.patients import patient_vectors
     from tilestream.models.context import ContextTransformer
     from tilestream.runner.driver import run
@@ -23,9 +24,10 @@ _PLACES = {
     "Config": "tilestream.config.schema",
     "ContextTransformer": "tilestream.models.context",
     "embed": "tilestream.stages.embed_tiles",
-    "find_nearest": "tilestream.fitting.unlabelled.neighbours",
+    "find_nearest": "tilestream.fitting.unlabelled.search",
     "find_tiles": "tilestream.tiles.grid",
     "fit": "tilestream.fitting.fit",
+    "index_tiles": "tilestream.fitting.unlabelled.neighbour_index",
     "load_encoder": "tilestream.encoders.registry",
     "open_image": "tilestream.sources",
     "patient_vectors": "tilestream.interop.patients",
@@ -41,6 +43,7 @@ __all__ = [
     "find_nearest",
     "find_tiles",
     "fit",
+    "index_tiles",
     "load_encoder",
     "open_image",
     "patient_vectors",

@@ -15,6 +15,7 @@ from tilestream.errors import ConfigError
 PUBLIC = (
     "fit",
     "find_nearest",
+    "index_tiles",
     "open_image",
     "find_tiles",
     "load_encoder",

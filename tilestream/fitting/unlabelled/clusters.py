@@ -56,7 +56,7 @@ def cluster_slides(slides: Sequence[Slide], what: str, count: int, seed: int) ->
         There are fewer tiles than clusters.
     """
     chance = np.random.default_rng(seed)
-    some = _some_rows(slides, what, chance)
+    some = some_rows(slides, what, chance)
     if len(some) < count:
         raise InputError(f"target.clusters: {count}, but there are only {len(some)} tiles with embeddings. Ask for fewer.")
     centres, seen = _first_centres(some, count, chance), np.zeros(count)
@@ -67,7 +67,7 @@ def cluster_slides(slides: Sequence[Slide], what: str, count: int, seed: int) ->
     return _described(slides, what, centres)
 
 
-def _some_rows(slides: Sequence[Slide], what: str, chance: np.random.Generator) -> Floats:
+def some_rows(slides: Sequence[Slide], what: str, chance: np.random.Generator) -> Floats:
     """Rows from all over the cohort: as many of each slide, of blocks that are read one at a time."""
     share = max(1, BEGIN_ROWS // len(slides))
     few = slides if len(slides) <= BEGIN_ROWS else [slides[i] for i in np.sort(chance.permutation(len(slides))[:BEGIN_ROWS]).tolist()]

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.errors import InputError
 from tilestream.fitting.metrics import Floats, Ints
 from tilestream.fitting.training.features import good_vectors, read_rows
 from tilestream.store.cohort import Cohort, open_output
 from tilestream.store.slide import Slide
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 COMPARED = 20_000
 """Tiles among which duplicates are looked for, evenly over the slides."""
@@ -28,50 +24,20 @@ SAME = 0.9999
 """Cosine of centred vectors from which on two tiles are listed as duplicates."""
 
 
-def find_nearest(output: str | os.PathLike[str], vectors: NDArray[np.floating[Any]], count: int = 10, what: str = "tiles") -> pd.DataFrame:
-    """The tiles of an output that are most like some vectors; all are compared, block by block.
+Hits = list[tuple[int, int, float]]
+"""Slide, row and cosine of tiles, the nearest first; of equals, the slide and row that come first."""
 
-    Parameters
-    ----------
-    output : path or URL
-        The `output` of a run, or one slide of it.
-    vectors : (q, d) or (d,)
-        What is looked for, e.g. `tilestream.open(output)["a"].embeddings[7]`.
-    count : int
-        Tiles of each.
-    what : str
-        Which vectors: tiles or context.
 
-    Returns
-    -------
-    pandas.DataFrame
-        query, slide, tile (its row), y, x (level-0 px of its top-left) and cosine; by query, the nearest first.
-
-    Raises
-    ------
-    InputError
-        There is no output, or its vectors have another length.
-    """
-    import pandas as pd
-
+def opened_slides(output: str | os.PathLike[str]) -> list[Slide]:
+    """The finished slides of an output, or the one that it is."""
     found = open_output(output)
-    slides = list(found) if isinstance(found, Cohort) else [found]
-    queries = np.atleast_2d(np.asarray(vectors, np.float64))
-    for slide in slides:
-        if slide.vectors(what).shape[1] != queries.shape[1]:
-            raise InputError(f"vectors have {queries.shape[1]} features, but those of {slide.id} have {slide.vectors(what).shape[1]}.")
-    hits = [(q, slides[i], row, cosine) for q, near in enumerate(nearest_tiles(slides, queries, count, what)) for i, row, cosine in near]
-    places = [slide.positions[row].tolist() for _, slide, row, _ in hits]
-    rows = [(q, slide.id, row, y, x, cosine) for (q, slide, row, cosine), (y, x) in zip(hits, places, strict=True)]
-    return pd.DataFrame(rows, columns=["query", "slide", "tile", "y", "x", "cosine"])
+    return list(found) if isinstance(found, Cohort) else [found]
 
 
-def nearest_tiles(
-    slides: Sequence[Slide], queries: NDArray[np.floating[Any]], count: int = 10, what: str = "tiles"
-) -> list[list[tuple[int, int, float]]]:
-    """The nearest tiles of a cohort to each query, exact: slide, row and cosine, the nearest first.
+def nearest_tiles(slides: Sequence[Slide], queries: NDArray[np.floating[Any]], count: int = 10, what: str = "tiles") -> list[Hits]:
+    """The nearest tiles of a cohort to each query, exact.
 
-    Order: of equals, the slide and row that come first. Memory bound: a block a thread, and `count` tiles a query.
+    Memory bound: a block a thread, and `count` tiles a query.
 
     Parameters
     ----------
@@ -84,15 +50,25 @@ def nearest_tiles(
     what : str
         Which vectors: tiles or context.
     """
-    unit = queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
-    best: list[list[tuple[int, int, float]]] = [[] for _ in queries]
+    unit = directions(queries)
+    best: list[Hits] = [[] for _ in queries]
     for i, rows, x in numbered_blocks(slides, what):
-        cosine = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)) @ unit.T  # (n, q)
-        for q, found in enumerate(best):
-            near = np.argsort(-cosine[:, q], kind="stable")[:count]
-            merged = [*found, *((i, int(rows[m]), float(cosine[m, q])) for m in near.tolist())]
-            best[q] = sorted(merged, key=lambda hit: (-hit[2], hit[0], hit[1]))[:count]
+        cosine = directions(x) @ unit.T  # (n, q)
+        best = [best_hits(found, cosine[:, q], np.full(len(rows), i), rows, count) for q, found in enumerate(best)]
     return best
+
+
+def directions(x: NDArray[np.floating[Any]]) -> Floats:
+    """(n, d) rows of length 1; rows of length 0 stay."""
+    found: Floats = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return found
+
+
+def best_hits(hits: Hits, cosine: Floats, slide: Ints, row: Ints, count: int) -> Hits:
+    """The `count` nearest of those that were found and of (n,) more."""
+    near = np.lexsort((row, slide, -cosine))[:count].tolist()
+    merged = [*hits, *((int(slide[m]), int(row[m]), float(cosine[m])) for m in near)]
+    return sorted(merged, key=lambda hit: (-hit[2], hit[0], hit[1]))[:count]
 
 
 def numbered_blocks(slides: Sequence[Slide], what: str) -> Iterator[tuple[int, Ints, Floats]]:
