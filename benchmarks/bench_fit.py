@@ -101,7 +101,8 @@ def _write_store(path: Path, x: np.ndarray, side: int) -> None:
 
 def _link(made: Path, to: Path, number: int) -> None:
     """The store under another name: its files are those of the first, but for the few that say which image it is."""
-    from tilestream.store.ledger import BASE, COMPLETE, checksum, pack, unpack
+    from tilestream.store.ledger import BASE, COMPLETE
+    from tilestream.store.records import checksum, pack, unpack
 
     for found in sorted(made.rglob("*")):
         place = to / found.relative_to(made)

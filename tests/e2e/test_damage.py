@@ -11,8 +11,8 @@ from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config, opened
 from tilestream.errors import IncompleteError, TilestreamError
 from tilestream.interop.exports import export_slides
+from tilestream.store.cohort import verify_output
 from tilestream.store.slide_store import SlideStore
-from tilestream.store.verify import verify_output
 
 SECTIONS = {
     "tiles": {"size": 64, "level": 0, "tissue": "none"}, "encoder": "tests.support.encoders:corners", "pool": "gated_attention",

@@ -18,8 +18,8 @@ from tests.support.made_nuclei import CLASSES, draw_nuclei, place_nuclei
 from tests.support.resuming import start, wait_for_shard
 from tests.support.runs import config
 from tilestream.errors import ConfigError, InputError
+from tilestream.store.cohort import verify_output
 from tilestream.store.heads.shapes import shapes_key
-from tilestream.store.verify import verify_output
 
 BLOCKS = [(256, 32, "instances"), (200, 40, "instances"), (513, 31, "boxes"), (1024, 128, "instances"), (2048, 64, "boxes")]
 """Side of a patch, overlap, and what the detector gives."""

@@ -205,7 +205,7 @@ def test_what_a_power_cut_took_is_found_and_done_again(path, undisturbed, tmp_pa
     "target", ["tables/tiles/X/c/3/0", "tables/slide/X/c/0/0", "overview.png", "tables/tiles/obs/row/c/0", "tables/tiles/zarr.json"]
 )
 def test_verify_finds_what_is_damaged_and_run_repairs_that_alone(path, undisturbed, tmp_path, harm, target):
-    from tilestream.store.verify import verify_output
+    from tilestream.store.cohort import verify_output
 
     embed(path, tmp_path / "out", compute={"shard_tiles": 10}, **SECTIONS)
     victim = tmp_path / "out" / "a.zarr" / target

@@ -27,8 +27,9 @@ from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
 from tilestream.store import object_store
 from tilestream.store.folder import Folder
-from tilestream.store.ledger import FENCE, WRITERS, unpack
+from tilestream.store.ledger import FENCE, WRITERS
 from tilestream.store.lock import hold_lock
+from tilestream.store.records import unpack
 from tilestream.store.slide_store import SlideStore
 
 IMAGE = make_image(760, 820, seed=5)  # 8 x 9 tiles of 96 px

@@ -13,7 +13,7 @@ from tests.support.stores import make_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, OutputError
 from tilestream.runner.reporter import Reporter
-from tilestream.store.ledger import pack, unpack
+from tilestream.store.records import pack, unpack
 from tilestream.store.slide_store import SlideStore
 
 CONTEXT = {"window": 4, "depth": 1, "heads": 3}

@@ -13,10 +13,10 @@ from tests.support.stores import make_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, IncompleteError, InputError
 from tilestream.interop.exports import FORMATS, export_slides
+from tilestream.store.cohort import verify_output
 from tilestream.store.folder import Folder
 from tilestream.store.ownership import claim
 from tilestream.store.slide import Slide
-from tilestream.store.verify import verify_output
 
 BINARY = ("trident-h5", "clam-h5", "pt", "ome-zarr", "spatialdata")
 

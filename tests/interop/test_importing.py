@@ -12,7 +12,7 @@ from tests.support.stores import make_store
 from tilestream.cli import main
 from tilestream.errors import ConfigError, InputError, OutputError
 from tilestream.interop.importing import import_features
-from tilestream.store.verify import verify_output
+from tilestream.store.cohort import verify_output
 from tilestream.tiles.coords_file import grid_step
 
 

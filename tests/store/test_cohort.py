@@ -11,9 +11,8 @@ import tilestream
 from tests.support.foreign import SEEDS
 from tests.support.stores import make_store
 from tilestream.errors import IncompleteError, InputError
-from tilestream.store.cohort import Cohort, find_stores
+from tilestream.store.cohort import Cohort, find_stores, verify_output
 from tilestream.store.slide import Slide
-from tilestream.store.verify import verify_output
 
 
 @pytest.fixture(scope="module")

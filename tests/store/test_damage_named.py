@@ -11,7 +11,7 @@ import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config, opened
 from tilestream.errors import IncompleteError
-from tilestream.store.verify import verify_output
+from tilestream.store.cohort import verify_output
 
 SECTIONS = {
     "tiles": {"size": 64, "level": 0, "tissue": "none"},

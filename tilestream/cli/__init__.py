@@ -155,7 +155,7 @@ def verify_command(
     repair: Annotated[bool, typer.Option("--repair", help="Forget what is damaged, so that the next run redoes it.")] = False,
 ) -> None:
     """Compare every stored object with its checksum."""
-    from tilestream.store.verify import verify_output
+    from tilestream.store.cohort import verify_output
 
     raise typer.Exit(verify_output(output, print, repair=repair))
 

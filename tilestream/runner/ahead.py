@@ -157,6 +157,7 @@ class Planner:
             setup = replace(self.setup, workers=self.engine.workers, begins_compiled=self._compiles)
             prepared = take_up(store, ref, source, setup, self.recipes, self.cohort, planned.messages.append)
         task = prepared.task(setup, store)
-        aside = {} if prepared.passes else tiles_aside(store)  # a pass makes tokens of all tiles again
-        run = SlideRun(task, store, planned.result, stages_of(prepared, setup, store, task), prepared.passes, aside)
-        return replace(planned, begun=Begun(run, prepared, store.ledger(), run.next_stage()))
+        committed = store.ledger()
+        aside = {} if prepared.passes else tiles_aside(store, committed)  # a pass makes tokens of all tiles again
+        run = SlideRun(task, store, planned.result, stages_of(prepared, setup, store, task, committed), prepared.passes, aside)
+        return replace(planned, begun=Begun(run, prepared, committed, run.next_stage()))

@@ -15,7 +15,8 @@ from tilestream.sources.open_images import forget_all
 from tilestream.sources.storage.staging import Stage
 from tilestream.stages.worker_settings import absolute
 from tilestream.store.folder import Folder
-from tilestream.store.ledger import HOME, pack, unpack
+from tilestream.store.ledger import HOME
+from tilestream.store.records import pack, unpack
 from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.coords import check_chosen
 from tilestream.tiles.isolation import open_image

@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,7 @@ from tilestream.config.load import load_config, recorded_config
 from tilestream.config.python_objects import is_object_name
 from tilestream.config.restart import ALL
 from tilestream.config.schema import Config
-from tilestream.config.slide_list import SlideRef
-from tilestream.errors import ConfigError, InputError, InterruptedRunError, OutputError, TilestreamError, storage_error
+from tilestream.errors import ConfigError, InterruptedRunError, OutputError, TilestreamError, storage_error
 from tilestream.runner.cohort import Cohort, list_cohort, share_out, stage_of
 from tilestream.runner.contexts.fitted_context import with_fitted_context
 from tilestream.runner.engines.clusters import check_main_guard
@@ -27,7 +26,7 @@ from tilestream.runner.engines.hand_out import HandOut
 from tilestream.runner.heads.stored import stored_encoder
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.reporter import Reporter
-from tilestream.runner.resume import book_finished, look_at_all, nothing_to_do
+from tilestream.runner.resume import Looked, book_finished, look_at_all, nothing_to_do, refuse_changed_stores
 from tilestream.runner.summary import EMBEDDING, STATE, SlideResult, Summary, note_refusal, same_image, write_records
 from tilestream.stages.clock import Wall
 from tilestream.stages.hardware import held_memory
@@ -110,7 +109,8 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float, held:
     results = [SlideResult(ref.id, ref.address, listed=dict(ref.extra)) for ref in cohort.refs]
     summary = Summary(config.output.path, recorded_config(config), results, wall=Wall(began))
     summary.wall.mark("config")
-    todo = look_at_all(cohort, recipes, summary, reporter)
+    looked = look_at_all(cohort, recipes, summary, reporter)
+    todo = looked.todo
     if not todo and not is_object_name(config.encoder.name):  # an object of this process may be another one by now
         reporter.message(nothing_to_do(summary, cohort, config.encoder.name))
         return summary
@@ -124,7 +124,7 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float, held:
 
             setup = set_up_on(engine, config, len(cohort.refs), recipes, stored_encoder(cohort, recipes, todo), summary.wall)
             setup = replace(setup, held=held if engine.in_process else 0)
-            work = Run(cohort, setup, engine, summary, reporter, recipes.knowing(setup.facts, setup.heads), claims, todo)
+            work = Run(cohort, setup, engine, summary, reporter, recipes.knowing(setup.facts, setup.heads), claims, looked)
             work.execute()
     finally:
         if work is not None:
@@ -148,30 +148,25 @@ class Run:
 
     def __init__(
         self, cohort: Cohort, setup: Setup, engine: Engine, summary: Summary, reporter: Reporter, recipes: Recipes, claims: Claims,
-        todo: list[SlideRef],
+        looked: Looked,
     ) -> None:  # fmt: skip
         self.cohort, self.setup, self.engine, self.summary, self.reporter = cohort, setup, engine, summary, reporter
-        self.recipes, self.claims, self.todo = recipes, claims, todo
+        self.recipes, self.claims, self.todo = recipes, claims, looked.todo
         self.config = setup.config
         self.results = {result.id: result for result in summary.slides}
         self.hand_out = HandOut(engine)
         self.news: deque[str] = deque()
         """What planning has met and nobody was told yet."""
         self.in_work: list[SlideRun] = []
-        self.images: dict[str, str] = {}
+        self.images = looked.images
         """The first slide of each fingerprint."""
-        for ref in cohort.refs:
-            if ref not in todo:
-                same_image(self.images, ref.id, (cohort.store(ref).attributes or {})["source"]["fingerprint"])
         summary.encoder = vars(setup.facts) | {}
         summary.workers, summary.device = engine.workers, setup.facts.device
 
     def execute(self) -> None:
         """Do all slides, after refusing what was made by another encoder."""
         if self.cohort.restart != ALL:
-            for ref in self.cohort.refs:
-                with suppress(InputError):  # refused in its turn
-                    self.recipes.changed_stages(self.cohort.store(ref), ref)
+            refuse_changed_stores(self.cohort, self.recipes)
         for note in self.setup.notes:
             self.reporter.message(note, level="warning")
         for part in self.setup.untrained:
@@ -265,12 +260,9 @@ class Run:
     def _complete(self, slide: SlideRun) -> None:
         """All stages of a slide have ended."""
         # As committed: a task that was done again after its worker died, or after an outage, told of a part of its shards only.
-        slide.result.counts = {}
-        for entry in slide.store.ledger().values():
-            slide.result.counts = add_counts(slide.result.counts, entry["counts"])
-            slide.result.redone += entry.get("redone", 0)
-        slide.result.unanswered = slide.store.unanswered
-        slide.store.complete({})
+        mark = slide.store.complete({})
+        slide.result.counts, slide.result.redone = mark["counts"], mark.get("redone", 0)
+        slide.result.unanswered = mark.get("unanswered", {})
         slide.result.status = "done"
         self.in_work.remove(slide)
         self._let_go(slide.result)

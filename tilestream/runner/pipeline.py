@@ -71,8 +71,8 @@ class Job:
         return self.stage.work not in (pool_slide, pool_windows, draw_slide, finish_slide)
 
 
-def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore, task: SlideTask) -> Iterator[Stage]:
-    """What is left to do for a slide. Each stage may start once all tasks of the one before it have ended."""
+def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore, task: SlideTask, committed: Container[int]) -> Iterator[Stage]:
+    """What is left to do for a slide whose shards `committed` hold tiles. Each stage may start once all tasks of the one before it have ended."""
     context, every, config = slide.context, range(slide.layout.shards), setup.config
     save, mixes = config.output.save, "" if config.context is None else config.context.stage
     windows = windows_of(slide, setup)
@@ -85,7 +85,7 @@ def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore, task: Slide
             embed_and_mix, [part for part in parts if passing or _open(part, store, mixes) or open_blocks(task, store, tile_row, part)]
         )
     else:
-        yield Stage(embed_tiles if setup.facts.name != NO_ENCODER else place_tiles, _missing(every, store.ledger()))
+        yield Stage(embed_tiles if setup.facts.name != NO_ENCODER else place_tiles, _missing(every, committed))
         if context is not None:
             mixed = store.ledger(mixes)
             whole = [every] if passing or len(mixed) < len(every) else []

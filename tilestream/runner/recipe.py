@@ -17,7 +17,8 @@ from tilestream.sources.files import FileDigests
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.worker_settings import Digests, EncoderFacts
 from tilestream.store.heads.columns import head_stage
-from tilestream.store.ledger import LATER, NAMED, digest_of, flatten
+from tilestream.store.ledger import LATER, NAMED
+from tilestream.store.records import digest_of, flatten
 from tilestream.store.slide_store import FORMAT, ROWS, SlideStore
 from tilestream.tiles.annotations.mask_files import mask_file
 from tilestream.tiles.coords import find_file
@@ -166,9 +167,7 @@ class Recipes:
         if attributes is None:
             return set()
         was, now = attributes.get("recipe", {}), self.of(ref, kept_sha256)
-        later = {
-            stage for stage in later_of(now) if now[stage] is not None and _flat({stage: was.get(stage)}) != _flat({stage: now[stage]})
-        }
+        later = {name for name in later_of(now) if now[name] is not None and _flat({name: was.get(name)}) != _flat({name: now[name]})}
         later |= {head_stage(name) for name in now.get(HEADS, ()) if self._other_head(was, now, name)}
         old, new = (_flat(_without_later(recipe)) for recipe in (was, now))
         save = set(old.pop("output.save", ())), set(new.pop("output.save"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tilestream.config.restart import ALL, restarts
@@ -33,6 +34,16 @@ if TYPE_CHECKING:
 
 OPEN_AT_ONCE = 8
 """Slides that are looked at at the same time."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What an output holds as a run begins."""
+
+    todo: list[SlideRef]
+    """The slides that are not finished."""
+    images: dict[str, str]
+    """The first slide of each fingerprint, of those that are."""
 
 
 def finished(store: SlideStore, ref: SlideRef, source: Source, recipes: Recipes, cohort: Cohort) -> dict[str, Any] | None:
@@ -72,7 +83,7 @@ def refuse_other_code(store: SlideStore, ref: SlideRef, encoder: str, *, retry: 
         Naming the file.
     """
     was = (store.attributes or {}).get("encoder_code_sha256")
-    begun = store.completion is None and (0 < len(store.ledger()) < store.layout.shards or bool(tiles_aside(store)))
+    begun = store.completion is None and (0 < len(store.ledger()) < store.layout.shards or bool(tiles_aside(store, store.ledger())))
     if was is None or not (begun or (retry and any(count_failed(entry["counts"]) for entry in store.ledger().values()))):
         return
     if code_sha256(encoder) != was:
@@ -160,36 +171,49 @@ def begin(ref: SlideRef, source: Source, setup: Setup, recipes: Recipes) -> Prep
     return slide
 
 
-def look_at_all(cohort: Cohort, recipes: Recipes, summary: Summary, reporter: Reporter) -> list[SlideRef]:
-    """The slides that are not finished; before any work, those of other inputs or settings are refused.
+def look_at_all(cohort: Cohort, recipes: Recipes, summary: Summary, reporter: Reporter) -> Looked:
+    """Which slides are finished; before any work, those of other inputs or settings are refused.
 
     Raises
     ------
     OutputError
         A store was made by another recipe, or from other files.
     """
+    there = set(cohort.output.children())
 
-    def look(ref: SlideRef) -> dict[str, Any] | None:
+    def look(ref: SlideRef) -> tuple[SlideStore, dict[str, Any] | None]:
         store = cohort.store(ref)
-        if store.attributes is None:
-            return None
+        if f"{ref.id}.zarr" not in there or store.attributes is None:
+            return store, None
         try:
             if lacks_answers_only(store, ref, recipes, cohort):
-                return None
+                return store, None
             with open_slide(ref, recipes.config) as source:
-                return finished(store, ref, source, recipes, cohort)
+                return store, finished(store, ref, source, recipes, cohort)
         except InputError:  # refused in its turn
-            return None
+            return store, None
 
     refs = [*cohort.refs, *cohort.spare, *cohort.others]
     with ThreadPoolExecutor(1 if recipes.config.tiles.tissue.function else OPEN_AT_ONCE) as pool:
-        marks = list(pool.map(look, refs))
+        found = list(pool.map(look, refs))
     results = {result.id: result for result in summary.slides}
     seen: dict[str, str] = {}
-    for ref, mark in zip(refs, marks, strict=True):
+    for ref, (store, mark) in zip(refs, found, strict=True):
         if mark is not None and ref.id in results:
-            book_finished(results[ref.id], cohort.store(ref), mark, reporter, seen)
-    return [ref for ref, mark in zip(refs, marks, strict=True) if mark is None]
+            book_finished(results[ref.id], store, mark, reporter, seen)
+    return Looked([ref for ref, (_, mark) in zip(refs, found, strict=True) if mark is None], seen)
+
+
+def refuse_changed_stores(cohort: Cohort, recipes: Recipes) -> None:
+    """Refuse, before any work, what was made by another recipe than the one that the encoder completes. Raises OutputError."""
+    there = set(cohort.output.children())
+
+    def look(ref: SlideRef) -> None:
+        with suppress(InputError):  # refused in its turn
+            recipes.changed_stages(cohort.store(ref), ref)
+
+    with ThreadPoolExecutor(OPEN_AT_ONCE) as pool:
+        list(pool.map(look, (ref for ref in cohort.refs if f"{ref.id}.zarr" in there)))
 
 
 def book_finished(result: SlideResult, store: SlideStore, mark: dict[str, Any], reporter: Reporter, seen: dict[str, str]) -> None:

@@ -7,14 +7,17 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tilestream import __version__
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, without_credentials
 from tilestream.stages.clock import Wall
+from tilestream.store.cohort import LOOKS_AT_ONCE
 from tilestream.store.folder import Folder
 from tilestream.store.layout import nothing_kept
 from tilestream.store.ownership import is_ours
@@ -249,16 +252,21 @@ def output_state(output: Folder, listed: Sequence[str]) -> dict[str, Any]:
     Of slides with the same image, the first of `listed`, else of the alphabet, counts as the one that the others repeat.
     """
     place = {slide: number for number, slide in enumerate(listed)}
-    names = [name.removesuffix(".zarr") for name in output.children() if name.endswith(".zarr") and is_ours(output / name)]
+    names = [name.removesuffix(".zarr") for name in output.children() if name.endswith(".zarr")]
     seen: dict[str, str] = {}
-    slides = [slide_state(output, slide, seen) for slide in sorted(names, key=lambda slide: (place.get(slide, len(place)), slide))]
+    slides = []
+    with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+        states = pool.map(partial(slide_state, output), sorted(names, key=lambda slide: (place.get(slide, len(place)), slide)))
+        for found, fingerprint in filter(None, states):
+            found.warnings += same_image(seen, found.id, fingerprint)
+            slides.append(found)
     there = {slide.id for slide in slides}
     refused = [key.rsplit("/", 1)[-1].removesuffix(".json") for key in output.names(REFUSED)]
     slides += [SlideResult(slide, "", "refused", error=refusal_of(output, slide)) for slide in refused if slide not in there]
     failed = sum(slide.failed_tiles for slide in slides)
     lacking = [slide for slide in slides if slide.status != "done"]
-    partial = lacking or failed or any(slide.unanswered for slide in slides)
-    code = EXIT_REFUSED if slides and len(lacking) == len(slides) else EXIT_PARTIAL if partial else EXIT_DONE
+    short = lacking or failed or any(slide.unanswered for slide in slides)
+    code = EXIT_REFUSED if slides and len(lacking) == len(slides) else EXIT_PARTIAL if short else EXIT_DONE
     return {
         "exit_code": code,
         "tiles": sum(slide.tiles for slide in slides),
@@ -267,9 +275,11 @@ def output_state(output: Folder, listed: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def slide_state(output: Folder, slide: str, seen: dict[str, str]) -> SlideResult:
-    """What the store of a slide says of it; `seen` holds the first slide of each fingerprint."""
+def slide_state(output: Folder, slide: str) -> tuple[SlideResult, str] | None:
+    """What the store of a slide says of it, and the fingerprint of its image; None where the store is none of ours."""
     store = SlideStore(output / f"{slide}.zarr")
+    if not is_ours(store.folder):
+        return None
     attributes = store.attributes or {}
     source = attributes.get("source", {})
     mark = store.completion
@@ -279,12 +289,12 @@ def slide_state(output: Folder, slide: str, seen: dict[str, str]) -> SlideResult
             found.counts[status] = found.counts.get(status, 0) + count
         found.tile_errors |= {int(row): cause for row, cause in entry.get("errors", {}).items()}
         found.redone += entry.get("redone", 0)
-    found.warnings = [*source.get("warnings", ()), *same_image(seen, slide, source.get("fingerprint", ""))]
+    found.warnings = list(source.get("warnings", ()))
     found.unanswered = store.unanswered
     found.note = nothing_kept(source) if mark and found.tiles == 0 else ""
     found.error = "" if mark else refusal_of(output, slide)
     found.status = "refused" if found.error else found.status
-    return found
+    return found, source.get("fingerprint", "")
 
 
 def same_image(seen: dict[str, str], slide: str, fingerprint: str) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def file_sha256(path: Path) -> str:
         It cannot be read.
     """
     if path.is_dir():
-        from tilestream.store.ledger import digest_of  # with zarr, which processes that decode have no need of
+        from tilestream.store.records import digest_of  # with zarr, which processes that decode have no need of
 
         return digest_of([[file.relative_to(path).as_posix(), file_sha256(file)] for file in sorted(path.rglob("*")) if file.is_file()])
     try:

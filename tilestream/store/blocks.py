@@ -63,7 +63,7 @@ def _rows_of(folder: Folder, harm: str) -> str:
     if not between or not number.isdecimal():
         return ""
     try:
-        array = zarr.open_array(folder.store, path=path, mode="r")
+        array = zarr.open_array(folder.store, path=path, mode="r", zarr_format=3)
     except READ_ERRORS:
         return ""
     step = (array.shards or array.chunks)[0]
@@ -78,7 +78,7 @@ class StoredArray(zarr.Array[Any]):
     def of(cls, folder: Folder, path: str) -> StoredArray:
         """The array at `path`, for reading."""
         with damage_named(folder, path):
-            array = cls(zarr.open_array(folder.store, path=path, mode="r").async_array)
+            array = cls(zarr.open_array(folder.store, path=path, mode="r", zarr_format=3).async_array)
         object.__setattr__(array, "_folder", folder)  # zarr's arrays are frozen
         return array
 

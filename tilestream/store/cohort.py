@@ -1,17 +1,18 @@
-"""`Cohort`: the slides of an output, for reading; and which folders of an output are stores of ours."""
+"""`Cohort`: the slides of an output, for reading; which folders of an output are stores of ours, and whether their bytes are as they were written."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from tilestream.errors import IncompleteError, InputError
+from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, IncompleteError, InputError
 from tilestream.store.folder import Folder
 from tilestream.store.ownership import is_begun, is_ours, is_zarr
 from tilestream.store.slide import Slide
+from tilestream.store.slide_store import SlideStore
 
 if TYPE_CHECKING:
     import anndata
@@ -176,3 +177,34 @@ def open_output(path: str | os.PathLike[str], *, allow_unfinished: bool = False,
     if is_ours(folder) or is_zarr(folder):
         return Slide(path, allow_unfinished=allow_unfinished, verify=verify)
     return Cohort(path, allow_unfinished=allow_unfinished, verify=verify)
+
+
+def verify_output(address: str, say: Callable[[str], None], *, repair: bool = False) -> int:
+    """Check an output folder or one store in it; returns the exit code, 0 or 4.
+
+    With `repair`, what is damaged is forgotten, so that the next run redoes it and nothing else.
+
+    Raises
+    ------
+    InputError
+        There is no store of ours.
+    """
+    stores = find_stores(address)
+    damaged = 0
+    for name, folder in stores.items():
+        store = SlideStore(Folder(folder.address))
+        found = store.damage()
+        damaged += bool(found)
+        say(f"{name}: {'ok' if not found else f'{len(found)} problems'}")
+        for line in found:
+            say(f"  {line}")
+        if repair and found:
+            say(f"  {store.repair()}")
+    if damaged:
+        way = (
+            "Run their command again."
+            if repair
+            else "Unfinished ones: run their command again. Damaged ones: verify --repair, then run it again."
+        )
+        say(f"{damaged} of {len(stores)} slides are damaged or unfinished. {way}")
+    return EXIT_PARTIAL if damaged else EXIT_DONE

@@ -12,7 +12,7 @@ import stat
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,7 +24,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
 from tilestream.errors import ConfigError, OutputError
-from tilestream.store.object_store import RemoteStore, await_writers, open_remote, writer_marked
+from tilestream.store.object_store import RemoteStore, await_writers, open_remote, set_objects, writer_marked
 
 SYNCS_AT_ONCE = 16
 
@@ -143,6 +143,10 @@ class Folder:
         """Write an object whole; it survives a power cut once this returns."""
         sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
         self.flush(key)
+
+    def set_all(self, objects: Mapping[str, bytes | Buffer]) -> None:
+        """Write objects whole, many at a time; local ones are durable once they are flushed. Where one fails, none is being written any more."""
+        sync(set_objects(self.store, objects))
 
     @contextmanager
     def writing(self, key: str) -> Iterator[Path]:

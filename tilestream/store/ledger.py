@@ -1,12 +1,7 @@
-"""What of a slide is known to be on disk: the checksums of every object, entry by entry as stages commit them, and the completion.
-
-Each record carries a checksum of itself: one that is cut or flipped reads as missing, and what it stood for is done again.
-"""
+"""What of a slide is known to be on disk: the checksums of every object, entry by entry as stages commit them, and the completion."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +11,7 @@ from tilestream.store.folder import Folder
 from tilestream.store.heads.columns import head_of_stage, head_stage
 from tilestream.store.layout import kind_of
 from tilestream.store.ownership import MARK, claim, is_ours, mark_harm
+from tilestream.store.records import Sums, pack, sums_of, unpack
 
 HOME = ".tilestream"
 LEDGER, BASE, COMPLETE, FENCE = f"{HOME}/shards", f"{HOME}/base.json", f"{HOME}/complete.json", f"{HOME}/fence.json"
@@ -41,47 +37,6 @@ NAMED = ("context-", "pool-")
 READ_BY = {"pixels": (), "tiles": ("tiles",), "tokens": ("tiles",), "context": ("tiles", "context"), "vector": ("tiles", "context", "pool")}
 """The stages that a head reads, by its input."""
 
-Sums = dict[str, list[Any]]
-"""Size in bytes and checksum, by the object's name."""
-
-
-def checksum(data: bytes) -> str:
-    """BLAKE2b of 16 bytes, in hex."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def pack(record: dict[str, Any]) -> bytes:
-    """A record as JSON, with a checksum of itself."""
-    plain = json.loads(json.dumps(record))
-    return json.dumps({**plain, "check": checksum(json.dumps(plain, sort_keys=True).encode())}, sort_keys=True).encode()
-
-
-def unpack(raw: bytes | None) -> dict[str, Any] | None:
-    """What `pack` was given; None where there is nothing, or a byte is not as it was written."""
-    try:
-        found = json.loads(raw or b"")
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or found.pop("check", None) is None or pack(found) != raw:
-        return None
-    return found
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256, in hex, of a value that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def flatten(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in recipe.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
 
 class Ledger:
     """The records of one slide's store.
@@ -96,6 +51,8 @@ class Ledger:
 
     def __init__(self, folder: Folder, token: str | None = None) -> None:
         self.folder, self.token = folder, token
+        self._base: list[dict[str, Any] | None] = []
+        """The record of the store as it was read, once it was: who owns the store alone writes it."""
 
     # -- the fence --------------------------------------------------------------------------------------------------
 
@@ -105,10 +62,11 @@ class Ledger:
         with self.folder.locked(HOME):
             self.folder.put(FENCE, pack({"token": self.token}))
         self.folder.await_writers(WRITERS)
+        self._base.clear()
 
     @contextmanager
     def committing(self, *, alone: bool = False) -> Iterator[None]:
-        """The fence stays where it is while the block runs; on a disk without locks it is looked at before and after.
+        """The fence stays where it is while the block runs; on a disk, which may have no locks, it is looked at before and after.
 
         Raises
         ------
@@ -118,7 +76,8 @@ class Ledger:
         with self.folder.locked(HOME, shared=not alone), self.folder.marked(WRITERS):
             self._look()
             yield
-            self._look()
+            if self.folder.local is not None:
+                self._look()
 
     def _look(self) -> None:
         found = unpack(self.folder.get(FENCE))
@@ -130,7 +89,14 @@ class Ledger:
     @property
     def base(self) -> dict[str, Any] | None:
         """The attributes of the store and the checksums of its metadata; None where creation was cut short, or this record is damaged."""
-        return unpack(self.folder.get(BASE))
+        if not self._base:
+            self._base.append(unpack(self.folder.get(BASE)))
+        return self._base[0]
+
+    def put_base(self, record: dict[str, Any]) -> None:
+        """Write that record."""
+        self._base.clear()
+        self.folder.put(BASE, pack(record))
 
     @property
     def stage_recipes(self) -> dict[str, str]:
@@ -149,9 +115,10 @@ class Ledger:
         found = {key: self.folder.sum(key) for key in keys}
         return {key: list(seen) for key, seen in found.items() if seen is not None}
 
-    def record(self, stage: str, number: int, keys: list[str], told: dict[str, Any]) -> None:
-        """Commit objects: their entry."""
-        entry = {"objects": self.sums(keys), "recipe": self.stage_recipes.get(kind_of(stage)), **told}
+    def record(self, stage: str, number: int, objects: Sums | list[str], told: dict[str, Any]) -> None:
+        """Commit objects: their entry, with their checksums, which are taken here where they are not given."""
+        sums = objects if isinstance(objects, dict) else self.sums(objects)
+        entry = {"objects": sums, "recipe": self.stage_recipes.get(kind_of(stage)), **told}
         self.folder.put(entry_key(stage, number), pack(entry))
 
     def ledger(self, stage: str = "tiles") -> dict[int, dict[str, Any]]:
@@ -222,8 +189,8 @@ class Ledger:
 
     # -- completion -------------------------------------------------------------------------------------------------
 
-    def write_completion(self, told: dict[str, Any], keys: list[str], row_arrays: tuple[str, ...]) -> None:
-        """Write the completion mark: the last object of a slide, with size and checksum of every other one.
+    def write_completion(self, told: dict[str, Any], keys: list[str], row_arrays: tuple[str, ...]) -> dict[str, Any]:
+        """Write the completion mark, and return it: the last object of a slide, with size and checksum of every other one.
 
         Parameters
         ----------
@@ -238,11 +205,12 @@ class Ledger:
         objects: Sums = dict(base["objects"]) | self.sums([BASE])
         recipes, counts, causes, redone = self.stage_recipes, dict[str, int](), dict[str, str](), 0
         for key in self.folder.names(LEDGER):
-            entry = unpack(self.folder.get(key))
-            if entry is None or entry["recipe"] != recipes.get(stage_of(key)):
+            raw = self.folder.get(key)
+            entry = unpack(raw)
+            if raw is None or entry is None or entry["recipe"] != recipes.get(stage_of(key)):
                 self.folder.delete(key)
                 continue
-            objects |= entry["objects"] | self.sums([key])
+            objects |= entry["objects"] | sums_of({key: raw})
             for status, count in entry.get("counts", {}).items():
                 counts[status] = counts.get(status, 0) + count
             redone += entry.get("redone", 0)
@@ -257,6 +225,7 @@ class Ledger:
                 self.folder.delete(FENCE)
                 self.token = None
             self.folder.put(COMPLETE, pack(mark))
+        return mark
 
     @property
     def completion(self) -> dict[str, Any] | None:

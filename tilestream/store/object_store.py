@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import itertools
@@ -10,7 +11,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,27 @@ class ObjectFile(io.RawIOBase):
                 buffer[:count] = bytes(obstore.get_range(self._store, self._key, start=self._place, length=count))
         self._place += count
         return count
+
+
+SETS_AT_ONCE = 16
+"""Objects that one caller writes at the same time."""
+
+
+async def set_objects(store: Store, objects: Mapping[str, bytes | Buffer]) -> None:
+    """Write objects whole, many at a time. Where one fails, none is being written any more once its error is raised."""
+    left = iter(objects.items())
+
+    async def set_some() -> None:
+        for key, data in left:
+            try:
+                await store.set(key, data if isinstance(data, Buffer) else default_buffer_prototype().buffer.from_bytes(data))
+            except BaseException:
+                deque(left, maxlen=0)
+                raise
+
+    ended = await asyncio.gather(*(set_some() for _ in range(SETS_AT_ONCE)), return_exceptions=True)
+    for error in filter(None, ended):
+        raise error
 
 
 LEASE = 30.0

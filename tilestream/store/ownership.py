@@ -65,9 +65,12 @@ def claim(folder: Folder) -> None:
     ConfigError
         Something else lies there: a file, a link, or a folder or prefix that holds anything and is not ours.
     """
+    harm = mark_harm(folder)
+    if folder.local is None and not harm:
+        return  # there are no links among objects
     if problem := _problem(folder):
         raise ConfigError(problem)
-    if mark_harm(folder):
+    if harm:
         folder.put(MARK, _MARKED)
 
 
@@ -138,7 +141,7 @@ def _problem(folder: Folder) -> str:
         return f"output: {place} is a link to {folder.local.resolve()}. Remove the link, or choose another output."
     if folder.local is not None and folder.local.exists() and not folder.local.is_dir():
         return f"output: {place} is a file, where a slide's store belongs. Move it, or choose another output."
-    if is_ours(folder) or _is_free(folder):
+    if (folder.local is None and not folder.children()) or is_ours(folder) or _is_free(folder):
         link = None if folder.local is None else _link_below(folder.local)
         return (
             ""

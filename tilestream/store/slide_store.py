@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.sync import sync
 
 from tilestream.errors import IncompleteError
 from tilestream.store.anndata_tables import (
@@ -25,8 +27,9 @@ from tilestream.store.blocks import BLOCKS_AHEAD, map_blocks
 from tilestream.store.folder import Folder
 from tilestream.store.heads.columns import head_of_stage, head_places, row_paths, shape_files
 from tilestream.store.layout import SLIDE, STATUSES, TILES, Layout, TileColumns, WindowGrid, context_place, tile_names
-from tilestream.store.ledger import BASE, COMPLETE, FENCE, HOME, LEDGER, Sums, checksum, pack, stage_of, unpack
+from tilestream.store.ledger import BASE, COMPLETE, FENCE, HOME, LEDGER, stage_of
 from tilestream.store.ownership import MARK, claim
+from tilestream.store.records import Sums, checksum, pack, sums_of, unpack
 from tilestream.store.stage_arrays import OBS, OVERVIEW, LaterStages, obs_columns
 
 T = TypeVar("T")
@@ -72,8 +75,8 @@ class SlideStore(LaterStages):
             Something lies there that is not ours.
         """
         self.clear()
-        root = zarr.create_group(self.folder.store)
-        tables = root.create_group("tables")
+        made = Folder.in_memory(self.folder.address)  # in a store, each step of zarr's asks for all groups above it
+        tables = zarr.create_group(made.store).create_group("tables")
         slide = self.folder.address.rsplit("/", 1)[-1].removesuffix(".zarr")
         names = tile_names(slide, columns.row, columns.col)
         same = {"slide": slide, **attributes.get("listed", {})}
@@ -88,16 +91,15 @@ class SlideStore(LaterStages):
         )  # fmt: skip
         write_strings(status, "categories", list(STATUSES))
         if layout.tokens:
-            row_array(root, "tokens", layout, (layout.tokens, layout.dim))
-        for key, data in objects.items():
-            self.folder.put(key, data)
+            row_array(zarr.open_group(made.store), "tokens", layout, (layout.tokens, layout.dim))
         on_map = places or {}  # by group: what conventions of other programs say of where it lies
-        tiles.attrs.update(on_map.get(TILES, {}))
-        self.folder.delete("zarr.json")
-        keys = self.own_names()
-        self.folder.flush_all(keys)
-        self._write_base(self.sums(keys), {"format": FORMAT, "layout": vars(layout), **attributes}, dict(on_map.get("", {})))
-        self.make_arrays(windows)
+        if TILES in on_map:
+            tiles.attrs.update(on_map[TILES])
+        found = {key: made.get(key) or b"" for key in made.names() if key != "zarr.json"} | objects
+        self.folder.set_all(found)
+        self.folder.flush_all(list(found))
+        self._write_base(sums_of(found), {"format": FORMAT, "layout": vars(layout), **attributes}, dict(on_map.get("", {})))
+        self.make_arrays(windows, anew=True)
 
     def clear(self) -> None:
         """Mark the folder as ours, and remove all else that is ours in it but the fence; cut short, what remains counts as never created.
@@ -110,28 +112,32 @@ class SlideStore(LaterStages):
         claim(self.folder)
         for head in self.heads:
             self.drop_head(head)
+        there = self.folder.names()
         for name in (COMPLETE, BASE, *OWN_FILES):
-            self.folder.delete(name)
+            if name in there:
+                self.folder.delete(name)
         for name in OWN_FOLDERS:
-            self.folder.delete_all(name)
-        for key in self.folder.names(HOME):
-            if key not in (MARK, FENCE):
+            if self.folder.local is not None or any(key.startswith(f"{name}/") for key in there):  # empty folders go as well
+                self.folder.delete_all(name)
+        for key in there:
+            if key.startswith(f"{HOME}/") and key not in (MARK, FENCE, COMPLETE, BASE):
                 self.folder.delete(key)
         self.folder.sweep()
+        self._base.clear()
 
-    def own_names(self) -> list[str]:
-        """Names of the objects of the slide, without our records of them."""
+    def own_names(self, there: Iterable[str] | None = None) -> list[str]:
+        """Names of the objects of the slide, without our records of them; of those that are `there`, where that was asked already."""
         own = tuple(f"{name}/" for name in (*OWN_FOLDERS, *(place for name in self.heads for place in head_places(name))))
         shapes = {key for name in self.heads for key in shape_files(name)}
         files = {*OWN_FILES, *shapes, *(["labels/zarr.json"] if self.heads else [])}
-        return [key for key in self.folder.names() if key in files or key.startswith(own)]
+        return [key for key in (self.folder.names() if there is None else there) if key in files or key.startswith(own)]
 
     def _write_base(self, objects: Sums, attributes: dict[str, Any], others: dict[str, Any]) -> None:
         """Write the record of what lies in the store, and the attributes once more as Zarr's readers see them."""
         root = _root(attributes, others)
         objects.pop(OBS, None)  # it changes with the heads
         objects = {**objects, "zarr.json": [len(root), checksum(root)]}
-        self.folder.put(BASE, pack({"attributes": attributes, "others": others, "objects": objects}))
+        self.put_base({"attributes": attributes, "others": others, "objects": objects})
         self.folder.put("zarr.json", root)
 
     def adopt(self, attributes: dict[str, Any], windows: Iterable[WindowGrid] = ()) -> None:
@@ -166,15 +172,15 @@ class SlideStore(LaterStages):
         make(made)
         anew = made.base
         assert anew is not None, "it was made just now"
-        del anew["objects"]["zarr.json"]
-        there = self.sums(list(anew["objects"]))
+        wanted = {key: seen for key, seen in anew["objects"].items() if key != "zarr.json"}
+        there = self.sums(list(wanted))
         known = there if base is None else base["objects"]
-        if any(seen != known.get(key, seen) for key, seen in anew["objects"].items()):
+        if any(seen != known.get(key, seen) for key, seen in wanted.items()):
             return False
-        for key in [key for key, seen in anew["objects"].items() if there.get(key) != seen and (base is None or key in known)]:
+        for key in [key for key, seen in wanted.items() if there.get(key) != seen and (base is None or key in known)]:
             self.folder.put(key, made.folder.get(key) or b"")
         if base is None:
-            self._write_base(anew["objects"], anew["attributes"], anew["others"])
+            self._write_base(wanted, anew["attributes"], anew["others"])
         return True
 
     @property
@@ -207,7 +213,7 @@ class SlideStore(LaterStages):
 
     def array(self, path: str) -> zarr.Array[Any]:
         """One array of the group, for reading and for whole-shard writing."""
-        return zarr.open_array(self.folder.store, path=path, mode="r+").with_config({"write_empty_chunks": True})
+        return _open_array(self.folder, path)
 
     def write_shard(self, shard: int, arrays: dict[str, NDArray[Any]], record: dict[str, Any], *, stage: str = "tiles") -> None:
         """Write one shard of each array, then its entry in the ledger, which commits it.
@@ -227,19 +233,27 @@ class SlideStore(LaterStages):
 
     def write_rows(self, stage: str, number: int, rows: slice, arrays: dict[str, NDArray[Any]], record: dict[str, Any]) -> None:
         """Write rows that are object `number` of each array, then their entry in the ledger, which commits them."""
-        keys = []
         with self.committing():
-            for path, values in arrays.items():
-                array = self.array(path)
-                key = "/".join([path, "c", str(number), *("0" for _ in array.shape[1:])])
-                self.folder.delete(key)  # else zarr reads the old object, torn as it may be, before it replaces it
-                array[rows] = values
+            objects = dict(self._encoded(path, number, rows, values) for path, values in arrays.items())
+            self.folder.set_all(objects)
+            for key in objects:
                 self.folder.flush(key)
-                keys.append(key)
             self._look()
-            self.record(stage, number, keys, record)
+            self.record(stage, number, sums_of(objects), record)
         if stage == "tiles":
             self.forget_aside(number)
+
+    def _encoded(self, path: str, number: int, rows: slice, values: NDArray[Any]) -> tuple[str, Buffer]:
+        """Name and bytes of object `number` of an array, which holds these rows; in a store, zarr would read the old object first."""
+        made = Folder.in_memory(self.folder.address)
+        about = f"{path}/zarr.json"
+        made.set_all({about: self.folder.get(about) or b""})
+        array = _open_array(made, path)
+        array[rows] = values
+        key = "/".join([path, "c", str(number), *("0" for _ in array.shape[1:])])
+        data = sync(made.store.get(key, default_buffer_prototype()))
+        assert data is not None, "empty chunks are written"
+        return key, data
 
     def names_aside(self, shard: int) -> list[str]:
         """Names of the objects that hold rows of a shard that is not whole yet."""
@@ -256,7 +270,7 @@ class SlideStore(LaterStages):
             for key, data in objects.items():
                 self.folder.put(key, data)
             self._look()
-            self.record(stage, number, list(objects), record)
+            self.record(stage, number, sums_of(objects), record)
 
     def blocks(self, path: str) -> Iterator[NDArray[np.float32]]:
         """The rows of an array in order, (n, d) float32, in blocks that do not depend on how rows were cut into shards.
@@ -294,7 +308,7 @@ class SlideStore(LaterStages):
             base = self.base
             assert base is not None, "it was created"
             objects = {name: seen for name, seen in base["objects"].items() if not name.startswith(prefixes)}
-            self.folder.put(BASE, pack({**base, "objects": objects}))
+            self.put_base({**base, "objects": objects})
 
     @property
     def dropping(self) -> list[str]:
@@ -304,16 +318,24 @@ class SlideStore(LaterStages):
 
     def seal(self) -> None:
         """Make durable what no entry of the ledger holds: metadata, pictures, the slide's vector."""
-        self.folder.flush_all(self.own_names())  # zarr leaves metadata to the system: a finished slide survives a power cut
+        if self.folder.local is not None:
+            self.folder.flush_all(self.own_names())  # zarr leaves metadata to the system: a finished slide survives a power cut
 
-    def complete(self, told: dict[str, Any]) -> None:
-        """Write the completion mark, the last object of a slide."""
-        self.folder.delete_all(ASIDE)
+    def complete(self, told: dict[str, Any]) -> dict[str, Any]:
+        """Write the completion mark, the last object of a slide, and return it."""
+        self._base.clear()  # a worker has perhaps dropped arrays
+        there = self.folder.names()
+        if self.folder.local is not None or any(key.startswith(f"{ASIDE}/") for key in there):
+            self.folder.delete_all(ASIDE)
         contexts = (context_place(stage) for stage in self.stage_recipes if stage.partition("-")[0] == "context")
         rows = (*ROW_ARRAYS, *contexts, *(path for name in self.heads for path in row_paths(name)))
         unanswered = self.unanswered
         lacking = {"unanswered": unanswered} if unanswered else {}
-        self.write_completion({"tiles": self.layout.tiles, **lacking, **told}, self.own_names(), rows)
+        return self.write_completion({"tiles": self.layout.tiles, **lacking, **told}, self.own_names(there), rows)
+
+
+def _open_array(folder: Folder, path: str) -> zarr.Array[Any]:
+    return zarr.open_array(folder.store, path=path, mode="r+", zarr_format=3).with_config({"write_empty_chunks": True})
 
 
 def _root(attributes: dict[str, Any], others: dict[str, Any]) -> bytes:

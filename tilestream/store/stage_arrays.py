@@ -15,6 +15,7 @@ from tilestream.store.folder import Folder
 from tilestream.store.heads.columns import head_of_stage, head_places, make_columns, shape_files
 from tilestream.store.layout import SLIDE, TILES, Layout, TileColumns, WindowGrid, context_place, pool_places
 from tilestream.store.ledger import NAMED, Ledger
+from tilestream.store.records import sums_of
 
 OBS = f"{TILES}/obs/zarr.json"
 """Names the columns of tiles, those of heads among them."""
@@ -124,11 +125,19 @@ class LaterStages(Ledger):
         """The stages that are kept under names."""
         return [stage for stage in self.stage_recipes if stage.startswith(NAMED)]
 
-    def make_arrays(self, windows: Iterable[WindowGrid] = ()) -> None:
-        """Make the arrays that stages after the tiles fill, or their metadata anew where it is not as it should be; windows of other sides go."""
+    def make_arrays(self, windows: Iterable[WindowGrid] = (), *, anew: bool = False) -> None:
+        """Make the arrays that stages after the tiles fill, or their metadata anew where it is not as it should be; windows of other sides go.
+
+        In a store that is made `anew` there are none.
+        """
         about = self.attributes or {}
-        frame = None if self.folder.exists(f"{SLIDE}/zarr.json") else self.folder.address.rsplit("/", 1)[-1].removesuffix(".zarr")
+        framed = not anew and self.folder.exists(f"{SLIDE}/zarr.json")
+        frame = None if framed else self.folder.address.rsplit("/", 1)[-1].removesuffix(".zarr")
         wanted = stage_metadata(self.layout, windows, self.heads, about.get("listed", {}), frame, self._named())
+        if anew:
+            self.folder.set_all(wanted)
+            self.folder.flush_all(list(wanted))
+            return
         for key, data in wanted.items():
             if data != self.folder.get(key):
                 self.folder.put(key, data)
@@ -171,10 +180,12 @@ class LaterStages(Ledger):
     def _clear_slide_table(self) -> None:
         """Remove the vector of the slide that has no name, and the table round it; what heads and named pools have there stays."""
         others = (*(f"{SLIDE}/obsm/{head}/" for head in self.heads), *(f"{pool_places(stage)[0]}/" for stage in self._named()))
+        there = self.folder.names("tables")
         for place in pool_places("pool")[1:]:
-            self.folder.delete_all(place)
-        for key in self.folder.names(SLIDE):
-            if not key.startswith(others):
+            if self.folder.local is not None or any(key.startswith(f"{place}/") for key in there):  # empty folders go as well
+                self.folder.delete_all(place)
+        for key in there:
+            if key.startswith(f"{SLIDE}/") and not key.startswith(others):
                 self.folder.delete(key)
 
     def write_pool(
@@ -194,9 +205,8 @@ class LaterStages(Ledger):
         with self.committing():
             self.drop_stage(stage)
             made = slide_table(slide_id, vector) if stage == "pool" else _pool_row(stage, vector)
-            for key, data in made.items():
-                self.folder.put(key, data)
-            obsm = zarr.open_group(self.folder.store, path=f"{TILES}/obsm", mode="r+")
+            self.folder.set_all(made)
+            obsm = zarr.open_group(self.folder.store, path=f"{TILES}/obsm", mode="r+", zarr_format=3, use_consolidated=False)
             if shares is not None:
                 write_plain(obsm, places[1].rpartition("/")[2], shares)
             if tokens is not None:
@@ -204,12 +214,12 @@ class LaterStages(Ledger):
                 array = self.array(places[2])
                 for shard in range(self.layout.shards):
                     array[self.layout.rows(shard)] = tokens.read(self.layout.rows(shard))
-            keys = [*made, *(key for place in places[1:] for key in self.folder.names(place))]
-            self.folder.flush_all(keys)
-            self.record(stage, 0, keys, {})
+            beside = [key for place in places[1:] for key in self.folder.names(place)] if shares is not None or tokens is not None else []
+            self.folder.flush_all([*made, *beside])
+            self.record(stage, 0, {**sums_of(made), **self.sums(beside)}, {})
 
     def write_picture(self, data: bytes) -> None:
         """Write the overview, and its entry."""
         with self.committing():
             self.folder.put(OVERVIEW, data)
-            self.record("picture", 0, [OVERVIEW], {})
+            self.record("picture", 0, sums_of({OVERVIEW: data}), {})

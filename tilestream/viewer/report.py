@@ -21,9 +21,9 @@ from tilestream.interop.target import Target
 from tilestream.store.cohort import find_stores
 from tilestream.store.folder import Folder
 from tilestream.store.layout import nothing_kept
-from tilestream.store.ledger import flatten
 from tilestream.store.ownership import is_zarr
 from tilestream.store.picture import small_image
+from tilestream.store.records import flatten
 from tilestream.store.slide import Slide
 from tilestream.store.slide_store import THUMBNAIL
 from tilestream.store.stage_arrays import OVERVIEW

@@ -30,7 +30,7 @@ from tilestream.fitting.targets import annotation_file, patient_of, refuse_mixed
 from tilestream.fitting.tile_labels import draw_tile_classes
 from tilestream.models.context import ContextTransformer, WindowBlock
 from tilestream.models.positions import TableBias
-from tilestream.store.ledger import digest_of
+from tilestream.store.records import digest_of
 from tilestream.store.slide import Slide
 
 WINDOWS_A_BLOCK = 4

@@ -17,7 +17,7 @@ from tilestream.errors import InputError, OutputError
 from tilestream.fitting.metrics import Floats, Ints
 from tilestream.fitting.unlabelled.clusters import some_rows
 from tilestream.fitting.unlabelled.neighbours import Hits, best_hits, directions, numbered_blocks, opened_slides
-from tilestream.store.ledger import digest_of
+from tilestream.store.records import digest_of
 from tilestream.store.slide import Slide
 
 FORMAT = 1

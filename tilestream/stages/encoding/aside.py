@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.store.ledger import checksum
+from tilestream.store.records import checksum
 from tilestream.store.slide_store import ASIDE, SlideStore
 
 SUM = 32
@@ -54,9 +54,9 @@ def set_aside(store: SlideStore, shard: int) -> Iterator[tuple[NDArray[np.int64]
                 yield packed["rows"], {path: packed[f"values{k}"] for k, path in enumerate(told["paths"])}, told
 
 
-def tiles_aside(store: SlideStore) -> dict[int, int]:
-    """How many tiles of each shard are embedded and wait for the rest of it."""
-    done, found = store.ledger(), dict[int, int]()
+def tiles_aside(store: SlideStore, done: Container[int]) -> dict[int, int]:
+    """How many tiles of each shard that is not done are embedded and wait for the rest of it."""
+    found: dict[int, int] = {}
     for key in store.folder.names(ASIDE):
         shard, count, _ = key.rsplit("/", 1)[-1].split("-")
         if int(shard) not in done:

@@ -20,7 +20,8 @@ from tilestream.stages.slide_task import SlideTask
 from tilestream.store.heads.columns import count_objects, head_stage, parts_place
 from tilestream.store.heads.shapes import CORNERS, ShapeRows, ShapesFile, join_parts, pack_part, picture_key, shapes_key
 from tilestream.store.layout import TILES
-from tilestream.store.ledger import entry_key, pack
+from tilestream.store.ledger import entry_key
+from tilestream.store.records import pack
 from tilestream.store.slide_store import THUMBNAIL, SlideStore
 
 FAILED = "failed_patches"
