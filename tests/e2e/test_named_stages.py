@@ -142,3 +142,47 @@ def test_what_is_made_of_failed_tiles_does_not_outlast_their_second_try(image, t
     assert any("context, pool were made of what is another by now" in text for text in heard)
     state = json.loads((tmp_path / "out" / "run.json").read_text())
     assert state["failed_tiles"] == 0
+
+
+def test_a_list_of_pools_makes_in_one_run_what_each_makes_alone(image, tmp_path):
+    pools = ["mean", MAX, "mean+max", "gated_attention"]
+    tilestream.run(given(image, tmp_path / "out", pool=pools[:3]))
+    before = without_records(tmp_path / "out" / "a.zarr")
+    assert opened(tmp_path / "out", "a").named_vectors == ["slide-mean_max", "slide-most"]
+    summary = tilestream.run(given(image, tmp_path / "out", pool=pools))
+    assert (summary.new_tiles, summary.exit_code) == (0, 0)
+    after = without_records(tmp_path / "out" / "a.zarr")
+    assert {path: after.get(path) for path in before} == before
+    assert SlideStore(Folder(str(tmp_path / "out" / "a.zarr"))).damage() == []
+    for pool in ("mean", MAX, {"name": "mean+max", "as": "mean_max"}, {"name": "gated_attention", "as": "gated_attention"}):
+        tilestream.run(given(image, tmp_path / "alone", pool=pool))
+    alone = without_records(tmp_path / "alone" / "a.zarr")
+    assert {path for path in alone if path.startswith("tables/slide/")} == {path for path in after if path.startswith("tables/slide/")}
+    assert {path: after.get(path) for path in alone} == alone
+    again = tilestream.run(given(image, tmp_path / "out", pool="max"), restart="pool")
+    assert again.slides[0].status != "already done"
+    assert opened(tmp_path / "out", "a").named_vectors == ["slide-gated_attention", "slide-mean_max", "slide-most"]
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        ([], "pool: an empty list"),
+        (["mean", "none"], r"pool\.beside: none stands among other pools\. Leave it out"),
+        (
+            ["mean", "max", {"name": "gated_attention", "as": "max"}],
+            r"pool\.beside: two pools are kept as max\. Give one of them another name by `as`",
+        ),
+        (["mean", {"nam": "max"}], r"pool\.beside\[0\]\.nam: unknown key; did you mean pool\.beside\.name\?"),
+        (["mean", {"name": "gigapath", "weights": "a.tif"}], r"pool\.name: gigapath takes vectors of 1536 features"),
+        (["mean", "maximum"], r"pool\.beside\[0\]\.name: 'maximum' is not one of .*did you mean max\?"),
+    ],
+)
+def test_lists_of_pools_that_cannot_be_are_refused(image, tmp_path, pool, words):
+    with pytest.raises(ConfigError, match=words):
+        tilestream.run(given(image, tmp_path / "out", pool=pool))
+
+
+def test_a_pool_among_others_is_not_kept_under_the_name_of_the_context(image, tmp_path):
+    with pytest.raises(ConfigError, match=r"two pools are kept as wide, the one without a name as context\.as has it"):
+        tilestream.run(given(image, tmp_path / "out", context=WIDE, pool=["mean", {"name": "max", "as": "wide"}]))

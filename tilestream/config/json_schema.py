@@ -11,8 +11,9 @@ def config_schema() -> dict[str, Any]:
     """The JSON schema of a config file, for editors; sections with a shorthand also take a string."""
     schema = Config.model_json_schema()
     parts = schema["$defs"]
-    for name in ("Output", "Tissue", "Encoder", "Pool"):
+    for name in ("Output", "Tissue", "Encoder", "OnePool", "Pool"):
         parts[name] = {"anyOf": [{"type": "string"}, parts[name]]}
+    parts["Pool"]["anyOf"].append({"type": "array", "items": {"$ref": "#/$defs/OnePool"}, "minItems": 1})
     spec = parts["SchedulerSpec"]
     mapping = {**spec, "properties": {key: spec["properties"][key] for key in ("class", "args", "adapt")}, "required": ["class"]}
     parts["SchedulerSpec"] = {"anyOf": [{"type": "string"}, mapping]}

@@ -178,6 +178,7 @@ def _suggestion(root: type[Section], dotted: str) -> str:
     """The nearest known key, or the keys that there are beside an unknown one."""
     if named := re.fullmatch(r"heads\.(\w+)\.(.+)", dotted):  # names of heads are the user's
         return _suggestion(root, f"heads.*.{named[2]}").replace("heads.*.", f"heads.{named[1]}.")
+    dotted = re.sub(r"\[\d+\]", "", dotted)  # places in lists
     keys = [(section, name) for section, _, name in (key.rpartition(".") for key in _known_keys(root))]
     section, _, name = dotted.rpartition(".")
     beside = [known for place, known in keys if place == section]

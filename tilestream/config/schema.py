@@ -263,7 +263,7 @@ class Config(Section):
     context: Context | None = None
     """The transformer on the token grid; None leaves it out."""
     pool: Pool = Pool()
-    """How one vector is made of a slide's."""
+    """How one vector is made of a slide's; or a list of ways, each of which makes one."""
     windows: Windows = Windows()
     """Vectors of squares of the token grid."""
     heads: Heads = Field(default_factory=dict)
@@ -325,6 +325,10 @@ class Config(Section):
                 f"output.save: windows are kept of one context only, and context.as is {name}. Leave windows or context.as out"
             )
         if name is not None and self.pool.kept_as is None:
+            if name in (pool.kept_as for pool in self.pool.beside):
+                raise ValueRefusedError(
+                    f"pool: two pools are kept as {name}, the one without a name as context.as has it. Give one of them another name by `as`"
+                )
             object.__setattr__(self, "pool", self.pool.model_copy(update={"kept_as": name}))
         return self
 

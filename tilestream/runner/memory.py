@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.buffers import gib
-from tilestream.config.schema import Config, Context, Pool, Windows
+from tilestream.config.schema import Config, Context, Windows
+from tilestream.config.vectors.pool import OnePool
 from tilestream.encoders.contexts.context_file import context_path
 from tilestream.errors import ConfigError
 from tilestream.models.context_spec import BAND_BYTES, ContextSpec, choose_schedule
@@ -113,7 +114,7 @@ def project_memory(
         heads=heads,
         finishing=drawing_bytes(len(plan), facts.dim, facts.threads)
         + rows_bytes(len(plan), facts.dim)
-        + _pool_bytes(config.pool, facts.dim, len(plan), cuda=cuda),
+        + sum(_pool_bytes(pool, facts.dim, len(plan), cuda=cuda) for pool in config.pool.every),
         seen=peak_memory(),
         held=held,
     )
@@ -124,7 +125,7 @@ def project_memory(
     return replace(projection, context=context.bytes), context
 
 
-def _pool_bytes(pool: Pool, dim: int, tiles: int, *, cuda: bool) -> int:
+def _pool_bytes(pool: OnePool, dim: int, tiles: int, *, cuda: bool) -> int:
     """What a pool takes, where it learns or encodes: only then torch is needed to say so."""
     if pool.encodes:
         from tilestream.stages.slides.encode import slide_encoder_bytes

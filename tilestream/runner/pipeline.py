@@ -12,7 +12,7 @@ from tilestream.runner.prepare import PreparedSlide, Setup, windows_of
 from tilestream.runner.summary import SlideResult
 from tilestream.stages.embed_and_mix import embed_and_mix, segments
 from tilestream.stages.embed_tiles import embed_tiles, place_tiles
-from tilestream.stages.finish_slide import draw_slide, finish_slide, pool_slide, pool_windows
+from tilestream.stages.finish_slide import draw_slide, finish_slide, pool_slide, pool_windows, unmade_pools
 from tilestream.stages.heads.dense.token_blocks import open_blocks, streamed_heads
 from tilestream.stages.mix_context import mix_context
 from tilestream.stages.slide_task import SlideTask
@@ -91,7 +91,7 @@ def stages_of(slide: PreparedSlide, setup: Setup, store: SlideStore, task: Slide
             whole = [every] if passing or len(mixed) < len(every) else []
             yield Stage(mix_context, _missing(every, mixed) if context.schedule == "halo_shards" else whole)
     # These three read the same rows and know nothing of each other.
-    yield Stage(pool_slide, [every] if "slide" in save and not store.ledger(config.pool.stage) else [], beside=True)
+    yield Stage(pool_slide, [every] if "slide" in save and unmade_pools(config.pool, store) else [], beside=True)
     yield Stage(pool_windows, [every] if _open_windows(windows, store) else [], beside=True)
     yield Stage(draw_slide, [every] if not store.ledger("picture") else [])
     yield from head_stages(task, store, -(-setup.workers // max(1, setup.slides)))

@@ -140,10 +140,11 @@ def set_up(
     check_encoder(facts, config)
     check_fitted_context(facts, config)
     check_slide_encoder(config, facts.dim)
-    if config.pool.encodes:
-        from tilestream.stages.slides.encode import try_slide_encoder
+    for pool in config.pool.every:
+        if pool.encodes:
+            from tilestream.stages.slides.encode import try_slide_encoder
 
-        call(try_slide_encoder, config.pool)
+            call(try_slide_encoder, pool)
     if config.context is not None:
         from tilestream.stages.mix_context import build_context
 

@@ -100,20 +100,21 @@ class Recipes:
             "tiles": config.tiles.model_dump(mode="json", exclude={"chosen"}),
             "encoder": encoder,
             "context": None if config.context is None else config.context.recorded(),
-            "pool": {**config.pool.recipe(), "of": "tiles" if config.pool.encodes else above} if "slide" in save else None,
+            "pool": None,
             "windows": {**config.windows.model_dump(mode="json"), "of": above} if "windows" in save else None,
             "output": {"save": sorted(save), "dtype": config.output.dtype},
             "compute": {"shard_tiles": config.compute.shard_tiles},
         }
+        pools = config.pool.every if "slide" in save else ()
+        recipe |= {pool.stage: {**pool.recipe(), "of": "tiles" if pool.encodes else above} for pool in pools}
         if facts is not None:
             recipe["compute"]["cpu_capability"] = facts.cpu_capability
         for field, path in self._files(None).items():
             section, _, key = field.partition(".")
-            if section != "tiles" and recipe[section] is not None:
+            if section != "tiles" and recipe.get(section) is not None:
                 recipe[section] = _with(recipe[section], key, self._digests.of(path, _key_of(field)))
-        for part in (config.context, config.pool):
-            if part is not None and part.kept_as is not None and (own := recipe[kind := part.stage.partition("-")[0]]) is not None:
-                recipe |= {kind: None, part.stage: own}
+        if config.context is not None and config.context.kept_as is not None:
+            recipe |= {"context": None, config.context.stage: recipe["context"]}
         if config.heads:
             recipe[HEADS] = {name: self._head(name) for name in config.heads}
         return without_credentials(recipe)
@@ -135,7 +136,7 @@ class Recipes:
         found = {
             f"encoder.file{SHA256}": config.encoder.weights,
             f"context.weights{SHA256}": context_path(config.context.weights) if config.context and config.context.weights else None,
-            f"pool.weights{SHA256}": slide_weights(config.pool),
+            **{f"{pool.stage}.weights{SHA256}": slide_weights(pool) for pool in config.pool.every},
             f"windows.weights{SHA256}": config.windows.weights,
             **{f"encoder.{key}{SHA256}": path for key, path in _paths_in(config.encoder.args)},
         }
@@ -238,7 +239,7 @@ class Recipes:
     def _name(self, field: str, ref: SlideRef) -> str:
         if field == f"tiles.tissue.kept{SHA256}":
             return f"what {self.config.tiles.tissue.function} keeps ({field})"
-        path = self._files(ref).get(_unnamed(field)) if field.endswith(SHA256) else None
+        path = self._files(ref).get(field, self._files(ref).get(_unnamed(field))) if field.endswith(SHA256) else None
         return field if path is None else f"{path} ({field})"
 
     def attributes(
@@ -313,7 +314,7 @@ def _paths_in(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _key_of(field: str) -> str:
     """The key of the config that names the file of a digest."""
-    return field.removesuffix(SHA256).replace("encoder.file", "encoder.weights")
+    return _unnamed(field).removesuffix(SHA256).replace("encoder.file", "encoder.weights")
 
 
 def _unnamed(field: str) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from tilestream.config.heads import NO_ENCODER
+from tilestream.config.vectors.pool import OnePool, Pool
 from tilestream.models.context_streaming import TokenBand
 from tilestream.models.pca import principal_colours
 from tilestream.models.pooling import SoftmaxPool, make_pool
@@ -29,8 +30,13 @@ from tilestream.store.layout import TILES, context_place
 from tilestream.store.slide_store import CODES, ROWS, THUMBNAIL, TISSUE, SlideStore
 
 
+def unmade_pools(pool: Pool, store: SlideStore) -> list[OnePool]:
+    """The pools whose vectors a store lacks; they are made one after another, as they share a table."""
+    return [each for each in pool.every if not store.ledger(each.stage)]
+
+
 def pool_slide(task: SlideTask, shards: range) -> Report:
-    """The slide's vector from the stored rows.
+    """The slide's vectors from the stored rows.
 
     Rows pass in blocks of one fixed size, so that no result depends on how they were cut into shards.
     """
@@ -43,11 +49,12 @@ def pool_slide(task: SlideTask, shards: range) -> Report:
 def _pool(task: SlideTask, shards: range, device: torch.device) -> Report:
     store, clock = task.open_store(), Clock()
     with clock.timed("pool"):
-        if task.line.pool.encodes:
-            made = encode_slide(task, store, device)
-            store.write_pool(made.vector, task.slide, None, task.line.pool.stage, made.tokens)
-        else:
-            _pool_rows(task, store, _pooled(task))
+        for pool in unmade_pools(task.line.pool, store):
+            if pool.encodes:
+                made = encode_slide(task, pool, store, device)
+                store.write_pool(made.vector, task.slide, None, pool.stage, made.tokens)
+            else:
+                _pool_rows(task, pool, store, _pooled(task))
     return Report(task.slide, shards, clock.seconds)
 
 
@@ -109,9 +116,8 @@ def _draw(task: SlideTask, store: SlideStore) -> None:
         store.write_picture(draw_overview(drawn, colours, task.title, "what holds data" if on_map else "tissue", mpp))
 
 
-def _pool_rows(task: SlideTask, store: SlideStore, rows: str) -> None:
+def _pool_rows(task: SlideTask, chosen: OnePool, store: SlideStore, rows: str) -> None:
     """The slide's vector, and with learned pools the share that each tile has in it."""
-    chosen = task.line.pool
     weights = load_pinned(chosen.weights, "pool.weights", task.line.weights) if chosen.weights is not None else None
     pool = make_pool(chosen.name, store.layout.dim, weights)
     state, logits = pool.identity(), []

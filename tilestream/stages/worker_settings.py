@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tilestream.config.schema import Compute, Config
+from tilestream.config.vectors.pool import LEARNED
 from tilestream.encoders.catalogue import EncoderSpec
 from tilestream.encoders.heads.address import PROGRAM, boxed, is_factory
 from tilestream.encoders.hub import is_hub_id
@@ -73,9 +74,7 @@ def untrained_parts(config: Config, facts: EncoderFacts) -> list[str]:
     parts = [f"encoder {facts.name}"] if facts.untrained else []
     if config.context is not None and config.context.weights is None:
         parts.append("context")
-    if config.pool.name in ("gated_attention", "queries") and config.pool.weights is None:
-        parts.append(f"pool {config.pool.name}")
-    return parts
+    return parts + [f"pool {pool.name}" for pool in config.pool.every if pool.name in LEARNED and pool.weights is None]
 
 
 Digests = tuple[tuple[str, str], ...]

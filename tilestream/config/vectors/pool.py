@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, TypeAlias
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from tilestream.config.types import Arguments, Kept, PathText, Switch, ValueRefusedError, yaml_word
 
@@ -35,7 +37,7 @@ PoolName: TypeAlias = Literal[
 ]  # fmt: skip
 
 
-class Pool(Kept):
+class OnePool(Kept):
     """How one vector is made of a slide's."""
 
     section: ClassVar[str] = "pool."
@@ -64,7 +66,7 @@ class Pool(Kept):
 
     def recipe(self) -> dict[str, Any]:
         """What decides its numbers; keys that only slide encoders have, of those alone."""
-        own = self.model_dump(mode="json", exclude={"kept_as"})
+        own = self.model_dump(mode="json", exclude={"kept_as", "beside"})
         return own if self.encodes else {key: own[key] for key in ("name", "weights")}
 
     @classmethod
@@ -90,3 +92,41 @@ class Pool(Kept):
         if value and name is not None and name not in SLIDE_ENCODERS:
             raise ValueRefusedError(f"{yaml_word(value)}, but pool.name is {name}, which is no slide encoder. Leave it out")
         return value
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Pool(OnePool):
+    """How one vector is made of a slide's, and others beside it."""
+
+    beside: Annotated[tuple[OnePool, ...], BeforeValidator(_tuple)] = ()
+    """Further pools, each kept under its `as`, else under its name, in which all but letters and digits is _. A list of pools is the first with the others
+    beside it: `pool: [mean, max, {name: gigapath, as: slides}]`. Heads that read a slide's vector read the first."""
+
+    @property
+    def every(self) -> tuple[OnePool, ...]:
+        """It and those beside it."""
+        return (self, *self.beside)
+
+    @classmethod
+    def written_out(cls, data: Any) -> Any:
+        """`pool: mean` is `{name: mean}`, and `[mean, max]` is `{name: mean, beside: [max]}`."""
+        if not isinstance(data, list | tuple):
+            return super().written_out(data)
+        if not data:
+            raise ValueRefusedError("an empty list. Write none, or a pool")
+        first = super().written_out(data[0])
+        return {**first, "beside": list(data[1:])} if isinstance(first, Mapping) and len(data) > 1 else first
+
+    @field_validator("beside")
+    @classmethod
+    def _named(cls, beside: tuple[OnePool, ...], info: ValidationInfo) -> tuple[OnePool, ...]:
+        if beside and "none" in (info.data.get("name"), *(pool.name for pool in beside)):
+            raise ValueRefusedError("none stands among other pools. Leave it out")
+        named = [pool.kept_as or re.sub(r"[^a-z0-9]+", "_", pool.name) for pool in beside]
+        all_named = [*named, *filter(None, [info.data.get("kept_as")])]
+        if twice := [name for name in named if all_named.count(name) > 1]:
+            raise ValueRefusedError(f"two pools are kept as {twice[0]}. Give one of them another name by `as`")
+        return tuple(pool.model_copy(update={"kept_as": name}) for pool, name in zip(beside, named, strict=True))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from tilestream.config.vectors.pool import Pool
+from tilestream.config.vectors.pool import OnePool
 from tilestream.encoders.factories import refuse_unknown
 from tilestream.encoders.slides.files import slide_weights
 from tilestream.encoders.slides.presets import SLIDE_PRESETS
@@ -23,7 +23,7 @@ from tilestream.models.slides.regions import RegionEncoder
 from tilestream.models.slides.specs import AlibiSpec, GatedSpec, LongNetSpec, RegionSpec, RemoteSpec
 
 
-def build_slide_encoder(pool: Pool) -> SlideEncoder:
+def build_slide_encoder(pool: OnePool) -> SlideEncoder:
     """The slide encoder that a pool names, with its weights, in fp32 on the CPU.
 
     Raises
@@ -50,7 +50,7 @@ def build_slide_encoder(pool: Pool) -> SlideEncoder:
     return module
 
 
-def _make(spec: LongNetSpec | AlibiSpec | RegionSpec | GatedSpec, pool: Pool, state: Mapping[str, Tensor]) -> SlideEncoder:
+def _make(spec: LongNetSpec | AlibiSpec | RegionSpec | GatedSpec, pool: OnePool, state: Mapping[str, Tensor]) -> SlideEncoder:
     """The module of a shape; its weights are whatever lay in its memory."""
     if isinstance(spec, LongNetSpec):
         return LongNet(spec, **pool.args, seed=None)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tilestream.config.vectors.pool import Pool
+from tilestream.config.vectors.pool import OnePool
 from tilestream.encoders.hub import fetch_file
 from tilestream.encoders.slides.presets import SLIDE_PRESETS
 from tilestream.errors import InputError
 
 
-def slide_weights(pool: Pool) -> str | None:
+def slide_weights(pool: OnePool) -> str | None:
     """The weights file of a pool, from the authors' repository where it is a slide encoder and none is given; None where there is none.
 
     Raises

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tilestream.config.vectors.pool import Pool
+from tilestream.config.vectors.pool import OnePool
 from tilestream.encoders.imported import import_optional
 from tilestream.encoders.slides.presets import SlidePreset
 from tilestream.errors import ConfigError, InputError, user_code
@@ -65,7 +65,7 @@ class RemoteEncoder(SlideEncoder):
         return found
 
 
-def build_remote(preset: SlidePreset, pool: Pool) -> RemoteEncoder:
+def build_remote(preset: SlidePreset, pool: OnePool) -> RemoteEncoder:
     """Build a slide encoder by the code in its repository's folder.
 
     Raises

@@ -73,7 +73,7 @@ def _all_but_heads(store: SlideStore, config: Config) -> bool:
     """Whether all that heads may read is committed, in a store that was begun to be added to."""
     shards, save = store.layout.shards, config.output.save
     complete = len(store.ledger()) == shards and (config.context is None or len(store.ledger(config.context.stage)) == shards)
-    return complete and all(store.ledger(stage) for stage in ("picture", *([config.pool.stage] if "slide" in save else [])))
+    return complete and all(store.ledger(stage) for stage in ("picture", *(pool.stage for pool in config.pool.every if "slide" in save)))
 
 
 def stored_encoder(cohort: Cohort, recipes: Recipes, todo: Iterable[SlideRef]) -> EncoderFacts | None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.config.schema import Config
-from tilestream.config.vectors.pool import Pool
+from tilestream.config.vectors.pool import OnePool
 from tilestream.encoders.slides.presets import SLIDE_PRESETS, SlidePreset
 from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import PlacedGrid, TileGrid
@@ -27,27 +27,30 @@ def check_slide_encoder(config: Config, dim: int) -> None:
     ConfigError
         Naming each thing that differs, with both values.
     """
-    if not config.pool.encodes:
-        return
-    preset = SLIDE_PRESETS[config.pool.name]
+    for pool in config.pool.every:
+        if pool.encodes:
+            _check_pool(config, pool, SLIDE_PRESETS[pool.name], dim)
+
+
+def _check_pool(config: Config, pool: OnePool, preset: SlidePreset, dim: int) -> None:
     if dim != preset.inputs:
         raise ConfigError(
             f"pool.name: {preset.name} takes vectors of {preset.inputs} features, and encoder {config.encoder.name} gives {dim}. "
             f"Set encoder to {preset.tile_encoder}, or choose another pool."
         )
-    if config.pool.tokens and not preset.has_tokens:
+    if pool.tokens and not preset.has_tokens:
         with_tokens = ", ".join(name for name, each in SLIDE_PRESETS.items() if each.has_tokens)
         raise ConfigError(
             f"pool.tokens: true, but {preset.name} makes no tokens of tiles; {with_tokens} do. Leave it out, or choose one of them."
         )
     differing = list(_differences(config, preset))
-    if differing and not config.pool.allow_mismatch:
+    if differing and not pool.allow_mismatch:
         raise ConfigError(
             f"pool.name: {preset.name} was made for other tiles: {'; '.join(differing)}. Set them so, or pool.allow_mismatch to true."
         )
 
 
-def vector_dim(pool: Pool, dim: int) -> int | None:
+def vector_dim(pool: OnePool, dim: int) -> int | None:
     """Channels of a slide's vector made of rows of `dim`, where that can be told without its weights and is another number."""
     return SLIDE_PRESETS[pool.name].dim if pool.encodes else 2 * dim if pool.name == "mean+max" else None
 
@@ -92,9 +95,13 @@ def check_slide(config: Config, grid: TileGrid, mpp: float | None, row: NDArray[
     InputError
         With both values.
     """
-    if not config.pool.encodes:
-        return
-    preset, allowed = SLIDE_PRESETS[config.pool.name], config.pool.allow_mismatch
+    for pool in config.pool.every:
+        if pool.encodes:
+            _check_places(pool, grid, mpp, row, col, slide)
+
+
+def _check_places(pool: OnePool, grid: TileGrid, mpp: float | None, row: NDArray[np.int64], col: NDArray[np.int64], slide: str) -> None:
+    preset, allowed = SLIDE_PRESETS[pool.name], pool.allow_mismatch
     tile_mpp = None if mpp is None else mpp * grid.scale
     if not allowed and (tile_mpp is None or not _serves(preset, tile_mpp)):
         there = "an unknown resolution" if tile_mpp is None else f"{tile_mpp:.4g} µm/px"

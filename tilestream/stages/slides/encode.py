@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tilestream.config.vectors.pool import Pool
+from tilestream.config.vectors.pool import OnePool
 from tilestream.encoders.slides.build import build_slide_encoder
 from tilestream.encoders.slides.files import slide_weights
 from tilestream.encoders.slides.presets import SLIDE_PRESETS
@@ -26,6 +26,9 @@ from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD
 from tilestream.store.slide_store import ROWS, SlideStore
 from tilestream.store.stage_arrays import TokenRows
 
+HELD = 4
+"""Slide encoders that stay loaded: a config may list several."""
+
 
 @dataclass(frozen=True)
 class EncodedSlide:
@@ -37,7 +40,7 @@ class EncodedSlide:
     """Of its tiles, where they are asked for."""
 
 
-def try_slide_encoder(pool: Pool) -> str:
+def try_slide_encoder(pool: OnePool) -> str:
     """Build a slide encoder, to see before any work that it takes its arguments and weights; its name.
 
     Raises
@@ -49,21 +52,21 @@ def try_slide_encoder(pool: Pool) -> str:
     return pool.name
 
 
-def encode_slide(task: SlideTask, store: SlideStore, device: torch.device) -> EncodedSlide:
+def encode_slide(task: SlideTask, pool: OnePool, store: SlideStore, device: torch.device) -> EncodedSlide:
     """Pass the stored rows of a slide through its slide encoder, in fp32.
 
     Rows come in blocks that do not depend on shards, and all that is computed at once is of fixed size, so shards and resume change no bit on a
     processor; nor do workers and threads in exact mode, where one thread computes.
     """
-    encoder = _encoder_for(task.line.pool, device)
-    check_pinned(slide_weights(task.line.pool), "pool.weights", task.line.weights)
+    encoder = _encoder_for(pool, device)
+    check_pinned(slide_weights(pool), "pool.weights", task.line.weights)
     good = np.concatenate([np.empty(0, np.bool_), *store.map_blocks(ROWS, lambda rows, _: np.isfinite(rows).all(axis=1))])
     tiles = int(good.sum())
     if tiles == 0:
         return EncodedSlide(np.full(encoder.dim, np.nan, np.float32))
     with _one_thread() if task.line.worker.exact else nullcontext():
         made = encoder.encode(_blocks(task, store, device), tiles, check_stopped)
-    tokens = _token_rows(made.tokens, good) if task.line.pool.tokens and made.tokens is not None else None
+    tokens = _token_rows(made.tokens, good) if pool.tokens and made.tokens is not None else None
     return EncodedSlide(made.vector.float().cpu().numpy(), tokens)
 
 
@@ -106,20 +109,20 @@ def _blocks(task: SlideTask, store: SlideStore, device: torch.device) -> Iterato
             yield TileBlock(torch.from_numpy(block[good]).to(device), *cells)
 
 
-def _encoder_for(pool: Pool, device: torch.device) -> SlideEncoder:
-    """The slide encoder of a pool on a device; the last one stays."""
+def _encoder_for(pool: OnePool, device: torch.device) -> SlideEncoder:
+    """The slide encoder of a pool on a device; the last ones stay."""
     path = slide_weights(pool)
     files = [] if path is None else [Path(path), *sorted(Path(path).rglob("*"))]
     seen = tuple((stat.st_mtime_ns, stat.st_size) for stat in (file.stat() for file in files if file.exists()))
     return _load(json.dumps(pool.recipe(), sort_keys=True), str(device), seen)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=HELD)
 def _load(pool: str, device: str, _files: tuple[tuple[int, int], ...]) -> SlideEncoder:
-    return build_slide_encoder(Pool(**json.loads(pool))).to(device)
+    return build_slide_encoder(OnePool(**json.loads(pool))).to(device)
 
 
-def slide_encoder_bytes(pool: Pool, tiles: int, *, cuda: bool) -> int:
+def slide_encoder_bytes(pool: OnePool, tiles: int, *, cuda: bool) -> int:
     """Upper bound of the host memory that a slide encoder takes: weights and their file, the tokens of all tiles where it computes there, rows as they are read."""
     preset = SLIDE_PRESETS[pool.name]
     rows = min(tiles, BLOCK_ROWS * (BLOCKS_AHEAD + 4)) * preset.inputs * 4
