@@ -66,32 +66,6 @@ def test_tiles_are_those_of_the_local_file(server, folder, name, scale):
         np.testing.assert_array_equal(there.read((10, 20, 99, 77), coarse), here.read((10, 20, 99, 77), coarse))
 
 
-@pytest.mark.parametrize(("share", "most"), [(1.0, 1.1), (0.4, 1.3)])
-def test_few_requests_and_few_bytes_beside_those_that_are_needed(server, folder, share, most):
-    rows, cols = 3072 // 56, SIDE // 56
-    field = _blobs(rows, cols)
-    y, x = (56 * places for places in np.nonzero(field >= np.quantile(field, 1 - share)))
-    with open_source(str(folder / "large.tif"), SourceOptions()) as here:
-        counts = here._levels[0].pages[0].counts.reshape(48, 64)
-        needed = np.zeros(counts.shape, bool)
-        for down in (0, 55):
-            for right in (0, 55):
-                needed[(y + down) // 64, (x + right) // 64] = True
-        expected = read_tiles(here, y, x)
-    with open_source(server.url("large.tif"), SourceOptions()) as there:
-        server.forget()
-        np.testing.assert_array_equal(read_tiles(there, y, x, shard=SHARD), expected)
-    assert server.bytes_sent <= most * counts[needed].sum()
-    assert server.requests <= 40 * max(1, len(y) / 1000)
-
-
-def _blobs(rows, cols):
-    """A smooth random field."""
-    waves = np.fft.rfft2(np.random.default_rng(5).normal(size=(rows, cols)))
-    far = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(cols)[None])
-    return np.fft.irfft2(waves * np.exp(-((far * 24) ** 2)), (rows, cols))
-
-
 def test_a_slide_is_opened_in_few_requests(server):
     with open_source(server.url("large.tif"), SourceOptions()):
         assert server.requests <= 4

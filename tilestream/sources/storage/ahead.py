@@ -23,8 +23,8 @@ KEPT_BYTES = 16 * 1024**2
 MOST_BYTES = AHEAD_BYTES + LARGEST_REQUEST + KEPT_BYTES
 """Most bytes that one list makes be held."""
 
-FIRST_REQUESTS = 6
-"""Requests of a list that are sent before the first answer has come, and one more for each that came: all share the line, and what is read first would come last."""
+FIRST_BYTES = 4 * 1024**2
+"""Bytes of a list that are asked for before the first answer has come, and twice as many as came behind it: all share the line, and what is read first would come last."""
 
 READ_FIRST = 64
 """Pieces whose requests are sent at once however many they are: as long as one of them is missing, nobody decodes."""
@@ -43,9 +43,9 @@ class _Plan:
     held: int = 0
     """Bytes of requests that were sent and not read to their end."""
     under_way: int = 0
-    """Requests that were sent and have not come to their end."""
-    allowed: int = FIRST_REQUESTS
-    """Requests that may be under way."""
+    """Bytes of requests that were sent and have not come to their end."""
+    allowed: int = FIRST_BYTES
+    """Bytes that may be under way."""
 
 
 @dataclass(eq=False)
@@ -138,17 +138,22 @@ class RangesAhead:
         starts, counts = starts[new], counts[new]
         plan.unread |= set(starts.tolist())
         groups = requests_of(starts, counts)
-        plan.allowed = max(FIRST_REQUESTS, sum(int(group.min()) < READ_FIRST for group in groups))
+        first = 0
         for group in groups:
             begin, end = int(starts[group].min()), int((starts[group] + counts[group]).max())
+            first += (end - begin) * (int(group.min()) < READ_FIRST)
             lengths = dict(zip(starts[group].tolist(), counts[group].tolist(), strict=True))
             request = _Request(plan, begin, end, lengths, dict.fromkeys(lengths, 1))
             self._requests |= dict.fromkeys(lengths, request)
             plan.waiting.append(request)
+        plan.allowed = max(plan.allowed, first)
 
     def _fill(self, plan: _Plan) -> None:
         """Send what fits."""
-        while plan.waiting and plan.under_way < plan.allowed and (plan.held == 0 or plan.held + plan.waiting[0].size <= AHEAD_BYTES):
+        while plan.waiting:
+            size = plan.waiting[0].size
+            if (plan.held and plan.held + size > AHEAD_BYTES) or (plan.under_way and plan.under_way + size > plan.allowed):
+                return
             request = plan.waiting.popleft()
             if request.wanted:
                 if request.answer is None:
@@ -158,7 +163,7 @@ class RangesAhead:
 
     def _send(self, request: _Request) -> Answer:
         request.answer = answer = Answer()
-        request.plan.under_way += 1
+        request.plan.under_way += request.size
         request_pool().submit(self._receive, request, answer)
         return answer
 
@@ -166,8 +171,8 @@ class RangesAhead:
         answer.receive(self._stream(request.start, request.end))
         plan = request.plan
         with self._lock:
-            plan.under_way -= 1
-            plan.allowed += 1
+            plan.under_way -= request.size
+            plan.allowed += request.size
             if plan in self._plans:
                 self._fill(plan)
 
