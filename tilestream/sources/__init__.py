@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tilestream.config.dicom_series import WHOLE_SLIDE, DicomHeader, headers_in, is_dicom
 from tilestream.config.local_files import ZARR_MARKS, names_mosaic, refuse_special
 from tilestream.config.same_slide import finest
-from tilestream.config.urls.objects import STORE_SCHEMES
-from tilestream.errors import ConfigError, InputError, NotThereError, outage
+from tilestream.config.urls.objects import STORE_SCHEMES, lost_or_refused
+from tilestream.errors import ConfigError, InputError, NotThereError, OutageError, TilestreamError, outage
 from tilestream.sources.base import Source, SourceOptions
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ def open_source(address: str, options: SourceOptions) -> Source:
     _quiet_libraries()
     try:
         source = _open(address, options)
-    except (OSError, InputError) as error:
-        if (lost := outage(error, address)) is not None:
-            raise lost from error
-        if isinstance(error, InputError):
+    except (OSError, InputError, OutageError) as error:
+        if (lost := outage(error, address)) is not None and (told := lost_or_refused(lost, address)) is not error:
+            raise told from error
+        if isinstance(error, TilestreamError):
             raise
         raise InputError(f"{address}: cannot be opened: {error.strerror or error}. Mend that, or leave it out.") from error
     mask = source.mask

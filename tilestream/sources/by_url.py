@@ -148,10 +148,14 @@ def _dicom_series(address: str) -> SeriesFiles | None:
         with suppress(NotThereError):
             return objects_beside(address, None)
         return None
-    if _is_dicom(stored):
-        return objects_beside(address, stored)
-    stored.close()
-    return None
+    try:
+        found = objects_beside(address, stored) if _is_dicom(stored) else None
+    except BaseException:
+        stored.close()
+        raise
+    if found is None:
+        stored.close()
+    return found
 
 
 def _is_dicom(stored: ByteSource) -> bool:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tilestream.config.same_slide import NEVER_DICOM
-from tilestream.config.urls.objects import open_store, scheme_of, server_words
+from tilestream.config.urls.objects import answers_anyone, missing_credentials, open_store, scheme_of, server_words
 from tilestream.errors import ConfigError, OutageError
 
 MAGIC = re.compile(r"[*?[]")
@@ -69,8 +69,13 @@ def _matches(scheme: str, path: str, *, below: bool) -> Iterator[str]:
     base = f"{scheme}://{'/'.join(parts[:first])}"
     from obstore import exceptions
 
+    lacking = missing_credentials(base)
     try:
-        for name in _walk(open_store(base, **PATIENCE), "", parts[first:]):
+        store = open_store(base, **PATIENCE)
+    except exceptions.BaseError as error:
+        raise ConfigError(f"slides: {base} cannot be opened: {server_words(error)}. {lacking or 'Check the environment.'}") from None
+    try:
+        for name in _walk(store, "", parts[first:]):
             if not below or _is_slide(name):
                 yield f"{base}/{name}"
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, FileNotFoundError) as error:
@@ -78,7 +83,11 @@ def _matches(scheme: str, path: str, *, below: bool) -> Iterator[str]:
             f"slides: {base} cannot be listed: {server_words(error)}. Credentials are taken from the environment, such as AWS_ACCESS_KEY_ID."
         ) from None
     except exceptions.BaseError as error:
-        raise OutageError(f"slides: {base} cannot be listed: {server_words(error)}. Check the URL and the connection.") from None
+        if lacking and answers_anyone(f"{base}/"):
+            raise ConfigError(f"slides: {base} cannot be listed: access is refused. {lacking}") from None
+        raise OutageError(
+            f"slides: {base} cannot be listed: {server_words(error)}. {lacking or 'Check the URL and the connection.'}"
+        ) from None
 
 
 def _walk(store: Any, prefix: str, parts: list[str]) -> Iterator[str]:

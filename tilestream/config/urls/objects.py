@@ -7,11 +7,31 @@ import re
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from tilestream.errors import InputError, OutageError
+
 STORE_SCHEMES = frozenset({"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https", "file", "memory"})
 """URL schemes that obstore opens."""
 
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
 """Variables by which obstore is told of a server other than the provider's own; one within reach of the machine is often plain http."""
+
+_AWS = (
+    ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (~/.aws is not read)",
+    "AWS_SKIP_SIGNATURE",
+)
+_GOOGLE = (
+    ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY"),
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_SKIP_SIGNATURE",
+)
+_AZURE = (
+    ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_CLIENT_ID", "AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE"),
+    "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_SKIP_SIGNATURE",
+)
+ACCESS = {"s3": _AWS, "s3a": _AWS, "gs": _GOOGLE, "az": _AZURE, "adl": _AZURE, "azure": _AZURE, "abfs": _AZURE, "abfss": _AZURE}
+"""For each scheme the variables that bring credentials, how they are named to people, and the one that asks for none."""
 
 
 def scheme_of(address: str) -> str:
@@ -53,6 +73,38 @@ def open_object(address: str, **options: Any) -> tuple[Any, str]:
         return HTTPStore.from_url(address, **{**options, "client_options": {**options.get("client_options", {}), **plain}}), ""
     above, key = split_key(address)
     return open_store(above, **options), key
+
+
+def missing_credentials(address: str) -> str:
+    """What to set where the environment holds no credentials for an address; "" where it holds some, or needs none."""
+    brought, named, public = ACCESS.get(scheme_of(address), ((), "", ""))
+    if not named or any(os.environ.get(name) for name in (*brought, public)):
+        return ""
+    return f"The environment holds no credentials: set {named}, or for what is public {public}=true."
+
+
+def answers_anyone(address: str) -> bool:
+    """Whether storage answers who has no credentials, be it with a refusal: then it is there, and what lacks are those."""
+    import obstore
+    from obstore import exceptions
+
+    try:
+        obstore.head(*open_object(address, skip_signature=True, client_options={"timeout": "10s"}, retry_config={"max_retries": 0}))
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, FileNotFoundError):
+        return True
+    except exceptions.BaseError:
+        return False
+    return True
+
+
+def lost_or_refused(lost: OutageError, address: str) -> OutageError | InputError:
+    """An outage that is none, or may be none, where the environment holds no credentials: with the words that say so."""
+    lacking = missing_credentials(address)
+    if not lacking:
+        return lost
+    if answers_anyone(address):
+        return InputError(f"{address}: access is refused. {lacking}")
+    return OutageError(f"{str(lost).rstrip('. ')}. {lacking}")
 
 
 def split_key(address: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tilestream.config.urls.objects import open_object, server_words
+from tilestream.config.urls.objects import missing_credentials, open_object, server_words
 from tilestream.errors import InputError, NotThereError, OutageError, ReadError, outage
 
 PAUSES = (0.2, 0.6, 1.8, 4.0)
@@ -63,7 +63,13 @@ class RangeFetcher:
     def __init__(self, address: str) -> None:
         self.address = address
         self.version: Version | None = None
-        self._store, self._key = open_object(address, **OPTIONS)
+        from obstore.exceptions import BaseError
+
+        try:
+            self._store, self._key = open_object(address, **OPTIONS)
+        except BaseError as error:
+            words = f"{address}: cannot be opened: {server_words(error)}. {missing_credentials(address) or 'Check the URL and the environment.'}"
+            raise InputError(words) from None
 
     def fetch(self, start: int, end: int) -> bytes:
         """Bytes from `start` to before `end`, fewer only where the object ends before.
