@@ -1,13 +1,19 @@
 """The viewer's server: what it answers and what it refuses."""
 
+import asyncio
 import io
+import threading
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tornado.httpclient import AsyncHTTPClient
 
 from tests.support.viewing import ask, files, running
 from tilestream.cli import main
+from tilestream.viewer.catalogue import Catalogue
+from tilestream.viewer.server import Viewer
+from tilestream.viewer.web import handlers
 
 
 def test_the_server_answers_by_number_and_for_its_host_alone(output):
@@ -53,3 +59,43 @@ def test_an_interrupt_ends_it_with_0_and_torch_is_never_loaded(output):
         maps = Path(f"/proc/{process.pid}/maps")
         if maps.exists():
             assert "libtorch" not in maps.read_text()
+
+
+def test_what_nobody_waits_for_any_more_is_not_begun(output, monkeypatch):
+    begun, begins, go, came, left = [], threading.Event(), threading.Event(), asyncio.Event(), asyncio.Event()
+    places, close = handlers.places_told, handlers.Handler.on_connection_close
+
+    def slow(slide):
+        begun.append(slide.id)
+        begins.set()
+        assert go.wait(60)
+        return places(slide)
+
+    def closed(handler):
+        close(handler)
+        left.set()
+
+    monkeypatch.setattr(handlers, "places_told", slow)
+    monkeypatch.setattr(handlers.Places, "prepare", lambda handler: came.set() if "/1/" in handler.request.path else None)
+    monkeypatch.setattr(handlers.Handler, "on_connection_close", closed)
+
+    async def talk():
+        viewer = Viewer(Catalogue([str(output)]))
+        try:
+            first = AsyncHTTPClient().fetch(f"{viewer.address}slides/0/places")
+            await asyncio.to_thread(begins.wait, 60)
+            host, port = viewer.address.removeprefix("http://").rstrip("/").split(":")
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(f"GET /slides/1/places HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            await asyncio.wait_for(came.wait(), 60)
+            writer.close()
+            await asyncio.wait_for(left.wait(), 60)
+            go.set()
+            assert (await first).code == 200
+            assert (await AsyncHTTPClient().fetch(f"{viewer.address}slides/0/places")).code == 200
+        finally:
+            go.set()
+            viewer.stop()
+
+    asyncio.run(talk())
+    assert begun == ["a", "a"]

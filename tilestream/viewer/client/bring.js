@@ -1,6 +1,7 @@
 // Files of a person, shown over the slide: GeoJSON (regions of QuPath, objects) and CSV (columns of obs, one row a tile).
 
 import { byId, count, make, say } from "./dom.js";
+import { Latest } from "./latest.js";
 import { coded } from "./layer.js";
 import { bounds } from "./places.js";
 
@@ -12,17 +13,21 @@ export function startBring(app) {
   const file = make("input", { type: "file", accept: ".geojson,.json,.csv", "aria-label": "GeoJSON or CSV to show", onchange: () => bring(file.files[0]) });
   byId("layers").append(make("fieldset", {}, make("legend", {}, "your GeoJSON, or CSV of obs"), file));
 
-  async function bring(chosen) {
+  const reading = new Latest();
+  let reader = null;
+  app.on("slide", (pane) => pane === reader && reading.stop());
+
+  function bring(chosen) {
     if (!chosen) return;
-    const pane = app.active;
-    try {
-      if (chosen.size > LARGEST) throw new Error(`it has ${chosen.size >> 20} MiB, at most ${LARGEST >> 20} are shown`);
-      const text = await chosen.text();
-      if (chosen.name.endsWith(".csv")) columns(pane, text, chosen.name);
-      else regions(pane, text, chosen.name);
-    } catch (error) {
-      say(`${chosen.name} cannot be shown: ${error.message}`);
-    }
+    const pane = (reader = app.active), wrong = (error) => say(`${chosen.name} cannot be shown: ${error.message}`);
+    if (chosen.size > LARGEST) return wrong(new Error(`it has ${chosen.size >> 20} MiB, at most ${LARGEST >> 20} are shown`));
+    reading.run(() => chosen.text(), (text) => {
+      try {
+        (chosen.name.endsWith(".csv") ? columns : regions)(pane, text, chosen.name);
+      } catch (error) {
+        wrong(error);
+      }
+    }, wrong);
   }
 
   function regions(pane, text, name) {

@@ -28,7 +28,7 @@ async function answered(address, options) {
   const answer = await fetch(address, options);
   if (answer.ok) return answer;
   const told = await answer.json().catch(() => ({}));
-  throw new Error(told.problem ?? `${answer.status} ${address}`);
+  throw Object.assign(new Error(told.problem ?? `${answer.status} ${address}`), { status: answer.status });
 }
 
 export const getJson = async (address, options) => (await answered(address, options)).json();

@@ -22,7 +22,7 @@ export function startDraw(app) {
   panel.append(name, classes, make("div", { class: "row" }, ...tools.map(([tool, words, title]) => make("button", { class: "tool", "data-tool": tool, "aria-pressed": "false", title }, words))),
     make("div", { class: "row" }, make("label", {}, "brush", radius), undo), told);
   const known = new Map(); // class to colour, in order
-  let chosen = "", done = [];
+  let chosen = "", done = [], shown = new AbortController(), before = Promise.resolve(); // shown: ends when another slide comes
 
   name.onkeydown = (event) => {
     if (event.key !== "Enter" || !name.value.trim()) return;
@@ -54,20 +54,31 @@ export function startDraw(app) {
     pane.repaint();
   }
 
-  async function change(pane, asked, keep = true) {
-    try {
-      const answer = await (await post(`slides/${pane.number}/regions`, asked)).json();
+  /** One request after another, so that their answers come in order; what comes when another slide is shown is not shown. */
+  function inTurn(pane, ask, keep) {
+    const { signal } = shown, { id } = pane.facts;
+    before = before.then(async () => {
+      const answer = await ask(signal);
+      if (signal.aborted || !answer) return;
       if (keep && (answer.added.length || answer.removed.length)) done.push({ remove: answer.added, add: answer.removed });
       undo.disabled = !done.length;
       show(pane, answer);
-    } catch (error) {
-      say(error.message);
-    }
+    }).catch((error) => error.name !== "AbortError" && say(`regions of ${id}: ${error.message}`));
   }
 
+  /** A change is made whatever is shown when its turn comes. */
+  function change(pane, asked) {
+    const { number } = pane;
+    inTurn(pane, async () => (await post(`slides/${number}/regions`, asked)).json(), true);
+  }
+
+  /** Take back what was last when its turn comes. */
   function back() {
-    const last = done.pop();
-    if (last) change(app.active, { op: "swap", ...last }, false);
+    const { number } = app.active;
+    inTurn(app.active, async (signal) => {
+      const last = signal.aborted ? null : done.pop();
+      return last && (await post(`slides/${number}/regions`, { op: "swap", ...last })).json();
+    }, false);
   }
 
   const withClass = (pane, asked) => (chosen ? change(pane, { ...asked, class: chosen }) : (app.setTab("draw"), say("write the name of a class first")));
@@ -111,10 +122,12 @@ export function startDraw(app) {
   app.tools.rub = brush(true);
   app.tools.erase = { up: (pane, at) => change(pane, { op: "erase", at }) };
 
-  app.on("slide", async (pane) => {
+  app.on("slide", (pane) => {
+    shown.abort();
+    shown = new AbortController();
     done = [];
     undo.disabled = true;
-    if (pane.facts.width) show(pane, await getJson(`slides/${pane.number}/regions`).catch((error) => (say(error.message), { regions: [], classes: [] })));
+    if (pane.facts.width) inTurn(pane, (signal) => getJson(`slides/${pane.number}/regions`, { signal }), false);
   });
   list();
 }

@@ -4,9 +4,21 @@ import { byId, make } from "./dom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const NAMES = ["red", "green", "blue"];
+const PLAIN = { low: 0, high: 255, gamma: 1, off: [] };
+
+/** How a picture is shown, for the address: black at, white at, gamma, channels that are off; "" for as it is. */
+export const displayWords = (told) => (told && !isPlain(told) ? [told.low, told.high, told.gamma, told.off.join("")].join("_") : "");
+
+export function displayFrom(words) {
+  const [, low, high, gamma, off] = /^(\d{1,3})_(\d{1,3})_(\d(?:\.\d+)?)_([012]*)$/.exec(words ?? "") ?? [];
+  const told = { low: Number(low), high: Number(high), gamma: Number(gamma), off: [...(off ?? "")].map(Number) };
+  return told.low < told.high && told.high <= 255 && told.gamma > 0 ? told : null;
+}
+
+const isPlain = ({ low, high, gamma, off }) => !off.length && low === PLAIN.low && high === PLAIN.high && gamma === PLAIN.gamma;
 
 export function startImage(app) {
-  const panel = byId("image"), plain = () => ({ low: 0, high: 255, gamma: 1, off: [] });
+  const panel = byId("image");
   const filters = document.createElementNS(SVG, "svg");
   filters.setAttribute("aria-hidden", "true");
   filters.classList.add("filters");
@@ -21,22 +33,23 @@ export function startImage(app) {
   const ends = ["black", "white"].map((name) => make("input", { type: "number", step: "any", "aria-label": `${name} is the value`, onchange: () => relook() }));
   let chosen = [];
   panel.append(make("fieldset", {}, make("legend", {}, "shown"), make("div", { class: "row" }, ...NAMES.map((name, k) => make("label", {}, boxes[k], name)))),
-    low.row, high.row, gamma.row, make("button", { onclick: () => (app.active.display = plain(), show(), apply(app.active)) }, "As it is"), channels);
+    low.row, high.row, gamma.row, make("button", { onclick: () => (app.setDisplay(app.active, null), show()) }, "As it is"), channels);
 
   function set(part) {
-    const pane = app.active, next = { ...(pane.display ?? plain()), ...part };
+    const next = { ...(app.active.display ?? PLAIN), ...part };
     if (next.high <= next.low) next.high = next.low + 5;
-    pane.display = next;
-    apply(pane);
+    app.setDisplay(app.active, next);
   }
 
-  function apply(pane) {
-    const told = pane.display, id = `shown-${app.panes.indexOf(pane)}`, canvas = pane.osd.drawer?.canvas;
+  app.setDisplay = (pane, told) => {
+    pane.display = told;
+    const id = `shown-${app.panes.indexOf(pane)}`, canvas = pane.osd.drawer?.canvas;
     filters.querySelector(`#${id}`)?.remove();
-    const same = !told || (!told.off.length && told.low === 0 && told.high === 255 && told.gamma === 1);
+    const same = !told || isPlain(told);
     if (!same) filters.append(filter(id, told));
     if (canvas) canvas.style.filter = same ? "" : `url(#${id})`;
-  }
+    app.emit("display", pane);
+  };
 
   function filter(id, { low: black, high: white, gamma: power, off }) {
     const found = element("filter", { id, "color-interpolation-filters": "sRGB", x: 0, y: 0, width: 1, height: 1 });
@@ -56,7 +69,7 @@ export function startImage(app) {
   }
 
   function show() {
-    const told = app.active.display ?? plain();
+    const told = app.active.display ?? PLAIN;
     boxes.forEach((box, k) => (box.checked = !told.off.includes(k)));
     low.input.value = told.low;
     high.input.value = told.high;
@@ -85,6 +98,6 @@ export function startImage(app) {
   }
 
   app.on("active slide restored", offer);
-  app.on("active slide", () => (show(), apply(app.active)));
+  app.on("active slide restored", show);
   show();
 }

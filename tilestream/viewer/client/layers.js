@@ -67,6 +67,6 @@ export function startLayers(app) {
 
   app.on("slide active restored layers", () => (list(), explain()));
   app.on("opacity", () => (opacity.value = app.active.opacity));
-  app.on("layer", (pane) => pane === app.active && explain());
+  app.on("layer laying", (pane) => pane === app.active && explain());
   app.on("layer", (pane) => pane === app.active && (groups.value = told.textContent = app.k));
 }

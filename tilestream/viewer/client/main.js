@@ -13,7 +13,7 @@ import { startSelection } from "./selection.js";
 import { startSimilar } from "./similar.js";
 import { startTools } from "./tools.js";
 
-/** What all parts share. Parts hear of each other by `on`: slide, layer, mark, select, hover, active, view, tab. */
+/** What all parts share. Parts hear of each other by `on`: slide, laying (a layer is asked for), layer, mark, select, hover, active, view, tab. */
 export class App {
   constructor(told) {
     Object.assign(this, { told, k: 6, linked: false, tab: "", panes: [], tool: "move", hearers: {} });
@@ -37,17 +37,16 @@ export class App {
     this.emit("active");
   }
 
-  /** Another slide in a pane, with a place to look at or a tile to go to. */
-  async showSlide(pane, number, { view = null, tile = -1, key = pane.key } = {}) {
-    if (pane.number !== undefined && pane.number !== number) pane.look = ""; // channels are those of one file
-    await pane.show(number, view);
-    this.emit("slide", pane);
-    if (pane.facts.problem) return;
-    if (tile >= 0 && tile < pane.facts.tiles) {
-      pane.mark(tile);
-      if (!view) pane.goTile(tile);
-    }
-    await pane.lay(key);
+  /** Another slide in a pane, with a place to look at or a tile to go to; resolves when it is shown, or something else was asked for. Channels are those of one file. */
+  async showSlide(pane, number, { view = null, tile = -1, key = null, look = "" } = {}) {
+    let laid = null;
+    await pane.show(number, { view, tile, look }, () => {
+      this.emit("slide", pane);
+      if (pane.facts.problem) return;
+      if (tile >= 0 && tile < pane.facts.tiles) pane.mark(tile);
+      laid = pane.lay(key ?? pane.key);
+    });
+    await Promise.all([pane.opened, laid]);
   }
 
   /** A click on a slide is one on all that show the same place. */
@@ -61,10 +60,10 @@ export class App {
       if (loud) say(tile < 0 ? "no tile is here" : "this tile has no embedding yet");
       return;
     }
+    const status = pane.facts.statuses[pane.places.status[tile]];
     pane.mark(tile);
-    const layer = await pane.lay("similarity");
-    if (layer) this.emit("nearest", pane);
-    else if (loud && pane.marked === tile) say(`tile ${tile} has no embedding: ${pane.facts.statuses[pane.places.status[tile]] ?? ""}`);
+    const laid = await pane.lay("similarity", (error) => loud && say(error.status === 404 ? `tile ${tile} has no embedding: ${status ?? ""}` : error.message));
+    if (laid) this.emit("nearest", pane);
   }
 
   /** All panes follow the one that is moved. */

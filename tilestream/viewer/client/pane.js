@@ -1,17 +1,21 @@
 // One output: its slide in OpenSeadragon, what lies over it, and what a person does there.
 
 import { getJson, getPacked, make, say } from "./dom.js";
+import { EdgeDrawer } from "./drawer.js";
+import { Latest } from "./latest.js";
 import { readLayer } from "./layer.js";
 import { litPicture, paint } from "./paint.js";
 import { Places } from "./places.js";
 import { drawLegend, drawScale } from "./signs.js";
 
 const FARTHEST = 0.5, NEAREST = 8; // of the whole slide in the window; screen px for a level-0 px
+const FINEST = 0.6; // screen px, at least, for a px of the level that is drawn: a level at its own scale is not drawn from the one twice as fine
 
 export class Pane {
   constructor(app, output) {
     Object.assign(this, { app, output, facts: null, places: null, layer: null, key: "", opacity: 0.6, outlines: true, hidden: new Set() });
     Object.assign(this, { marked: -1, hovered: -1, selected: [], lit: null, line: null, drawn: [], brought: [], look: "", display: null, own: new Map() }); // own: layers from a person's files, by key
+    Object.assign(this, { slides: new Latest(), layers: new Latest(), opened: Promise.resolve(), base: null }); // base: the slide in OpenSeadragon's world
     this.stage = make("div", { class: "stage" });
     this.canvas = make("canvas", { class: "over" });
     this.glass = make("div", { class: "glass", hidden: true });
@@ -32,7 +36,7 @@ export class Pane {
   start() {
     this.osd = OpenSeadragon({
       element: this.stage, navigatorElement: this.map, showNavigator: true, navigatorDisplayRegionColor: "#ffe600", navigatorBorderColor: "#fff",
-      navigatorBackground: "#101214", navigatorOpacity: 1, navigatorAutoFade: false, showNavigationControl: false, drawer: "canvas", navigatorDrawer: "canvas",
+      navigatorBackground: "#101214", navigatorOpacity: 1, navigatorAutoFade: false, showNavigationControl: false, drawer: EdgeDrawer, navigatorDrawer: "canvas", minPixelRatio: FINEST,
       minZoomImageRatio: FARTHEST, maxZoomPixelRatio: NEAREST, visibilityRatio: 0.2, animationTime: 0.35, springStiffness: 9, zoomPerScroll: 1.3,
       minScrollDeltaTime: 10, immediateRender: false, maxTilesPerFrame: 4, imageLoaderLimit: 6, keyboardNavEnabled: false, smoothTileEdgesMinZoom: 1e6,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: false }, gestureSettingsTouch: { dblClickToZoom: false },
@@ -42,7 +46,7 @@ export class Pane {
     for (const name of ["update-viewport", "resize"]) this.osd.addHandler(name, () => this.moved());
     this.osd.addHandler("canvas-key", (event) => (event.preventDefaultAction = true));
     this.osd.addHandler("canvas-click", (event) => {
-      if (event.quick) this.app.click(this, ...this.place(event.position.x, event.position.y));
+      if (event.quick && this.view()) this.app.click(this, ...this.place(event.position.x, event.position.y));
     });
     this.osd.canvas.setAttribute("role", "application");
     this.osd.canvas.setAttribute("aria-label", `Slide of ${this.output.name}; keys: question mark`);
@@ -65,25 +69,47 @@ export class Pane {
 
   // -- the slide --------------------------------------------------------------------------------------------------
 
-  /** Show a slide; resolves when its facts and places are here. `view` is {x, y, z}: the centre and level-0 px a screen px. */
-  async show(number, view = null) {
-    const turn = (this.turn = (this.turn ?? 0) + 1);
-    Object.assign(this, { layer: null, marked: -1, hovered: -1, lit: null, selected: [], line: null, drawn: [], brought: [], places: null, hidden: new Set(), own: new Map() });
-    this.number = number;
-    const facts = await getJson(`slides/${number}.json`);
-    if (turn !== this.turn) return;
-    this.facts = facts;
+  /**
+   * Ask for a slide: what was shown stays until the other is here, then all of it changes at once and `then` is called.
+   * `view` is {x, y, z}: the centre and level-0 px a screen px; without one, `tile` is brought into the middle.
+   */
+  show(number, told, then) {
+    this.head.classList.add("coming");
+    return this.slides.run(async (signal) => {
+      const facts = await getJson(`slides/${number}.json`, { signal });
+      return { facts, places: facts.problem ? null : new Places(await getPacked(`slides/${number}/places`, { signal })) };
+    }, ({ facts, places }) => {
+      this.put(number, facts, places, told);
+      then();
+    }, (error) => {
+      this.drawHead();
+      say(error.message);
+    });
+  }
+
+  /** Stay with the slide that is shown, whatever was asked for. */
+  stay() {
+    this.slides.stop();
+    this.drawHead();
+  }
+
+  put(number, facts, places, { view, tile, look }) {
+    this.layers.stop();
+    Object.assign(this, { number, facts, places, look, layer: null, overItems: [], base: null, marked: -1, hovered: -1, pointer: null, lit: null, selected: [] });
+    Object.assign(this, { line: null, drawn: [], brought: [], hidden: new Set(), own: new Map() });
     this.wrong.hidden = !facts.problem;
     this.wrong.textContent = facts.problem ? `${facts.id} cannot be shown: ${facts.problem}` : "";
     this.drawHead();
+    drawLegend(this);
     if (facts.problem) return this.osd.close();
-    const opened = new Promise((done) => this.osd.addOnceHandler("open", done));
-    this.osd.open(this.source(`tiles/${number}`, "jpg", this.look));
-    const [places] = await Promise.all([getPacked(`slides/${number}/places`), opened]);
-    if (turn !== this.turn) return;
-    this.places = new Places(places);
-    this.go(view, true);
-    this.repaint();
+    this.opened = new Promise((done) => this.osd.addOnceHandler("open", () => {
+      this.base = this.osd.world.getItemAt(0);
+      this.go(view, true);
+      if (!view && tile >= 0 && tile < facts.tiles) this.goTile(tile);
+      this.repaint();
+      done();
+    }));
+    this.osd.open(this.source(`tiles/${number}`, "jpg", look));
   }
 
   /** Tiles of the zoom, for OpenSeadragon. */
@@ -95,12 +121,19 @@ export class Pane {
   /** Read the slide anew, with other channels. */
   relook(query) {
     this.look = query;
-    const old = this.osd.world.getItemAt(0);
-    this.osd.addTiledImage({ tileSource: this.source(`tiles/${this.number}`, "jpg", query), index: 0, replace: true, preload: Boolean(old) });
+    const number = this.number, { world } = this.osd;
+    const success = ({ item }) => {
+      if (this.number !== number || this.look !== query) return world.removeItem(item);
+      if (this.base) world.removeItem(this.base);
+      this.base = item;
+    };
+    this.osd.addTiledImage({ tileSource: this.source(`tiles/${number}`, "jpg", query), index: 0, success });
   }
 
   drawHead() {
     const { facts, output } = this;
+    this.head.classList.remove("coming");
+    if (!facts) return;
     const several = output.slides.length > 1;
     const choose = several && make("select", { "aria-label": `Slide of ${output.name}`, onchange: (event) => this.app.showSlide(this, Number(event.target.value)) },
       ...output.slides.map((slide) => make("option", { value: slide.number, selected: slide.number === this.number }, slide.id)));
@@ -133,6 +166,7 @@ export class Pane {
   go(view, immediately = false) {
     if (!this.facts?.width) return;
     const { viewport } = this.osd;
+    if (!this.osd.isOpen()) return;
     if (!view) return viewport.goHome(immediately);
     viewport.zoomTo(this.facts.width / (view.z * this.width), null, immediately);
     viewport.panTo(new OpenSeadragon.Point(view.x / this.facts.width, view.y / this.facts.width), immediately);
@@ -182,24 +216,28 @@ export class Pane {
 
   // -- what lies over it ------------------------------------------------------------------------------------------
 
-  /** Lay a layer over the slide; "" lays none. */
-  async lay(key, more = {}) {
-    const turn = (this.layerTurn = (this.layerTurn ?? 0) + 1);
+  /** Lay a layer over the slide, "" lays none; whether it lies there then. */
+  lay(key, wrong = (error) => say(error.message)) {
     this.key = key;
     this.hidden = new Set();
-    if (this.own.has(key)) return this.setLayer(this.own.get(key));
+    const own = this.own.get(key);
+    if (own || !this.facts?.layers?.some((each) => each.key === key) || (key === "similarity" && this.marked < 0)) {
+      this.layers.stop();
+      this.setLayer(own ?? null);
+      return Promise.resolve(Boolean(own));
+    }
     if (this.layer && this.layer.key !== key) this.setLayer(null); // what loads is never named over the colours of another
-    if (!key || !this.facts?.layers?.some((each) => each.key === key) || (key === "similarity" && this.marked < 0 && more.tile === undefined)) {
-      return this.setLayer(null);
-    }
-    const query = new URLSearchParams({ key, k: this.app.k, ...(key === "similarity" ? { of: this.number, tile: this.marked } : {}), ...more });
-    try {
-      const layer = await readLayer(await getPacked(`slides/${this.number}/layer?${query}`));
-      if (turn === this.layerTurn) this.setLayer(layer);
-      return layer;
-    } catch (error) {
-      if (turn === this.layerTurn) this.setLayer(null), say(error.message);
-    }
+    const query = new URLSearchParams({ key, k: this.app.k, ...(key === "similarity" ? { of: this.number, tile: this.marked } : {}) });
+    const laid = this.layers.run(async (signal) => readLayer(await getPacked(`slides/${this.number}/layer?${query}`, { signal })),
+      (layer) => this.setLayer(layer),
+      (error) => {
+        this.key = "";
+        this.setLayer(null);
+        wrong(error);
+      });
+    drawLegend(this);
+    this.app.emit("laying", this);
+    return laid;
   }
 
   setLayer(layer) {

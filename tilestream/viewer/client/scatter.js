@@ -1,6 +1,7 @@
 // The scatter of embeddings, tied to the slide: what is pointed at, marked or selected in one is so in both.
 
 import { byId, count, getPacked, make, say } from "./dom.js";
+import { Latest } from "./latest.js";
 import { bounds, isInside } from "./places.js";
 
 const NEAR = 7, DOT = 3; // px
@@ -13,28 +14,32 @@ export function startScatter(app) {
   const told = make("span");
   panel.append(make("div", { class: "row" }, kind, told), canvas, make("p", {}, "Drag around points to select them, the wheel zooms, a click goes to the tile, a double click shows all."));
   let points = null, seen = null, base = null, line = null, shownFor = "";
+  const asked = new Latest();
 
-  async function load() {
+  /** Points of the slide that is shown; those of another are forgotten at once. */
+  function load() {
     const pane = app.active, wanted = `${pane.number} ${kind.value}`;
+    if (wanted !== shownFor) forget();
     if (app.tab !== "scatter" || !pane.facts?.width || wanted === shownFor) return draw();
     shownFor = wanted;
-    points = null;
     told.textContent = kind.value === "PCA" ? "placing ..." : "placing by UMAP, up to a minute ...";
     draw();
-    try {
-      const { head, data, start } = await getPacked(`slides/${pane.number}/points?kind=${kind.value}`);
-      if (wanted !== `${app.active.number} ${kind.value}`) return;
+    asked.run((signal) => getPacked(`slides/${pane.number}/points?kind=${kind.value}`, { signal }), ({ head, data, start }) => {
       points = { n: head.points, at: new Float32Array(data, start, 2 * head.points), tile: new Int32Array(data, start + 8 * head.points, head.points) };
       points.of = new Map(Array.from(points.tile, (tile, k) => [tile, k]));
       told.textContent = points.n ? points.n < pane.facts.tiles ? `${count(points.n)} of ${count(pane.facts.tiles)} tiles` : `${count(points.n)} tiles` : "no tiles with embeddings";
       whole();
-    } catch (error) {
-      shownFor = "";
-      told.textContent = "";
+      draw();
+    }, (error) => {
+      forget();
       say(error.message);
-    }
-    base = null;
-    draw();
+    });
+  }
+
+  function forget() {
+    asked.stop();
+    points = line = base = null;
+    shownFor = told.textContent = "";
   }
 
   function whole() {

@@ -53,7 +53,7 @@ export function startSelection(app) {
 function listen(app, pane) {
   const { glass } = pane, at = (event) => pane.place(event.offsetX, event.offsetY).reverse(); // x, y
   const tell = (name) => (event) => {
-    if (!pane.places || (event.button > 0 && name !== "move")) return;
+    if (!pane.places || !pane.view() || (event.button > 0 && name !== "move")) return;
     if (name === "down") glass.setPointerCapture(event.pointerId);
     app.tools[app.tool]?.[name]?.(pane, at(event), event);
     pane.repaint();

@@ -9,16 +9,22 @@ const LONGEST = 12; // classes in the legend on the slide; the panel has all
 export function drawLegend(pane) {
   const { legend, layer } = pane, told = layer?.legend;
   const name = pane.facts?.layers?.find((each) => each.key === pane.key)?.name ?? "";
-  legend.hidden = !told;
-  if (!told) return;
-  const parts = [make("b", {}, name)];
+  legend.hidden = !told && !pane.layers.waits;
+  if (legend.hidden) return;
+  const parts = [make("b", {}, name, pane.layers.waits ? make("span", { class: "coming" }) : null)];
+  if (told) parts.push(...explained(pane, told, name));
+  legend.replaceChildren(...parts);
+}
+
+function explained(pane, told, name) {
+  const parts = [];
   if (told.words && told.words !== name) parts.push(make("div", {}, told.words));
   if (told.bar) parts.push(ramp(told.bar), make("div", { class: "ends" }, make("span", {}, short(told.low)), make("span", {}, short(told.high))));
   for (const entry of told.entries.slice(0, LONGEST)) parts.push(make("div", { class: "entry" }, swatch(entry.colour), entry.words));
   if (told.entries.length > LONGEST) parts.push(make("div", {}, `and ${told.entries.length - LONGEST} more in the panel`));
-  const here = pane.hovered >= 0 && layer.words?.(pane.hovered);
+  const here = pane.hovered >= 0 && pane.layer.words?.(pane.hovered);
   if (here) parts.push(make("div", {}, `tile ${count(pane.hovered)}: ${here}`));
-  legend.replaceChildren(...parts);
+  return parts;
 }
 
 const short = (value) => (Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(1) : String(Number(value.toPrecision(3))));

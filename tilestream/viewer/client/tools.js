@@ -14,8 +14,8 @@ export function startTools(app) {
   byId("home").onclick = app.home;
   for (const button of document.querySelectorAll(".power")) {
     button.onclick = () => {
-      const { mpp } = app.active.facts, view = app.active.looking();
-      if (mpp) app.active.go({ ...view, z: 10 / Number(button.dataset.power) / mpp });
+      const mpp = app.active.facts?.mpp, view = app.active.looking();
+      if (mpp && view) app.active.go({ ...view, z: 10 / Number(button.dataset.power) / mpp });
     };
   }
   app.setTool = (tool) => {

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -70,12 +70,20 @@ def client_file(name: str) -> bytes | None:
     return None
 
 
+class _Gone(Exception):  # noqa: N818 - nobody is there to be told of an error
+    """Whoever asked waits no more."""
+
+
 class Handler(RequestHandler):
     """What every answer has."""
 
     def initialize(self, shared: Shared) -> None:
         self.shared = shared
         self.catalogue = shared.catalogue
+        self.gone = False
+
+    def on_connection_close(self) -> None:
+        self.gone = True
 
     def set_default_headers(self) -> None:
         for name, value in (
@@ -86,9 +94,15 @@ class Handler(RequestHandler):
         self.clear_header("Server")
 
     async def by(self, pool: Executor, work: Callable[..., Any], *arguments: Any) -> Any:
-        """The result of work that a thread does; its refusal is told with 400."""
+        """The result of work that a thread does; its refusal is told with 400. What only answers, and nobody waits for any more, is not begun."""
+
+        def begin() -> Any:
+            if self.gone and self.request.method == "GET":
+                raise _Gone
+            return work(*arguments)
+
         try:
-            return await asyncio.get_running_loop().run_in_executor(pool, partial(work, *arguments))
+            return await asyncio.get_running_loop().run_in_executor(pool, begin)
         except (TilestreamError, OSError) as error:
             raise HTTPError(400, log_message=str(error).replace("%", "%%"), reason="refused") from error
 
