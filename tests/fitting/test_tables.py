@@ -4,7 +4,7 @@ import openpyxl
 import pytest
 
 from tilestream.errors import ConfigError
-from tilestream.fitting.tables import match_slides, plain_name, read_table
+from tilestream.fitting.tables import SLIDES, match_slides, plain_name, read_table
 
 
 def write(path, text, **how):
@@ -20,6 +20,25 @@ def test_text_with_any_usual_mark(tmp_path, text):
     table = read_table(write(tmp_path / "t.csv", text, encoding="utf-8"), "target.slides")
     assert table.header == ("slide", "label")
     assert table.rows == ({"slide": "a", "label": "x"}, {"slide": "b", "label": "y"})
+
+
+def test_what_a_file_is_counts_and_not_what_it_is_called(tmp_path):
+    text = "slide,label\na,x,\nb,y,,\n"  # cells without a column that hold nothing
+    expected = read_table(write(tmp_path / "t.csv", text), "target.slides")
+    assert expected.header == ("slide", "label")
+    book = openpyxl.Workbook()
+    for row in (["slide", "label"], ["a", "x"], ["b", "y"]):
+        book.active.append(row)
+    book.save(tmp_path / "book.xlsx")
+    (tmp_path / "book.xlsx").rename(tmp_path / "book.csv")
+    for path in (write(tmp_path / "text.xlsx", text), write(tmp_path / "wide.txt", text, encoding="utf-16"), str(tmp_path / "book.csv")):
+        assert read_table(path, "target.slides").rows == expected.rows, path
+
+
+@pytest.mark.parametrize("name", ["Slide ID", "slide-id", "SLIDE_NAME", "File Name", "WSI", "Image.ID"])
+def test_a_column_of_slides_is_found_however_it_is_written(tmp_path, name):
+    table = read_table(write(tmp_path / "t.csv", f"number,{name},label\n1,a,x\n"), "target.slides")
+    assert table.find(SLIDES) == name
 
 
 def test_a_sheet(tmp_path):
@@ -45,8 +64,19 @@ def test_what_is_no_table_is_refused(tmp_path, text, words):
 
 
 def test_a_sheet_that_is_none_and_a_file_that_is_not_there(tmp_path):
+    (tmp_path / "t.xlsx").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(ConfigError, match="is no XLSX that can be read"):
-        read_table(write(tmp_path / "t.xlsx", "slide,label"), "target.slides")
+        read_table(str(tmp_path / "t.xlsx"), "target.slides")
+    (tmp_path / "t.xls").write_bytes(b"\xd0\xcf\x11\xe0 old")
+    with pytest.raises(ConfigError, match=r"Excel's format of before 2007\. Save it as XLSX or CSV"):
+        read_table(str(tmp_path / "t.xls"), "target.slides")
+    book = openpyxl.Workbook()
+    book.active.title = "Notes"
+    book.active.append(["read me"])
+    book.create_sheet("labels")
+    book.save(tmp_path / "two.xlsx")
+    with pytest.raises(ConfigError, match=r"its first sheet, Notes, is no table, and no other is read \(labels\)\. Put the table first"):
+        read_table(str(tmp_path / "two.xlsx"), "target.slides")
     with pytest.raises(ConfigError, match="there is no file"):
         read_table(str(tmp_path / "none.csv"), "target.slides")
 
@@ -55,7 +85,8 @@ def test_a_wrong_column_names_the_nearest(tmp_path):
     table = read_table(write(tmp_path / "t.csv", "slide,Diagnosis\na,x\n"), "target.slides")
     assert table.column("diagnosis", "target.column") == "Diagnosis"
     with pytest.raises(
-        ConfigError, match=r"target\.column: .* has no column 'diagnosys'; did you mean 'Diagnosis'\? Its columns are slide, Diagnosis"
+        ConfigError,
+        match=r"target\.column: .* has no column 'diagnosys'; did you mean 'Diagnosis'\? Its first row, which names the columns, has slide, Diagnosis",
     ):
         table.column("diagnosys", "target.column")
 
@@ -78,6 +109,7 @@ def test_names_without_folder_and_ending(written, plain):
 
 def test_slides_are_found_by_id_before_anything_else():
     assert match_slides(["a", "a.svs"], ["a", "a.svs"], "t", "k") == {"a": "a", "a.svs": "a.svs"}
+    assert match_slides(["A", "a", "B-1"], ["a", "b-1.svs"], "t", "k") == {"a": "a", "b-1.svs": "B-1"}
     assert match_slides(["one", "two"], ["x/two.svs", "three"], "t", "k") == {"x/two.svs": "two"}
 
 

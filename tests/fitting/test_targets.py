@@ -94,10 +94,39 @@ def test_survival(folder, tmp_path):
     ("text", "how", "error", "words"),
     [
         (rows("slide,label", "s0,a", "s0,b"), {}, ConfigError, "two rows for the slide s0"),
-        (rows("slide,label", "s0,a", "s1,a"), {}, InputError, "every label is 'a'"),
+        (rows("slide,label", "s0,a", "s1,a"), {}, InputError, "label of .* is 'a' for all 2 slides, but it takes two classes"),
         (rows("slide,label", "s0,", "s1,NA"), {}, ConfigError, "no slide of .* has a value for 'label'"),
         (rows("slide,label", "s0,a", "s1,b"), {"split": {"folds": 3}}, InputError, "folds: 3, but there are only 2"),
-        (rows("slide,label", "s0,a", "s1,a", "s2,a", "s3,b"), {}, InputError, "the class 'b' has 1 patient, all in one fold"),
+        (
+            rows("slide,label", "s0,a", "s1,a", "s2,a", "s3,b"),
+            {},
+            InputError,
+            "the class 'b' has 1 slide, all in one fold.*Label another slide of it",
+        ),
+        (
+            rows("slide,label", "s0,a", "s1,A", "s2,a", "s3,b"),
+            {},
+            ConfigError,
+            "has 'A' and 'a', which differ in case or spaces only. Write them alike",
+        ),
+        (
+            rows("slide,label", "s0,0.5", "s1,1", "s2,2,5", "s3,3").replace("2,5", "2.5"),
+            {},
+            InputError,
+            "4 classes for 4 slides.*Then set target.regression",
+        ),
+        (
+            rows("slide,label", "s0,a", "s1,b"),
+            {"split": {"folds": 2}, "classes": ["a", "bb"]},
+            ConfigError,
+            "no slide has 'bb' as label of .*Write it as it stands there",
+        ),
+        (
+            rows("slide,label", "s0,a", "s1,b"),
+            {"classes": ["x", "y"]},
+            ConfigError,
+            "has a value for 'label' that is one of x, y; it has a, b",
+        ),
         (rows("name,label", "s0,a"), {}, ConfigError, "neither a column of slides"),
         (rows("patient,label", "p,a"), {}, ConfigError, "has patients only"),
         (
@@ -106,12 +135,19 @@ def test_survival(folder, tmp_path):
             InputError,
             "of one patient",
         ),
-        (rows("slide,label", "s0,a", "s1,b", "s2,1", "s3,b"), {"classes": ["a", "b"]}, ConfigError, "but there is '1' too"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(folder, tmp_path, text, how, error, words):
     with pytest.raises(error, match=words):
         find_cases(config(tmp_path, text, **how), slides(folder, 4))
+
+
+def test_slides_of_classes_that_are_not_wanted_are_left_out_and_named(folder, tmp_path):
+    text = rows("Slide ID,label", "S0.svs,a", "s1,b", "s2,unknown", "s3,b", "s4,a")
+    cases = find_cases(config(tmp_path, text, classes=["b", "a"]), slides(folder, 5))
+    assert cases.classes == ("b", "a")
+    assert cases.label.tolist() == [1, 0, 0, 1]
+    assert "s2: label is 'unknown', none of target.classes" in cases.left_out[0]
 
 
 def test_one_image_under_two_names(folder, tmp_path):

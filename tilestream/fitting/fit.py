@@ -211,8 +211,8 @@ def _about(config: FitConfig, cases: Cases, facts: Mapping[str, object]) -> str:
     used = np.flatnonzero(cases.known) if config.target.shared else range(len(cases.slides))
     of = f"{column} of {target.slides}" if target.slides else target.annotations or f"{target.obs} of the list of slides"
     return (
-        f"{config.head.model} on {config.head.input} of {facts['encoder']}, slides {len(used)}, patients {len({cases.patients[i] for i in used})}, to tell "
-        f"{', '.join(cases.classes) or cases.task}; from {of}"
+        f"{config.head.model} on {config.head.input} of {facts['encoder']}, slides {len(used)}, patients {len({cases.patients[i] for i in used})}, to "
+        f"{'tell ' + ', '.join(cases.classes) if cases.classes else 'predict ' + ('survival' if cases.task == 'survival' else 'a number')}; from {of}"
     )
 
 

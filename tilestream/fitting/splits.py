@@ -48,7 +48,8 @@ def draw_folds(groups: Ints, strata: Ints, folds: int, seed: int) -> Ints:
     count = int(groups.max()) + 1
     if count < folds:
         raise InputError(
-            f"split.folds: {folds}, but there are only {count} patients (or sites) with labels. Ask for at most {count} folds."
+            f"split.folds: {folds}, but there {'is' if count == 1 else 'are'} only {count} patient{'' if count == 1 else 's'} (or sites, or slides where no patients are "
+            f"known) with labels. {f'Ask for at most {count} folds' if count > 1 else 'Label slides of others'}."
         )
     table = np.zeros((count, int(strata.max()) + 1))
     np.add.at(table, (groups, strata), 1)

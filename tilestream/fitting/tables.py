@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import io
@@ -16,14 +17,17 @@ from tilestream.errors import ConfigError, InputError
 LARGEST_TABLE = 64 * 1024**2
 """Bytes of a table: some hundred thousand rows."""
 
-SLIDES = ("slide", "slide_id", "filename", "file", "image", "image_id")
-"""Names of a column of slides, case ignored, in the order in which they are looked for. STAMP writes FILENAME, Patho-Bench and CLAM slide_id."""
+SLIDES = ("slide", "slide_id", "slide_name", "filename", "file", "file_name", "image", "image_id", "image_name", "wsi", "wsi_id")
+"""Names of a column of slides, as `plain_column` has them, in the order in which they are looked for. STAMP writes FILENAME, Patho-Bench and CLAM slide_id."""
 
-PATIENTS = ("patient", "patient_id", "case_id", "case", "pat_id", "submitter_id")
+PATIENTS = ("patient", "patient_id", "case_id", "case", "pat_id", "submitter_id", "patientid", "caseid")
 """Names of a column of patients. STAMP writes PATIENT, Patho-Bench and CLAM case_id, GigaPath's tables pat_id."""
 
-MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
+MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "#n/a", "<na>"})
 """Cells that say nothing, case ignored."""
+
+SHEET, OLD_SHEET = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
+"""How files of Excel begin, whatever they are called: those of today, and those of before 2007."""
 
 _SUFFIX = re.compile(r"(\.ome)?(\.zarr|\.h5|\.tiff?|\.svs|\.ndpi|\.mrxs|\.scn|\.bif|\.dcm|\.pt)$", re.IGNORECASE)
 
@@ -47,31 +51,40 @@ class Table:
         """
         if name in self.header:
             return name
-        found = [column for column in self.header if column.casefold() == name.casefold()]
+        found = [column for column in self.header if plain_column(column) == plain_column(name)]
         if len(found) == 1:
             return found[0]
         near = difflib.get_close_matches(name.casefold(), [column.casefold() for column in self.header], 1)
         hint = next((column for column in self.header if column.casefold() in near), None)
-        there = ", ".join(self.header[:12])
-        raise ConfigError(
-            f"{key}: {self.path} has no column {name!r}{f'; did you mean {hint!r}?' if hint else '.'} Its columns are {there}."
-        )
+        raise ConfigError(f"{key}: {self.path} has no column {name!r}{f'; did you mean {hint!r}?' if hint else '.'} {self.columns}")
+
+    @property
+    def columns(self) -> str:
+        """Its columns, in words."""
+        more = f" and {len(self.header) - 12} more" if len(self.header) > 12 else ""
+        return f"Its first row, which names the columns, has {', '.join(self.header[:12])}{more}."
 
     def find(self, names: Iterable[str]) -> str | None:
-        """The first of these columns that there is, case ignored."""
-        known = {column.casefold(): column for column in reversed(self.header)}
+        """The first of these columns that there is, by `plain_column`."""
+        known = {plain_column(column): column for column in reversed(self.header)}
         return next((known[name] for name in names if name in known), None)
 
 
+def plain_column(name: str) -> str:
+    """A column's name without case, with _ for what else may stand between words: `Slide ID` and `slide-id` are slide_id."""
+    return re.sub(r"[\s\-_.]+", "_", name.strip().casefold())
+
+
 def read_table(path: str, key: str) -> Table:
-    """A table by the ending of its name: `.xlsx` (its first sheet), `.tsv`, or CSV with commas or semicolons.
+    """A table: the first sheet of a file of Excel, by what is in it; else text with commas, semicolons or tabs between its cells.
 
     Raises
     ------
     ConfigError
         It cannot be read, has no header, two columns of one name, or rows that are longer than the header; names `key` and the file.
     """
-    rows = _sheet(Path(path), key) if path.lower().endswith(".xlsx") else _text_rows(Path(path), key)
+    data = read_small_file(Path(path), key, "Give a CSV, TSV or XLSX with a header.", LARGEST_TABLE)
+    rows = _sheet(data, path, key) if data.startswith((SHEET, OLD_SHEET)) else _text_rows(data, path, key)
     header = tuple(cell.strip() for cell in next(rows, []))
     named = [name for name in header if name]
     if not named:
@@ -80,7 +93,7 @@ def read_table(path: str, key: str) -> Table:
         raise ConfigError(f"{key}: {path} has two columns named {twice[0]!r}. Rename one of them.")
     body = []
     for number, row in enumerate(rows, start=2):
-        if len(row) > len(header):
+        if any(cell.strip() for cell in row[len(header) :]):
             raise ConfigError(f"{key}: {path}, row {number} has {len(row)} cells, but there are {len(header)} columns.")
         cells = {name: cell.strip() for name, cell in zip(header, row, strict=False) if name}
         if any(cells.values()):
@@ -90,30 +103,35 @@ def read_table(path: str, key: str) -> Table:
     return Table(path, tuple(named), tuple(body))
 
 
-def _text_rows(path: Path, key: str) -> Iterator[list[str]]:
-    data = read_small_file(path, key, "Give a CSV, TSV or XLSX with a header.", LARGEST_TABLE)
+def _text_rows(data: bytes, path: str, key: str) -> Iterator[list[str]]:
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
         first = text.partition("\n")[0]
-        mark = max(("\t", ";", ",") if path.suffix.lower() != ".tsv" else ("\t",), key=first.count)
+        mark = max(("\t", ";", ",") if not path.lower().endswith(".tsv") else ("\t",), key=first.count)
         yield from csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{key}: {path} is not UTF-8 text (byte {error.start}). Save it as CSV UTF-8.") from error
+        raise ConfigError(f"{key}: {path} is not text in UTF-8 (byte {error.start}). Save it as CSV UTF-8.") from error
     except csv.Error as error:
         raise ConfigError(f"{key}: {path} is not a table: {error}.") from error
 
 
-def _sheet(path: Path, key: str) -> Iterator[list[str]]:
+def _sheet(data: bytes, path: str, key: str) -> Iterator[list[str]]:
+    if data.startswith(OLD_SHEET):
+        raise ConfigError(f"{key}: {path} is in Excel's format of before 2007. Save it as XLSX or CSV.")
     try:
         import openpyxl
     except ImportError as error:
         raise ConfigError(f"{key}: {path} needs openpyxl to be read. Run pip install 'tilestream[fit]', or save it as CSV.") from error
-    data = read_small_file(path, key, "Give a CSV, TSV or XLSX with a header.", LARGEST_TABLE)
     try:
         book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
         rows = [["" if cell is None else str(cell) for cell in row] for row in book.worksheets[0].iter_rows(values_only=True)]
     except Exception as error:  # a foreign parser on a foreign file
         raise ConfigError(f"{key}: {path} is no XLSX that can be read ({error}). Save it as CSV.") from error
+    if len(rows) < 2 and len(book.worksheets) > 1:
+        first, others = book.worksheets[0].title, ", ".join(sheet.title for sheet in book.worksheets[1:6])
+        raise ConfigError(
+            f"{key}: {path}: its first sheet, {first}, is no table, and no other is read ({others}). Put the table first, or save it as CSV."
+        )
     yield from rows
 
 
@@ -128,7 +146,7 @@ def plain_name(name: str) -> str:
 
 
 def match_slides(ids: Sequence[str], named: Sequence[str], path: str, key: str) -> dict[str, str]:
-    """Which slide of an output each name of a table means: the id itself, else the id without folders and endings on both sides.
+    """Which slide of an output each name of a table means: the id itself, else the id without folders and endings on both sides, else that in any case.
 
     Names that mean none are left out.
 
@@ -139,11 +157,13 @@ def match_slides(ids: Sequence[str], named: Sequence[str], path: str, key: str) 
     """
     known = set(ids)
     short: dict[str, list[str]] = {}
+    any_case: dict[str, list[str]] = {}
     for slide in ids:
         short.setdefault(plain_name(slide), []).append(slide)
+        any_case.setdefault(plain_name(slide).casefold(), []).append(slide)
     found: dict[str, str] = {}
     for name in dict.fromkeys(named):
-        meant = [name] if name in known else short.get(plain_name(name), [])
+        meant = [name] if name in known else short.get(plain_name(name)) or any_case.get(plain_name(name).casefold(), [])
         if len(meant) > 1:
             raise ConfigError(f"{key}: {path} names {name!r}, which may be {' or '.join(meant[:3])}. Write their ids in full.")
         if meant:
@@ -152,7 +172,7 @@ def match_slides(ids: Sequence[str], named: Sequence[str], path: str, key: str) 
     if not found:
         raise ConfigError(
             f"{key}: no slide of {path} is in the embeddings. The table has {_some(named)}; the embeddings have {_some(ids)}. "
-            "Ids must be equal, file endings aside."
+            "Ids must be equal, case and file endings aside."
         )
     return found
 

@@ -12,28 +12,15 @@ from numpy.typing import NDArray
 
 from tilestream.config.fit_schema import FitConfig
 from tilestream.errors import ConfigError, InputError
+from tilestream.fitting.labels import check_survival, find_classes, read_event
 from tilestream.fitting.splits import draw_folds, given_folds, join_groups
-from tilestream.fitting.tables import PATIENTS, SLIDES, Table, is_missing, match_slides, number, read_table
+from tilestream.fitting.tables import PATIENTS, SLIDES, Table, is_missing, match_slides, number, plain_column, read_table
 from tilestream.store.slide import Slide
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 Task = Literal["classes", "regression", "survival"]
-
-DIED = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "dead": True,
-    "deceased": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "alive": False,
-    "living": False,
-}
-"""What a column of events may say, case ignored."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +100,7 @@ def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
             ids = ", ".join(slide.id for slide in slides[:3])
             raise InputError(f"target.annotations: {target.annotations} has no file for any slide of the embeddings ({ids}, ...).")
     else:
-        told = [_from_list(config, slide, target.obs) for slide in slides]
+        told, left_out = _from_obs(config, slides, target.obs)
     names = [case.slide.id for case in told]
     same_image = [str(case.slide.source.get("fingerprint", case.slide.path)) for case in told]
     keys: list[Sequence[str]] = [[case.patient or case.slide.id for case in told], same_image]
@@ -128,12 +115,12 @@ def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
     label, value = np.full(len(told), -1), np.full(len(told), np.nan)
     died = np.zeros(len(told), np.bool_)
     if by_slide:
-        classes, label[known] = _classes(config, [case.cell for case, has in zip(told, known, strict=True) if has])
+        classes, label[known] = find_classes(config, [case.cell for case, has in zip(told, known, strict=True) if has])
     if task != "classes":
         value[known] = [number(case.cell, f"{where}the value of {case.slide.id}") for case, has in zip(told, known, strict=True) if has]
     if task == "survival":
-        died = np.array([_event(case.event, f"{where}the event of {case.slide.id}") for case in told])
-        _check_survival(value, died, names)
+        died = np.array([read_event(case.event, f"{where}the event of {case.slide.id}") for case in told])
+        check_survival(value, died, names)
     strata = label - label.min() if task == "classes" else died.astype(np.int64)
     if target.shared:
         strata = join_groups([case.all_cells if task == "classes" else tuple(map(bool, case.all_cells)) for case in told])
@@ -152,6 +139,17 @@ def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
     return cases
 
 
+def _from_obs(config: FitConfig, slides: Sequence[Slide], column: str | None) -> tuple[list[_Told], list[str]]:
+    """The slides by what the list of slides said of them, and words on those whose class is not wanted."""
+    told, classes = [_from_list(config, slide, column) for slide in slides], config.target.classes
+    if not classes or column not in slides[0].listed:
+        return told, []
+    wanted, others = [case for case in told if case.cell in classes], [case for case in told if case.cell not in classes]
+    if not wanted:
+        raise ConfigError(f"target.classes: {', '.join(classes)}, but {column} is none of these for any slide, e.g. {others[0].cell!r}.")
+    return wanted, [f"{case.slide.id}: {column} is {case.cell!r}, none of target.classes" for case in others]
+
+
 def _from_list(config: FitConfig, slide: Slide, column: str | None) -> _Told:
     """A slide by what the list of slides said of it."""
     if column is not None and column not in slide.listed and column not in slide.heads:
@@ -167,7 +165,7 @@ def patient_of(config: FitConfig, slide: Slide) -> str:
     """The patient that the list of slides gave for a slide; "" where it did not."""
     if config.split.patient is not None:
         return slide.listed.get(config.split.patient, "")
-    known = {name.casefold(): value for name, value in slide.listed.items()}
+    known = {plain_column(name): value for name, value in slide.listed.items()}
     return next((known[name] for name in PATIENTS if name in known), "")
 
 
@@ -188,19 +186,23 @@ def _from_table(config: FitConfig, slides: Sequence[Slide]) -> tuple[list[_Told]
     told, left_out = [], []
     by_id = {slide.id: slide for slide in slides}
     for name, (row, patient) in rows.items():
-        cells = [row[column], row[event] if event else "1", row[fold] if fold else "1"]
+        cell, unwanted = row[column], bool(target.classes) and not is_missing(row[column]) and row[column] not in target.classes
+        cells = ["" if unwanted else cell, row[event] if event else "1", row[fold] if fold else "1"]
         all_cells = tuple("" if is_missing(row[other]) else row[other] for other in together)
         if any(is_missing(cell) for cell in cells):
-            left_out.append(f"{name}: {column if not survival else 'time or event'}{' or fold' if fold else ''} is empty in {table.path}")
+            lacking = f"{column if not survival else 'time or event'}{' or fold' if fold else ''} is empty"
+            left_out.append(f"{name}: {f'{column} is {cell!r}, none of target.classes' if unwanted else lacking} in {table.path}")
             if not any(all_cells) or is_missing(cells[2]):
                 continue
         site = row.get(split.site or "", "") or by_id[name].listed.get(split.site or "", "")
         if split.site and not site:
             raise ConfigError(f"split.site: {name} has no {split.site!r}, neither in {table.path} nor in the list of slides.")
-        told.append(_Told(by_id[name], patient, site, row[fold] if fold else "", row[column], row[event] if event else "", all_cells))
+        told.append(_Told(by_id[name], patient, site, row[fold] if fold else "", cells[0], row[event] if event else "", all_cells))
     left_out += [f"{slide.id}: no row in {table.path}" for slide in slides if slide.id not in rows]
     if all(is_missing(case.cell) for case in told):
-        raise ConfigError(f"target.column: no slide of {table.path} has a value for {column!r}.")
+        there = sorted({row[column] for row, _ in rows.values()} - {""})[:6]
+        wanted = f" that is one of {', '.join(target.classes)}; it has {', '.join(there)}" if target.classes and there else ""
+        raise ConfigError(f"target.column: no slide of {table.path} has a value for {column!r}{wanted}.")
     order = {slide.id: number for number, slide in enumerate(slides)}
     return sorted(told, key=lambda case: order[case.slide.id]), left_out
 
@@ -224,7 +226,7 @@ def _rows_of_slides(config: FitConfig, table: Table, slides: Sequence[Slide]) ->
     if patients is None:
         raise ConfigError(
             f"{key}: {table.path} has neither a column of slides ({', '.join(SLIDES[:3])}) nor of patients ({', '.join(PATIENTS[:3])}). "
-            f"Its columns are {', '.join(table.header[:12])}. Rename one, or name the patients by split.patient."
+            f"{table.columns} Rename one, or name the patients by split.patient."
         )
     of_slide = _patients_of_slides(config, slides)
     known: dict[str, dict[str, str]] = {}
@@ -254,7 +256,7 @@ def _patients_of_slides(config: FitConfig, slides: Sequence[Slide]) -> dict[str,
     table = read_table(config.target.slide_table, key)
     patients, names = table.find(PATIENTS), table.find(SLIDES)
     if patients is None or names is None:
-        raise ConfigError(f"{key}: {table.path} needs a column of patients and one of slides, but has {', '.join(table.header[:12])}.")
+        raise ConfigError(f"{key}: {table.path} needs a column of patients and one of slides. {table.columns}")
     meant = match_slides([slide.id for slide in slides], [row[names] for row in table.rows], table.path, key)
     return {meant[row[names]]: row[patients] for row in table.rows if row[names] in meant}
 
@@ -276,47 +278,18 @@ def _refuse_two_patients(told: Sequence[_Told], images: Sequence[str]) -> None:
             raise InputError(f"{other.slide.id} and {case.slide.id} show the same image, but have the labels {other.cell} and {case.cell}.")
 
 
-def _classes(config: FitConfig, cells: Sequence[str]) -> tuple[tuple[str, ...], Ints]:
-    """The classes in their order, and each cell's."""
-    there = sorted(set(cells))
-    classes = config.target.classes or tuple(there)
-    if unknown := [name for name in there if name not in classes]:
-        raise ConfigError(
-            f"target.classes: {', '.join(classes)}, but there is {unknown[0]!r} too. Add it, or leave those slides out of the table."
-        )
-    if len(there) < 2:
-        raise InputError(f"every label is {there[0]!r}, but it takes two classes to learn from.")
-    if len(there) > 20 and len(there) > len(cells) / 3:
-        raise InputError(
-            f"{len(there)} classes for {len(cells)} slides ({', '.join(there[:4])}, ...). Are these numbers? Then set target.regression."
-        )
-    return classes, np.array([classes.index(cell) for cell in cells], np.int64)
-
-
 def _check_folds(cases: Cases) -> None:
     """Refuse folds without which a class would never be trained."""
     for k, name in enumerate(cases.classes):
         folds = set(cases.fold[cases.label == k].tolist())
         if len(folds) < 2 and folds != {-1}:
             people = len(set(cases.group[cases.label == k].tolist()))
+            who = "slide" if not cases.by_patient else "patient"
+            way = "" if people == 1 else ", or ask for fewer folds"
             raise InputError(
-                f"the class {name!r} has {people} {'patient' if people == 1 else 'patients'}, all in one fold: what is tested there was never "
-                "trained. Add labels, leave the class out by target.classes, or ask for fewer folds."
+                f"the class {name!r} has {people} {who}{'' if people == 1 else 's'}, all in one fold: what is tested there was never "
+                f"trained. Label another {who} of it, leave it out by target.classes{way}."
             )
-
-
-def _check_survival(time: Floats, died: NDArray[np.bool_], names: Sequence[str]) -> None:
-    if (time < 0).any():
-        raise InputError(f"the time of {names[int(np.argmax(time < 0))]} is below 0.")
-    if died.sum() < 2:
-        raise InputError(f"{int(died.sum())} deaths among {len(died)} slides: nothing can be learned of survival.")
-
-
-def _event(cell: str, what: str) -> bool:
-    found = DIED.get(cell.casefold().removesuffix(".0"))
-    if found is None:
-        raise InputError(f"{what} is {cell!r}, but it must be one of {', '.join(DIED)}.")
-    return found
 
 
 def refuse_mixed_embeddings(slides: Sequence[Slide], what: str) -> Mapping[str, object]:

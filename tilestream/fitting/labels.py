@@ -1,0 +1,81 @@
+"""Labels as they are written in tables: classes in their order, numbers, deaths; and which of them nothing can be learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilestream.config.fit_schema import FitConfig
+from tilestream.errors import ConfigError, InputError
+from tilestream.fitting.tables import number
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+DIED = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "dead": True,
+    "deceased": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "alive": False,
+    "living": False,
+}
+"""What a column of events may say, case ignored."""
+
+
+def find_classes(config: FitConfig, cells: Sequence[str]) -> tuple[tuple[str, ...], Ints]:
+    """The classes in their order, and each cell's.
+
+    Raises
+    ------
+    ConfigError, InputError
+        There are fewer than two, some are the same but for case, or they look like numbers.
+    """
+    target, there = config.target, sorted(set(cells))
+    of = f"{target.column} of {target.slides}" if target.slides else f"{target.obs} of the list of slides"
+    if unseen := [name for name in target.classes if name not in there]:
+        raise ConfigError(f"target.classes: no slide has {unseen[0]!r} as {of}. Write it as it stands there, or leave it out.")
+    classes = target.classes or tuple(there)
+    if len(there) < 2:
+        raise InputError(f"{of} is {there[0]!r} for all {len(cells)} slides, but it takes two classes to learn from.")
+    alike: dict[str, list[str]] = {}
+    for name in there:
+        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+    if twice := next((names for names in alike.values() if len(names) > 1), None):
+        raise ConfigError(f"{of} has {' and '.join(map(repr, twice))}, which differ in case or spaces only. Write them alike.")
+    many = len(there) > 20 and len(there) > len(cells) / 3
+    if many or (len(there) > max(2, len(cells) / 2) and all(map(_is_number, there))):
+        raise InputError(
+            f"{of} has {len(there)} classes for {len(cells)} slides ({', '.join(there[:4])}, ...). Are these numbers? Then set target.regression to true."
+        )
+    return classes, np.array([classes.index(cell) for cell in cells], np.int64)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        number(cell, "")
+    except InputError:
+        return False
+    return True
+
+
+def check_survival(time: Floats, died: NDArray[np.bool_], names: Sequence[str]) -> None:
+    """Refuse times and deaths of which nothing can be learned. Raises InputError."""
+    if (time < 0).any():
+        raise InputError(f"the time of {names[int(np.argmax(time < 0))]} is below 0.")
+    if died.sum() < 2:
+        raise InputError(f"{int(died.sum())} deaths among {len(died)} slides: nothing can be learned of survival.")
+
+
+def read_event(cell: str, what: str) -> bool:
+    """Whether a cell says that the patient died. Raises InputError."""
+    found = DIED.get(cell.casefold().removesuffix(".0"))
+    if found is None:
+        raise InputError(f"{what} is {cell!r}, but it must be one of {', '.join(DIED)}.")
+    return found
