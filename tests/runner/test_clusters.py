@@ -1,6 +1,8 @@
 """Clusters whose workers come and go, clusters that a batch system starts, and those that do not answer."""
 
 import gc
+import logging
+import re
 import socket
 import threading
 import time
@@ -167,6 +169,41 @@ def test_work_in_flight_follows_the_workers_that_come_and_go(tmp_path):
         while len(done := [pair for pair in ended if pair is not None]) < 12:
             ended.append(engine.wait_next(60))
         assert sorted((key, outcome.value) for key, outcome in done) == [(number, number) for number in range(12)]
+
+
+class Heard(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.records = []
+
+    def emit(self, record):
+        self.records.append(record)
+
+
+@pytest.fixture
+def heard():
+    handler, log = Heard(), logging.getLogger("distributed")
+    log.addHandler(handler)
+    yield handler.records
+    log.removeHandler(handler)
+
+
+@pytest.mark.slow
+def test_a_worker_that_leaves_is_named_and_a_lost_scheduler_is_one_line(tmp_path, heard):
+    said = []
+    with processes(tmp_path, 2) as cluster, open_engine(compute_section(scheduler=f"file:{cluster.file}"), said.append) as engine:
+        ended = []
+        follow(engine, 2, ended)
+        cluster.leave(1)
+        follow(engine, 1, ended)
+        (line,) = said
+        assert re.fullmatch(r"tcp://127\.0\.0\.1:\d+ left; 1 worker of this run is there\. What was in hand is done again\.", line)
+        cluster.scheduler.kill()
+        with pytest.raises(InterruptedRunError, match=r"the scheduler was lost.*the same command resumes"):
+            follow(engine, 0, ended)
+    assert not [record for record in heard if record.exc_info]
 
 
 @pytest.mark.slow

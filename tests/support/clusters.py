@@ -21,7 +21,7 @@ class Processes:
         self.scheduler = self._start([*DASK[0], "--scheduler-file", str(self.file), "--host", "127.0.0.1", "--port", "0", "--no-dashboard"])
         self.workers = []
         deadline = time.monotonic() + 60
-        while not self.file.exists() and time.monotonic() < deadline:
+        while not (self.file.exists() and self.file.read_text().endswith("}")) and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def _start(self, command):

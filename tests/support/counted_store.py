@@ -3,7 +3,8 @@
 It knows what object stores are asked for here: objects, ranges of them, conditional writes, lists, deletes, uploads in parts; it checks no signature, and
 buckets are made by writing into them. Latency is seconds before each answer. Who stops the process (SIGSTOP) has a store that does not answer.
 
-`GET /counts` tells by bucket and method the requests and bytes since it was asked last, `GET /asked` each of these requests; neither counts.
+`GET /counts` tells by bucket and method the requests and bytes since it was asked last, `GET /asked` each of these requests, `GET /count/BUCKET/PREFIX?ENDING`
+how many objects are named so; none of these is counted.
 """
 
 import hashlib
@@ -68,8 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         bucket, _, key = unquote(url.path).lstrip("/").partition("/")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if bucket in ("counts", "asked"):
-            self.give(200, json.dumps(self.server.counts() if bucket == "counts" else self.server.asked).encode())
+        if bucket in ("counts", "asked", "count"):
+            self.give(200, json.dumps(self.tell(bucket, key, url.query)).encode())
             return
         if self.server.latency:
             time.sleep(self.server.latency)
@@ -80,6 +81,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.give(status, data, headers)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815  # names of the library
+
+    def tell(self, what, key, ending):
+        if what == "count":
+            bucket, _, prefix = key.partition("/")
+            return sum(name.startswith(prefix) and name.endswith(ending) for name in list(self.server.buckets.get(bucket, {})))
+        return self.server.counts() if what == "counts" else self.server.asked
 
     def react(self, bucket, key, query, body):
         """Status, bytes and headers of an answer."""

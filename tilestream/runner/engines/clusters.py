@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import importlib
 import json
 import logging
@@ -44,7 +45,10 @@ class Cluster:
 
     def close(self) -> None:
         """Let go of it; what was started here ends."""
-        self.client.close()
+        try:
+            self.client.close()
+        finally:
+            _hush(on=False)
         if self.started is not None:
             nannies = logging.getLogger("distributed.nanny")
             level = nannies.level
@@ -53,6 +57,20 @@ class Cluster:
                 self.started.close()
             finally:
                 nannies.setLevel(level)
+
+
+CONNECTIONS = ("distributed.client", "distributed.batched")
+"""Logs that tell of a lost connection by the page: the run says itself, in a line, what became of it."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or not isinstance(record.exc_info[1], OSError | asyncio.CancelledError)
+
+
+def _hush(*, on: bool) -> None:
+    for name in CONNECTIONS:
+        log = logging.getLogger(name)
+        log.addFilter(_is_news) if on else log.removeFilter(_is_news)
 
 
 def open_cluster(compute: Compute) -> Cluster:
@@ -65,6 +83,7 @@ def open_cluster(compute: Compute) -> Cluster:
     """
     import distributed
 
+    _hush(on=True)
     spec = compute.scheduler
     if spec.kind in ("address", "file"):
         return Cluster(_connect(spec))

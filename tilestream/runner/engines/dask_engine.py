@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tilestream.buffers import counted
 from tilestream.config.compute import Compute
 from tilestream.errors import InterruptedRunError, TilestreamError, UnfitWorkerError
 from tilestream.runner.engines.clusters import Cluster, open_cluster
@@ -21,6 +22,7 @@ from tilestream.runner.engines.interrupts import interrupts_held
 from tilestream.runner.engines.patience import Patience
 from tilestream.stages.encoding.in_work import Told
 from tilestream.stages.worker_settings import LANES
+from tilestream.store.cohort import some
 
 RETRIES = 2
 """Times that a task is tried again after an error that is not ours, such as a worker that died."""
@@ -228,6 +230,11 @@ class DaskEngine(Engine):
             raise InterruptedRunError(LOST) from error
         there = set(told)
         self._threads = max([self._threads, *(int(worker["nthreads"]) for worker in told.values())])
+        if left := self._ready - there:
+            kept = len(self._ready) - len(left)
+            self._say(
+                f"{some(sorted(left))} left; {counted(kept, 'worker')} of this run {'is' if kept == 1 else 'are'} there. What was in hand is done again."
+            )
         self._ready &= there
         for key, (address, future) in list(self._greeted.items()):
             if address not in there:
