@@ -38,7 +38,8 @@ def program(side: int, output: Path, *, durable: bool, isolate: bool = False) ->
         if not durable:
             stack.enter_context(mock.patch.object(Folder, "flush"))
             stack.enter_context(mock.patch.object(Folder, "flush_all"))
-            stack.enter_context(mock.patch("tilestream.store.ledger.checksum", return_value=""))
+            for module in ("records", "slide_store"):
+                stack.enter_context(mock.patch(f"tilestream.store.{module}.checksum", return_value=""))
             stack.enter_context(mock.patch.object(SlideStore, "record"))
             stack.enter_context(mock.patch.object(SlideStore, "_look"))
             stack.enter_context(mock.patch.object(Claims, "take", return_value=""))
