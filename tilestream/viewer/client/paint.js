@@ -43,7 +43,7 @@ function twice(pen, path, colour, width) {
   pen.stroke(path);
 }
 
-/** Lines on whole pixels, as rectangles: a path of as many lines takes several times as long where no GPU draws it. */
+/** Lines on whole pixels, as rectangles: a path of as many lines takes longer where no GPU draws it. */
 function outline(pen, see, pane) {
   const { places } = pane, rectangles = [];
   const lines = places.lattice && Math.min(places.cellHeight, places.cellWidth) * see.scale >= SMALLEST_CELL ? places.grid : places.border;
