@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
 import tilestream
 from tests.support.cohorts import write_rows
@@ -73,3 +74,26 @@ def test_intervals_of_folds_are_wider_and_hold_the_value():
         assert (one[name].low, one[name].high) == pytest.approx(plain[name])
         assert five[name].value - five[name].low == pytest.approx(1.5 * (one[name].value - one[name].low))
         assert five[name].low <= five[name].value <= five[name].high <= 1
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_few_patients_who_all_agree_leave_room_for_doubt(right):
+    label = np.array([0, 0, 1, 1, 1, 1])
+    positive = np.where((label == 1) == right, 0.9, 0.1)
+    found = with_intervals(
+        Predictions(
+            "classes",
+            ("a", "b"),
+            label,
+            np.full(6, np.nan),
+            np.zeros(6, bool),
+            np.stack([1 - positive, positive], axis=1),
+            label,
+            np.arange(6),
+        ),
+        0,
+    )
+    share = scipy.stats.beta.ppf(0.975, 1, 2)  # Clopper and Pearson's limit for none of two, the patients of the rarer class
+    for name, span in (("auroc", 1), ("accuracy", 1)) + (("kappa", 2),) * right:
+        value, low, high = (1, 1 - span * share, 1) if right else (0, 0, share)
+        assert (found[name].value, found[name].low, found[name].high) == pytest.approx((value, low, high))

@@ -51,6 +51,13 @@ class Predictions:
         """Of the scores of each class."""
         return [metrics.rank(score) for score in self.scores.T]
 
+    @property
+    def fewest(self) -> int:
+        """Patients of the rarest class that there is; those who died, or all, where there are no classes."""
+        if self.task == "classes":
+            return min(len(np.unique(self.patient[self.label == label])) for label in np.unique(self.label))
+        return len(np.unique(self.patient[self.died] if self.task == "survival" else self.patient))
+
     def measure(self, weight: Floats) -> dict[str, float]:
         """Metrics by name, the one that is reported first in front."""
         if self.task == "survival":
@@ -115,15 +122,28 @@ HIGHEST = {"mean_absolute_error": np.inf}
 
 
 def with_intervals(predictions: Predictions, seed: int) -> dict[str, Metric]:
-    """Every metric with its interval: percentiles of a bootstrap over patients, moved away from the value by `widening`."""
+    """Every metric with its interval: percentiles of a bootstrap over patients, moved away from the value by `widening`.
+
+    Where all draws have the best value that there is, or the worst, they say nothing of how far the truth may be: the interval then reaches
+    `unseen(n)` of the metric's range towards its inside, for n patients of the rarest class (or who died).
+    """
     ones = np.ones(len(predictions.label))
     intervals = metrics.bootstrap(predictions.measure, predictions.patient, ROUNDS, seed)
     wider = widening(int(predictions.fold.max()) + 1)
     found = {}
     for name, value in predictions.measure(ones).items():
         low, high = (value + wider * (end - value) for end in intervals[name])
-        found[name] = Metric(value, max(min(low, value), LOWEST.get(name, 0.0)), min(max(high, value), HIGHEST.get(name, 1.0)))
+        lowest, highest = LOWEST.get(name, 0.0), HIGHEST.get(name, 1.0)
+        if low == high and value in (lowest, highest) and np.isfinite(highest - lowest):
+            reach = unseen(predictions.fewest) * (highest - lowest)
+            low, high = low - reach, high + reach
+        found[name] = Metric(value, max(min(low, value), lowest), min(max(high, value), highest))
     return found
+
+
+def unseen(n: int) -> float:
+    """The share of exceptions that 95 % intervals must allow for where none was met in n trials (Clopper and Pearson 1934)."""
+    return float(1 - 0.025 ** (1 / max(1, n)))
 
 
 def widening(folds: int) -> float:
