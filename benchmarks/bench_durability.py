@@ -2,8 +2,11 @@
 
     python -m benchmarks.bench_durability [--side 16384] [--rounds 5] [--verify-rows 1000000] [--json]
 
-In one run, in turns: the whole program as it is, and the same without claims, fences, checksums, ledger and fsync; and how long `verify` takes over an output
-of many rows, in seconds for each GB. And the whole program with decoding in a child process (`compute.isolate`).
+In one run, in turns: the whole program as it is, and the same without claims, fences, checksums, ledger and fsync. That difference is as noisy as the machine,
+so each part is timed as well where it is called: processor time, waiting, and system calls on files, for a shard and as shares of what the process used and of
+the time it took while shards were in work. Other threads read while one waits for the disk: the share of the processor is what reading loses, the share of the
+wall is what it would lose if nothing went on meanwhile. And how long `verify` takes over an output of many rows, in seconds for each GB; and the whole program
+with decoding in a child process (`compute.isolate`).
 """
 
 import argparse
@@ -19,6 +22,7 @@ from unittest import mock
 import numpy as np
 
 import tilestream
+from benchmarks.commit_parts import Parts
 from tilestream.sources.made.slide import ensure_sample
 from tilestream.store.folder import Folder
 from tilestream.store.layout import Layout, TileColumns
@@ -44,6 +48,17 @@ def program(side: int, output: Path, *, durable: bool, isolate: bool = False) ->
             stack.enter_context(mock.patch.object(SlideStore, "_look"))
             stack.enter_context(mock.patch.object(Claims, "take", return_value=""))
         return tilestream.run(config).tiles_per_second
+
+
+def parts_of_a_run(side: int, output: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """What each part takes, the median of some runs, and all of them together."""
+    told = []
+    for _ in range(rounds):
+        with Parts() as parts:
+            program(side, output, durable=True)
+        told.append(parts.told())
+        told[-1]["together"] = {name: sum(part[name] for part in told[-1].values()) for name in told[-1]["fence"]}
+    return {part: {name: median(run[part][name] for run in told) for name in told[0][part]} for part in told[0]}
 
 
 def verify(rows: int, dim: int, folder: Path) -> dict[str, float]:
@@ -92,6 +107,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
         folder = Path(name)
         program(chosen.side, folder / "out", durable=True)  # warm
         pairs = [[program(chosen.side, folder / "out", durable=durable) for durable in (True, False)] for _ in range(chosen.rounds)]
+        parts = parts_of_a_run(chosen.side, folder / "out", chosen.rounds)
         apart = [program(chosen.side, folder / "out", durable=True, isolate=True) for _ in range(min(3, chosen.rounds))]
         shutil.rmtree(folder / "out")
         checked = verify(chosen.verify_rows, chosen.dim, folder)
@@ -100,6 +116,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
         "durable": safe,
         "without": bare,
         "cost": median(1 - a / b for a, b in pairs),
+        "parts": parts,
         "isolated": median(apart),
         "verify": checked,
     }
@@ -109,6 +126,11 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
         print(
             f"tiles/s: {safe:.0f} with checksums, ledger and fsync, {bare:.0f} without; cost {found['cost']:.1%} (median of {chosen.rounds} pairs)"
         )
+        for part, of in parts.items():
+            print(
+                f"{part:>9}: {of['processor_share']:.2%} of the processor's time ({of['processor_ms']:.2f} ms a shard), "
+                f"{of['wall_share']:.2%} of the wall ({of['wall_ms']:.2f} ms), {of['calls']:.1f} calls, {of['file_calls']:.1f} system calls on files"
+            )
         print(f"tiles/s: {found['isolated']:.0f} with compute.isolate, which costs {1 - median(apart) / safe:.0%}")
         print(
             f"verify: {checked['rows']} rows, {checked['gb']:.2f} GB in {checked['seconds']:.2f} s, {checked['seconds_per_gb']:.2f} s a GB; open with its check {checked['open_seconds']:.2f} s"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import stat
@@ -67,6 +69,28 @@ def refuse_special(path: str | os.PathLike[str], key: str = "", error: type[Tile
     if kind in _KINDS:
         where = f"{key}: " if key else ""
         raise error(f"{where}{os.fspath(path)} is {_KINDS[kind]}, not a file. Write the data to a regular file and name that.")
+
+
+class NoFileError(OSError):
+    """A FIFO, a socket or a device lies where a file belongs; reading it might wait for ever or never end."""
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """A file, open for reading. Raises OSError: a NoFileError at once where it is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise NoFileError(f"{os.fspath(path)} is not a file") from error
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(mode):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise NoFileError(f"{os.fspath(path)} is not a file")
+    return os.fdopen(descriptor, "rb")
 
 
 def read_small_file(path: str | os.PathLike[str], key: str, way_out: str, limit: int = SMALL_FILE) -> bytes:

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import zarr
 
+from tilestream.config.local_files import open_regular
 from tilestream.errors import InputError
 from tilestream.geometry import Level, Size, downsample_from_sizes
 from tilestream.sources.files import SAMPLE_BYTES, WHOLE_BYTES, fingerprint_file
 from tilestream.sources.resolution import UNKNOWN, Resolution, micrometres_from_unit, resolution_from_config, resolution_from_file
 from tilestream.sources.sample_values import Choices
-from tilestream.store.folder import open_regular
 
 MAX_SCENES = 1000
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import hashlib
 import io
 import os
-import stat
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
+from tilestream.config.local_files import NoFileError, open_regular
 from tilestream.errors import ConfigError, OutputError
 from tilestream.store.object_store import RemoteStore, await_writers, open_remote, set_objects, writer_marked
 
@@ -33,28 +32,6 @@ PATIENCE = 60.0
 
 PARTIAL = ".partial"
 """How names end that zarr gives to local objects while it writes them; a process that dies leaves them behind."""
-
-
-class NoFileError(OSError):
-    """A FIFO, a socket or a device lies where a file belongs; reading it might wait for ever or never end."""
-
-
-def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """A file, open for reading. Raises OSError: a NoFileError at once where it is none."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # a socket
-            raise NoFileError(f"{os.fspath(path)} is not a file") from error
-        raise
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISDIR(mode):
-        os.close(descriptor)
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise NoFileError(f"{os.fspath(path)} is not a file")
-    return os.fdopen(descriptor, "rb")
 
 
 class LocalObjects(LocalStore):
@@ -131,22 +108,25 @@ class Folder:
     def get(self, key: str) -> bytes | None:
         """The bytes of an object, or None where there is none, or no file; looking makes no folder."""
         if self.local is not None:
-            try:
-                with open_regular(self.local / key) as file:
-                    return file.read()
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, NoFileError):
-                return None
+            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, NoFileError), open_regular(self.local / key) as file:
+                return file.read()
+            return None
         buffer = sync(self.store.get(key, default_buffer_prototype()))
         return None if buffer is None else bytes(buffer.to_bytes())
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object whole; it survives a power cut once this returns."""
-        sync(self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+        self.set_all({key: data})
         self.flush(key)
 
     def set_all(self, objects: Mapping[str, bytes | Buffer]) -> None:
         """Write objects whole, many at a time; local ones are durable once they are flushed. Where one fails, none is being written any more."""
-        sync(set_objects(self.store, objects))
+        if self.local is None:
+            sync(set_objects(self.store, objects))
+            return
+        for key, data in objects.items():  # zarr would hand each to two threads
+            with _beside(self._place(key)) as path:
+                path.write_bytes(data if isinstance(data, bytes) else data.as_numpy_array().data)
 
     @contextmanager
     def writing(self, key: str) -> Iterator[Path]:
@@ -158,28 +138,20 @@ class Folder:
                 assert isinstance(self.store, RemoteStore), "what lies in memory is small"
                 sync(self.store.set_file(key, path))
             return
-        target = self.local / key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path = target.with_name(f"{target.name}.{os.urandom(4).hex()}{PARTIAL}")
-        try:
+        with _beside(self._place(key)) as path:
             yield path
             _sync(path)
-            path.replace(target)
-        finally:
-            path.unlink(missing_ok=True)
-        _sync(target.parent)
+        _sync((self.local / key).parent)
 
     def sum(self, key: str) -> tuple[int, str] | None:
         """Size of an object and BLAKE2b of 16 bytes over it, in hex; None where there is none. Local ones may be of any size."""
         if self.local is None:
             data = self.get(key)
             return None if data is None else (len(data), hashlib.blake2b(data, digest_size=16).hexdigest())
-        try:
-            with open_regular(self.local / key) as file:
-                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-                return file.tell(), digest.hexdigest()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, NoFileError):
-            return None
+        with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, NoFileError), open_regular(self.local / key) as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+            return file.tell(), digest.hexdigest()
+        return None
 
     def file(self, key: str) -> Any:
         """An object of any size to be read in parts: the path of a local one, else a file."""
@@ -197,6 +169,13 @@ class Folder:
         self.put(key, data)
         return True
 
+    def _place(self, key: str) -> Path:
+        """Where a local object is to be written."""
+        assert self.local is not None, "files are local"
+        if self.read_only:
+            raise ValueError(f"{self.address} was opened read-only")
+        return self.local / key
+
     def flush(self, key: str) -> None:
         """Make a local object and its name durable; object stores are durable when they answer."""
         if self.local is not None:
@@ -207,7 +186,7 @@ class Folder:
         """Make these objects durable, and the names of all that lies in this folder."""
         if self.local is None:
             return
-        folders = [path for path in self.local.rglob("*") if path.is_dir()]
+        folders = [Path(entry.path) for entry in _below(self.local) if entry.is_dir()]
         with ThreadPoolExecutor(SYNCS_AT_ONCE) as pool:  # file systems commit what is asked for together at once
             deque(pool.map(_sync, [*(self.local / key for key in keys), *folders, self.local, self.local.parent]), maxlen=0)
 
@@ -219,7 +198,10 @@ class Folder:
 
     def delete(self, key: str) -> None:
         """Remove an object; a missing one is no error."""
-        sync(self.store.delete(key))
+        if self.local is None or (self.local / key).is_dir():
+            sync(self.store.delete(key))
+        else:
+            self._place(key).unlink(missing_ok=True)
 
     def delete_all(self, prefix: str) -> None:
         """Remove every object below `prefix`."""
@@ -230,11 +212,7 @@ class Folder:
         """Names of the files, folders and prefixes that lie in this folder, sorted; none where there is no such folder."""
         if self.local is not None:
             return sorted(path.name for path in self.local.iterdir()) if self.local.is_dir() else []
-
-        async def collect() -> list[str]:
-            return [name async for name in self.store.list_dir("")]
-
-        return sorted(set(sync(collect())))
+        return sync(_sorted(self.store.list_dir("")))
 
     def stat(self, key: str) -> tuple[bytes, Any] | None:
         """An object of an object store and its version, for `put_over`; None where there is none."""
@@ -249,30 +227,26 @@ class Folder:
     def names(self, prefix: str = "") -> list[str]:
         """Names of the objects below `prefix`, sorted; what a process that died was writing is none."""
         if self.local is not None:
-            return sorted(path.relative_to(self.local).as_posix() for path in self._files(prefix) if path.suffix != PARTIAL)
-
-        async def collect() -> list[str]:
-            return [key async for key in self.store.list_prefix(prefix)]
-
-        return sorted(sync(collect()))
+            return sorted(name for name, _ in self._files(prefix) if not name.endswith(PARTIAL))
+        return sync(_sorted(self.store.list_prefix(prefix)))
 
     def sizes(self) -> dict[str, int]:
         """Size in bytes of every object, by name."""
         if isinstance(self.store, RemoteStore):
             return sync(self.store.sizes())
-        assert self.local is not None, "a folder is local or remote"
-        home = len(str(self.local)) + 1
-        return {str(path)[home:]: path.stat().st_size for path in self._files("")}
+        return {name: entry.stat().st_size for name, entry in self._files("")}
 
     def sweep(self) -> None:
         """Remove what processes that died were writing; for a folder that nobody else writes to."""
-        for path in self._files("") if self.local is not None else ():
-            if path.suffix == PARTIAL:
-                path.unlink(missing_ok=True)
+        for name, entry in self._files("") if self.local is not None else ():
+            if name.endswith(PARTIAL):
+                Path(entry.path).unlink(missing_ok=True)
 
-    def _files(self, prefix: str) -> Iterator[Path]:
+    def _files(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Local objects with their names."""
         assert self.local is not None, "files are local"
-        return (path for path in (self.local / prefix).rglob("*") if path.is_file())
+        home = len(os.path.join(self.local, ""))  # noqa: PTH118  # with the separator
+        return ((entry.path[home:], entry) for entry in _below(self.local / prefix) if _is_file(entry))
 
     @contextmanager
     def locked(self, prefix: str, *, shared: bool = False) -> Iterator[None]:
@@ -306,6 +280,34 @@ class Folder:
             raise OutputError(f"{self.address}: a process has been writing for {PATIENCE:g} s. End it, or wait for it, then run again.")
 
 
+def _below(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """All that lies in a folder and in those below it; links are not followed, and what vanishes meanwhile is not there."""
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(entry.path)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):  # links that go round
+        return entry.is_file()
+    return False
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A path beside the place of a local object, which is moved there once the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_suffix(f".{os.urandom(16).hex()}{PARTIAL}")  # as zarr calls it
+    try:
+        yield path
+        path.replace(target)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def _lock(descriptor: int, place: Path, how: int) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -321,6 +323,10 @@ def _lock(descriptor: int, place: Path, how: int) -> None:
             return  # a file system without locks
         else:
             return
+
+
+async def _sorted(names: AsyncIterator[str]) -> list[str]:
+    return sorted({name async for name in names})
 
 
 def _sync(path: Path) -> None:

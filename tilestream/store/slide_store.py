@@ -31,6 +31,7 @@ from tilestream.store.ledger import BASE, COMPLETE, FENCE, HOME, LEDGER, stage_o
 from tilestream.store.ownership import MARK, claim
 from tilestream.store.records import Sums, checksum, pack, sums_of, unpack
 from tilestream.store.stage_arrays import OBS, OVERVIEW, LaterStages, obs_columns
+from tilestream.store.zarr_chunks import encode_shard
 
 T = TypeVar("T")
 
@@ -243,14 +244,15 @@ class SlideStore(LaterStages):
         if stage == "tiles":
             self.forget_aside(number)
 
-    def _encoded(self, path: str, number: int, rows: slice, values: NDArray[Any]) -> tuple[str, Buffer]:
+    def _encoded(self, path: str, number: int, rows: slice, values: NDArray[Any]) -> tuple[str, bytes | Buffer]:
         """Name and bytes of object `number` of an array, which holds these rows; in a store, zarr would read the old object first."""
+        key = "/".join([path, "c", str(number), *("0" for _ in values.shape[1:])])
+        about = self.folder.get(f"{path}/zarr.json") or b""
+        if (encoded := encode_shard(json.loads(about), rows, values)) is not None:
+            return key, encoded
         made = Folder.in_memory(self.folder.address)
-        about = f"{path}/zarr.json"
-        made.set_all({about: self.folder.get(about) or b""})
-        array = _open_array(made, path)
-        array[rows] = values
-        key = "/".join([path, "c", str(number), *("0" for _ in array.shape[1:])])
+        made.set_all({f"{path}/zarr.json": about})
+        _open_array(made, path)[rows] = values
         data = sync(made.store.get(key, default_buffer_prototype()))
         assert data is not None, "empty chunks are written"
         return key, data

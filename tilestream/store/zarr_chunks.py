@@ -1,6 +1,6 @@
 """Chunks of a Zarr array straight from the store's objects: one read and one decode each, without zarr's event loop between.
 
-Asked for single chunks, zarr spends several times the decoder's own time. What is understood here is the common case: a regular
+Asked for single chunks, zarr spends several times the decoder's own time, and as much when it writes them. What is understood here is the common case: a regular
 grid of C-ordered chunks, coded with `bytes` and at most one of zstd, blosc, gzip and zlib, alone or within shards, in a local folder
 or an object store. Anything else is left to zarr.
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import google_crc32c
-import numcodecs
+import numcodecs.zstd
 import numpy as np
 import zarr.storage
 from numpy.typing import NDArray
@@ -34,6 +34,10 @@ Fetch = Callable[[str, int, int | None], bytes | None]
 
 ABSENT = 2**64 - 1
 """Offset and length of a chunk that a shard does not hold."""
+
+LITTLE = ("bytes", {"endian": "little"})
+ENDIAN_CHECKED = [LITTLE, ("crc32c", {})]
+"""The codecs of a shard's index."""
 
 KNOWN_SHARDS = 256
 """Indices of shards that are kept."""
@@ -129,7 +133,7 @@ def chunk_reader(array: Any) -> ChunkReader | None:
     index_first = None
     if len(codecs) == 1 and codecs[0][0] == "sharding_indexed":
         sharding = codecs[0][1]
-        plain = [_named(codec) for codec in sharding["index_codecs"]] == [("bytes", {"endian": "little"}), ("crc32c", {})]
+        plain = [_named(codec) for codec in sharding["index_codecs"]] == ENDIAN_CHECKED
         divides = all(s % c == 0 for s, c in zip(array.shards, array.chunks, strict=True))
         if not (plain and divides):
             return None
@@ -140,6 +144,35 @@ def chunk_reader(array: Any) -> ChunkReader | None:
     big = codecs[0][1].get("endian", "little") == "big"
     dtype = np.dtype(array.dtype).newbyteorder(">" if big else "<")
     return None if decode is None else ChunkReader(array, fetch, decode, dtype, index_first=index_first)
+
+
+def encode_shard(described: Mapping[str, Any], rows: slice, values: NDArray[Any]) -> bytes | None:
+    """The object of an array's shard, from all of its rows, byte for byte as zarr writes it; None where zarr must: other codecs, rows that are no shard.
+
+    `described` is the array's metadata, as stored. Memory bound: a chunk, and the encoded ones.
+    """
+    codecs, shape = described["codecs"], described["shape"]
+    if described.get("zarr_format") != 3 or len(codecs) != 1 or codecs[0]["name"] != "sharding_indexed":
+        return None
+    sharding, shard = codecs[0]["configuration"], described["chunk_grid"]["configuration"]["chunk_shape"]
+    chunk, inner = sharding["chunk_shape"], [_named(codec) for codec in sharding["codecs"]]
+    plain = [_named(codec) for codec in sharding["index_codecs"]] == ENDIAN_CHECKED and sharding.get("index_location", "end") == "end"
+    known = plain and len(inner) == 2 and inner[0] in (LITTLE, ("bytes", {})) and inner[1][0] == "zstd"
+    whole = rows.start % shard[0] == 0 and rows.stop == min(rows.start + shard[0], shape[0])
+    if not (known and whole and list(chunk[1:]) == list(shard[1:]) == list(shape[1:]) == list(values.shape[1:])):
+        return None
+    coder = numcodecs.zstd.Zstd(level=inner[1][1]["level"], checksum=inner[1][1]["checksum"])
+    given = np.ascontiguousarray(values, np.dtype(described["data_type"]).newbyteorder("<"))
+    index, parts = np.full((shard[0] // chunk[0], 2), ABSENT, "<u8"), list[bytes]()
+    for number, start in enumerate(range(0, len(given), chunk[0])):
+        found = given[start : start + chunk[0]]
+        if len(found) < chunk[0]:
+            beyond = np.full((chunk[0] - len(found), *chunk[1:]), float(described["fill_value"]), given.dtype)
+            found = np.concatenate([found, beyond])
+        parts.append(bytes(coder.encode(found)))
+        index[number] = sum(map(len, parts[:-1])), len(parts[-1])
+    told = index.tobytes()
+    return b"".join([*parts, told, google_crc32c.value(told).to_bytes(4, "little")])
 
 
 def _named(codec: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
