@@ -5,10 +5,27 @@ import contextlib
 import gc
 import os
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
-from tilestream.cli import main
-from tilestream.cli.interrupts import raise_again
 from tilestream.stages.clock import process_began
+
+
+def keep_bytecode() -> None:
+    """Have Python keep compiled modules in the user's cache, where it may write none beside their sources and torch's are not there.
+
+    Images of containers are often made so (`PYTHONDONTWRITEBYTECODE`, or folders of another user): each start would compile 2,000 modules anew,
+    which takes 4 s. Processes that are started from this one do the same. Without effect where `PYTHONPYCACHEPREFIX` is set.
+    """
+    torch = find_spec("torch")
+    if sys.pycache_prefix is not None or torch is None or torch.cached is None or Path(torch.cached).exists():
+        return
+    if not (sys.dont_write_bytecode or not os.access(Path(torch.cached).parents[1], os.W_OK)):
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tilestream" / "bytecode"
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def leave() -> None:
@@ -23,6 +40,10 @@ def leave() -> None:
     """
     if not sys.flags.safe_path and "" not in sys.path and (here := os.path.realpath(os.curdir)) not in sys.path:
         sys.path.append(here)
+    keep_bytecode()
+    from tilestream.cli import main
+    from tilestream.cli.interrupts import raise_again
+
     sys.unraisablehook = raise_again
     gc.set_threshold(50_000, 20, 50)
     try:

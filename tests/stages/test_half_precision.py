@@ -15,9 +15,10 @@ from tilestream.sources.base import SourceOptions
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.stages import hardware
 from tilestream.stages.clock import Clock
+from tilestream.stages.encoding.reading import DeviceReading
 from tilestream.stages.encoding.wide import beyond_range
 from tilestream.stages.hardware import cast_encoder, pick_precision
-from tilestream.stages.worker import DeviceReading, Worker
+from tilestream.stages.worker import Worker
 from tilestream.stages.worker_settings import WorkerSettings
 from tilestream.tiles.read_spec import ReadSpec
 

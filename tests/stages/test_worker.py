@@ -11,7 +11,8 @@ from tilestream.sources.base import SourceOptions
 from tilestream.sources.openslide import OpenSlideSource
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.stages.clock import Clock
-from tilestream.stages.worker import DeviceReading, Worker
+from tilestream.stages.encoding.reading import DeviceReading
+from tilestream.stages.worker import Worker
 from tilestream.stages.worker_settings import WorkerSettings
 from tilestream.tiles.read_spec import ReadSpec
 

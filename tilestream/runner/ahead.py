@@ -19,8 +19,10 @@ from tilestream.runner.heads.stored import StoredImage, lacks_answers_only
 from tilestream.runner.pipeline import Job, SlideRun, stages_of
 from tilestream.runner.prepare import PreparedSlide, Setup
 from tilestream.runner.recipe import Recipes
-from tilestream.runner.resume import finished, take_up
+from tilestream.runner.resume import Looked, finished, take_up
+from tilestream.runner.slide_plan import Seen
 from tilestream.runner.summary import SlideResult, Summary, refusal_of
+from tilestream.sources.base import Source
 from tilestream.stages.embed_tiles import compile_ahead
 from tilestream.stages.encoding.aside import tiles_aside
 from tilestream.stages.slide_task import outlast_outages
@@ -71,7 +73,7 @@ class Planner:
     """
 
     def __init__(
-        self, cohort: Cohort, setup: Setup, recipes: Recipes, claims: Claims, todo: list[SlideRef], summary: Summary, engine: Engine,
+        self, cohort: Cohort, setup: Setup, recipes: Recipes, claims: Claims, looked: Looked, summary: Summary, engine: Engine,
         news: deque[str],
     ) -> None:  # fmt: skip
         self.cohort, self.setup, self.recipes, self.claims, self.summary, self.engine = cohort, setup, recipes, claims, summary, engine
@@ -80,6 +82,7 @@ class Planner:
         """One, where planning shares cores and memory with the encoder, or calls a function of the user's, which need not bear threads."""
         self._results = {result.id: result for result in summary.slides}
         self._news = news
+        self._looked, todo = looked, looked.todo
         compile_all = partial(engine.call_all, compile_ahead, setup.settings)
         self._compiles = CompileChoice(setup.settings, setup.facts, len(todo), compile_all, news.append)
         self._token = os.urandom(8).hex()  # of this run, for the fences of the stores that it writes to
@@ -155,9 +158,17 @@ class Planner:
                 return replace(planned, mark=mark)
             self.summary.touched = True
             setup = replace(self.setup, workers=self.engine.workers, begins_compiled=self._compiles)
-            prepared = take_up(store, ref, source, setup, self.recipes, self.cohort, planned.messages.append)
+            prepared = take_up(
+                store, ref, source, setup, self.recipes, self.cohort, planned.messages.append, seen=self._seen_of(ref, source)
+            )
         task = prepared.task(setup, store)
         committed = store.ledger()
         aside = {} if prepared.passes else tiles_aside(store, committed)  # a pass makes tokens of all tiles again
         run = SlideRun(task, store, planned.result, stages_of(prepared, setup, store, task, committed), prepared.passes, aside)
         return replace(planned, begun=Begun(run, prepared, committed, run.next_stage()))
+
+    def _seen_of(self, ref: SlideRef, source: Source) -> Seen | None:
+        """What was found out of the first slide already, where its file is still the same."""
+        first = self._looked.first
+        seen = first.result() if first is not None and ref is self._looked.todo[0] else None
+        return seen if seen is not None and seen.tiles.info.fingerprint == source.info.fingerprint else None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from tilestream.config.restart import ALL, STAGES, is_stage
 from tilestream.config.schema import Config
@@ -13,6 +16,7 @@ from tilestream.errors import ConfigError, OutputError
 from tilestream.sources.base import SlideInfo, Source, SourceOptions
 from tilestream.sources.open_images import forget_all
 from tilestream.sources.storage.staging import Stage
+from tilestream.stages.hardware import has_driver
 from tilestream.stages.worker_settings import absolute
 from tilestream.store.folder import Folder
 from tilestream.store.ledger import HOME
@@ -20,6 +24,9 @@ from tilestream.store.records import pack, unpack
 from tilestream.store.slide_store import SlideStore
 from tilestream.tiles.coords import check_chosen
 from tilestream.tiles.isolation import open_image
+
+if TYPE_CHECKING:
+    from tilestream.runner.slide_plan import Seen
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,35 @@ def stage_of(config: Config) -> Iterator[None]:
 def open_slide(ref: SlideRef, config: Config) -> Source:
     """The image of a slide, as the config and the slide list want it read."""
     return open_image(ref.address, source_options(config, ref), isolate=config.compute.isolate)
+
+
+def see_first(cohort: Cohort, config: Config, todo: Sequence[SlideRef]) -> Future[Seen | None]:
+    """Begin to look at the first slide that is to be done, while workers start and build their encoders.
+
+    None comes of it where that would gain nothing or is not to be done ahead, and where it fails, which is met again when the slide is planned.
+    Where this process has but a processor to compute on, building an encoder takes little, and what it takes is measured meanwhile.
+    """
+    found: Future[Seen | None] = Future()
+    compute, ref = config.compute, next(iter(todo), None)
+    waits = not compute.scheduler.stays_here(compute.workers) or (compute.device != "cpu" and has_driver())
+    if ref is None or not waits or config.source.stage is not None or cohort.store(ref).attributes is not None:
+        found.set_result(None)
+        return found
+
+    def look(ref: SlideRef) -> None:
+        seen = None
+        try:
+            from tilestream.runner.slide_plan import see_slide, sees_alone  # what finds tissue takes a while to import
+
+            if sees_alone(ref, config):
+                with open_slide(ref, config) as source:
+                    seen = see_slide(ref, source, config)
+        except Exception:  # noqa: BLE001  # whoever plans the slide meets it too
+            seen = None
+        found.set_result(seen)
+
+    threading.Thread(target=look, args=[ref], name="first slide", daemon=True).start()
+    return found
 
 
 def check_source(store: SlideStore, info: SlideInfo, ref: SlideRef) -> None:

@@ -17,7 +17,7 @@ from tilestream.config.python_objects import is_object_name
 from tilestream.config.restart import ALL
 from tilestream.config.schema import Config
 from tilestream.errors import ConfigError, InterruptedRunError, OutputError, TilestreamError, storage_error
-from tilestream.runner.cohort import Cohort, list_cohort, share_out, stage_of
+from tilestream.runner.cohort import Cohort, list_cohort, see_first, share_out, stage_of
 from tilestream.runner.contexts.fitted_context import with_fitted_context
 from tilestream.runner.engines.clusters import check_main_guard
 from tilestream.runner.engines.engine import Engine, Outcome
@@ -115,6 +115,7 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float, held:
         reporter.message(nothing_to_do(summary, cohort, config.encoder.name))
         return summary
     summary.wall.mark("looking")
+    looked = replace(looked, first=see_first(cohort, config, todo))
     work: Run | None = None
     reporter.message(f"{counted(len(todo) or len(cohort.refs), 'slide')} to do: loading PyTorch and the encoder ...")
     try:
@@ -151,7 +152,7 @@ class Run:
         looked: Looked,
     ) -> None:  # fmt: skip
         self.cohort, self.setup, self.engine, self.summary, self.reporter = cohort, setup, engine, summary, reporter
-        self.recipes, self.claims, self.todo = recipes, claims, looked.todo
+        self.recipes, self.claims, self.looked = recipes, claims, looked
         self.config = setup.config
         self.results = {result.id: result for result in summary.slides}
         self.hand_out = HandOut(engine)
@@ -177,7 +178,7 @@ class Run:
         from tilestream.runner.ahead import Planner
 
         with closing(
-            Planner(self.cohort, self.setup, self.recipes, self.claims, self.todo, self.summary, self.engine, self.news)
+            Planner(self.cohort, self.setup, self.recipes, self.claims, self.looked, self.summary, self.engine, self.news)
         ) as planner:
             self.summary.wall.enter("planning")
             try:

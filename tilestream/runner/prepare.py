@@ -14,7 +14,7 @@ from tilestream.runner.engines.engine import Engine
 from tilestream.runner.heads.fitting import check_head_resolution, check_heads, precision_notes
 from tilestream.runner.memory import ContextPlan, Projection, check_memory, passes_tokens, project_memory
 from tilestream.runner.recipe import Recipes
-from tilestream.runner.slide_plan import SlidePlan, check_encoder, make_layout, make_slide_plan
+from tilestream.runner.slide_plan import Seen, SlidePlan, check_encoder, make_layout, make_slide_plan
 from tilestream.sources.base import ImageAddress, Source
 from tilestream.stages.clock import Wall
 from tilestream.stages.hardware import describe_device
@@ -167,10 +167,11 @@ def learn_heads(
     return heads
 
 
-def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStore | None = None) -> PreparedSlide:
+def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStore | None = None, seen: Seen | None = None) -> PreparedSlide:
     """Plan an open slide and project the memory of a worker on it.
 
-    `stored` is its output, where that was begun earlier: its tiles are those of the slide, and its shapes stay.
+    `stored` is its output, where that was begun earlier: its tiles are those of the slide, and its shapes stay. `seen` is what was found out
+    of the same image already.
 
     Raises
     ------
@@ -180,7 +181,7 @@ def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStor
         Its tiles do not suit the context, or a worker's memory would exceed the limit.
     """
     config, facts = setup.config, setup.facts
-    plan = make_slide_plan(ref, source, config, facts, stored.columns if stored is not None else None)
+    plan = make_slide_plan(ref, source, config, facts, stored.columns if stored is not None else None, seen)
     layout = make_layout(len(plan), config, facts)
     if stored is not None:
         there = stored.layout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from tilestream.tiles.annotations.mask_files import mask_file
 
 if TYPE_CHECKING:
     from tilestream.runner.prepare import PreparedSlide, Setup
-    from tilestream.runner.slide_plan import SlidePlan
+    from tilestream.runner.slide_plan import Seen, SlidePlan
 
 OPEN_AT_ONCE = 8
 """Slides that are looked at at the same time."""
@@ -44,6 +44,8 @@ class Looked:
     """The slides that are not finished."""
     images: dict[str, str]
     """The first slide of each fingerprint, of those that are."""
+    first: Future[Seen | None] | None = None
+    """What is found out meanwhile of the first slide to be done."""
 
 
 def finished(store: SlideStore, ref: SlideRef, source: Source, recipes: Recipes, cohort: Cohort) -> dict[str, Any] | None:
@@ -103,8 +105,9 @@ def forget_asked(store: SlideStore, cohort: Cohort, recipes: Recipes) -> None:
 
 
 def take_up(
-    store: SlideStore, ref: SlideRef, source: Source, setup: Setup, recipes: Recipes, cohort: Cohort, say: Callable[[str], None]
-) -> PreparedSlide:
+    store: SlideStore, ref: SlideRef, source: Source, setup: Setup, recipes: Recipes, cohort: Cohort, say: Callable[[str], None],
+    seen: Seen | None = None,
+) -> PreparedSlide:  # fmt: skip
     """Make a store ready to be filled: anew, or as it is, with what is lost or damaged of it mended or forgotten.
 
     Of a finished one that stands for its image, not all bytes are read: a quick look was taken, and chunks of rows carry checksums of their own.
@@ -123,7 +126,7 @@ def take_up(
         return slide
 
     # Before anything is written: a slide that is refused leaves no store.
-    first = begin(ref, source, setup, recipes) if was is None else None
+    first = begin(ref, source, setup, recipes, seen) if was is None else None
     refuse_taken(store.folder, setup.config.heads.keys() - store.heads.keys())
     store.raise_fence()
     if was is None or cohort.restart == ALL:
@@ -161,12 +164,12 @@ def take_up(
     return slide
 
 
-def begin(ref: SlideRef, source: Source, setup: Setup, recipes: Recipes) -> PreparedSlide:
+def begin(ref: SlideRef, source: Source, setup: Setup, recipes: Recipes, seen: Seen | None = None) -> PreparedSlide:
     """Plan a slide from its files. Raises InputError where one of them was written meanwhile."""
     from tilestream.runner.prepare import prepare_slide
 
     recipes.of(ref)  # takes the digests of its files
-    slide = prepare_slide(ref, source, setup)
+    slide = prepare_slide(ref, source, setup, seen=seen)
     recipes.refuse_changed(ref)
     return slide
 
@@ -281,7 +284,7 @@ def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, attribut
     uns: dict[str, Any] = {"spatial_unit": "px of level 0", "slide": plan.ref.id}
     if info.mpp is not None:
         uns["mpp"] = float(info.mpp)
-    pictures = {THUMBNAIL: png_bytes(plan.picture), TISSUE: png_bytes(plan.mask)}
+    pictures = {THUMBNAIL: plan.picture, TISSUE: png_bytes(plan.mask)}
     store.create(
         slide.layout,
         plan.columns,

@@ -8,9 +8,10 @@ from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.errors import ConfigError, InputError, TilestreamError
 from tilestream.geometry import TileGrid
-from tilestream.sources.base import Pixels, SegmentGrid, Source
+from tilestream.sources.base import SegmentGrid, Source
 from tilestream.stages.worker_settings import EncoderFacts
 from tilestream.store.layout import Layout, TileColumns
+from tilestream.store.picture import png_bytes
 from tilestream.tiles.annotations.mask_files import mask_file
 from tilestream.tiles.grid import TileSet, choose_tiles
 from tilestream.tiles.thumbnail import picture_bytes, read_picture, thumbnail_bytes
@@ -30,13 +31,13 @@ class SlidePlan(TileSet):
     """What a list of tiles holds of bytes that were fetched and are not decoded yet, where the image comes over a network."""
     planning_bytes: int
     """What finding the tiles took."""
-    picture: Pixels
-    """(h, w, 3) uint8: the image as people look at it; empty where its store holds it."""
+    picture: bytes
+    """The image as people look at it, PNG; empty where its store holds it."""
 
     @property
     def kept_bytes(self) -> int:
         """What stays of that while the slide is worked on: the thumbnail, the picture, the tissue, and the tiles' numbers, which the driver copies."""
-        return self.thumbnail.pixels.nbytes + self.picture.nbytes + 2 * self.mask.nbytes + len(self) * 200
+        return self.thumbnail.pixels.nbytes + len(self.picture) + 2 * self.mask.nbytes + len(self) * 200
 
     @property
     def columns(self) -> TileColumns:
@@ -45,8 +46,30 @@ class SlidePlan(TileSet):
         return TileColumns(self.tile_row, self.tile_col, y, x, self.tissue, self.grid.l0_extent)
 
 
-def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: EncoderFacts, stored: TileColumns | None = None) -> SlidePlan:
-    """Decide what is done to one image; reads a thumbnail, no full-resolution pixels where a coarser level exists.
+@dataclass(frozen=True)
+class Seen:
+    """What is found out of an image without knowing the encoder, by far the most of planning it."""
+
+    tiles: TileSet
+    picture: bytes
+    """As in `SlidePlan`."""
+
+
+def see_slide(ref: SlideRef, source: Source, config: Config, stored: TileColumns | None = None) -> Seen:
+    """Choose the tiles of one image and make its picture; reads a thumbnail, no full-resolution pixels where a coarser level exists."""
+    found = choose_tiles(source, config.tiles, ref.id, mask_file(config, ref), stored)
+    return Seen(found, b"" if stored is not None else png_bytes(read_picture(source, found.thumbnail)))
+
+
+def sees_alone(ref: SlideRef, config: Config) -> bool:
+    """Whether the image is all that its tiles come from: neither other files, which may be written meanwhile, nor code of the user's."""
+    return config.tiles.chosen is None and config.tiles.tissue.function is None and mask_file(config, ref) is None
+
+
+def make_slide_plan(
+    ref: SlideRef, source: Source, config: Config, facts: EncoderFacts, stored: TileColumns | None = None, seen: Seen | None = None
+) -> SlidePlan:
+    """Decide what is done to one image, which was `seen` already or is now.
 
     Raises
     ------
@@ -54,8 +77,8 @@ def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: Encode
         The image cannot serve this config: see `make_grid`, or its resolution does not suit the encoder.
     """
     check_resolution(facts, config, source.info.mpp, ref.id)
-    mask = mask_file(config, ref)
-    found = choose_tiles(source, config.tiles, ref.id, mask, stored)
+    seen = seen or see_slide(ref, source, config, stored)
+    found, mask = seen.tiles, mask_file(config, ref)
     if config.tiles.chosen is not None:
         _refuse_placed(found.grid, source.info.mpp, config, facts, ref.id)
     searched = config.tiles.tissue.method != "none" and mask is None
@@ -63,7 +86,7 @@ def make_slide_plan(ref: SlideRef, source: Source, config: Config, facts: Encode
     return SlidePlan(
         **vars(found), ref=ref, pieces=pieces, held_bytes=source.held_bytes(found.spec.level, 0 if pieces else found.spec.cover**2),
         ahead_bytes=source.ahead_bytes(found.spec.level),
-        picture=found.thumbnail.pixels if stored is not None else read_picture(source, found.thumbnail),
+        picture=seen.picture,
         planning_bytes=thumbnail_bytes(source) + picture_bytes(source) + tissue_bytes(found.mask.size, searched=searched) + found.candidates * 200,
     )  # fmt: skip
 

@@ -94,14 +94,14 @@ def see_own_device() -> None:
 
 def count_cuda() -> int:
     """CUDA devices that torch has. Where no driver is installed there are none, and torch is not imported to say so."""
-    if "torch" not in sys.modules and not _has_driver():
+    if "torch" not in sys.modules and not has_driver():
         return 0
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _has_driver() -> bool:
+def has_driver() -> bool:
     """Whether the driver of a device that torch calls CUDA is on this machine: NVIDIA's library, or AMD's device file."""
     try:
         ctypes.CDLL("libcuda.so.1")

@@ -32,28 +32,24 @@ from tilestream.stages.encoding.compiling import COMPILER_BYTES
 from tilestream.stages.encoding.device import DeviceEncoder
 from tilestream.stages.encoding.embedded import ALL_TILES, Embedded, TileList
 from tilestream.stages.encoding.host import host_encoder
+from tilestream.stages.encoding.reading import Batch, DeviceReading, HostReading, begin_reading
 from tilestream.stages.encoding.wide import WideTwin, beyond_range
 from tilestream.stages.hardware import cast_encoder, children_memory, peak_memory, pick_device, settle_allocator
 from tilestream.stages.pinning import begin_digest, check_alike, check_machine, pin_settings, unfit
-from tilestream.stages.prefetch import read_ahead, side_stream
-from tilestream.stages.shares import CPU_BATCH, IN_FLIGHT
+from tilestream.stages.prefetch import read_ahead
+from tilestream.stages.shares import CPU_BATCH
 from tilestream.stages.worker_settings import LANES, EncoderFacts, WorkerSettings
 from tilestream.tiles.buffer_limits import read_batch
-from tilestream.tiles.decode_processes import CHILD_BYTES, DecodeProcesses
-from tilestream.tiles.device_decoding import HostDecoder, NvImageCodecDecoder, StreamDecoder
-from tilestream.tiles.device_reader import DeviceTileBatch, DeviceTileReader, can_decode_on_device
-from tilestream.tiles.isolation import IsolatedReader, Job
+from tilestream.tiles.decode_processes import CHILD_BYTES
+from tilestream.tiles.device_reader import DeviceTileBatch
 from tilestream.tiles.read_spec import ReadSpec
-from tilestream.tiles.tile_reader import TileBatch, TileReader
+from tilestream.tiles.tile_reader import TileBatch
 
 DEVICE_ERRORS: tuple[type[BaseException], ...] = (
     torch.OutOfMemoryError,
     *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []),  # since 2.8
 )
 """What is a device's fault, not the encoder's."""
-
-
-Batch = TileBatch | DeviceTileBatch
 
 
 @dataclass(frozen=True)
@@ -67,51 +63,6 @@ class _Launched:
     """In pinned memory on CUDA, filled once `finish` has returned."""
     finish: Callable[[], float]
     """Waits for `out`, and gives the seconds that computing it took."""
-
-
-class HostReading:
-    """Tiles made by this process's threads, or in a child process where reading is isolated."""
-
-    in_flight = 0
-    """Batches launched before the results of the first are waited for."""
-
-    def __init__(self, settings: WorkerSettings, pool: ThreadPoolExecutor, buffers: PixelBuffers, batch: int) -> None:
-        self.settings, self.pool, self.buffers, self.batch = settings, pool, buffers, batch
-
-    def read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        """Batches of the tiles at (n,) level-0 places."""
-        threads = self.settings.threads
-        if self.settings.isolate:
-            yield from IsolatedReader(Job(source.opened_as, spec, threads, self.batch)).read(l0_y, l0_x)
-        else:
-            yield from TileReader(source, spec, pool=self.pool, threads=threads, batch=self.batch, buffers=self.buffers).read(l0_y, l0_x)
-
-
-class DeviceReading(HostReading):
-    """Tiles put together on a device from the file's pieces; where there are none, or reading is isolated, on the host."""
-
-    in_flight = IN_FLIGHT
-
-    def __init__(self, host: HostReading, device: torch.device, processes: DecodeProcesses | None) -> None:
-        super().__init__(host.settings, host.pool, host.buffers, host.batch)
-        self.device, self.processes = device, processes
-        self._free: dict[bool, list[StreamDecoder | HostDecoder]] = {True: [], False: []}
-
-    def read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
-        """Batches of the tiles at (n,) level-0 places, each complete on its own stream once it is `ready`."""
-        if self.settings.isolate or source.segment_grid(spec.level) is None:
-            yield from super().read(source, spec, l0_y, l0_x)
-            return
-        on_device = self.settings.decode == "gpu" and can_decode_on_device(source, spec.level)
-        free = self._free[on_device]
-        decoder = free.pop() if free else NvImageCodecDecoder(self.device) if on_device else HostDecoder(self.device, self.processes)
-        try:
-            reader = DeviceTileReader(source, spec, decoder=decoder, pool=self.pool, threads=self.settings.threads, batch=self.batch)
-            with side_stream(self.device) as stream:
-                for batch in reader.read(l0_y, l0_x):
-                    yield replace(batch, ready=None if stream is None else stream.record_event())
-        finally:
-            free.append(decoder)
 
 
 class Worker:
@@ -136,7 +87,7 @@ class Worker:
         on_device = self.device.type == "cuda"
         if settings.decode == "gpu" and not on_device:
             raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
-        self.processes = DecodeProcesses(settings.threads) if on_device and settings.decode_processes else None
+        self.processes = begin_reading(settings, self.device) if on_device else None
         self.made_of = files_of(settings.spec)
         others = is_others(settings.encoder)
         wall.mark("device")

@@ -6,7 +6,9 @@ from the tile's place instead: 0.23 ms.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -16,8 +18,11 @@ from torch import Tensor
 from tilestream.geometry import Size
 from tilestream.sources.base import WHITE, SegmentGrid
 
+_LAUNCHING = threading.Lock()
+"""Several threads would compile the same kernel, each for itself."""
 
-def gather_tiles(arena: Tensor, slots: Tensor, y: Tensor, x: Tensor, cover: int, grid: SegmentGrid, size: Size) -> Tensor:
+
+def gather_tiles(arena: Tensor, slots: Tensor, starts: Tensor, cover: int, grid: SegmentGrid, size: Size) -> Tensor:
     """Squares of a level put together from its pieces; white outside the image.
 
     Parameters
@@ -26,8 +31,8 @@ def gather_tiles(arena: Tensor, slots: Tensor, y: Tensor, x: Tensor, cover: int,
         Decoded pieces.
     slots : (n, rows + 1, cols + 1) int64
         Place in the arena of the pieces under each tile, from the one on that holds its first pixel inside the image; the rim is a white piece.
-    y, x : (n,) int64
-        Top-left corners in level pixels; negative where a tile begins outside the image.
+    starts : (2, n) int64
+        y and x of the top-left corners in level pixels; negative where a tile begins outside the image.
     cover : int
         Side of the squares, px.
     grid, size : SegmentGrid, Size
@@ -40,14 +45,44 @@ def gather_tiles(arena: Tensor, slots: Tensor, y: Tensor, x: Tensor, cover: int,
     """
     kernel = _kernel() if arena.is_cuda else None
     if kernel is None:
-        return _gather_by_index(arena, slots, y, x, cover, grid, size)
-    tiles = torch.empty(len(y), cover, cover, 3, dtype=torch.uint8, device=arena.device)
-    _, rows, cols = slots.shape
+        return _gather_by_index(arena, slots, starts[0], starts[1], cover, grid, size)
+    count, rows, cols = slots.shape
+    tiles = torch.empty(count, cover, cover, 3, dtype=torch.uint8, device=arena.device)
     block = 1 << (cover * 3 - 1).bit_length()
-    kernel[(len(y), cover)](
-        arena, slots, y, x, tiles, cover, grid.height, grid.width, size.height, size.width, rows, cols, WHITE, block, num_warps=4
-    )
+    with _LAUNCHING:
+        kernel[(count, cover)](
+            arena,
+            slots,
+            starts,
+            tiles,
+            count,
+            cover,
+            grid.height,
+            grid.width,
+            size.height,
+            size.width,
+            rows,
+            cols,
+            WHITE,
+            block,
+            num_warps=4,
+        )
     return tiles
+
+
+def compile_ahead(device: torch.device, cover: int) -> None:
+    """In a thread of its own, have the kernel compiled for squares of about this side, px: the first time it takes a second or two.
+
+    Whoever needs it meanwhile waits for it, and meets what fails here.
+    """
+
+    def compile_now() -> None:
+        with contextlib.suppress(Exception), torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+            slots, starts = (torch.zeros(shape, dtype=torch.int64, device=device) for shape in ((1, 2, 2), (2, 1)))
+            arena = torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=device)
+            gather_tiles(arena, slots, starts, cover, SegmentGrid(8, 8, 1, 1), Size(8, 8))
+
+    threading.Thread(target=compile_now, name="gather", daemon=True).start()
 
 
 def copy_pieces(arena: Tensor, slots: Tensor, pieces: Tensor) -> None:

@@ -268,8 +268,7 @@ class _Shard:
     def _gather(self, tiles: Index) -> Tensor:
         """(n, cover, cover, 3) uint8 of the level under (n,) tiles, white outside the image."""
         slots = self._upload(self.slots[self.plan.piece_of[tiles]])  # (n, rows + 1, cols + 1)
-        y, x = self._upload(self.start[:, tiles])
-        return gather_tiles(self.arena, slots, y, x, self.spec.cover, self.grid, self.size)
+        return gather_tiles(self.arena, slots, self._upload(self.start[:, tiles]), self.spec.cover, self.grid, self.size)
 
     def _upload(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)

@@ -28,6 +28,7 @@ from tilestream.models.heads.objects.found import Objects
 from tilestream.sources.base import Source
 from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock
+from tilestream.stages.encoding.reading import HostReading
 from tilestream.stages.hardware import THREAD_BYTES, one_thread, pick_device
 from tilestream.stages.heads.describe import head_for
 from tilestream.stages.heads.detect_parts import commit_part, join, reopen, tile_places
@@ -35,7 +36,6 @@ from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.heads.kind import HeadKind
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped, outlast_outages
-from tilestream.stages.worker import HostReading
 from tilestream.stages.worker_settings import LANES, WorkerSettings
 from tilestream.store.heads.columns import head_stage
 from tilestream.store.heads.shapes import ShapeRows, load_pyarrow

@@ -17,10 +17,11 @@ from tilestream.models.heads.patch_grid import PatchGrid
 from tilestream.sources.base import Source
 from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock
+from tilestream.stages.encoding.reading import Batch, DeviceReading, HostReading
 from tilestream.stages.heads.dense_model import PixelPatch
 from tilestream.stages.prefetch import read_ahead
 from tilestream.stages.slide_task import SlideTask
-from tilestream.stages.worker import Batch, DeviceReading, HostReading, worker_for
+from tilestream.stages.worker import worker_for
 from tilestream.stages.worker_settings import WorkerSettings
 from tilestream.tiles.decode_processes import DecodeProcesses
 from tilestream.tiles.device_reader import DeviceTileBatch
