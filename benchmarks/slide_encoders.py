@@ -12,7 +12,7 @@ from tilestream.models.slides.base import TileBlock
 from tilestream.models.slides.longnet import LongNet, LongNetLayer
 from tilestream.models.slides.specs import LongNetSpec
 from tilestream.stages.hardware import peak_memory
-from tilestream.store.blocks import BLOCK_ROWS
+from tilestream.store.layout import BLOCK_ROWS
 
 MIB, GIB = 1024**2, 1024**3
 

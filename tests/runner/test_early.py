@@ -6,16 +6,21 @@ import types
 
 import pytest
 
+import tilestream
+from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config
 from tilestream.config.load import load_config
 from tilestream.runner.engines import early, fork_server
+from tilestream.stages import worker
+from tilestream.stages.worker import Worker
 
 
 @pytest.fixture
 def begun(monkeypatch):
     """Names of what was begun."""
     names = []
-    monkeypatch.setattr(early, "_in_thread", lambda work: work())
+    monkeypatch.setattr(early, "_in_thread", lambda work: work() or types.SimpleNamespace(join=lambda: names.append("wait")))
+    monkeypatch.setattr(early, "has_driver", lambda: True)
     monkeypatch.setattr(early.importlib, "import_module", names.append)
     monkeypatch.setattr(early, "_wake_devices", lambda *_, **__: names.append("devices"))
     monkeypatch.setattr(early, "begin_server", lambda: names.append("server"))
@@ -32,7 +37,8 @@ def begin(tmp_path, output="out", **compute):
     ("compute", "names"),
     [
         ({"scheduler": "inline", "device": "cpu"}, ["torch", "zarr"]),
-        ({"scheduler": "local", "device": "auto"}, ["torch", "devices", "zarr"]),
+        ({"scheduler": "local", "device": "auto"}, ["torch", "devices", "wait", "zarr"]),
+        ({"scheduler": "tcp://127.0.0.1:1", "device": "auto"}, ["torch", "devices", "zarr"]),
         ({"scheduler": "local", "device": "cpu", "workers": 2}, ["torch", "server", "distributed", "zarr"]),
         ({"scheduler": "tcp://127.0.0.1:1", "device": "cpu"}, ["torch", "zarr"]),
     ],
@@ -76,23 +82,55 @@ class Driver:
 
 
 @pytest.mark.parametrize(
-    ("devices", "name", "inline", "here", "retained", "server"),
+    ("devices", "name", "scheduler", "workers", "retained", "server"),
     [
-        (0, "auto", True, True, [], False),
-        (1, "auto", False, True, [0], False),
-        (4, "auto", False, True, [], True),
-        (4, "auto", True, True, [0], False),
-        (4, "cuda:2", False, True, [2], False),
-        (4, "auto", False, False, [], False),
+        (0, "auto", "inline", "auto", [], False),
+        (1, "auto", "local", "auto", [0], False),
+        (4, "auto", "local", "auto", [], True),
+        (4, "auto", "inline", "auto", [0], False),
+        (4, "cuda:2", "local", "auto", [2], False),
+        (4, "auto", "local", 2, [], False),
     ],
 )
-def test_a_device_is_woken_where_this_process_uses_it(monkeypatch, devices, name, inline, here, retained, server):
-    driver, begun = Driver(devices), []
+def test_a_device_is_woken_and_given_its_encoder_where_this_process_uses_it(
+    tmp_path, monkeypatch, devices, name, scheduler, workers, retained, server
+):
+    driver, begun, built = Driver(devices), [], []
     monkeypatch.setattr(early, "ctypes", types.SimpleNamespace(**{**vars(ctypes), "CDLL": lambda _: driver}))
     monkeypatch.setattr(early, "_begin_workers", lambda: begun.append("server"))
-    early._wake_devices(name, inline=inline, here=here)
+    monkeypatch.setattr(early, "_build_encoder", built.append)
+    checked = load_config(
+        config(tmp_path / "a.tif", tmp_path / "out", compute={"scheduler": scheduler, "workers": workers, "device": name})
+    )
+    early._wake_devices(checked, here=checked.compute.scheduler.stays_here(checked.compute.workers))
     assert driver.retained == retained
     assert bool(begun) == server
+    assert bool(built) == bool(retained)
+
+
+def test_the_encoder_that_is_built_early_is_the_one_that_the_run_uses(tmp_path, monkeypatch):
+    """On a processor, where it is not built early: what is built is the same."""
+    built = []
+
+    class Counted(Worker):
+        def __init__(self, *arguments):
+            built.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(worker, "Worker", Counted)
+    monkeypatch.setattr(worker, "_worker", None)
+    slide = write_pyramid(tmp_path / "a.tif", make_image(64, 64), tile=64, levels=1, compression=None)
+    given = config(slide, tmp_path / "out", encoder="patch_embed", compute={"scheduler": "inline", "device": "cpu"})
+    early._build_encoder(load_config(given))
+    assert len(built) == 1
+    assert tilestream.run(given).exit_code == 0
+    assert len(built) == 1
+
+
+@pytest.mark.parametrize("name", ["tests.support.encoders:mean_rgb", "none"])
+def test_no_code_of_others_is_run_early(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(worker, "worker_for", lambda _: pytest.fail("was built"))
+    early._build_encoder(load_config(config(tmp_path / "a.tif", tmp_path / "out", encoder=name)))
 
 
 def test_zarr_comes_without_cupy_and_whoever_wants_cupy_still_gets_it(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tilestream.stages.hardware import THREAD_BYTES
 from tilestream.stages.worker_settings import EncoderFacts
-from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD
+from tilestream.store.layout import BLOCK_ROWS, BLOCKS_AHEAD
 from tilestream.tiles.read_spec import READ_TILES
 
 IN_FLIGHT = 2

@@ -15,17 +15,12 @@ from numpy.typing import NDArray
 
 from tilestream.errors import IncompleteError
 from tilestream.store.folder import Folder
+from tilestream.store.layout import BLOCK_ROWS, BLOCKS_AHEAD
 from tilestream.store.ledger import Ledger
 from tilestream.store.zarr_chunks import chunk_reader
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-BLOCK_ROWS = 2048
-"""Rows of a block."""
-
-BLOCKS_AHEAD = 4
-"""Blocks that are read while the caller works on one."""
 
 SERIAL = 32_768
 """Numbers that torch converts without starting threads of its own: those who call are threads already."""

@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 
 from tilestream.config.restart import stage_called
 
+BLOCK_ROWS = 2048
+"""Rows of a block, in which rows are read that are more than one holds at once."""
+
+BLOCKS_AHEAD = 4
+"""Blocks that are read while the caller works on one."""
+
 STATUSES = ("ok", "padded", "decode_error", "timeout", "nonfinite")
 """What became of a tile; its place here is the code in the store."""
 

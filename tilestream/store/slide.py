@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from tilestream.errors import IncompleteError, InputError
 from tilestream.geometry import PlacedGrid, Size, TileGrid
-from tilestream.store.blocks import BLOCK_ROWS, StoredArray, damage_named, map_blocks
+from tilestream.store.blocks import StoredArray, damage_named, map_blocks
 from tilestream.store.folder import Folder
 from tilestream.store.heads.reading import StoredHeads
-from tilestream.store.layout import STATUSES, TILES, VECTORS, Layout, Rows, is_good, pool_places, tile_names, vectors_place
+from tilestream.store.layout import BLOCK_ROWS, STATUSES, TILES, VECTORS, Layout, Rows, is_good, pool_places, tile_names, vectors_place
 from tilestream.store.ledger import NAMED
 from tilestream.store.ownership import is_begun, is_ours
 from tilestream.store.picture import plot_picture, slide_html

@@ -23,10 +23,10 @@ from tilestream.store.anndata_tables import (
     write_categories,
     write_strings,
 )
-from tilestream.store.blocks import BLOCKS_AHEAD, map_blocks
+from tilestream.store.blocks import map_blocks
 from tilestream.store.folder import Folder
 from tilestream.store.heads.columns import head_of_stage, head_places, row_paths, shape_files
-from tilestream.store.layout import SLIDE, STATUSES, TILES, Layout, TileColumns, WindowGrid, context_place, tile_names
+from tilestream.store.layout import BLOCKS_AHEAD, SLIDE, STATUSES, TILES, Layout, TileColumns, WindowGrid, context_place, tile_names
 from tilestream.store.ledger import BASE, COMPLETE, FENCE, HOME, LEDGER, stage_of
 from tilestream.store.ownership import MARK, claim
 from tilestream.store.records import Sums, checksum, pack, sums_of, unpack

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2, vq
 
-from tilestream.store.blocks import BLOCK_ROWS
+from tilestream.store.layout import BLOCK_ROWS
 from tilestream.viewer.slide import Floats
 
 MOST_GROUPS = 20

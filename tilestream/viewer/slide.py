@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from tilestream.errors import InputError
 from tilestream.geometry import Size, placed_at, tiles_at
 from tilestream.models.pca import AXES_ROWS, principal_axes
-from tilestream.store.blocks import BLOCK_ROWS
 from tilestream.store.folder import Folder
-from tilestream.store.layout import VECTORS, is_good, nothing_kept
+from tilestream.store.layout import BLOCK_ROWS, VECTORS, is_good, nothing_kept
 from tilestream.store.slide import Slide
 
 SCORES = 16

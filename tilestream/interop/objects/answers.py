@@ -24,10 +24,9 @@ from tilestream.interop.hdf5 import new_hdf5
 from tilestream.interop.objects.geojson import placed, text_file
 from tilestream.interop.on_map import MapPlaces, polygons_of, squares_of
 from tilestream.interop.target import Target, Written
-from tilestream.store.blocks import BLOCK_ROWS
 from tilestream.store.heads.columns import NOT_COMPUTED
 from tilestream.store.heads.palette import class_colours
-from tilestream.store.layout import SLIDE, STATUSES, TILES
+from tilestream.store.layout import BLOCK_ROWS, SLIDE, STATUSES, TILES
 from tilestream.store.slide import Slide
 
 PLACES = ("row", "col", "y", "x", "status")

@@ -14,7 +14,6 @@ from tilestream.runner.engines.clusters import check_main_guard
 from tilestream.runner.engines.dask_engine import DaskEngine
 from tilestream.runner.engines.engine import Engine, Outcome, run_heard
 from tilestream.stages.encoding.in_work import Told
-from tilestream.stages.hardware import forget_peak
 from tilestream.stages.slide_task import STOP
 from tilestream.stages.worker_settings import LANES, works_here
 
@@ -26,7 +25,6 @@ class InlineEngine(Engine):
 
     def __init__(self) -> None:
         STOP.clear()
-        forget_peak()
         self.workers = 1
         self.capacity = LANES + 1
         self.told = deque()

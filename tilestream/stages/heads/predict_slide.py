@@ -21,9 +21,8 @@ from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.heads.kind import HeadKind
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
-from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD
 from tilestream.store.heads.columns import head_stage, slide_answer
-from tilestream.store.layout import Layout
+from tilestream.store.layout import BLOCK_ROWS, BLOCKS_AHEAD, Layout
 from tilestream.store.slide_store import SlideStore
 
 WHOLE_COPIES = 4

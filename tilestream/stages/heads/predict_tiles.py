@@ -19,9 +19,9 @@ from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.heads.kind import HeadKind
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
-from tilestream.store.blocks import BLOCKS_AHEAD, map_blocks
+from tilestream.store.blocks import map_blocks
 from tilestream.store.heads.columns import head_stage, row_units, rows_of_unit, unit_rows
-from tilestream.store.layout import Layout
+from tilestream.store.layout import BLOCKS_AHEAD, Layout
 
 if TYPE_CHECKING:
     import zarr

@@ -22,7 +22,7 @@ from tilestream.stages.hardware import THREAD_BYTES
 from tilestream.stages.pinning import check_pinned
 from tilestream.stages.slide_task import SlideTask, check_stopped
 from tilestream.stages.slides.contract import tile_cells
-from tilestream.store.blocks import BLOCK_ROWS, BLOCKS_AHEAD
+from tilestream.store.layout import BLOCK_ROWS, BLOCKS_AHEAD
 from tilestream.store.slide_store import ROWS, SlideStore
 from tilestream.store.stage_arrays import TokenRows
 
