@@ -104,7 +104,7 @@ def test_presets_say_what_products_store() -> None:
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"bands": "sentinel"}, ConfigError, "'sentinel' is none of file, sentinel-2.*Did you mean sentinel-2"),
     ({"bands": {"B04": {"scale": 0}}}, ConfigError, r"B04\.scale: is 0"),
-    ({"bands": {"B04": {"gain": 2}}}, ConfigError, "B04: give common, offset, scale, wavelength of the band"),
+    ({"bands": {"B04": {"gain": 2}}}, ConfigError, "B04: give common, mean, offset, scale, std, wavelength of the band"),
     ({"bands": "hls-l30", "channels": (0,), "window": (0, 1)}, InputError, "hls-l30 has 7 bands .* and the file has 4"),
     ({"bands": "file", "channels": ("665nm",), "window": (0, 1)}, InputError, "'665nm': no band lies within 20 nm of it; known are none"),
     ({"channels": (0, 1, 2), "window": ((0, 1), (0, 2))}, ConfigError, "source.window: 2 pairs for 3 channels"),

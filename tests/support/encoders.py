@@ -264,3 +264,35 @@ def wrong_dim() -> nn.Module:
     module = MeanRGB()
     module.dim = 4
     return module
+
+
+class BandCorners(nn.Module):
+    """(n, bands, size, size) float32 -> (n, 5 * bands): the mean of each band, then its four corners; refuses what is not finite."""
+
+    def __init__(self, bands: int | list[str] = 6) -> None:
+        super().__init__()
+        self.bands = bands
+        self.count = bands if isinstance(bands, int) else len(bands)
+        self.dim = 5 * self.count
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        if tiles.dtype != torch.float32 or tiles.shape[1] != self.count or not torch.isfinite(tiles).all():
+            raise ValueError(f"{tiles.dtype} {tuple(tiles.shape)} with {int((~torch.isfinite(tiles)).sum())} numbers that are not finite")
+        corners = tiles[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+        return torch.cat([tiles.double().mean(dim=(2, 3)).float(), corners.flatten(1)], dim=1)
+
+
+def band_corners(bands: int | list[str] = 6) -> nn.Module:
+    return BandCorners(bands)
+
+
+class SlowBandCorners(BandCorners):
+    """Takes its time, so that a run can be killed in the middle."""
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return super().forward(tiles)
+
+
+def slow_band_corners() -> nn.Module:
+    return SlowBandCorners()

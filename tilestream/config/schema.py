@@ -12,14 +12,12 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tilestream.config.bands.given import Bands
+from tilestream.config.bands.source import SourceChoices
 from tilestream.config.compute import Compute, OnError, SchedulerSpec
 from tilestream.config.heads import NO_ENCODER, Head, Heads, problem_of_heads
 from tilestream.config.python_objects import is_object_name, name_object, told_elsewhere
 from tilestream.config.types import (
     Arguments,
-    Bytes,
-    Channels,
     Count,
     Fraction,
     Index,
@@ -34,7 +32,6 @@ from tilestream.config.types import (
     Text,
     Tissue,
     ValueRefusedError,
-    Window,
     yaml_word,
 )
 from tilestream.config.vectors.pool import Pool
@@ -60,49 +57,6 @@ class Output(Section):
     def written_out(cls, data: Any) -> Any:
         """`output: embeddings` is `{path: embeddings}`."""
         return {"path": data} if isinstance(data, str | os.PathLike) else data
-
-
-class SourceChoices(Section):
-    """What a file leaves open; None means that the file must say it itself."""
-
-    section: ClassVar[str] = "source."
-
-    backend: Literal["auto", "tiff", "openslide", "zarr"] = "auto"
-    """Which reader opens the files."""
-    decode: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where JPEG is decoded. `auto` is `cpu`: with 16 cores it feeds an H200 as fast as the device's own decoder does (23,200 and
-    23,200 tiles/s of 224 px from file tiles of 256), bit for bit as libjpeg-turbo decodes, and refuses every damaged stream that libjpeg
-    refuses. `gpu` (extra `gpu`) serves machines with few cores for a fast device: within 1 grey level on 99.9 % of samples, but of
-    200 streams with one wrong byte it decoded all 51 that libjpeg refuses."""
-    mpp: Positive | None = None
-    """Resolution of level 0 for files that do not say, in µm/px. The column `mpp` of a slide list goes before it."""
-    z: Index | None = None
-    """Index of the focal plane."""
-    t: Index | None = None
-    """Index of the time point."""
-    channels: Channels | None = None
-    """One channel (grey) or three (red, green, blue), each by its number from 0 on or by the name that the file gives it: a band's description, the name
-    or label of an OME channel. `inspect` lists them."""
-    window: Window | None = None
-    """Values that become 0 and 255, for samples of more than 8 bits: two numbers, or such a pair for each of `channels`. Of samples as they are stored;
-    with `bands`, of what scale and offset make of them."""
-    bands: Bands | None = None
-    """What is known of the bands of rasters: `sentinel-2`, `sentinel-2-04.00`, `landsat-c2-l2`, `hls-l30`, `hls-s30`; `file` for what the file says; or a mapping of names
-    to `{common, wavelength, scale, offset}`, wavelengths in µm. With it, `channels` takes common names (`red`, `nir08`) and wavelengths (`665nm`)."""
-    scene: Index | None = None
-    """Index of the image in a file that holds several."""
-    icc: Switch = False
-    """Whether colours are converted to sRGB by the file's profile, by its own rendering intent. A file without a profile, or with a broken
-    one, is taken as it is, with a warning. A core converts about 25 MPix/s, a tenth of what it decodes."""
-    stage: PathText | None = None
-    """Folder on a local disk to which slides given by URL are copied whole before they are read: for formats that are read from a disk only, and where
-    a slide is read several times. Copies are removed when the run ends."""
-    stage_limit: Bytes = 200 * 2**30
-    """Bytes of all copies there together; slides wait for room."""
-
-    def recorded(self) -> dict[str, Any]:
-        """What pixels depend on; bands that are not set are left out, as they were before there were any."""
-        return self.model_dump(mode="json", exclude={"backend", "decode", "stage", "stage_limit", *(() if self.bands else ("bands",))})
 
 
 class Tiles(Section):
@@ -291,6 +245,11 @@ class Config(Section):
     def _check_heads(cls, heads: dict[str, Head], info: ValidationInfo) -> dict[str, Head]:
         if not {"output", "encoder", "context", "pool"} <= info.data.keys():  # refused for itself
             return heads
+        source = info.data.get("source")
+        if source is not None and source.valued and (name := next((name for name, head in heads.items() if head.input == "pixels"), None)):
+            raise ValueRefusedError(
+                f"{name} reads pixels, which are colours, but source.normalise asks for values of bands. Run it by itself"
+            )
         encoder, pool = info.data["encoder"].name != NO_ENCODER, info.data["pool"].name != "none"
         context, vector = info.data["context"] is not None, pool and "slide" in info.data["output"].save
         if not encoder and not heads:

@@ -117,8 +117,8 @@ def _check_sides(value: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_channels(value: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    if len(value) not in (1, 3):
-        raise ValueRefusedError(f"{len(value)} channels, but it must be one (grey) or three (red, green, blue)")
+    if not value:
+        raise ValueRefusedError("empty; write one channel (grey) or three (red, green, blue), or with source.normalise any number")
     return value
 
 

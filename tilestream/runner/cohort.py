@@ -110,7 +110,7 @@ def source_options(config: Config, ref: SlideRef) -> SourceOptions:
     """What the config and the slide list say of a file; a resolution in the list goes before the config's."""
     chosen = config.source
     return SourceOptions(
-        backend=chosen.backend, z=chosen.z, t=chosen.t, channels=chosen.channels, window=chosen.window, bands=chosen.bands, scene=chosen.scene,
+        backend=chosen.backend, z=chosen.z, t=chosen.t, channels=chosen.channels, window=chosen.window, bands=chosen.bands, normalise=chosen.normalise, scene=chosen.scene,
         mpp=ref.mpp if ref.mpp is not None else chosen.mpp, reduced=config.tiles.fast_downsample and config.tiles.level is None, icc=chosen.icc,
         stage=None if chosen.stage is None else absolute(chosen.stage), stage_limit=chosen.stage_limit,
     )  # fmt: skip

@@ -140,16 +140,17 @@ def _pool_bytes(pool: OnePool, dim: int, tiles: int, *, cuda: bool) -> int:
 
 def _reading(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFacts) -> tuple[int, int]:
     """Bytes of the tiles in both lanes, and of those who decode them."""
-    tile, results = plan.spec.tile**2 * 3, results_bytes(facts)
-    if facts.device.startswith("cuda") and plan.pieces is not None and not config.compute.isolate:  # tiles are put together there
+    pixel, results = plan.spec.pixel, results_bytes(facts)
+    tile, there = plan.spec.tile**2 * pixel.bytes, facts.device.startswith("cuda")
+    if there and plan.pieces is not None and not config.compute.isolate and not pixel.bands:  # tiles are put together there
         decoders = min(facts.threads, plan.pieces.rows * plan.pieces.cols)
         return results, LANES * (device_group_bytes(plan.pieces, facts.processes) + plan.ahead_bytes) + decoders * plan.held_bytes
-    batch = facts.batch if facts.device.startswith("cuda") else read_batch(facts.batch, plan.spec.tile)
+    batch = facts.batch if there else read_batch(facts.batch, plan.spec.tile, pixel)
     lanes: list[int] = []
     for y, x in _lists(plan, layout, config, facts, batch):
         opened = count_open(plan.spec, plan.pieces, plan.info.levels[plan.spec.level].size, y, x, batch=batch, threads=facts.threads)
         batches = min(opened.batches + CIRCULATING, -(-len(y) // batch) + 1)
-        lanes.append(batches * batch * tile + opened.covers * plan.spec.cover**2 * 3)
+        lanes.append(batches * batch * tile + opened.covers * plan.spec.cover**2 * pixel.bytes)
     lanes.sort(reverse=True)
     lanes += lanes[:1] * (LANES - len(lanes))  # other slides' lists, where this one has too few for all lanes
     decoding = facts.threads * (plan.held_bytes + average_bytes(plan.spec)) + LANES * plan.ahead_bytes

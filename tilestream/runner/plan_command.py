@@ -71,7 +71,7 @@ def plan_slides(config: Config) -> Planned:
 def state_setup(config: Config, settings: WorkerSettings, workers: int, slides: int) -> Setup | None:
     """What holds for all slides where that can be told without building the encoder; None where it cannot: it is not ours, runs on a GPU or has parts behind it."""
     on_processor = settings.device == "cpu" or (settings.device == "auto" and count_cuda() == 0)
-    if not on_processor or config.heads or config.context is not None or settings.encoder == NO_ENCODER:
+    if not on_processor or config.heads or config.context is not None or settings.encoder == NO_ENCODER or settings.bands:
         return None
     known = state_encoder(settings.spec, settings.tile)
     if known is None:

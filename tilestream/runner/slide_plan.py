@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
+from tilestream.encoders.bands import refuse_other_bands
 from tilestream.errors import ConfigError, InputError, TilestreamError
 from tilestream.geometry import TileGrid
 from tilestream.sources.base import SegmentGrid, Source
@@ -74,9 +75,11 @@ def make_slide_plan(
     Raises
     ------
     InputError
-        The image cannot serve this config: see `make_grid`, or its resolution does not suit the encoder.
+        The image cannot serve this config: see `make_grid`, or its resolution or bands do not suit the encoder.
     """
     check_resolution(facts, config, source.info.mpp, ref.id)
+    if facts.bands and not config.encoder.allow_mismatch:
+        refuse_other_bands(facts.bands, source.info.bands, ref.id, facts.name)
     seen = seen or see_slide(ref, source, config, stored)
     found, mask = seen.tiles, mask_file(config, ref)
     if config.tiles.chosen is not None:

@@ -45,6 +45,8 @@ def open_source(address: str, options: SourceOptions) -> Source:
         The options are wrong in themselves.
     """
     _quiet_libraries()
+    if options.normalise is not None and options.icc:
+        raise ConfigError("source.icc: true, but source.normalise asks for values of bands, which are no colours. Leave one of both out.")
     try:
         source = _open(address, options)
     except (OSError, InputError, OutageError) as error:
@@ -53,6 +55,11 @@ def open_source(address: str, options: SourceOptions) -> Source:
         if isinstance(error, TilestreamError):
             raise
         raise InputError(f"{address}: cannot be opened: {error.strerror or error}. Mend that, or leave it out.") from error
+    if options.normalise is not None and not source.pixel.bands:
+        source.close()
+        raise InputError(
+            f"{address}: source.normalise: is for GeoTIFF and other TIFF files, and mosaics of them, which this is not. Leave it out."
+        )
     mask = source.mask
     if options.icc:
         from tilestream.sources.wrapped.icc import with_profile
@@ -74,12 +81,13 @@ def open_image(address: str | PathLike[str], **choices: Any) -> Source:
     address : str or path
         A local path, or the URL of a TIFF or an OME-Zarr.
     **choices
-        What the file leaves open: `mpp` (µm per level-0 px), `z`, `t`, `scene`, `channels`, `window`, `bands`, `icc`, `backend`; see `SourceOptions`.
+        What the file leaves open: `mpp` (µm per level-0 px), `z`, `t`, `scene`, `channels`, `window`, `bands`, `normalise`, `icc`, `backend`; see `SourceOptions`.
 
     Returns
     -------
     image : Source
         `.info` says what it is, `.read((y, x, height, width), level)` gives (height, width, 3) uint8 pixels of a level, white outside the image,
+        with `normalise` (height, width, bands) float32, NaN where there is nothing;
         `.to_dask(level)` a whole level as a `dask.array`. Close it, or use it in a `with` block.
 
     Raises
@@ -93,13 +101,17 @@ def open_image(address: str | PathLike[str], **choices: Any) -> Source:
     for name in choices:
         if name not in known:
             raise ConfigError(f"open_image: {name!r} is no choice. Known are {', '.join(sorted(known))}.")
-    if choices.get("bands") is not None:
+    if choices.get("bands") is not None or choices.get("normalise") is not None:
         from tilestream.config.bands.given import bands_from_config
+        from tilestream.config.bands.statistics import channels_of, statistics_from_config
 
-        try:
-            choices["bands"] = bands_from_config(choices["bands"])
-        except ValueError as error:
-            raise ConfigError(f"open_image: bands: {error}.") from error
+        for name, read in (("bands", bands_from_config), ("normalise", statistics_from_config)):
+            try:
+                choices[name] = None if choices.get(name) is None else read(choices[name])
+            except ValueError as error:
+                raise ConfigError(f"open_image: {name}: {error}.") from error
+        if choices.get("channels") is None:
+            choices["channels"] = channels_of(choices["normalise"])
     return open_source(fspath(address), SourceOptions(**choices))
 
 

@@ -1,16 +1,25 @@
-"""Which band is meant by a name, a common name or a wavelength, and which samples stand for a value of it."""
+"""Which band is meant by a name, a common name or a wavelength, which samples stand for a value of it, and the values that an encoder gets."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tilestream.config.bands.band import FILE, PRESETS, Band
-from tilestream.errors import InputError
+from tilestream.config.bands.statistics import NONE, OF_BANDS, STATISTICS
+from tilestream.errors import ConfigError, InputError
+from tilestream.sources.base import PixelKind, Pixels, SourceOptions
 
 NEAR = 0.02
 """Micrometres by which a wavelength may lie off a band's centre."""
+
+BLOCK_PIXELS = 1 << 15
+"""Pixels that are mapped at once: what they take on the way stays in a core's cache."""
 
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(nm|um|µm|μm)", re.IGNORECASE)
 
@@ -90,3 +99,101 @@ def stored_window(window: Window, bands: Sequence[Band]) -> tuple[tuple[float, f
     return tuple(
         ((low - band.offset) / band.scale, (high - band.offset) / band.scale) for (low, high), band in zip(pairs, bands, strict=True)
     )
+
+
+@dataclass(frozen=True)
+class BandValues:
+    """How the samples of chosen bands become values in float32."""
+
+    linear: tuple[tuple[float, float], ...]
+    """Factor and summand of each band's samples: scale, offset, mean and standard deviation in one."""
+    shown: tuple[int, ...]
+    """Which of the chosen bands a picture shows: one (grey) or three (red, green, blue)."""
+    window: Window
+    """Samples of those that are black and white there."""
+
+    @property
+    def pixel(self) -> PixelKind:
+        """What a pixel holds."""
+        return PixelKind(len(self.linear))
+
+    @property
+    def mapping_bytes(self) -> int:
+        """What mapping `BLOCK_PIXELS` at once takes."""
+        return BLOCK_PIXELS * len(self.linear) * 8 * 4
+
+    def of(self, samples: NDArray[Any], nodata: float | None) -> Pixels:
+        """(h, w, b) float32 of (h, w, b) samples, (value - mean) / std; NaN where a band's sample is nodata or not finite."""
+        height, width = samples.shape[:2]
+        out, step = np.empty((height, width, len(self.linear)), np.float32), max(1, BLOCK_PIXELS // max(1, width))
+        work = np.dtype(np.float32 if np.can_cast(samples.dtype, np.float32) else np.float64)
+        factor, summand = np.asarray(self.linear, np.float64).T.astype(work)
+        for row in range(0, height, step):
+            block = samples[row : row + step]
+            with np.errstate(invalid="ignore", over="ignore"):
+                values = np.multiply(block, factor, dtype=work)
+                values += summand
+                out[row : row + step] = values
+                absent = ~np.isfinite(out[row : row + step])
+            if nodata is not None:
+                absent |= block == nodata
+            if absent.any():
+                out[row : row + step][absent] = np.nan
+        return out
+
+
+def band_values(bands: Sequence[Band], kind: np.dtype[Any], bits: int, options: SourceOptions) -> BandValues:
+    """What `options.normalise` makes of samples of the chosen `bands`.
+
+    Raises
+    ------
+    InputError
+        A band's mean and standard deviation are not known.
+    """
+    said = [(band.scale, band.offset) if options.bands is not None else (1.0, 0.0) for band in bands]
+    pairs = _statistics(bands, options.normalise)
+    linear = tuple((scale / std, (offset - mean) / std) for (scale, offset), (mean, std) in zip(said, pairs, strict=True))
+    known = [{band.common.casefold(), band.name.casefold()} for band in bands]
+    colours = [next((k for k, names in enumerate(known) if colour in names), None) for colour in ("red", "green", "blue")]
+    found = tuple(k for k in colours if k is not None)
+    shown = found if len(found) == 3 else (0, 1, 2) if len(bands) >= 3 else (0,)
+    if options.window is not None:
+        wanted = windows_of(options.window, len(shown))
+        if len(wanted) != len(shown):
+            raise ConfigError(f"source.window: {len(wanted)} pairs, but pictures show {len(shown)} bands. Give one pair for all.")
+    elif options.normalise != NONE:
+        wanted = tuple((pairs[k][0] - pairs[k][1], pairs[k][0] + pairs[k][1]) for k in shown)
+    elif kind.kind == "f":
+        wanted = ((0.0, 1.0),) * len(shown)
+    else:
+        low, high = (0.0, 2.0**bits - 1) if kind.kind == "u" else (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+        return BandValues(linear, shown, ((low, high),) * len(shown))
+    stored = [((low - said[k][1]) / said[k][0], (high - said[k][1]) / said[k][0]) for k, (low, high) in zip(shown, wanted, strict=True)]
+    return BandValues(linear, shown, tuple(stored))
+
+
+def _statistics(bands: Sequence[Band], normalise: str | tuple[tuple[float, float], ...] | None) -> list[tuple[float, float]]:
+    """Mean and standard deviation of each band."""
+    if normalise == NONE:
+        return [(0.0, 1.0)] * len(bands)
+    if isinstance(normalise, tuple):
+        if len(normalise) != len(bands):
+            raise ConfigError(f"source.normalise: {len(normalise)} means, but {len(bands)} channels. Give one for each of source.channels.")
+        return list(normalise)
+    found = [_stated(band, normalise) for band in bands]
+    missing = [band.common or band.name or f"number {number}" for number, band in enumerate(bands) if found[number] is None]
+    if missing:
+        where = (
+            "source.bands gives no mean and std of them" if normalise == OF_BANDS else f"it is for {', '.join(STATISTICS[str(normalise)])}"
+        )
+        raise InputError(
+            f"source.normalise: {normalise}: bands {', '.join(missing)}: {where}. Say what each band is by source.bands, or give source.normalise {{mean: [...], std: [...]}}."
+        )
+    return [pair for pair in found if pair is not None]
+
+
+def _stated(band: Band, normalise: str | None) -> tuple[float, float] | None:
+    if normalise == OF_BANDS:
+        return None if band.mean is None or band.std is None else (band.mean, band.std)
+    table = STATISTICS[str(normalise)]
+    return table.get(band.common.casefold()) or table.get(band.name.casefold())

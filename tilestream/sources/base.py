@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,44 @@ WHITE = 255
 LARGEST_PROFILE = 16 * 1024**2
 """Bytes of a colour profile that is believed; those of scanners have up to 4 MiB."""
 
-Pixels = NDArray[np.uint8]
-"""(height, width, 3) uint8 RGB, alpha already composited on white."""
+Pixels = NDArray[Any]
+"""(height, width, 3) uint8 RGB, alpha already composited on white; of a source of values (height, width, bands) float32, NaN where there is nothing."""
+
+
+@dataclass(frozen=True)
+class PixelKind:
+    """What a pixel holds: red, green and blue in uint8, or the values of bands in float32."""
+
+    bands: int = 0
+    """Bands whose values it holds; 0 where it is a colour."""
+
+    @property
+    def channels(self) -> int:
+        """Numbers of a pixel."""
+        return self.bands or 3
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of each of them."""
+        return np.dtype(np.float32 if self.bands else np.uint8)
+
+    @property
+    def bytes(self) -> int:
+        """Of a pixel."""
+        return self.channels * self.dtype.itemsize
+
+    @property
+    def fill(self) -> float:
+        """What each number is where there is nothing: white, or NaN."""
+        return float("nan") if self.bands else WHITE
+
+    def filled(self, height: int, width: int) -> Pixels:
+        """(height, width, channels) in which nothing is."""
+        return np.full((height, width, self.channels), self.fill, self.dtype)
+
+
+RGB = PixelKind()
+"""Colours."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +76,13 @@ class SourceOptions:
     z: int | None = None
     t: int | None = None
     channels: tuple[int | str, ...] | None = None
-    """One (grey) or three (RGB) channels, by number or by the file's name for it."""
+    """One (grey) or three (RGB) channels, by number or by the file's name for it; any number of them with `normalise`."""
     window: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
     """Values that become 0 and 255, for samples of more than 8 bits: of all channels, or of each."""
     bands: str | tuple[Band, ...] | None = None
     """What is known of a raster's bands: a preset, `file`, or as the config says; `window` is in their values then, not in samples."""
+    normalise: str | tuple[tuple[float, float], ...] | None = None
+    """Mean and standard deviation of each band: a preset, `bands`, `none`, or pairs of numbers. Pixels are then values in float32, not colours; None for colours."""
     scene: int | None = None
     mpp: float | None = None
     """Resolution to take in place of the file's, µm/px."""
@@ -109,6 +147,8 @@ class SlideInfo:
     """Names of the channels that can be chosen, "" for each without one; empty where there is no choice."""
     geo: GeoReference | None = None
     """Where on a map the image lies; None where the file does not say."""
+    bands: tuple[Band, ...] = ()
+    """What is known of the bands whose values pixels hold, in their order; empty where pixels are colours."""
     parts: tuple[Region, ...] = ()
     """Level-0 px outside of which there is nothing, of an image that is put together; empty where all of it may hold something."""
 
@@ -131,6 +171,9 @@ class Source(ABC):
 
     info: SlideInfo
 
+    pixel: PixelKind = RGB
+    """What its pixels hold."""
+
     mask: Source | None = None
     """A source of the same image in which what is black (0) is no part of it; None where the file has no mask."""
 
@@ -146,6 +189,10 @@ class Source(ABC):
     icc_profile: bytes | None = None
     """The file's colour profile; None where it has none, or the backend knows none."""
 
+    def pictured(self) -> Source:
+        """The same image in colours, for people and for finding tissue: this one, or one that shares its files and is not closed."""
+        return self
+
     @property
     def opened_as(self) -> ImageAddress:
         """What opens the same image in another process."""
@@ -160,7 +207,7 @@ class Source(ABC):
         """Release files and handles; reading afterwards is an error."""
 
     def read_region(self, level: int, region: Region) -> Pixels:
-        """(height, width, 3) uint8 pixels of `region` in the pixels of `level`; white outside the image.
+        """(height, width, 3) uint8 pixels of `region` in the pixels of `level`; white outside the image. Of a source of values, NaN there.
 
         Raises
         ------
@@ -172,7 +219,7 @@ class Source(ABC):
         inside = region.clipped(self.info.levels[level].size)
         if inside == region:
             return self._read(level, region)
-        out = np.full((region.height, region.width, 3), WHITE, np.uint8)
+        out = self.pixel.filled(region.height, region.width)
         if inside is not None:
             y, x = inside.px_y - region.px_y, inside.px_x - region.px_x
             try:
@@ -205,7 +252,8 @@ class Source(ABC):
         """`_read` for a level of pieces, one after another; `background` where there is nothing in a piece."""
         grid = self.segment_grid(level)
         assert grid is not None, "a level without pieces is read otherwise"
-        out = np.full((region.height, region.width, 3), self.background, np.uint8)
+        fill = self.pixel.fill if self.pixel.bands else self.background
+        out = np.full((region.height, region.width, self.pixel.channels), fill, self.pixel.dtype)
         y1, x1 = region.px_y + region.height, region.px_x + region.width
         rows, cols = range(region.px_y // grid.height, -(-y1 // grid.height)), range(region.px_x // grid.width, -(-x1 // grid.width))
         with self.ahead(level, product(rows, cols)):
@@ -252,7 +300,7 @@ class Source(ABC):
         raise AssertionError("encoded_segment needs JPEG streams")
 
     def to_dask(self, level: int) -> dask.array.Array:
-        """(height, width, 3) uint8 `dask.array` of a level, in chunks that follow the file's own."""
+        """(height, width, 3) uint8 `dask.array` of a level, or of values in float32, in chunks that follow the file's own."""
         import dask.array as da
 
         size = self.info.levels[level].size
@@ -263,8 +311,9 @@ class Source(ABC):
             (y0, y1), (x0, x1), _ = block_info[None]["array-location"]
             return self.read_region(level, Region(y0, x0, y1 - y0, x1 - x0))
 
-        chunks = da.core.normalize_chunks((*chunk, 3), (size.height, size.width, 3), dtype=np.uint8)
-        pixels: da.Array = da.map_blocks(read_block, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+        kind, shape = self.pixel, (size.height, size.width, self.pixel.channels)
+        chunks = da.core.normalize_chunks((*chunk, kind.channels), shape, dtype=kind.dtype)
+        pixels: da.Array = da.map_blocks(read_block, chunks=chunks, dtype=kind.dtype, meta=np.empty((0, 0, 0), kind.dtype))
         return pixels
 
     def __enter__(self) -> Self:

@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 
 from tilestream.config.bands.band import Band
 from tilestream.errors import ConfigError, InputError
-from tilestream.sources.bands import Window, known_bands, number_of, stored_window, windows_of
-from tilestream.sources.base import WHITE, Pixels, SourceOptions
+from tilestream.sources.bands import BLOCK_PIXELS, BandValues, Window, band_values, known_bands, number_of, stored_window, windows_of
+from tilestream.sources.base import RGB, WHITE, PixelKind, Pixels, SourceOptions
 from tilestream.sources.channel_names import list_channels, number_channels
-
-BLOCK_PIXELS = 1 << 15
-"""Pixels that are mapped at once: what they take on the way stays in a core's cache."""
 
 Alpha = Literal["none", "straight", "premultiplied"]
 
@@ -38,17 +35,41 @@ class SampleRule:
     invert: bool = False
     """Whether 0 is white (TIFF photometric WhiteIsZero)."""
     nodata: float | None = None
-    """The value that all colour samples of a pixel have where there is no image; such pixels are white, as under alpha 0."""
+    """The value that all colour samples of a pixel have where there is no image; such pixels are white, as under alpha 0. Of values, each band counts by itself."""
+    values: BandValues | None = None
+    """What becomes of samples where pixels are values of bands, not colours."""
 
     @property
     def trivial(self) -> bool:
         """Whether one or three uint8 samples are already the pixel."""
-        return self.channels is None and self.window is None and self.alpha == "none" and not self.invert and self.nodata is None
+        plain = self.channels is None and self.window is None and self.values is None
+        return plain and self.alpha == "none" and not self.invert and self.nodata is None
+
+    @property
+    def pixel(self) -> PixelKind:
+        """What a pixel holds."""
+        return RGB if self.values is None else self.values.pixel
+
+    @property
+    def as_picture(self) -> SampleRule:
+        """The rule by which people see what is read as values."""
+        if self.values is None:
+            return self
+        chosen = range(len(self.values.linear)) if self.channels is None else self.channels
+        return SampleRule(tuple(chosen[k] for k in self.values.shown), self.values.window, nodata=self.nodata)
 
     @property
     def mapping_bytes(self) -> int:
         """What mapping `BLOCK_PIXELS` at once takes: their samples in float64, and three copies on the way."""
+        if self.values is not None:
+            return self.values.mapping_bytes
         return 0 if self.window is None else BLOCK_PIXELS * 3 * 8 * 4
+
+    def pixels(self, samples: NDArray[Any]) -> Pixels:
+        """(h, w, 3) uint8, or (h, w, bands) float32, from (h, w, s) samples; possibly a read-only view."""
+        if self.values is None:
+            return self.rgb(samples)
+        return self.values.of(samples if self.channels is None else samples[..., list(self.channels)], self.nodata)
 
     def rgb(self, samples: NDArray[Any]) -> Pixels:
         """(h, w, 3) uint8 from (h, w, s) samples; possibly a read-only view.
@@ -118,14 +139,17 @@ class Choices:
         self.hints: dict[str, str] = {}
         self.names: tuple[str, ...] = ()
         channels = options.channels
-        if channels is not None and (len(channels) not in (1, 3) or any(isinstance(each, int) and each < 0 for each in channels)):
+        many = options.normalise is not None
+        if channels is not None and (
+            (len(channels) not in (1, 3) and not many) or any(isinstance(each, int) and each < 0 for each in channels)
+        ):
             raise ConfigError(f"source.channels: {list(channels)}; give one (grey) or three (RGB), by name or by number from 0 on.")
         self.bands: tuple[Band, ...] = ()
         count = 1 if channels is None else len(channels)
         windows = () if options.window is None else windows_of(options.window, count)
         if any(not low < high for low, high in windows):
             raise ConfigError(f"source.window: {list(options.window or ())}; the second value must be above the first.")
-        if options.window is not None and len(windows) != count:
+        if options.window is not None and len(windows) != count and not many:
             raise ConfigError(
                 f"source.window: {len(windows)} pairs for {count} channels; give one for each of source.channels, or one for all."
             )
@@ -161,6 +185,12 @@ class Choices:
         taken = [self.bands[number] for number in (range(len(self.bands)) if channels is None else channels)]
         return stored_window(window, taken)
 
+    def band_values(self, channels: Sequence[int], kind: np.dtype[Any], bits: int) -> BandValues | None:
+        """What becomes of the samples of chosen channels where the options ask for values; None where they ask for colours. Raises InputError."""
+        if self.options.normalise is None or self.problems:
+            return None
+        return band_values([self.bands[number] for number in channels], kind, bits, self.options)
+
     def name_channels(self, names: Sequence[str]) -> None:
         """Take what the file calls its channels, "" for each without a name: those that were chosen by name are numbers from here on. Raises InputError."""
         self.names = tuple(names)
@@ -188,7 +218,7 @@ class Choices:
 
     def values(self, dtype: np.dtype[Any], bits: int) -> None:
         """Refuse samples that are not 8-bit unsigned, unless a window says which values are black and white."""
-        if (dtype == np.uint8 and bits == 8) or self.options.window is not None:
+        if (dtype == np.uint8 and bits == 8) or self.options.window is not None or self.options.normalise is not None:
             return
         kind = f"{bits}-bit" if bits < 8 else str(dtype)
         self.refuse(f"samples are {kind}", "window", _window_hint(dtype, bits))

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tilestream.config.heads import NO_ENCODER
+from tilestream.encoders.bands import bands_of
 from tilestream.encoders.registry import random_weights
 from tilestream.errors import ConfigError, InputError, InterruptedRunError
-from tilestream.sources.base import Source
+from tilestream.sources.base import Pixels, Source
 from tilestream.stages.clock import Clock
 from tilestream.stages.encoding.embedded import Embedded, TileList
 from tilestream.stages.encoding.in_work import ShardRows, Teller, placed
@@ -54,7 +55,8 @@ def embed(image: Source, tiles: TileSet, encoder: nn.Module, *, batch_size: int 
         From `find_tiles`.
     encoder : nn.Module
         From `load_encoder`, or your own: an int `dim`, and a `forward` that takes (n, 3, size, size) uint8 on its device and returns
-        (n, dim), or (n, k * k, dim) for patch tokens, of which the mean is taken. It runs where it is, in its own number format, in eval mode.
+        (n, dim), or (n, k * k, dim) for patch tokens, of which the mean is taken. Of an image opened with `normalise` it takes
+        (n, bands, size, size) float32, and says so by an attribute `bands`. It runs where it is, in its own number format, in eval mode.
     batch_size : int, optional
         Tiles that it gets at once; what suits its device where it is not given.
 
@@ -75,7 +77,7 @@ def embed(image: Source, tiles: TileSet, encoder: nn.Module, *, batch_size: int 
     settings = WorkerSettings(
         encoder=type(encoder).__name__, weights=None, args="{}", precision=PRECISIONS[parameter.dtype], device=str(parameter.device),
         tile=tiles.grid.tile, batch=batch_size, threads=cores, compile=False, isolate=False, decode="cpu",
-        decode_processes=uses_processes(cores), compute_threads=None,
+        decode_processes=uses_processes(cores), compute_threads=None, bands=tiles.spec.pixel.bands,
     )  # fmt: skip
     training = encoder.training
     worker = Worker(settings, encoder.eval())
@@ -119,7 +121,8 @@ def _give_way() -> None:
 def _learn_facts(worker: Worker, settings: WorkerSettings) -> EncoderFacts:
     """What a batch of noise tells."""
     count = worker.batch if worker.graphs is None else min(PROBED, worker.batch)  # a device's batches are filled up
-    noise = np.random.default_rng(0).integers(0, 256, (count, settings.tile, settings.tile, 3), np.uint8)
+    rng, shape = np.random.default_rng(0), (count, settings.tile, settings.tile, settings.pixel.channels)
+    noise: Pixels = rng.standard_normal(shape, np.float32) if settings.bands else rng.integers(0, 256, shape, np.uint8)
     out = worker.compute.submit(worker.encode, noise, lambda *_: "a batch of noise").result()
     dim = int(worker.encoder.dim)  # type: ignore[arg-type]
     if out.shape[-1] != dim:
@@ -148,6 +151,7 @@ def _learn_facts(worker: Worker, settings: WorkerSettings) -> EncoderFacts:
         takes_larger_tiles=bool(getattr(worker.encoder, "takes_larger_tiles", False)),
         cpu_capability=pinned.cpu_capability,
         seconds=worker.seconds,
+        bands=taken if isinstance(taken := bands_of(worker.encoder), tuple) else (),
     )
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _PROBED = 8
+FAR = 8.0
+"""Standard deviations from the mean of a band, of which a probe tile is made; reflectance of clouds lies there."""
 """Tiles that a half-precision encoder is tried on."""
 
 PROGRAM_BYTES = 320 * 1024**2
@@ -169,7 +171,7 @@ def pick_precision(name: str, device: torch.device, offered: tuple[str, ...] = (
 
 
 def cast_encoder(
-    encoder: nn.Module, name: str, precision: str, tile: int, device: torch.device
+    encoder: nn.Module, name: str, precision: str, tile: int, device: torch.device, bands: int = 0
 ) -> tuple[nn.Module, torch.dtype, list[str], Mapping[str, Tensor]]:
     """Bring an encoder to its number format and to a device; it is cast where it lies, for half as much is then copied.
 
@@ -187,6 +189,8 @@ def cast_encoder(
         Side of the tiles, px.
     device : torch.device
         Where it is to run.
+    bands : int
+        Bands of a tile of values; 0 where tiles are colours.
 
     Returns
     -------
@@ -204,7 +208,7 @@ def cast_encoder(
     if dtype is torch.float16 and device.type == "cuda":
         half = cast_copy(encoder, dtype)
         state = _state(half)
-        if _stays_finite(half.to(device), tile, device):
+        if _stays_finite(half.to(device), tile, device, bands):
             return half, dtype, notes, state
         del half
         wide = "bf16" if has_matrix_units(device) else "fp32"
@@ -228,11 +232,16 @@ def _state(encoder: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach() for key, value in encoder.state_dict().items()}
 
 
-def _stays_finite(encoder: nn.Module, tile: int, device: torch.device) -> bool:
+def _stays_finite(encoder: nn.Module, tile: int, device: torch.device, bands: int) -> bool:
     import torch
 
-    noise = torch.randint(0, 256, (_PROBED, 3, tile, tile), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    noise[0], noise[1] = 0, 255
+    generator = torch.Generator().manual_seed(0)
+    if bands:
+        noise = torch.randn((_PROBED, bands, tile, tile), generator=generator)
+        noise[0], noise[1] = 0, FAR
+    else:
+        noise = torch.randint(0, 256, (_PROBED, 3, tile, tile), dtype=torch.uint8, generator=generator)
+        noise[0], noise[1] = 0, 255
     with torch.inference_mode():
         out: Tensor = encoder(noise.to(device))
     return bool(torch.isfinite(out).all())

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tilestream.buffers import PixelBuffers
+from tilestream.encoders.bands import check_bands
 from tilestream.encoders.registry import build_encoder, files_of, is_others
 from tilestream.encoders.weights import module_digest, weights_digest
 from tilestream.errors import ConfigError, user_code
-from tilestream.sources.base import Source
+from tilestream.sources.base import Pixels, Source
 from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock, Wall
 from tilestream.stages.encoding.compiling import COMPILER_BYTES
@@ -91,9 +92,11 @@ class Worker:
         self.made_of = files_of(settings.spec)
         others = is_others(settings.encoder)
         wall.mark("device")
-        built = encoder or build_encoder(settings.spec)
+        built = check_bands(encoder or build_encoder(settings.spec), settings.encoder, settings.bands)
         wall.mark("building")
-        self.encoder, self.dtype, self.notes, state = cast_encoder(built, settings.encoder, settings.precision, settings.tile, self.device)
+        self.encoder, self.dtype, self.notes, state = cast_encoder(
+            built, settings.encoder, settings.precision, settings.tile, self.device, settings.bands
+        )
         self._digesting = begin_digest(state) if on_device and encoder is None and not others else None
         del state
         wall.mark("casting")
@@ -101,7 +104,7 @@ class Worker:
         self._known = module_digest(self.encoder) if others else ""  # before it has run: it may count what it was given
         self.graphs: DeviceEncoder | None = None
         if on_device:
-            self.graphs = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device)
+            self.graphs = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device, settings.pixel)
             self.batch = self.graphs.batch
             if settings.compile:
                 self.graphs.compile()
@@ -120,7 +123,7 @@ class Worker:
         # One thread does all computing: each thread has an allocator arena of its own, and activations would leave holes in all of them.
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.buffers = PixelBuffers()
-        read_at_once = self.batch if on_device else read_batch(self.batch, settings.tile)
+        read_at_once = self.batch if on_device else read_batch(self.batch, settings.tile, settings.pixel)
         host = HostReading(settings, self.pool, self.buffers, read_at_once)
         self.reading = DeviceReading(host, self.device, self.processes) if on_device else host
         self.lanes = threading.BoundedSemaphore(LANES)
@@ -269,8 +272,8 @@ class Worker:
         return frozenset(batch.index[beyond].tolist())
 
     @torch.inference_mode()
-    def encode(self, pixels: NDArray[np.uint8] | Tensor, whose: Callable[[int, int], str], *, compiled: bool = False) -> Tensor:
-        """(n, tile, tile, 3) uint8 -> (n, dim) or (n, tokens, dim) on the device, in batches of one size; `whose` says what tiles i to j are."""
+    def encode(self, pixels: Pixels | Tensor, whose: Callable[[int, int], str], *, compiled: bool = False) -> Tensor:
+        """(n, tile, tile, 3) uint8 or (n, tile, tile, bands) float32 -> (n, dim) or (n, tokens, dim) on the device, in batches of one size; `whose` says what tiles i to j are."""
         tiles = (torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels).to(self.device, non_blocking=True)
         parts, start = [], 0
         for part in torch.split(tiles, self.batch):

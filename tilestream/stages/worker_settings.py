@@ -13,6 +13,7 @@ from tilestream.config.vectors.pool import LEARNED
 from tilestream.encoders.catalogue import EncoderSpec
 from tilestream.encoders.heads.address import PROGRAM, boxed, is_factory
 from tilestream.encoders.hub import is_hub_id
+from tilestream.sources.base import PixelKind
 from tilestream.stages.hardware import count_cuda
 
 EXACT_BATCH = 16
@@ -41,9 +42,10 @@ def worker_settings(config: Config) -> WorkerSettings:
         decode=config.source.decode,
         batch=EXACT_BATCH if exact else None if compute.batch_size == "auto" else compute.batch_size,
         threads=threads,
-        decode_processes=uses_processes(threads),
+        decode_processes=uses_processes(threads) and not config.source.valued,
         compute_threads=cores if local else None,
         exact=exact,
+        bands=config.source.valued,
     )
 
 
@@ -122,8 +124,15 @@ class WorkerSettings:
     """Threads of torch within one operation; None leaves torch's own choice."""
     exact: bool = False
     """Whether results have the same bits whoever computes them."""
+    bands: int = 0
+    """Bands whose values a tile holds; 0 where tiles are colours."""
     pinned: Pinned | None = None
     """None where the worker is the first of its run, and chooses what the config leaves open."""
+
+    @property
+    def pixel(self) -> PixelKind:
+        """What a pixel of a tile holds."""
+        return PixelKind(self.bands)
 
     @property
     def spec(self) -> EncoderSpec:
@@ -175,6 +184,8 @@ class EncoderFacts:
     """What the worker that was asked first took for building it, in order."""
     takes_larger_tiles: bool = False
     """Whether the encoder brings tiles above `tile_size` to it."""
+    bands: tuple[str, ...] = ()
+    """The bands that it takes, in order, by common name or wavelength; empty where it takes colours, or does not say which."""
 
     @property
     def recipe(self) -> dict[str, Any]:

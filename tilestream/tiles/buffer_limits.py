@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.geometry import Size
-from tilestream.sources.base import SegmentGrid
+from tilestream.sources.base import RGB, PixelKind, SegmentGrid
 from tilestream.tiles.read_spec import GROUPS_IN_WORK, READ_PIXELS, READ_TILES, ReadSpec, group_pieces, host_group, job_pieces, jobs_ahead
 from tilestream.tiles.tile_reader import Index, pair_pieces, pair_tiles
 
@@ -72,15 +72,18 @@ def _most(opened: Index, closed: Index, jobs: int) -> int:
     return int(change.cumsum().max())
 
 
-def read_batch(batch: int, tile: int) -> int:
+def read_batch(batch: int, tile: int, pixel: PixelKind = RGB) -> int:
     """Tiles that reading hands over at once on a CPU: a multiple of the encoder's batch, one of them where tiles are large."""
-    wanted = max(1, min(READ_TILES, READ_PIXELS // tile**2))
+    wanted = max(1, min(READ_TILES, READ_PIXELS * RGB.bytes // (tile**2 * pixel.bytes)))
     return -(-wanted // batch) * batch
 
 
 def average_bytes(spec: ReadSpec) -> int:
-    """Bytes that a thread takes to average one tile: its rows in float32, their weighted copy, and the same turned."""
-    return 4 * spec.tile * spec.cover * 3 * 4 if spec.resampled else 0
+    """Bytes that a thread takes to average one tile: its rows in float32, their weighted copy, and the same turned; of values also where they are, and which."""
+    if not spec.resampled:
+        return 0
+    rows = 4 * spec.tile * spec.cover * spec.pixel.channels * 4
+    return 2 * rows + 3 * spec.cover**2 * spec.pixel.bytes if spec.pixel.bands else rows
 
 
 def device_group_bytes(grid: SegmentGrid, processes: int) -> int:

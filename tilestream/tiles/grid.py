@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,7 @@ def choose_tiles(source: Source, tiles: Tiles, name: str, mask: Path | None, sto
     else:
         grid, tile_row, tile_col = place_tiles(find_file(tiles.chosen, name), info, tiles.size, name)
         spec = placed_spec(grid, info, name)
+    spec = replace(spec, pixel=source.pixel)
     warnings = info.warnings + coarser_than_asked(info, grid, tiles)
     if stored is not None:
         nothing = Thumbnail(np.empty((0, 0, 3), np.uint8), 1.0)

@@ -5,6 +5,7 @@ Pixels pass through a pipe, which costs more than decoding a tile in place; that
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import select
@@ -15,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from tilestream.errors import InputError, OutageError, ReadError, TilestreamError
 from tilestream.geometry import Region
 from tilestream.sources import open_source
-from tilestream.sources.base import ImageAddress, Pixels, SegmentGrid, Source, SourceOptions
+from tilestream.sources.base import RGB, ImageAddress, PixelKind, Pixels, SegmentGrid, Source, SourceOptions
 from tilestream.store.layout import TIMEOUT
 from tilestream.tiles.decode_processes import CHILD_BYTES
 from tilestream.tiles.read_spec import ReadSpec
@@ -109,11 +110,11 @@ class _Child:
             raise TimeoutError
         return self._pipe.recv()
 
-    def receive_pixels(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    def receive_pixels(self, shape: tuple[int, ...], pixel: PixelKind) -> Pixels:
         """An array that the child has begun to send."""
         assert self._pipe is not None, "the child was asked something"
-        pixels = np.empty(shape, np.uint8)
-        self._pipe.recv_bytes_into(pixels.reshape(-1).data)
+        pixels = np.empty(shape, pixel.dtype)
+        self._pipe.recv_bytes_into(pixels.reshape(-1).view(np.uint8).data)
         return pixels
 
     def kill(self) -> None:
@@ -189,13 +190,13 @@ class IsolatedReader:
             if isinstance(head, TilestreamError):
                 raise head
             index, failed, shape = head
-            pixels = self._child.receive_pixels(shape)
+            pixels = self._child.receive_pixels(shape, self.job.spec.pixel)
             yield TileBatch(index=group[index], pixels=pixels, failed={int(group[k]): failure for k, failure in failed.items()})
 
     def _give_up(self, tile: NDArray[np.int64], trouble: str) -> TileBatch:
-        side = self.job.spec.tile
+        side, pixel = self.job.spec.tile, self.job.spec.pixel
         failure = Failure(f"{trouble}, twice; the tile was given up (compute.isolate)", TIMEOUT)
-        return TileBatch(index=tile, pixels=np.full((1, side, side, 3), 255, np.uint8), failed={int(tile[0]): failure})
+        return TileBatch(index=tile, pixels=pixel.filled(side, side)[np.newaxis], failed={int(tile[0]): failure})
 
 
 class IsolatedSource(Source):
@@ -214,7 +215,14 @@ class IsolatedSource(Source):
         self._lock = threading.Lock()
         self.opened_with = options
         self._child.pipe()
-        self.info, self._grids, self._held, self._ahead = self._child.greeting
+        self.info, self.pixel, self._grids, self._held, self._ahead = self._child.greeting
+
+    def pictured(self) -> IsolatedSource:
+        if not self.pixel.bands:
+            return self
+        picture = copy.copy(self)
+        picture.pixel, picture.info = RGB, replace(self.info, bands=())
+        return picture
 
     def close(self) -> None:
         """End the child."""
@@ -234,10 +242,10 @@ class IsolatedSource(Source):
     def _read(self, level: int, region: Region) -> Pixels:
         with self._lock:
             try:
-                self._child.pipe().send((level, region))
+                self._child.pipe().send((level, region, self.pixel))
                 problem = self._child.receive(PATIENCE)
                 if problem is None:
-                    return self._child.receive_pixels((region.height, region.width, 3))
+                    return self._child.receive_pixels((region.height, region.width, self.pixel.channels), self.pixel)
             except (EOFError, OSError) as error:
                 self._child.kill()
                 trouble = f"took more than {PATIENCE:g} s" if isinstance(error, TimeoutError) else "made the reading process die"
@@ -283,10 +291,13 @@ def _serve_regions(pipe: Connection, job: tuple[str, SourceOptions, str]) -> Non
         return
     levels = range(len(source.info.levels))
     held = [(fixed := source.held_bytes(level, 0), source.held_bytes(level, 1) - fixed) for level in levels]
-    pipe.send((source.info, [source.segment_grid(level) for level in levels], held, [source.ahead_bytes(level) for level in levels]))
+    pipe.send(
+        (source.info, source.pixel, [source.segment_grid(level) for level in levels], held, [source.ahead_bytes(level) for level in levels])
+    )
     while (asked := _next_question(pipe)) is not None:
         try:
-            pixels = source.read_region(*asked)
+            level, region, pixel = asked
+            pixels = (source if pixel == source.pixel else source.pictured()).read_region(level, region)
         except (ReadError, OutageError) as error:
             pipe.send(error)
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.sources.base import SegmentGrid
+from tilestream.sources.base import RGB, PixelKind, SegmentGrid
 
 JOB_PIXELS = 1 << 21
 """Pixels decoded by one job of the pool: 7 ms of JPEG; with a quarter of it, handing over jobs cost a tenth of the time."""
@@ -47,6 +47,8 @@ class ReadSpec:
     """Side of a tile in output pixels."""
     scale: float
     """Level-0 pixels per output pixel."""
+    pixel: PixelKind = RGB
+    """What a pixel holds."""
 
     @property
     def extent(self) -> float:
@@ -77,7 +79,7 @@ def job_pieces(spec: ReadSpec, grid: SegmentGrid | None) -> int:
 def jobs_ahead(spec: ReadSpec, grid: SegmentGrid | None, threads: int) -> int:
     """Jobs in work or waiting at once: two a thread and one where they fit into `AHEAD_BYTES`, at least one a thread and one."""
     area = grid.height * grid.width if grid else spec.cover**2
-    fitting = AHEAD_BYTES // (job_pieces(spec, grid) * area * 3)
+    fitting = AHEAD_BYTES // (job_pieces(spec, grid) * area * spec.pixel.bytes)
     return max(threads + 1, min(2 * threads + 1, fitting))
 
 

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST_SHARE = 1e-6
+"""Part of an area below which it counts as none: weights that are none but for rounding."""
 
-def area_average(pixels: NDArray[np.uint8], y: float, x: float, extent: float, size: int) -> NDArray[np.uint8]:
+
+def area_average(pixels: NDArray[Any], y: float, x: float, extent: float, size: int) -> NDArray[Any]:
     """Shrink the square of `extent` source pixels at (y, x) to `size` output pixels a side.
 
     Parameters
     ----------
-    pixels : (h, w, c) uint8
+    pixels : (h, w, c) uint8 or float32
         Source pixels that contain the square.
     y, x : float
         Top-left of the square, in pixels of the array; may be fractional.
@@ -26,18 +29,38 @@ def area_average(pixels: NDArray[np.uint8], y: float, x: float, extent: float, s
 
     Returns
     -------
-    (size, size, c) uint8, each value the exact mean over its area, rounded half up.
+    (size, size, c) uint8, each value the exact mean over its area, rounded half up; of float32 the mean over what is no NaN, NaN where all is.
     """
     factor = extent / size
+    if pixels.dtype != np.uint8:
+        return _mean_of_values(pixels, y, x, factor, size)
     whole = round(factor)
     if factor == whole and y == int(y) and x == int(x):
         return _block_mean(pixels[int(y) : int(y) + size * whole, int(x) : int(x) + size * whole], whole)
+    mean = _turned_mean(pixels, y, x, factor, size)
+    mean += np.float32(0.5)
+    return np.ascontiguousarray(mean.astype(np.uint8).transpose(2, 0, 1))
+
+
+def _turned_mean(pixels: NDArray[Any], y: float, x: float, factor: float, size: int) -> NDArray[np.float32]:
+    """(h, w, c) -> (size x, c, size y): the weighted mean."""
     height, width, channels = pixels.shape
     rows = _weighted_rows(pixels.reshape(height, -1), *_taps(y, factor, size, height))  # (size, w * c)
     turned = np.ascontiguousarray(rows.reshape(size, width, channels).transpose(1, 2, 0)).reshape(width, -1)  # (w, c * size)
-    mean = _weighted_rows(turned, *_taps(x, factor, size, width))  # (size x, c * size y)
-    mean += np.float32(0.5)
-    return np.ascontiguousarray(mean.astype(np.uint8).reshape(size, channels, size).transpose(2, 0, 1))
+    return _weighted_rows(turned, *_taps(x, factor, size, width)).reshape(size, channels, size)
+
+
+def _mean_of_values(values: NDArray[np.float32], y: float, x: float, factor: float, size: int) -> NDArray[np.float32]:
+    """(h, w, c) float32 -> (size, size, c): the mean over the part of each area that is no NaN."""
+    there = ~np.isnan(values)
+    if there.all():
+        mean = _turned_mean(values, y, x, factor, size)
+    else:
+        share = _turned_mean(there.view(np.uint8), y, x, factor, size)
+        mean = _turned_mean(np.where(there, values, np.float32(0)), y, x, factor, size)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean /= np.where(share > LEAST_SHARE, share, np.float32(np.nan))
+    return np.ascontiguousarray(mean.transpose(2, 0, 1))
 
 
 def _block_mean(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:

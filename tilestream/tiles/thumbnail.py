@@ -62,6 +62,7 @@ def read_thumbnail(source: Source, um_per_px: float = THUMBNAIL_UM) -> Thumbnail
     Memory bound: the thumbnail, and one block of the level that is read, of about `BLOCK_BYTES`, or of one row of file tiles where
     those, as strips do, go across the whole image.
     """
+    source = source.pictured()
     level, step = _level_and_step(source.info, um_per_px)
     found = source.info.levels[level]
     out = np.full((math.ceil(found.size.height / step), math.ceil(found.size.width / step), 3), WHITE, np.uint8)
@@ -75,6 +76,7 @@ def read_thumbnail(source: Source, um_per_px: float = THUMBNAIL_UM) -> Thumbnail
 
 def thumbnail_bytes(source: Source, um_per_px: float = THUMBNAIL_UM) -> int:
     """What `read_thumbnail` takes: the pixels, which of them are missing, a block of the level with its sums, and what reading it holds."""
+    source = source.pictured()
     level, step = _level_and_step(source.info, um_per_px)
     size, pieces = source.info.levels[level].size, source.segment_grid(level)
     block = min(size.height * size.width, max(BLOCK_BYTES // 15, pieces.height * pieces.width if pieces else 0))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tilestream.buffers import PixelBuffers
 from tilestream.errors import ReadError
 from tilestream.geometry import Region, Size
-from tilestream.sources.base import WHITE, Pixels, SegmentGrid, Source
+from tilestream.sources.base import Pixels, SegmentGrid, Source
 from tilestream.store.layout import DECODE_ERROR
 from tilestream.tiles.read_spec import ReadSpec, job_pieces, jobs_ahead
 from tilestream.tiles.resample import area_average
@@ -40,8 +40,8 @@ class TileBatch:
 
     index: Index
     """(n,) place of each tile in the list that was asked for."""
-    pixels: NDArray[np.uint8]
-    """(n, tile, tile, 3) uint8 RGB; undefined where the tile failed."""
+    pixels: Pixels
+    """(n, tile, tile, 3) uint8 RGB, or (n, tile, tile, bands) float32 in which what is not there is 0; undefined where the tile failed."""
     failed: dict[int, Failure] = field(default_factory=dict)
     """Why reading failed, by place in the list that was asked for."""
     last: bool = True
@@ -99,7 +99,7 @@ class TileReader:
     Memory bound
     ------------
     Open tiles are those that overlap the pieces of two neighbouring rows, or columns, plus the jobs
-    ahead (2 a thread): `buffer_limits.count_open` gives the count. Each costs `tile² * 3` bytes, and `cover² * 3` more where it is averaged.
+    ahead (2 a thread): `buffer_limits.count_open` gives the count. Each costs `tile²` pixels, and `cover²` more where it is averaged.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class _Shard:
         first_jobs = np.minimum.reduceat(self.jobs.first_job, starts)
         self.to_open = deque(sorted(zip(first_jobs.tolist(), range(len(starts)), strict=True)))
         self.waiting = np.bincount(pairs[2], minlength=len(px_y)).tolist()  # pieces that a tile still waits for
-        self.buffers: dict[int, NDArray[np.uint8]] = {}
+        self.buffers: dict[int, Pixels] = {}
         self.covers: dict[int, Pixels] = {}
         self.failed: dict[int, Failure] = {}
         self.lock = threading.Lock()
@@ -211,11 +211,16 @@ class _Shard:
             number = self.to_open.popleft()[1]
             start = number * self.batch
             count = min(self.batch, len(self.px_y) - start)
-            pixels = self.buffers[number] = self.free.take(self.batch, self.spec.tile, self.spec.tile, 3)[:count]
-            pixels[self.overhangs[start : start + count]] = WHITE
+            pixels = self.buffers[number] = self._take(self.batch, self.spec.tile, self.spec.tile)[:count]
+            pixels[self.overhangs[start : start + count]] = self.spec.pixel.fill
+
+    def _take(self, *shape: int) -> Pixels:
+        """A buffer for pixels of this image."""
+        kind = self.spec.pixel
+        return self.free.take(*shape, kind.bytes).view(kind.dtype)
 
     def _tile(self, tile: int) -> Pixels:
-        """The output pixels of a tile, (tile, tile, 3), a view into its batch."""
+        """The output pixels of a tile, (tile, tile, channels), a view into its batch."""
         view: Pixels = self.buffers[self.batch_of[tile]][self.place_of[tile]]
         return view
 
@@ -223,6 +228,8 @@ class _Shard:
         """A finished batch, which the shard forgets."""
         index = self.jobs.slots[number * self.batch : (number + 1) * self.batch]
         pixels = self.buffers.pop(number)
+        if self.spec.pixel.bands:
+            np.nan_to_num(pixels, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
         failed = {k: self.failed[k] for k in index.tolist() if k in self.failed} if self.failed else {}
         return TileBatch(index, pixels, failed)
 
@@ -247,7 +254,7 @@ class _Shard:
         for tile, y0, y1, from_y0, from_y1, x0, x1, from_x0, from_x1 in piece.copies:
             out = self._cover(tile) if resampled else buffers[batch_of[tile]][place_of[tile]]
             if pixels is None:
-                out[y0:y1, x0:x1] = WHITE
+                out[y0:y1, x0:x1] = self.spec.pixel.fill
             elif pixels is not place or tile != piece.direct:
                 out[y0:y1, x0:x1] = pixels[from_y0:from_y1, from_x0:from_x1]
 
@@ -261,16 +268,16 @@ class _Shard:
         self._tile(tile)[:] = self._average(tile, pixels) if self.spec.resampled else pixels
 
     def _average(self, tile: int, cover: Pixels) -> Pixels:
-        """The (tile, tile, 3) average of the level's pixels under a tile, (cover, cover, 3)."""
+        """The (tile, tile, channels) average of the level's pixels under a tile, (cover, cover, channels)."""
         y, x = self.px_y[tile] - self.y0[tile], self.px_x[tile] - self.x0[tile]
         return area_average(cover, float(y), float(x), self.spec.extent, self.spec.tile)
 
     def _cover(self, tile: int) -> Pixels:
-        """The level's pixels under a tile that will be averaged, (cover, cover, 3), white where nothing was copied yet."""
+        """The level's pixels under a tile that will be averaged, (cover, cover, channels), nothing where none were copied yet."""
         with self.lock:
             if tile not in self.covers:
-                self.covers[tile] = self.free.take(self.spec.cover, self.spec.cover, 3)
-                self.covers[tile][:] = WHITE
+                self.covers[tile] = self._take(self.spec.cover, self.spec.cover)
+                self.covers[tile][:] = self.spec.pixel.fill
             return self.covers[tile]
 
     def _finish(self, tiles: list[int]) -> None:

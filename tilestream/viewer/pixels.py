@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tilestream.config.bands.given import bands_from_config
+from tilestream.config.bands.statistics import statistics_from_config
 from tilestream.errors import TilestreamError
 from tilestream.interop.recorded_image import open_recorded
 from tilestream.sources.base import Source, SourceOptions
@@ -24,7 +25,7 @@ from tilestream.store.slide_store import THUMBNAIL
 SOURCES_OPEN = 4
 """Images that are open at once, when nobody reads from more."""
 
-CHOICES = ("z", "t", "channels", "window", "bands", "scene", "icc")
+CHOICES = ("z", "t", "channels", "window", "bands", "normalise", "scene", "icc")
 """Keys of the recipe's `source` section that decide which pixels an image has."""
 
 
@@ -123,7 +124,7 @@ def _open(slide: Slide, roots: Sequence[str], look: Look) -> tuple[Source | None
             None,
             f"{address} is {found.height} x {found.width} px, but the store was made of {slide.size.height} x {slide.size.width} px.",
         )
-    return source, ""
+    return source.pictured(), ""
 
 
 def source_options(slide: Slide, look: Look = AS_READ) -> SourceOptions:
@@ -136,6 +137,8 @@ def source_options(slide: Slide, look: Look = AS_READ) -> SourceOptions:
         kept["window"] = tuple(map(tuple, kept["window"]))
     if "bands" in kept:
         kept["bands"] = bands_from_config(kept["bands"])
+    if "normalise" in kept:
+        kept["normalise"] = None if look.channels is not None else statistics_from_config(kept["normalise"])
     kept |= {key: chosen for key, chosen in (("channels", look.channels), ("window", look.window)) if chosen is not None}
     backend = slide.source.get("backend")
     local = "://" not in slide.source["address"]

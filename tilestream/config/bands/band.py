@@ -16,6 +16,9 @@ class Band:
     """Of its centre, µm."""
     scale: float = 1.0
     offset: float = 0.0
+    mean: float | None = None
+    """Of its values, over what an encoder was trained on."""
+    std: float | None = None
 
 
 def _bands(scale: float, offset: float, *rows: tuple[str, str, float]) -> tuple[Band, ...]:

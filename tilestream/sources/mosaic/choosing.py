@@ -1,4 +1,4 @@
-"""Which bands of which file become the colours of a mosaic."""
+"""Which bands of which file become the colours, or the values, of a mosaic."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ class ChosenBands:
     """Bands that come out."""
     bands: tuple[Band, ...]
     """That are there."""
+    chosen: tuple[Band, ...] = ()
+    """Those whose values are read; none where pixels are colours."""
 
 
 def choose_bands(listed: Listed, opened: dict[str, TiffSource], address: str, options: SourceOptions) -> ChosenBands:
@@ -109,7 +111,9 @@ def _side_by_side(listed: Listed, opened: dict[str, TiffSource], options: Source
     assert first is not None, "a mosaic has a file"
     assert first.kind is not None, "a rule is made for known samples"
     count = len(taken[id(listed.parts[0])].bands)
-    return ChosenBands(listed, taken, replace(first.rule, channels=None, nodata=listed.nodata), first.kind, count, first.bands)
+    return ChosenBands(
+        listed, taken, replace(first.rule, channels=None, nodata=listed.nodata), first.kind, count, first.bands, first.chosen
+    )
 
 
 def _refuse_other_samples(base: tuple[str, TiffIndex], other: tuple[str, TiffIndex]) -> None:
@@ -128,7 +132,8 @@ def _refuse_other_samples(base: tuple[str, TiffIndex], other: tuple[str, TiffInd
 def _colours(rule: SampleRule) -> str:
     alpha = "without alpha" if rule.alpha == "none" else f"{rule.alpha} alpha"
     window = "" if rule.window is None else f", samples {rule.window} from black to white"
-    return f"{alpha}{', 0 is white' if rule.invert else ''}{window}"
+    values = "" if rule.values is None else f", values of samples {rule.values.linear}"
+    return f"{alpha}{', 0 is white' if rule.invert else ''}{window}{values}"
 
 
 def _band_by_band(listed: Listed, opened: dict[str, TiffSource], address: str, options: SourceOptions) -> ChosenBands:
@@ -136,7 +141,8 @@ def _band_by_band(listed: Listed, opened: dict[str, TiffSource], address: str, o
     count = max(len(part.bands or ()) for part in listed.parts)
     choices = Choices(address, options)
     choices.know_bands(listed.bands if len(listed.bands) == count else (Band(),) * count)
-    chosen = choices.channels(count, "bands") if choices.options.channels is not None or count not in (1, 3) else tuple(range(count))
+    said = choices.options.channels is not None or choices.options.normalise is not None or count not in (1, 3)
+    chosen = choices.channels(count, "bands") if said else tuple(range(count))
     taken: dict[int, Taken] = {}
     wanted: list[Part] = []
     first: tuple[str, TiffIndex] | None = None
@@ -158,7 +164,10 @@ def _band_by_band(listed: Listed, opened: dict[str, TiffSource], address: str, o
     if first is None:
         raise InputError(f"{address}: no file holds the bands {list(chosen)}.")
     assert first[1].kind is not None, "samples of an opened file are known"
-    choices.values(first[1].kind, first[1].kind.itemsize * 8)
+    kind = first[1].kind
+    choices.values(kind, kind.itemsize * 8)
     choices.settle()
-    rule = SampleRule(None, choices.window(chosen), nodata=listed.nodata)
-    return ChosenBands(replace(listed, parts=tuple(wanted)), taken, rule, first[1].kind, len(chosen), choices.bands)
+    values = choices.band_values(chosen, kind, kind.itemsize * 8)
+    rule = SampleRule(None, choices.window(chosen) if values is None else None, nodata=listed.nodata, values=values)
+    valued = () if values is None else tuple(choices.bands[number] for number in chosen)
+    return ChosenBands(replace(listed, parts=tuple(wanted)), taken, rule, kind, len(chosen), choices.bands, valued)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.geometry import Region
-from tilestream.sources.base import WHITE, Pixels
+from tilestream.sources.base import Pixels
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.sources.wrapped.masked import MaskedSource
 
@@ -73,8 +73,8 @@ def one_tile(piece: Piece, region: Region, out: Pixels | None) -> Pixels | None:
 
 
 def painted(there: list[tuple[Piece, Region]], region: Region) -> Pixels:
-    """Colours of files that hide each other, the lowest first; what a file holds no bytes for hides nothing."""
-    out = np.full((region.height, region.width, 3), WHITE, np.uint8)
+    """Pixels of files that hide each other, the lowest first; what a file holds no bytes for hides nothing."""
+    out = there[0][0].source.pixel.filled(region.height, region.width)
     for piece, cut in reversed(there):
         (off_y, off_x), reader = piece.offset, piece.mask or piece.source
         grid = piece.source.segment_grid(piece.number)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from tilestream.config.bands.band import Band
 from tilestream.errors import ConfigError
 from tilestream.geometry import Level, Region, Size, downsample_from_sizes
-from tilestream.sources.base import WHITE, Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
+from tilestream.sources.base import RGB, WHITE, Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.channel_names import list_channels
 from tilestream.sources.geo import GeoReference
 from tilestream.sources.mosaic.choosing import ChosenBands, Taken, choose_bands
@@ -54,6 +56,7 @@ class MosaicSource(Source):
             self._fill = _fill([bands.rule.nodata, *(each.nodata for each in bands.taken.values())], bands.kind)
             placed, size, geo = place_parts(bands.listed, self._opened, address)
             self._rule, self._kind, self._count = bands.rule, bands.kind, bands.count
+            self.pixel = bands.rule.pixel
             self._pieces = _levels(placed, size, bands.taken)
             levels = tuple(Level(part := _part_of(size, factor), downsample_from_sizes(size, part)) for factor in self._pieces)
             self._levels = tuple(self._pieces.values())
@@ -69,6 +72,15 @@ class MosaicSource(Source):
         """Close the files; may be called twice."""
         for source in self._opened.values():
             source.close()
+
+    def pictured(self) -> MosaicSource:
+        if not self.pixel.bands:
+            return self
+        picture = copy.copy(self)
+        picture._rule = self._rule.as_picture  # noqa: SLF001  # its own
+        picture._levels = tuple([replace(piece, own=False) for piece in level] for level in self._levels)  # noqa: SLF001  # its own
+        picture.pixel, picture.info = RGB, replace(self.info, bands=())
+        return picture
 
     @contextmanager
     def _ahead(self, level: int, places: Iterable[tuple[int, int]]) -> Iterator[None]:
@@ -105,7 +117,8 @@ class MosaicSource(Source):
         area = max(grid.height * grid.width, pixels)
         own = max(piece.source.held_bytes(piece.number, 0) for piece in self._levels[level])
         masks = [piece.mask.held_bytes(piece.number, area) for piece in self._levels[level] if piece.mask is not None]
-        return own + max(masks, default=0) + area * (self._count * (2 * self._kind.itemsize + 3) + 7) + self._rule.mapping_bytes
+        put_together = area * (self._count * (2 * self._kind.itemsize + 3) + 4 + self.pixel.bytes)
+        return own + max(masks, default=0) + put_together + self._rule.mapping_bytes
 
     def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels | None:
         """(h, w, 3) uint8 of one piece, cropped to the image; None where no file lies. Raises ReadError."""
@@ -133,7 +146,10 @@ class MosaicSource(Source):
             paste(piece, cut, region, (samples, held))
             if number + 1 < len(there) and held.all():
                 break
-        pixels = self._rule.rgb(samples)
+        pixels = self._rule.pixels(samples)
+        if self.pixel.bands:
+            pixels[~held] = np.nan
+            return pixels
         empty = np.logical_not(np.logical_or.reduce([held[..., band] for band in range(self._count)]))  # five times as fast as any(axis=-1)
         return np.where(empty[..., np.newaxis], np.uint8(WHITE), pixels) if empty.any() else pixels
 
@@ -211,6 +227,7 @@ class _About:
     fingerprint: str
     properties: dict[str, str]
     warnings: tuple[str, ...]
+    bands: tuple[Band, ...]
 
 
 def _info(
@@ -231,6 +248,7 @@ def _info(
         properties=about.properties,
         warnings=tuple(dict.fromkeys(stated.warnings + about.warnings)),
         geo=geo,
+        bands=about.bands,
         parts=tuple(dict.fromkeys(each.place for each in placed)),
     )
 
@@ -251,7 +269,7 @@ def _about(
     }
     warnings = tuple(word for source in opened.values() for word in source.info.warnings)
     reason = f"mosaic: {len(opened)} files of {listed.kind}, {listed.order}"
-    return _About(reason, _fingerprint(listed, opened, placed), properties, warnings)
+    return _About(reason, _fingerprint(listed, opened, placed), properties, warnings, bands.chosen)
 
 
 def _fingerprint(listed: Listed, opened: dict[str, TiffSource], placed: tuple[Placed, ...]) -> str:

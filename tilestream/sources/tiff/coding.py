@@ -43,16 +43,18 @@ def check_coding(page: Any, address: str) -> None:
 
 def sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices) -> SampleRule:
     """How this page's samples become RGB; what cannot be known is noted in `choices`."""
-    samples, window = int(page.samplesperpixel), choices.window(choices.numbers)
+    samples, window = int(page.samplesperpixel), None if choices.options.normalise is not None else choices.window(choices.numbers)
     nodata = read_nodata(page)
     invert = int(page.photometric) == WHITE_IS_ZERO
-    choices.values(np.dtype(page.dtype) if page.dtype is not None else np.dtype("V"), bits_of(page))
+    dtype, bits = np.dtype(page.dtype) if page.dtype is not None else np.dtype("V"), bits_of(page)
+    choices.values(dtype, bits)
     if channels is not None:
         if samples > 1:
             choices.refuse(f"each channel page has {samples} samples a pixel", "", "")
-        return SampleRule(None, window, invert=invert, nodata=nodata)
-    if choices.options.channels is not None:
-        return SampleRule(choices.channels(samples, "axis S"), window, invert=invert, nodata=nodata)
+        return SampleRule(None, window, invert=invert, nodata=nodata, values=choices.band_values(channels, dtype, bits))
+    if choices.options.channels is not None or choices.options.normalise is not None:
+        chosen = choices.channels(samples, "axis S")
+        return SampleRule(chosen, window, invert=invert, nodata=nodata, values=choices.band_values(chosen, dtype, bits))
     colours = 3 if int(page.photometric) in (RGB, YCBCR) else 1
     extra = tuple(int(code) for code in page.extrasamples)
     if samples == colours + 1 and extra in ALPHA:

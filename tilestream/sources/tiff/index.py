@@ -111,6 +111,8 @@ class TiffIndex:
     """Type of the samples; None where tifffile knows none."""
     bands: tuple[Band, ...] = ()
     """What is known of the channels."""
+    chosen: tuple[Band, ...] = ()
+    """Of those whose values are read; empty where pixels are colours."""
 
 
 def index_tiff(address: str, options: SourceOptions, remote: BinaryIO | None = None) -> TiffIndex:
@@ -181,6 +183,7 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
         geo,
         None if page.dtype is None else np.dtype(page.dtype).newbyteorder("="),
         choices.bands,
+        () if rule.values is None else tuple(choices.bands[number] for number in choices.numbers or ()),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import struct
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.errors import ReadError
-from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, SourceOptions
+from tilestream.sources.base import RGB, Pixels, SegmentGrid, SlideInfo, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
 from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.storage.local import LocalBytes
@@ -60,10 +62,19 @@ class TiffSource(FileTileSource[TiffLevel]):
 
     def _open(self, address: str, index: TiffIndex, remote: ByteSource | None) -> None:
         self._index, self._levels, self._rule = index, index.levels, index.rule
+        self.pixel = index.rule.pixel
         self.icc_profile = index.icc_profile
         self._files: list[ByteSource] = [remote] if remote is not None else [LocalBytes(file) for file in index.files]
         self.fetched = remote is not None
         self.info = _info(address, index, _fingerprint(address, index.files) if remote is None else remote.identity)
+
+    def pictured(self) -> TiffSource:
+        if not self.pixel.bands:
+            return self
+        picture = copy.copy(self)
+        picture._rule = self._rule.as_picture  # noqa: SLF001  # its own
+        picture.pixel, picture.info = RGB, replace(self.info, bands=())
+        return picture
 
     @property
     def index(self) -> TiffIndex:
@@ -104,10 +115,11 @@ class TiffSource(FileTileSource[TiffLevel]):
         area = found.grid.height * found.grid.width
         encoded = max(int(page.counts.max(initial=0)) for page in found.pages)
         if len(found.pages) == 1 and found.pages[0].jpeg is not None:
-            return area * 3 * (1 if self._rule.trivial else 2) + 2 * encoded
+            own = 0 if self._rule.trivial else area * self.pixel.bytes + self._rule.mapping_bytes
+            return area * 3 + own + 2 * encoded
         samples = area * sum(page.pixel_bytes for page in found.pages)
         joined = len(found.pages) > 1 or found.pages[0].planes > 1
-        return encoded + samples * max(page.copies + joined for page in found.pages) + area * 3 + self._rule.mapping_bytes
+        return encoded + samples * max(page.copies + joined for page in found.pages) + area * self.pixel.bytes + self._rule.mapping_bytes
 
     def has_jpeg_streams(self, level: int) -> bool:
         """Whether every file tile of a level is YCbCr or grey JPEG that needs nothing but decoding, at its stored scale."""
@@ -139,10 +151,10 @@ class TiffSource(FileTileSource[TiffLevel]):
         return None if stored is None else stored[: size.height - row * grid.height, : size.width - col * grid.width]
 
     def _segment(self, found: TiffLevel, row: int, col: int, out: Pixels | None) -> Pixels | None:
-        stored = self._stored(found, row, col, out, None)
+        stored = self._stored(found, row, col, None if self.pixel.bands else out, None)
         if stored is None or (self._rule.trivial and stored.shape[-1] == 3):
             return stored
-        return self._rule.rgb(stored)
+        return self._rule.pixels(stored)
 
     def _stored(self, found: TiffLevel, row: int, col: int, out: Pixels | None, bands: Sequence[int] | None) -> NDArray[Any] | None:
         """(h, w, s) samples of a piece, of `bands` alone where they are given; planes of others are not read."""
@@ -249,6 +261,7 @@ def _info(address: str, index: TiffIndex, fingerprint: str) -> SlideInfo:
         properties={"tiff.tile_height": str(grid.height), "tiff.tile_width": str(grid.width), **index.properties},
         warnings=index.warnings,
         channels=tuple(band.name for band in index.bands),
+        bands=index.chosen,
     )
 
 

@@ -1,4 +1,4 @@
-"""Images with a mask of their own, as GDAL writes them: what the mask leaves out is white, as under alpha 0."""
+"""Images with a mask of their own, as GDAL writes them: what the mask leaves out is white, as under alpha 0, and no value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.geometry import Region, level_for_scale
-from tilestream.sources.base import WHITE, Pixels, SegmentGrid, Source
+from tilestream.sources.base import Pixels, SegmentGrid, Source
 
 BLOCK_PIXELS = 1 << 22
 """Pixels of a mask that are read at once, where it has no level of the image's own size."""
@@ -21,11 +21,14 @@ class MaskedSource(Source):
     """
 
     def __init__(self, source: Source, mask: Source) -> None:
-        self._source, self._mask = source, mask
+        self._source, self._mask, self.pixel = source, mask, source.pixel
         self.info = replace(
             source.info, properties={**source.info.properties, "mask": f"{len(mask.info.levels)} levels; white where it is 0"}
         )
         self.fetched, self.ahead, self.ahead_bytes = source.fetched, source.ahead, source.ahead_bytes  # type: ignore[method-assign]
+
+    def pictured(self) -> MaskedSource:
+        return MaskedSource(self._source.pictured(), self._mask) if self.pixel.bands else self
 
     def close(self) -> None:
         self._source.close()
@@ -38,7 +41,7 @@ class MaskedSource(Source):
         """Those of the image and of the mask, and the pixels that are made of both."""
         grid = self.segment_grid(level)
         area = grid.height * grid.width if grid else pixels
-        return self._source.held_bytes(level, pixels) + self._mask.held_bytes(0, area) + area * 7
+        return self._source.held_bytes(level, pixels) + self._mask.held_bytes(0, area) + area * (4 + self.pixel.bytes)
 
     def read_segment(self, level: int, row: int, col: int, out: Pixels | None = None) -> Pixels | None:
         grid = self.segment_grid(level)
@@ -54,7 +57,8 @@ class MaskedSource(Source):
 
     def _whitened(self, pixels: Pixels, level: int, region: Region) -> Pixels:
         absent = ~self.inside(level, region)
-        return np.where(absent[..., np.newaxis], np.uint8(WHITE), pixels) if absent.any() else pixels
+        fill = self.pixel.dtype.type(self.pixel.fill)
+        return np.where(absent[..., np.newaxis], fill, pixels) if absent.any() else pixels
 
     def inside(self, level: int, region: Region) -> NDArray[np.bool_]:
         """(h, w) bool: which pixels of a region are part of the image."""

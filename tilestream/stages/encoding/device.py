@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tilestream.errors import InterruptedRunError
+from tilestream.sources.base import RGB, PixelKind
 from tilestream.stages.encoding.compiling import Measured, compiled_twin, one_measures, recall, remember
 from tilestream.stages.encoding.host import check_output
 
@@ -46,7 +47,7 @@ class _Path:
 
 
 class DeviceEncoder:
-    """Runs an encoder over batches of uint8 tiles of one size, eager from the start; compiled as well once `compile` has returned True.
+    """Runs an encoder over batches of tiles of one size, eager from the start; compiled as well once `compile` has returned True.
 
     Both ways have a graph of their own. Their results differ in the last bits: who calls says which one a slide is computed by.
 
@@ -62,6 +63,8 @@ class DeviceEncoder:
         Tiles of a batch; None measures which is best.
     device : torch.device
         Where the encoder is.
+    pixel : PixelKind
+        What a pixel of a tile holds.
 
     Raises
     ------
@@ -69,8 +72,9 @@ class DeviceEncoder:
         Not even a batch of one fits into the device's memory.
     """
 
-    def __init__(self, encoder: nn.Module, name: str, tile: int, batch: int | None, device: torch.device) -> None:
+    def __init__(self, encoder: nn.Module, name: str, tile: int, batch: int | None, device: torch.device, pixel: PixelKind = RGB) -> None:
         self.encoder = encoder
+        self.pixel = pixel
         self.name = name
         self.tile = tile
         self.device = device
@@ -85,7 +89,7 @@ class DeviceEncoder:
             self._capture_or_halve(self._eager)
 
     def __call__(self, tiles: Tensor, *, compiled: bool = False) -> Tensor:
-        """(n, tile, tile, 3) uint8 on the device, any n, to (n, dim) or (n, tokens, dim) in memory of its own; compiled only once that is made."""
+        """(n, tile, tile, 3) uint8 or (n, tile, tile, bands) float32 on the device, any n, to (n, dim) or (n, tokens, dim) in memory of its own; compiled only once that is made."""
         with self._at_device():
             return self._encode(tiles, compiled=compiled)
 
@@ -141,7 +145,8 @@ class DeviceEncoder:
         return self._measured.tile_seconds
 
     def _blank(self, batch: int) -> Tensor:
-        return torch.zeros(batch, self.tile, self.tile, 3, dtype=torch.uint8, device=self.device)
+        dtype = torch.float32 if self.pixel.bands else torch.uint8
+        return torch.zeros(batch, self.tile, self.tile, self.pixel.channels, dtype=dtype, device=self.device)
 
     def _choose_batch(self) -> int:
         """The batch that serves best, as it was measured on such a device before or is now."""

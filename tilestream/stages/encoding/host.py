@@ -67,7 +67,7 @@ def packs_linear() -> bool:
 
 
 def host_encoder(encoder: nn.Module, name: str, batch: int, *, exact: bool = False) -> Callable[[Tensor], Tensor]:
-    """An encoder on a CPU over batches of at most `batch` tiles (n, tile, tile, 3) uint8; fewer are filled up, so that shapes never change.
+    """An encoder on a CPU over batches of at most `batch` tiles (n, tile, tile, 3) uint8 or (n, tile, tile, bands) float32; fewer are filled up, so that shapes never change.
 
     Where `exact`, layers are left to torch.
     """

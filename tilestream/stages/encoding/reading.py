@@ -51,7 +51,7 @@ class HostReading:
 
 
 class DeviceReading(HostReading):
-    """Tiles put together on a device from the file's pieces; where there are none, or reading is isolated, on the host."""
+    """Tiles put together on a device from the file's pieces; on the host where there are none, reading is isolated, or tiles are values of bands."""
 
     in_flight = IN_FLIGHT
 
@@ -62,7 +62,7 @@ class DeviceReading(HostReading):
 
     def read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of the tiles at (n,) level-0 places, each complete on its own stream once it is `ready`."""
-        if self.settings.isolate or source.segment_grid(spec.level) is None:
+        if self.settings.isolate or spec.pixel.bands or source.segment_grid(spec.level) is None:
             yield from super().read(source, spec, l0_y, l0_x)
             return
         on_device = self.settings.decode == "gpu" and can_decode_on_device(source, spec.level)
