@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
-from tilestream.encoders.bands import refuse_other_bands
+from tilestream.encoders.earth.bands import refuse_other_bands
 from tilestream.errors import ConfigError, InputError, TilestreamError
 from tilestream.geometry import TileGrid
 from tilestream.sources.base import SegmentGrid, Source

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tilestream.config.heads import NO_ENCODER
-from tilestream.encoders.bands import bands_of
+from tilestream.encoders.earth.bands import bands_of
 from tilestream.encoders.registry import random_weights
 from tilestream.errors import ConfigError, InputError, InterruptedRunError
 from tilestream.sources.base import Pixels, Source

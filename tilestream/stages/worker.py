@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tilestream.buffers import PixelBuffers
-from tilestream.encoders.bands import check_bands
+from tilestream.encoders.earth.bands import check_bands
 from tilestream.encoders.registry import build_encoder, files_of, is_others
 from tilestream.encoders.weights import module_digest, weights_digest
 from tilestream.errors import ConfigError, user_code

@@ -1,0 +1,1 @@
+"""Encoders of many bands of satellite images."""
