@@ -1,9 +1,9 @@
 """Claim: the whole program runs at nearly the speed of the bare encoder, and several times that of a plain loop.
 
-    python -m benchmarks.bench_pipeline [--encoders vit_large_patch16_224 ...] [--side 40960] [--baseline] [--json]
+    python -m benchmarks.bench_pipeline [--encoders vit_large_patch16_224 ...] [--side 40960] [--slides 4] [--baseline] [--json]
 
 In one run, in turns: the bare encoder on random tiles that lie on the device, in the same number format and compiled alike; the whole
-program on a made slide, start-up excluded; and with `--baseline` a PyTorch DataLoader over OpenSlide + PIL tiles under autocast, with the
+program on a made slide, or on several copies of it, start-up excluded; and with `--baseline` a PyTorch DataLoader over OpenSlide + PIL tiles under autocast, with the
 best of several numbers of workers. Prints ratios, seconds by stage, and peak memory of host and device.
 """
 
@@ -30,10 +30,10 @@ MIB = 1024**2
 TILE = 224
 
 
-def config(encoder: str, address: str, output: Path, chosen: argparse.Namespace) -> dict:
+def config(encoder: str, slides: list[str], output: Path, chosen: argparse.Namespace) -> dict:
     """A run that keeps every tile and makes no slide vector."""
     return {
-        "slides": address, "output": {"path": str(output), "save": ["tiles"]}, "tiles": {"size": TILE, "level": 0, "tissue": "none"},
+        "slides": slides, "output": {"path": str(output), "save": ["tiles"]}, "tiles": {"size": TILE, "level": 0, "tissue": "none"},
         "encoder": {"name": encoder, "precision": chosen.precision}, "pool": "none",
         "compute": {
             "scheduler": "local" if chosen.workers else "inline", "workers": chosen.workers or 1, "device": chosen.device, "threads": chosen.threads or "auto",
@@ -100,15 +100,25 @@ def plain(worker: Worker, encoder: torch.nn.Module, path: str, places: np.ndarra
     return count / (time.perf_counter() - start)
 
 
-def measure(encoder: str, address: str, path: str, chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
+def copies(path: str, count: int, folder: Path) -> list[str]:
+    """The slide so many times."""
+    found = [folder / f"slide{k}.tif" for k in range(count)]
+    for copy in found:
+        if not copy.exists():
+            shutil.copyfile(path, copy)
+    return list(map(str, found))
+
+
+def measure(encoder: str, path: str, chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
     """All sides for one encoder."""
-    made = Config.model_validate(config(encoder, address, folder / "out", chosen))
+    slides = copies(path, chosen.slides, folder)
+    made = Config.model_validate(config(encoder, slides, folder / "out", chosen))
     worker = worker_for(worker_settings(made))
     rates, programs, summary = [], [], None
     for _ in range(chosen.rounds):
         rates.append(bare(worker, chosen.seconds))
         shutil.rmtree(folder / "out", ignore_errors=True)
-        summary = tilestream.run(config(encoder, address, folder / "out", chosen))
+        summary = tilestream.run(config(encoder, slides, folder / "out", chosen))
         programs.append(summary.tiles_per_second)
     rates.append(bare(worker, chosen.seconds))
     row = {
@@ -140,6 +150,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, object]]:
         "--encoders", nargs="+", default=["vit_tiny_patch16_224", "vit_small_patch16_224"], help="also benchmarks.encoders:vit_huge"
     )
     parser.add_argument("--side", type=int, default=8192, help="of the made slide, px")
+    parser.add_argument("--slides", type=int, default=1, help="how many of them")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", default="auto", type=lambda word: {"true": True, "false": False}.get(word, word))
@@ -156,7 +167,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, object]]:
     address = f"sample://he?width={chosen.side}&height={chosen.side}"
     subprocess.run([sys.executable, "-m", "tilestream", "inspect", address], check=True, capture_output=True)
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(name, address, str(ensure_sample(address)), chosen, Path(folder)) for name in chosen.encoders]
+        rows = [measure(name, str(ensure_sample(address)), chosen, Path(folder)) for name in chosen.encoders]
     if chosen.json:
         print(json.dumps(rows, indent=1))
         return rows

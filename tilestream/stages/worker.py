@@ -33,7 +33,7 @@ from tilestream.stages.encoding.compiling import COMPILER_BYTES
 from tilestream.stages.encoding.device import DeviceEncoder
 from tilestream.stages.encoding.embedded import ALL_TILES, Embedded, TileList
 from tilestream.stages.encoding.host import host_encoder
-from tilestream.stages.encoding.reading import Batch, DeviceReading, HostReading, begin_reading
+from tilestream.stages.encoding.reading import Batch, DeviceReading, HostReading
 from tilestream.stages.encoding.wide import WideTwin, beyond_range
 from tilestream.stages.hardware import cast_encoder, children_memory, peak_memory, pick_device, settle_allocator
 from tilestream.stages.pinning import begin_digest, check_alike, check_machine, pin_settings, unfit
@@ -41,7 +41,7 @@ from tilestream.stages.prefetch import read_ahead
 from tilestream.stages.shares import CPU_BATCH
 from tilestream.stages.worker_settings import LANES, EncoderFacts, WorkerSettings
 from tilestream.tiles.buffer_limits import read_batch
-from tilestream.tiles.decode_processes import CHILD_BYTES
+from tilestream.tiles.decode_processes import CHILD_BYTES, DecodeProcesses
 from tilestream.tiles.device_reader import DeviceTileBatch
 from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.tile_reader import TileBatch
@@ -88,7 +88,7 @@ class Worker:
         on_device = self.device.type == "cuda"
         if settings.decode == "gpu" and not on_device:
             raise ConfigError(f"source.decode: gpu, but compute.device is {self.device}. Set source.decode to auto or cpu.")
-        self.processes = begin_reading(settings, self.device) if on_device else None
+        self.processes = DecodeProcesses(settings.threads) if on_device and settings.decode_processes else None
         self.made_of = files_of(settings.spec)
         others = is_others(settings.encoder)
         wall.mark("device")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import threading
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,9 +16,6 @@ from torch import Tensor
 
 from tilestream.geometry import Size
 from tilestream.sources.base import WHITE, SegmentGrid
-
-_LAUNCHING = threading.Lock()
-"""Several threads would compile the same kernel, each for itself."""
 
 
 def gather_tiles(arena: Tensor, slots: Tensor, starts: Tensor, cover: int, grid: SegmentGrid, size: Size) -> Tensor:
@@ -43,46 +39,11 @@ def gather_tiles(arena: Tensor, slots: Tensor, starts: Tensor, cover: int, grid:
     tiles : (n, cover, cover, 3) uint8
         On the arena's device.
     """
-    kernel = _kernel() if arena.is_cuda else None
+    block = 1 << (cover * 3 - 1).bit_length()
+    kernel = _KERNELS.get(arena.device, block) if arena.is_cuda else None
     if kernel is None:
         return _gather_by_index(arena, slots, starts[0], starts[1], cover, grid, size)
-    count, rows, cols = slots.shape
-    tiles = torch.empty(count, cover, cover, 3, dtype=torch.uint8, device=arena.device)
-    block = 1 << (cover * 3 - 1).bit_length()
-    with _LAUNCHING:
-        kernel[(count, cover)](
-            arena,
-            slots,
-            starts,
-            tiles,
-            count,
-            cover,
-            grid.height,
-            grid.width,
-            size.height,
-            size.width,
-            rows,
-            cols,
-            WHITE,
-            block,
-            num_warps=4,
-        )
-    return tiles
-
-
-def compile_ahead(device: torch.device, cover: int) -> None:
-    """In a thread of its own, have the kernel compiled for squares of about this side, px: the first time it takes a second or two.
-
-    Whoever needs it meanwhile waits for it, and meets what fails here.
-    """
-
-    def compile_now() -> None:
-        with contextlib.suppress(Exception), torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
-            slots, starts = (torch.zeros(shape, dtype=torch.int64, device=device) for shape in ((1, 2, 2), (2, 1)))
-            arena = torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=device)
-            gather_tiles(arena, slots, starts, cover, SegmentGrid(8, 8, 1, 1), Size(8, 8))
-
-    threading.Thread(target=compile_now, name="gather", daemon=True).start()
+    return _launch(kernel, block, arena, slots, starts, cover, grid, size)
 
 
 def copy_pieces(arena: Tensor, slots: Tensor, pieces: Tensor) -> None:
@@ -108,10 +69,45 @@ def _places(start: Tensor, cover: int, side: int, length: int, rim: int) -> tupl
     return cell.clamp_(max=rim), at % side
 
 
-@lru_cache(maxsize=1)
-def _kernel() -> Any:
-    """The kernel, or None where Triton is not installed."""
-    try:
-        return importlib.import_module("tilestream.tiles.device_kernel").gather_rows
-    except ImportError:
-        return None
+class _Kernels:
+    """The kernel for each device and width of its blocks, compiled while torch's index arithmetic serves: that takes a second or two of the host."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[torch.device, int], Any] = {}
+        self._lock = threading.Lock()
+
+    def get(self, device: torch.device, block: int) -> Any:
+        """The kernel, or None as long as it is compiled, and where that fails."""
+        with self._lock:
+            begun = (device, block) in self._made
+            kernel = self._made.setdefault((device, block), None)
+        if not begun:
+            threading.Thread(target=self._compile, args=[device, block], name="gather", daemon=True).start()
+        return kernel
+
+    def _compile(self, device: torch.device, block: int) -> None:
+        """By a launch of its own, since a kernel is compiled for what it is first called with."""
+        with (
+            contextlib.suppress(Exception),
+            torch.cuda.device(device),
+            torch.cuda.stream(torch.cuda.Stream(device)),
+        ):  # there is another way
+            kernel = importlib.import_module("tilestream.tiles.device_kernel").gather_rows
+            slots, starts = (torch.zeros(shape, dtype=torch.int64, device=device) for shape in ((1, 2, 2), (2, 1)))
+            arena = torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=device)
+            _launch(kernel, block, arena, slots, starts, 8, SegmentGrid(8, 8, 1, 1), Size(8, 8))
+            torch.cuda.current_stream(device).synchronize()
+            self._made[device, block] = kernel
+
+
+_KERNELS = _Kernels()
+
+
+def _launch(kernel: Any, block: int, arena: Tensor, slots: Tensor, starts: Tensor, cover: int, grid: SegmentGrid, size: Size) -> Tensor:
+    """`gather_tiles` by the kernel."""
+    count, rows, cols = slots.shape
+    tiles = torch.empty(count, cover, cover, 3, dtype=torch.uint8, device=arena.device)
+    kernel[(count, cover)](
+        arena, slots, starts, tiles, count, cover, grid.height, grid.width, size.height, size.width, rows, cols, WHITE, block, num_warps=4
+    )
+    return tiles

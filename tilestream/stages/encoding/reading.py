@@ -17,19 +17,12 @@ from tilestream.stages.shares import IN_FLIGHT
 from tilestream.stages.worker_settings import WorkerSettings
 from tilestream.tiles.decode_processes import DecodeProcesses
 from tilestream.tiles.device_decoding import HostDecoder, NvImageCodecDecoder, StreamDecoder
-from tilestream.tiles.device_gather import compile_ahead
 from tilestream.tiles.device_reader import DeviceTileBatch, DeviceTileReader, can_decode_on_device
 from tilestream.tiles.isolation import IsolatedReader, Job
 from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.tile_reader import TileBatch, TileReader
 
 Batch = TileBatch | DeviceTileBatch
-
-
-def begin_reading(settings: WorkerSettings, device: torch.device) -> DecodeProcesses | None:
-    """Begin what making tiles on a device needs and what takes a while to be there: its kernel, and processes that decode, where there are any."""
-    compile_ahead(device, settings.tile)
-    return DecodeProcesses(settings.threads) if settings.decode_processes else None
 
 
 class HostReading:
