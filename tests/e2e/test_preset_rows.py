@@ -14,7 +14,7 @@ from tilestream.cli import app
 from tilestream.encoders.preset_encoders import preset_vit
 from tilestream.encoders.presets import PRESETS
 
-NATIVE = [name for name, preset in PRESETS.items() if preset.vit is not None]
+NATIVE = [name for name, preset in PRESETS.items() if preset.vit is not None and not preset.bands]
 QUICK = {"uni", "gigapath-flash", "phikon", "kaiko-vits8", "lunit-vits8", "dinov2-s", "dinov3-s", "keep", "h0-mini", "rudolfv2-s"}
 
 

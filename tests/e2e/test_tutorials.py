@@ -27,7 +27,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    sys.modules.pop("my_encoder", None)
+    for name in ("my_encoder", "my_bands"):
+        sys.modules.pop(name, None)
 
 
 def do_line(line, folder):

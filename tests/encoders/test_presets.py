@@ -16,7 +16,7 @@ from tilestream.encoders.registry import build_encoder
 from tilestream.errors import ConfigError, InputError
 from tilestream.models.vit import resize_tiles
 
-VITS = {name: preset for name, preset in PRESETS.items() if preset.vit is not None and name != "keep" and not preset.asked}
+VITS = {name: preset for name, preset in PRESETS.items() if preset.vit and name != "keep" and not preset.asked and not preset.bands}
 HUGGING = {
     "phikon",
     "phikon-v2",

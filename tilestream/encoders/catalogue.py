@@ -30,11 +30,24 @@ COLUMNS = {
 NARROW = ("name", "dim", "tile_size", "mpp", "gated", "licence")
 """Those that fit into 80 letters."""
 
-GROUPS = ("in the package", "networks to bring weights for (encoder.weights)", "for pathology", "for any images", "of installed packages")
+GROUPS = (
+    "in the package",
+    "networks to bring weights for (encoder.weights)",
+    "for pathology",
+    "for any images",
+    "for satellite images",
+    "of installed packages",
+)
 """Headings of the table, in order."""
+
+EARTH = ("prithvi-", "clay-", "dinov3-l-sat")
+"""How the names of presets begin that satellite images were used to train."""
 
 GENERAL = ("dinov2-", "dinov3-", "resnet50")
 """How the names of presets begin that no slide was used to train."""
+
+MAP_MPP = 1e4
+"""µm/px from which on an image is a map."""
 
 LICENCE_LETTERS = 24
 """Letters of a licence there."""
@@ -102,7 +115,7 @@ def preset_entry(preset: Preset) -> EncoderEntry:
         interpolation = config.interpolation if config.tile else None
         source = preset.repository
     return EncoderEntry(
-        preset.name, source, dim, tile, preset.mpp, preset.mpp_range, normalisation_words(preset.pixels), output, preset.precision,
+        preset.name, source, dim, tile, preset.mpp, preset.mpp_range, "source.normalise" if preset.bands or preset.through == "claymodel" else normalisation_words(preset.pixels), output, preset.precision,
         interpolation, preset.licence, preset.gated, preset.note,
     )  # fmt: skip
 
@@ -143,6 +156,8 @@ def group_of(name: str) -> str:
     if name in VITS or name == "patch_embed":
         return GROUPS[1]
     if name not in PRESETS:
+        return GROUPS[5]
+    if name.startswith(EARTH):
         return GROUPS[4]
     return GROUPS[3 if name.startswith(GENERAL) else 2]
 
@@ -154,6 +169,13 @@ def encoder_tables(rows: Sequence[Mapping[str, Any]], width: int) -> list[Table]
     return [
         entry_table(f"encoder: {group}", keys, found, max(len(row["name"]) for row in rows)) for group, found in grouped.items() if found
     ]
+
+
+def _word(key: str, value: object) -> str:
+    """What a cell says; a pixel on a map's scale is told in metres."""
+    if key == "mpp" and isinstance(value, float) and value >= MAP_MPP:
+        return f"{value / 1e6:g} m"
+    return "-" if value in (None, False) else "yes" if value is True else str(value)
 
 
 def entry_table(title: str, keys: Mapping[str, str], rows: Iterable[Mapping[str, Any]], name_width: int) -> Table:
@@ -172,7 +194,7 @@ def entry_table(title: str, keys: Mapping[str, str], rows: Iterable[Mapping[str,
             max_width=14 if narrow and key == "tile_encoder" else None,
         )
     for row in rows:
-        words = ["-" if row[key] in (None, False) else "yes" if row[key] is True else str(row[key]) for key in keys]
+        words = [_word(key, row[key]) for key in keys]
         table.add_row(
             *(
                 shorten(word, LICENCE_LETTERS, placeholder=" ...") if narrow and key == "licence" else word

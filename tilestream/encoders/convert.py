@@ -44,7 +44,10 @@ _DINOV2 = (
     (r"\.mlp\.w12\.", ".mlp.fc1."),
     (r"\.mlp\.w3\.", ".mlp.fc2."),
 )
-_UNUSED = ("mask_token", "embeddings.mask_token", "pooler.", "classifier.", "dino_head.", "ibot_head.", "head.", "decoder.", "rope_embed.")
+_UNUSED = (
+    *("mask_token", "embeddings.mask_token", "pooler.", "classifier.", "dino_head.", "ibot_head.", "head.", "decoder.", "rope_embed."),
+    *("temporal_embed_enc.", "location_embed_enc."),  # of places and days that are not told, Prithvi adds nothing
+)
 
 
 def to_our_names(state: Mapping[str, Tensor], *, embed_prefix: bool) -> dict[str, Tensor]:
@@ -80,6 +83,15 @@ def to_our_names(state: Mapping[str, Tensor], *, embed_prefix: bool) -> dict[str
     if not embed_prefix:
         _fold_class_position(found)
     return found
+
+
+def take_first_frame(state: dict[str, Tensor], cells: int) -> None:
+    """Make a model of pictures of one of several frames, in place: patches of one frame are flat, and positions are those of the first, class token and `cells` patches."""
+    weight, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
+    if weight is not None and weight.ndim == 5 and weight.shape[2] == 1:
+        state["patch_embed.proj.weight"] = weight.squeeze(2)
+        if table is not None and (table.shape[1] - 1) % cells == 0:
+            state["pos_embed"] = table[:, : 1 + cells]
 
 
 def resize_positions(state: dict[str, Tensor], side: int, prefix: int, *, antialias: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tilestream.encoders.convert import ANCHORS, resize_positions, to_our_names
+from tilestream.encoders.convert import ANCHORS, resize_positions, take_first_frame, to_our_names
 from tilestream.encoders.hub import fetch_file
 from tilestream.encoders.presets import Preset
 from tilestream.encoders.weights import apply_weights, read_weights, strip_prefix
@@ -68,6 +68,7 @@ def preset_vit(preset: Preset, **options: Any) -> VisionTransformer:
     mean, std = preset.pixels
     encoder = VisionTransformer(ViTConfig(**{"mean": mean, "std": std, **preset.vit, **options}))
     encoder.mpp, encoder.mpp_range = preset.mpp, preset.mpp_range
+    encoder.bands = preset.bands or encoder.bands
     return encoder
 
 
@@ -75,5 +76,7 @@ def preset_state(preset: Preset, encoder: VisionTransformer, state: Mapping[str,
     """A preset's state dict, without what stands before its names, under our names; positions interpolated to the tile's patches."""
     config = encoder.config
     found = to_our_names(state, embed_prefix=config.embed_prefix)
+    if preset.bands:
+        take_first_frame(found, config.side**2)
     resize_positions(found, config.side, config.prefix if config.embed_prefix else 0, antialias=preset.antialias)
     return found

@@ -58,6 +58,8 @@ class Preset:
     """Patterns and replacements of names in its file that are its own, before any other conversion."""
     asked: tuple[str, ...] = ()
     """Fields of `ViTConfig` that are told in code behind its gate only: `encoder.args` must have them."""
+    bands: tuple[str, ...] = ()
+    """The bands that it takes, by common name, in order; empty where it takes colours."""
     note: str | None = None
     """What else a user should know."""
 
@@ -73,6 +75,10 @@ def _giant(**options: Any) -> dict[str, Any]:
 
 def _huge(**options: Any) -> dict[str, Any]:
     return {"dim": 1280, "depth": 32, "heads": 16, "patch": 14, "hidden": 6832, "gated": True, "layer_scale": 1e-5} | options
+
+
+def _prithvi_600(**options: Any) -> dict[str, Any]:
+    return {"dim": 1280, "depth": 32, "heads": 16, "patch": 14} | options
 
 
 def _large(**options: Any) -> dict[str, Any]:
@@ -97,6 +103,8 @@ _DINOV3 = {"position": "rope", "registers": 4, "layer_scale": 1.0, "eps": 1e-5}
 _RUDOLF = {
     "patch": 8, "registers": 8, "layer_scale": 1e-5, "position": "rope", "qk_norm": True, "embed_prefix": False, "output": "class+mean",
 }  # fmt: skip
+_PRITHVI = {"bands": 6, "eps": 1e-5, "position": "sincos", "output": "mean"}
+HLS = ("blue", "green", "red", "nir08", "swir16", "swir22")
 _RESIZED = {"tile": 256, "interpolation": "bilinear"}
 
 _ALL = (
@@ -180,6 +188,19 @@ _ALL = (
     Preset(
         "dinov3-l-sat", "facebook/dinov3-vitl16-pretrain-sat493m", _SAFE, "DINOv3", True, None, "fp32", _large(**_DINOV3), SATELLITE,
         note="trained on satellite pictures of 0.6 m a pixel",
+    ),
+    *(
+        Preset(
+            f"prithvi-eo-2{end}", f"ibm-nasa-geospatial/Prithvi-EO-2.0-{size}", f"Prithvi_EO_V2_{size.replace('-', '_')}.pt", "Apache-2.0", False, 30e6, "fp32",
+            shape(**_PRITHVI), bands=HLS, note="source.normalise: prithvi-eo-2; one day, whose date and place are not told",
+        )
+        for end, size, shape in (
+            ("", "300M", _large), ("-tl", "300M-TL", _large), ("-600", "600M", _prithvi_600), ("-600-tl", "600M-TL", _prithvi_600),
+        )
+    ),
+    Preset(
+        "clay-1.5", "made-with-clay/Clay", "v1.5/clay-v1.5.ckpt", "Apache-2.0", False, None, "fp32", None, through="claymodel",
+        other={"dim": 1024, "tile": 256, "output": "class token"}, note="args.sensor: sentinel-2, landsat or naip; source.normalise: clay-1.5-<sensor>; needs the package claymodel",
     ),
     Preset(
         "resnet50", "timm/resnet50.a1_in1k", _SAFE, "Apache-2.0", False, None, "fp32", None, through="timm:resnet50.a1_in1k",

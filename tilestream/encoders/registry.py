@@ -11,6 +11,7 @@ from torch import nn
 
 from tilestream.encoders.box import tilestream_lite, tilestream_tiny
 from tilestream.encoders.catalogue import LITE, TINY, EncoderSpec
+from tilestream.encoders.earth.clay import PACKAGE, build_clay
 from tilestream.encoders.factories import Factory, check_arguments, find_factory, own_code, refuse_unknown
 from tilestream.encoders.hub import fetch_weights, is_hub_id
 from tilestream.encoders.preset_encoders import add_notes, build_preset
@@ -98,6 +99,9 @@ def _build_preset(spec: EncoderSpec, preset: Preset) -> nn.Module:
             f"encoder.name: {preset.name} is no plain vision transformer and needs its authors' code, which is not part of this package. "
             f"Write a function that builds it ({preset.page}) and set encoder.name to module:factory."
         )
+    if preset.through == PACKAGE:
+        refuse_unknown(spec.name, spec.args, frozenset({"sensor", "bands", "gsd", "output"}))
+        return build_clay(preset, None if spec.weights is None else weights_file(spec.weights), **spec.args)
     if preset.vit is None:
         encoder = build_encoder(EncoderSpec(preset.through, spec.weights, {**preset.arguments, **spec.args}))
         encoder.mpp = preset.mpp  # type: ignore[assignment]

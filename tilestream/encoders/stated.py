@@ -86,7 +86,7 @@ def _state_vit(
     config: ViTConfig, mpp: float | None = None, mpp_range: tuple[float, float] | None = None, *, untrained: bool = False
 ) -> Stated:
     tile, all_tokens = config.tile or config.img_size, config.side**2 + config.prefix
-    a_tile = all_tokens * int((17 * config.dim + 2 * (config.hidden or 4 * config.dim)) * 4) + 12 * tile**2
+    a_tile = all_tokens * int((17 * config.dim + 2 * (config.hidden or 4 * config.dim)) * 4) + 4 * config.channels * tile**2
     tokens = config.side**2 if config.output == "tokens" else 1
     return Stated(config.features, tokens, tile, vector_words(config), vit_parameters(config), a_tile, mpp, mpp_range, untrained)
 
@@ -96,7 +96,7 @@ def vit_parameters(config: ViTConfig) -> int:
     dim, hidden = config.dim, config.hidden or 4 * config.dim
     block = 4 * dim + 4 * dim**2 + 4 * dim + dim * hidden + hidden + (hidden // 2 if config.gated else hidden) * dim + dim
     block += (0 if config.layer_scale is None else 2 * dim) + (4 * (dim // config.heads) if config.qk_norm else 0)
-    patches = 3 * config.patch**2 * dim + (0 if config.pre_norm else dim)
+    patches = config.channels * config.patch**2 * dim + (0 if config.pre_norm else dim)
     places = 0 if config.position == "rope" else config.side**2 + (config.prefix if config.embed_prefix else 0)
     norms = 2 * dim * (2 if config.pre_norm else 1)
     wide = config.projection

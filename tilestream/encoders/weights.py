@@ -19,7 +19,22 @@ from tilestream.errors import ConfigError
 __all__ = ["apply_weights", "load_weights", "module_digest", "read_weights", "state_digest", "strip_prefix", "weights_digest"]
 
 _OURS = frozenset(
-    {"training", "dim", "tile_size", "mpp", "mpp_range", "size", "overlap", "stride", "context", "classes", "vector", "notes", "untrained"}
+    {
+        "training",
+        "dim",
+        "tile_size",
+        "mpp",
+        "mpp_range",
+        "size",
+        "overlap",
+        "stride",
+        "context",
+        "classes",
+        "vector",
+        "notes",
+        "untrained",
+        "bands",
+    }
 )
 """Attributes of a module that are asked for by name, and stand in recipes themselves or decide no number."""
 

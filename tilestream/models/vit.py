@@ -19,10 +19,10 @@ class _PatchProjection(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.proj = BlankConv(3, config.dim, config.patch, config.patch, bias=not config.pre_norm)
+        self.proj = BlankConv(config.channels, config.dim, config.patch, config.patch, bias=not config.pre_norm)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(n, 3, size, size) to (n, side * side, dim)."""
+        """(n, channels, size, size) to (n, side * side, dim)."""
         weight = self.proj.weight
         return F.linear(unfold_patches(pixels, weight.shape[-1]), weight.flatten(1), self.proj.bias)
 
@@ -134,13 +134,15 @@ class VisionTransformer(nn.Module):
     """µm/px that the weights were trained at; None: any."""
     mpp_range: tuple[float, float] | None = None
     """Least and greatest µm/px that they serve; None: within 5 % of `mpp`."""
+    bands: int | tuple[str, ...] = 0
+    """Bands of a tile, by number or by name; 0 where tiles are colours."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
         self.dim = config.features
         self.vector = vector_words(config)
-        self.patch = config.patch
+        self.patch, self.bands = config.patch, config.bands
         self.tile_size = config.tile or config.img_size
         self.patch_embed = _PatchProjection(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim)) if config.class_token else None
@@ -160,28 +162,31 @@ class VisionTransformer(nn.Module):
         freeze(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, size, size) uint8 to (n, dim) in the weights' dtype, or to (n, side * side, dim) where the output is `tokens`.
+        """(n, 3, size, size) uint8, or (n, bands, size, size) float32, to (n, dim) in the weights' dtype, or to (n, side * side, dim) where the output is `tokens`.
 
         Raises
         ------
         ConfigError
             Where tiles have another size than the model was built for.
         """
-        size = self.tile_size
-        if tuple(images.shape[1:]) != (3, size, size):
+        size, channels = self.tile_size, self.config.channels
+        if tuple(images.shape[1:]) != (channels, size, size):
             shape = " x ".join(str(s) for s in images.shape[1:])
             fits = images.shape[-1] % self.config.patch == 0 and self.config.tile is None
             other = f", or encoder.args.img_size to {images.shape[-1]}: positions are then interpolated" if fits else ""
-            raise ConfigError(f"tiles.size: the encoder takes 3 x {size} x {size} px, got {shape}. Set tiles.size to {size}{other}.")
+            raise ConfigError(
+                f"tiles.size: the encoder takes {channels} x {size} x {size} px, got {shape}. Set tiles.size to {size}{other}."
+            )
         if self.config.tile is not None:
             images = resize_tiles(images, self.config.resize or self.config.img_size, self.config.img_size, self.config.interpolation)
         dtype = self.patch_embed.proj.weight.dtype
-        tokens = self.forward_features(normalise_pixels(images, self.config.mean, self.config.std, dtype))
+        pixels = images.to(dtype) if self.config.bands else normalise_pixels(images, self.config.mean, self.config.std, dtype)
+        tokens = self.forward_features(pixels)
         out = self.projection(self._pool(tokens))
         return F.normalize(out, dim=-1) if self.config.unit_norm else out
 
     def forward_features(self, pixels: Tensor) -> Tensor:
-        """(n, 3, size, size) normalised pixels to (n, prefix + side * side, dim) tokens after the last norm."""
+        """(n, channels, size, size) normalised pixels to (n, prefix + side * side, dim) tokens after the last norm."""
         tokens = self.patch_embed(pixels)
         prefix = [p.expand(len(tokens), -1, -1) for p in (self.cls_token, self.reg_token) if p is not None]
         if self.pos_embed is None:

@@ -75,6 +75,8 @@ class ViTConfig:
     """Subtracted from red, green and blue in [0, 1]."""
     std: tuple[float, ...] = _HALF
     """Divides red, green and blue after that."""
+    bands: int = 0
+    """Bands of tiles of values, which are taken as they are; 0 for red, green and blue."""
     seed: int = 0
     """Of the random weights."""
 
@@ -87,14 +89,16 @@ class ViTConfig:
         for key, known in choices.items():
             if getattr(self, key) not in known:
                 raise ConfigError(f"encoder.args.{key}: {getattr(self, key)!r}, but it must be one of {', '.join(known)}.")
+        if self.bands and self.tile is not None:
+            raise ConfigError(f"encoder.args.tile: {self.tile}, but tiles of {self.bands} bands are not resized. Leave it out.")
         if not self.class_token and "class" in self.output:
             raise ConfigError(f"encoder.args.output: {self.output!r} needs a class token. Set it to mean, or class_token to true.")
         self._check_normalisation()
         assert self.dim % self.heads == 0, "heads divide dim"
 
     def _check_kinds(self) -> None:
-        for key in ("patch", "img_size", "registers"):
-            value, least = getattr(self, key), int(key != "registers")
+        for key in ("patch", "img_size", "registers", "bands"):
+            value, least = getattr(self, key), int(key not in ("registers", "bands"))
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"encoder.args.{key}: {value!r}, but it must be an integer of {least} or more.")
         for key in ("hidden", "tile", "resize", "projection"):
@@ -128,6 +132,11 @@ class ViTConfig:
     def pooled(self) -> int:
         """Numbers of what is taken of the tokens, before any projection."""
         return self.dim * (2 if self.output == "class+mean" else 1)
+
+    @property
+    def channels(self) -> int:
+        """Numbers of a pixel."""
+        return self.bands or 3
 
     @property
     def side(self) -> int:

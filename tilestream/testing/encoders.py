@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tilestream.encoders.earth.bands import bands_of
+
 
 class EncoderSuite:
     """What every encoder keeps: inherit it and give the fixture `encoder`.
@@ -28,13 +30,16 @@ class EncoderSuite:
         pytest.fail("a suite of an encoder has a fixture `encoder`")
 
     def tiles(self, encoder: nn.Module, count: int = 5) -> Tensor:
-        """(count, 3, side, side) uint8 of noise, the same at every call."""
-        side = int(getattr(encoder, "tile_size", None) or self.tile)
-        return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        """(count, 3, side, side) uint8 of noise, or (count, bands, side, side) float32 for an encoder of bands; the same at every call."""
+        side, generator = int(getattr(encoder, "tile_size", None) or self.tile), torch.Generator().manual_seed(0)
+        bands = bands_of(encoder)
+        if bands:
+            return torch.randn((count, bands if isinstance(bands, int) else len(bands), side, side), generator=generator)
+        return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
     @torch.inference_mode()
     def test_tiles_become_finite_vectors_of_dim_features(self, encoder: nn.Module) -> None:
-        """(n, 3, side, side) uint8 to (n, dim), or (n, k * k, dim) for patch tokens."""
+        """(n, 3, side, side) uint8, or (n, bands, side, side) float32, to (n, dim), or (n, k * k, dim) for patch tokens."""
         out = encoder(self.tiles(encoder))
         assert isinstance(encoder.dim, int)
         assert out.shape[0] == 5
