@@ -20,11 +20,11 @@ QUEUE_BATCHES = 2
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
-    """A CUDA stream of the calling thread's own, so that its work overlaps the encoder's; None on a CPU."""
+    """A CUDA stream of the calling thread's own, so that its work overlaps the encoder's, and need not wait for it; None on a CPU."""
     if device.type != "cuda":
         yield None
         return
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device, priority=-1)  # little work, which the encoder waits for
     with torch.cuda.stream(stream):
         yield stream
 

@@ -15,7 +15,7 @@ from tilestream.config.schema import Context, Pool, Windows
 from tilestream.errors import InterruptedRunError, OutageError
 from tilestream.geometry import Level, TileGrid
 from tilestream.sources.base import ImageAddress
-from tilestream.stages.hardware import children_memory, peak_memory
+from tilestream.stages.hardware import children_lately, peak_memory
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.worker_settings import Digests, EncoderFacts, WorkerSettings
 from tilestream.store.folder import Folder
@@ -124,8 +124,8 @@ class Report:
     """Tiles that were embedded, by status."""
     errors: dict[int, str] = field(default_factory=dict)
     """Why tiles failed, by row of the output; at most 20 a shard."""
-    peak_bytes: int = field(default_factory=lambda: peak_memory() + children_memory())
-    """High-water mark of the worker's own resident memory so far, and what its children hold now."""
+    peak_bytes: int = field(default_factory=lambda: peak_memory() + children_lately())
+    """High-water mark of the worker's own resident memory so far, and what its children held lately."""
     worker: str = field(default_factory=lambda: f"{os.uname().nodename}:{os.getpid()}")
     """Process that did it."""
     earlier: int = 0

@@ -271,7 +271,9 @@ class _Shard:
         return gather_tiles(self.arena, slots, self._upload(self.start[:, tiles]), self.spec.cover, self.grid, self.size)
 
     def _upload(self, values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)
+        """From pinned memory: a copy from any other waits until the device has done all that was asked of this stream before."""
+        found = torch.from_numpy(np.ascontiguousarray(values))
+        return found.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else found
 
 
 def _block_mean(cover: Tensor, factor: int, size: int) -> Tensor:
