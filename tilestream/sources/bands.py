@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.config.bands.band import FILE, PRESETS, Band
-from tilestream.config.bands.statistics import NONE, OF_BANDS, STATISTICS
+from tilestream.config.bands.statistics import NONE, OF_BANDS, STATISTICS, unsaid
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources.base import PixelKind, Pixels, SourceOptions
 
@@ -148,8 +148,14 @@ def band_values(bands: Sequence[Band], kind: np.dtype[Any], bits: int, options: 
     Raises
     ------
     InputError
-        A band's mean and standard deviation are not known.
+        A band's mean and standard deviation are not known, or samples are no plain numbers.
     """
+    if kind.kind not in "iuf":
+        raise InputError(
+            f"source.normalise: samples are {kind}, and integers and floats are read. Convert the file: gdal_translate -ot Float32."
+        )
+    if problem := unsaid(options.normalise, bands=options.bands is not None):
+        raise ConfigError(f"source.normalise: {problem}.")
     said = [(band.scale, band.offset) if options.bands is not None else (1.0, 0.0) for band in bands]
     pairs = _statistics(bands, options.normalise)
     linear = tuple((scale / std, (offset - mean) / std) for (scale, offset), (mean, std) in zip(said, pairs, strict=True))

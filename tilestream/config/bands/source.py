@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from tilestream.config.bands.given import Bands
-from tilestream.config.bands.statistics import Normalise, channels_of
+from tilestream.config.bands.statistics import Normalise, channels_of, unsaid
 from tilestream.config.types import Bytes, Channels, Index, PathText, Positive, Section, Switch, ValueRefusedError, Window
 
 
@@ -83,6 +83,8 @@ class SourceChoices(Section):
             raise ValueRefusedError(
                 f"source.normalise: {len(self.normalise)} means for {len(self.channels or ())} channels. Give one for each of source.channels"
             )
+        if problem := unsaid(self.normalise, bands=self.bands is not None):
+            raise ValueRefusedError(f"source.normalise: {problem}")
         if self.icc:
             raise ValueRefusedError(
                 "source.icc: true, but source.normalise asks for values of bands, which are no colours. Leave one of both out"

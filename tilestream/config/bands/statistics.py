@@ -42,6 +42,9 @@ STATISTICS: Mapping[str, Statistics] = {
 }  # fmt: skip
 """By name, in the order in which the encoder was trained on the bands. Of NAIP, values are its samples."""
 
+OF_SAMPLES = frozenset({"clay-1.5-naip"})
+"""Those of values that are samples as they are stored; all others are of reflectance."""
+
 
 def statistics_from_config(value: object) -> str | tuple[tuple[float, float], ...]:
     """A preset, `bands`, `none`, or a pair for each channel of `{mean: [...], std: [...]}`. Raises ValueRefusedError."""
@@ -73,6 +76,15 @@ def _numbers(key: str, value: object) -> tuple[float, ...]:
 def channels_of(normalise: str | tuple[tuple[float, float], ...] | None) -> tuple[str, ...] | None:
     """The bands that a preset is for, which are taken where no others are chosen; None of anything else."""
     return tuple(STATISTICS[normalise]) if isinstance(normalise, str) and normalise in STATISTICS else None
+
+
+def unsaid(normalise: str | tuple[tuple[float, float], ...] | None, *, bands: bool) -> str:
+    """Why values cannot be made where `source.bands` does not say what samples mean, in words behind the key; "" where they can."""
+    if bands or not isinstance(normalise, str) or normalise == NONE or normalise in OF_SAMPLES:
+        return ""
+    if normalise == OF_BANDS:
+        return "bands, but source.bands says nothing of them. Give a mapping of names with mean and std, or a file of it"
+    return f"{normalise} is of reflectance, but source.bands does not say what makes it of samples. Give a product, such as hls-s30, or a mapping with scale and offset"
 
 
 def _written(normalise: Any) -> object:

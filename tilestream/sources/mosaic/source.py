@@ -150,7 +150,9 @@ class MosaicSource(Source):
         if self.pixel.bands:
             pixels[~held] = np.nan
             return pixels
-        empty = np.logical_not(np.logical_or.reduce([held[..., band] for band in range(self._count)]))  # five times as fast as any(axis=-1)
+        empty = np.logical_not(
+            np.logical_or.reduce([held[..., band] for band in self._rule.channels or range(self._count)])
+        )  # five times as fast as any(axis=-1)
         return np.where(empty[..., np.newaxis], np.uint8(WHITE), pixels) if empty.any() else pixels
 
 
