@@ -125,3 +125,26 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
     tilestream.run(undisturbed)
     np.testing.assert_array_equal(opened(tmp_path / "out", "a").embeddings[:], opened(tmp_path / "plain", "a").embeddings[:])
     assert_rows(tmp_path / "out", "a", dense(path))
+
+
+VIT = {"name": "vit_tiny_patch16_224", "args": {"bands": 6, "img_size": SIDE, "output": "tokens"}}
+
+
+def test_tokens_of_bands_are_mixed_alike_whatever_the_shards(tmp_path):
+    path = write_raster(tmp_path / "a.tif", DEEP[:200, :300], nodata=NODATA)
+    context = {"window": 4, "depth": 2, "heads": 3, "exact": True}
+    found = []
+    for name, shards, schedule in (("whole", 2048, "dense"), ("streamed", 4, "row_bands")):
+        compute, mixed = {"shard_tiles": shards}, {**context, "schedule": schedule}
+        assert tilestream.run(given(path, tmp_path / name, encoder=VIT, context=mixed, compute=compute)).exit_code == 0
+        found.append(opened(tmp_path / name, "a"))
+    np.testing.assert_array_equal(found[0].embeddings[:], found[1].embeddings[:])
+    np.testing.assert_array_equal(found[0].context[:], found[1].context[:])
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_give_the_same_rows(tmp_path):
+    path = write_raster(tmp_path / "a.tif", DEEP, nodata=NODATA)
+    compute = {"scheduler": "local", "workers": 2, "threads": 1, "shard_tiles": 8}
+    assert tilestream.run(given(path, tmp_path / "out", compute=compute)).exit_code == 0
+    assert_rows(tmp_path / "out", "a", dense(path))

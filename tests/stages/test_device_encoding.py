@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tilestream.errors import ConfigError, InterruptedRunError
+from tilestream.sources.base import PixelKind
 from tilestream.stages import hardware as machine
 from tilestream.stages.encoding import compiling, host
 from tilestream.stages.encoding.device import DeviceEncoder
@@ -46,6 +47,14 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(room):
     assert len(runner.notes) == {1: 4, 3: 3, 8: 1, 100: 0}[room]
     tiles = torch.randint(0, 256, (37, 4, 4, 3), dtype=torch.uint8)
     assert torch.equal(runner(tiles)[:, 0], tiles.float().sum(dim=(1, 2, 3)))
+
+
+def test_tiles_of_bands_have_batches_of_their_own_kind():
+    runner = OnCpu(Greedy(3), "greedy", 4, 16, torch.device("cpu"), PixelKind(5))
+    tiles = torch.randn(7, 4, 4, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(runner(tiles)[:, 0], tiles.sum(dim=(1, 2, 3)))
+    blank = runner._blank(2)
+    assert (blank.shape, blank.dtype) == ((2, 4, 4, 5), torch.float32)
 
 
 def test_memory_that_gets_short_later_halves_the_batch_and_goes_on():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.encoders import BandCorners
 from tilestream.encoders.weights import state_digest, weights_digest
 from tilestream.stages import hardware
 from tilestream.stages.hardware import cast_copy, cast_encoder, forget_peak, peak_memory
@@ -57,6 +58,13 @@ def test_what_leaves_the_range_of_half_precision_is_noticed():
     nn.init.constant_(large.linear.weight, 60_000)
     assert hardware._stays_finite(fits, 32, torch.device("cpu"))
     assert not hardware._stays_finite(large, 32, torch.device("cpu"))
+
+
+def test_an_encoder_of_bands_is_tried_on_values_of_bands():
+    encoder = BandCorners(4)
+    assert hardware._stays_finite(encoder, 32, torch.device("cpu"), 4)
+    with pytest.raises(ValueError, match="uint8"):
+        hardware._stays_finite(encoder, 32, torch.device("cpu"))
 
 
 def test_a_process_that_held_much_before_is_not_charged_for_it():

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from tests.support.images import make_image, write_pyramid
+from tests.support.rasters import write_raster
 from tilestream.errors import ConfigError
+from tilestream.sources import open_image
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.openslide import OpenSlideSource
 from tilestream.sources.tiff.source import TiffSource
@@ -50,6 +52,25 @@ def test_tiles_gathered_on_the_device_give_the_same_embeddings(path, make_source
     for _ in range(2):
         np.testing.assert_array_equal(embed(worker, source, clock), expected)
     assert set(clock.seconds) == {"read", "wait", "compute"}
+
+
+def test_tiles_of_bands_are_made_on_the_host_for_a_device_too(tmp_path):
+    raster = write_raster(tmp_path / "b.tif", np.random.default_rng(0).integers(0, 5000, (500, 700, 5)).astype(np.uint16))
+    source = open_image(raster, channels=(0, 2, 4), normalise={"mean": [1000, 2000, 3000], "std": [500, 600, 700]})
+    worker = Worker(settings(encoder="tests.support.encoders:band_corners", args='{"bands": 3}', bands=3))
+    y, x = np.array([0, 250, 450]), np.array([0, 333, 650])
+
+    def rows():
+        out = np.full((3, 15), np.nan, np.float32)
+        with closing(worker.embed_tiles(source, ReadSpec(0, 1.0, 96, 1.0, source.pixel), y, x, Clock())) as parts:
+            for part in parts:
+                out[part.index] = part.out
+        return out
+
+    on_host = rows()
+    assert np.isfinite(on_host).all()
+    worker.reading = DeviceReading(worker.reading, worker.device, None)  # as on CUDA
+    np.testing.assert_array_equal(rows(), on_host)
 
 
 def test_a_batch_that_is_given_up_leaves_the_worker_usable(path):

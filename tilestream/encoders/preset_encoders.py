@@ -39,13 +39,7 @@ def build_preset(preset: Preset, weights: str | None, **options: Any) -> VisionT
                 f"encoder.args.{field}: {preset.name} needs it. Only code behind its gate says how its patches are turned ({preset.page}, where "
                 f"its rotary embedding is made). Set it as written there."
             )
-    if weights is None:
-        try:
-            weights = str(fetch_file(preset.repository, preset.file))
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{preset.repository} has no {preset.file} any more. Fetch its weights from {preset.page} and set encoder.weights."
-            ) from error
+    weights = weights or fetch_preset(preset)
     with weights_follow():
         encoder = preset_vit(preset, **options)
     state, notes = read_weights(weights)
@@ -54,6 +48,16 @@ def build_preset(preset: Preset, weights: str | None, **options: Any) -> VisionT
     apply_weights(encoder, preset_state(preset, encoder, state), weights)
     add_notes(encoder, [*notes, *stripped])
     return encoder
+
+
+def fetch_preset(preset: Preset) -> str:
+    """The path of a preset's weights, from the cache or the hub. Raises InputError or ConfigError, as `fetch_file`."""
+    try:
+        return str(fetch_file(preset.repository, preset.file))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{preset.repository} has no {preset.file} any more. Fetch its weights from {preset.page} and set encoder.weights."
+        ) from error
 
 
 def _renamed(key: str, names: tuple[tuple[str, str], ...]) -> str:

@@ -234,7 +234,7 @@ def _state(encoder: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach() for key, value in encoder.state_dict().items()}
 
 
-def _stays_finite(encoder: nn.Module, tile: int, device: torch.device, bands: int) -> bool:
+def _stays_finite(encoder: nn.Module, tile: int, device: torch.device, bands: int = 0) -> bool:
     import torch
 
     generator = torch.Generator().manual_seed(0)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tilestream.encoders.hub import fetch_file
+from tilestream.encoders.preset_encoders import fetch_preset
 from tilestream.encoders.presets import Preset
 from tilestream.encoders.weights import apply_weights, read_weights
-from tilestream.errors import ConfigError, InputError
+from tilestream.errors import ConfigError
 from tilestream.models.patch_embed import freeze
 
 PACKAGE = "claymodel"
@@ -134,13 +134,7 @@ def build_clay(
     if isinstance(metres, bool) or not isinstance(metres, int | float) or not 0 < metres < float("inf"):
         raise ConfigError(f"encoder.args.gsd: {gsd!r}, but it must be the metres of a pixel.")
     made: nn.Module = _encoder_class()(mask_ratio=0.0, shuffle=False, **SHAPE)
-    if weights is None:
-        try:
-            weights = str(fetch_file(preset.repository, preset.file))
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{preset.repository} has no {preset.file} any more. Fetch its weights from {preset.page} and set encoder.weights."
-            ) from error
+    weights = weights or fetch_preset(preset)
     state, notes = read_weights(weights)
     before = next((prefix for prefix in BEFORE if any(key.startswith(prefix) for key in state)), "")
     apply_weights(made, {key.removeprefix(before): value for key, value in state.items() if key.startswith(before)}, weights)
