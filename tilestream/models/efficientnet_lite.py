@@ -105,6 +105,8 @@ class EfficientNetLite(nn.Module):
     """
 
     tile_size = None
+    reentrant = True
+    """Threads may call it at the same time."""
     mpp: float | None = None
     precisions = ("fp32", "bf16", "fp16")
     patch = PATCH

@@ -38,14 +38,14 @@ class Attention(nn.Module):
         self.qkv = BlankLinear(dim, 3 * dim)
         self.proj = BlankLinear(dim, dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(n, t, dim) to (n, t, dim)."""
+    def forward(self, tokens: Tensor, wanted: int | None = None) -> Tensor:
+        """(n, t, dim) to (n, t, dim), or to (n, wanted, dim), the first tokens alone, which still look at all."""
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))  # (n, t, 3, heads, dim / heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (n, heads, t, dim / heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotation is not None:
             q, k = self.rotation(q), self.rotation(k)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = F.scaled_dot_product_attention(q[:, :, :wanted], k, v)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -106,9 +106,9 @@ class _Block(nn.Module):
         self.mlp = GatedMlp(dim, hidden) if config.gated else Mlp(dim, hidden)
         self.ls2 = nn.Identity() if scale is None else _LayerScale(dim, scale)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(n, t, dim) to (n, t, dim)."""
-        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
+    def forward(self, tokens: Tensor, wanted: int | None = None) -> Tensor:
+        """(n, t, dim) to (n, t, dim), or to (n, wanted, dim), the first tokens alone."""
+        tokens = tokens[:, :wanted] + self.ls1(self.attn(self.norm1(tokens), wanted))
         out: Tensor = tokens + self.ls2(self.mlp(self.norm2(tokens)))
         return out
 
@@ -130,6 +130,8 @@ class VisionTransformer(nn.Module):
     """Number formats that it can be cast to."""
     ignored_weights = ("head.",)
     """Prefixes of a checkpoint's keys that loading drops."""
+    reentrant = True
+    """Threads may call it at the same time."""
     mpp: float | None = None
     """µm/px that the weights were trained at; None: any."""
     mpp_range: tuple[float, float] | None = None
@@ -181,12 +183,15 @@ class VisionTransformer(nn.Module):
             images = resize_tiles(images, self.config.resize or self.config.img_size, self.config.img_size, self.config.interpolation)
         dtype = self.patch_embed.proj.weight.dtype
         pixels = images.to(dtype) if self.config.bands else normalise_pixels(images, self.config.mean, self.config.std, dtype)
-        tokens = self.forward_features(pixels)
+        tokens = self.forward_features(pixels, 1 if self.config.output == "class" else None)
         out = self.projection(self._pool(tokens))
         return F.normalize(out, dim=-1) if self.config.unit_norm else out
 
-    def forward_features(self, pixels: Tensor) -> Tensor:
-        """(n, channels, size, size) normalised pixels to (n, prefix + side * side, dim) tokens after the last norm."""
+    def forward_features(self, pixels: Tensor, wanted: int | None = None) -> Tensor:
+        """(n, channels, size, size) normalised pixels to (n, prefix + side * side, dim) tokens after the last norm, or the first `wanted` of them.
+
+        The last block computes no other token, which for the class token takes most of that block's work away.
+        """
         tokens = self.patch_embed(pixels)
         prefix = [p.expand(len(tokens), -1, -1) for p in (self.cls_token, self.reg_token) if p is not None]
         if self.pos_embed is None:
@@ -195,11 +200,15 @@ class VisionTransformer(nn.Module):
             tokens = torch.cat([*prefix, tokens], dim=1) + self.pos_embed
         else:
             tokens = torch.cat([*prefix, tokens + self.pos_embed], dim=1)
-        out: Tensor = self.norm(self.blocks(self.norm_pre(tokens)))
+        tokens = self.norm_pre(tokens)
+        *before, last = self.blocks
+        for block in before:
+            tokens = block(tokens)
+        out: Tensor = self.norm(last(tokens, wanted))
         return out
 
     def _pool(self, tokens: Tensor) -> Tensor:
-        """(n, prefix + side * side, dim) to the output that was asked for."""
+        """(n, prefix + side * side, dim), or the class token alone where no other is wanted, to the output that was asked for."""
         patches = tokens[:, self.config.prefix :]
         match self.config.output:
             case "class":
