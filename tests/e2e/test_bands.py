@@ -110,10 +110,12 @@ def test_a_changed_deviation_is_another_recipe(tmp_path):
     with pytest.raises(OutputError, match=r"source\.normalise\.std.* 1049.* 1050"):
         tilestream.run(given(path, tmp_path / "out", source=changed))
     assert bytes_of(tmp_path / "out" / "a.zarr" / "tables") == before
+    assert tilestream.run(given(path, tmp_path / "out", source=changed), restart=True).exit_code == 0
+    assert_rows(tmp_path / "out", "a", dense(path, std=(*STD[:5], 1050)))
 
 
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
-    path = write_raster(tmp_path / "a.tif", np.tile(DEEP, (2, 2, 1)), nodata=NODATA)
+    path = write_raster(tmp_path / "a.tif", np.tile(DEEP, (1, 2, 1)), nodata=NODATA)
     slow = given(path, tmp_path / "out", encoder="tests.support.encoders:slow_band_corners", compute={"shard_tiles": 16, "batch_size": 2})
     (tmp_path / "c.yaml").write_text(json.dumps(slow))
     run = start(tmp_path)

@@ -176,6 +176,19 @@ def test_what_cannot_be_is_refused(tmp_path: Path, kind: str, choices: dict[str,
         open_image(path, **choices)
 
 
+def test_a_config_says_it_and_its_recipe_says_what_presets_stand_for(tmp_path: Path) -> None:
+    told = {"normalise": {"mean": [1, 2.5], "std": [3, 4]}, "channels": [4, "red"]}
+    read = load_config(config("a.tif", tmp_path, source=told))
+    assert load_config(read.model_dump(mode="json", by_alias=True)).source == read.source
+    assert read.source.recorded()["normalise"] == {"mean": [1, 2.5], "std": [3, 4]}
+    preset = load_config(config("a.tif", tmp_path, source={"bands": "hls-l30", "normalise": "prithvi-eo-2"})).source
+    assert preset.channels == ("blue", "green", "red", "nir08", "swir16", "swir22")
+    presets = preset.recorded()["presets"]
+    assert presets["prithvi-eo-2"]["blue"] == [0.1087, 0.2248]
+    assert presets["hls-l30"]["B02"] == [1e-4, 0]
+    assert "presets" not in load_config(config("a.tif", tmp_path)).source.recorded()
+
+
 CORNERS = "tests.support.encoders:band_corners"
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"source": {"channels": [0, 1, 2, 3]}}, "source.channels: 4 channels, but it must be one .grey. or three.*source.normalise"),

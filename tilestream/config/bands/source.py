@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
+from tilestream.config.bands.band import PRESETS
 from tilestream.config.bands.given import Bands
-from tilestream.config.bands.statistics import Normalise, channels_of, unsaid
+from tilestream.config.bands.statistics import STATISTICS, Normalise, channels_of, unsaid
 from tilestream.config.types import Bytes, Channels, Index, PathText, Positive, Section, Switch, ValueRefusedError, Window
 
 
@@ -55,9 +56,19 @@ class SourceChoices(Section):
     """Bytes of all copies there together; slides wait for room."""
 
     def recorded(self) -> dict[str, Any]:
-        """What pixels depend on; bands and what they are normalised by are left out where they are not set, as they were before there were any."""
+        """What pixels depend on, of values also the numbers of presets; bands and what they are normalised by are left out where they are not set."""
         unset = {key for key in ("bands", "normalise") if not getattr(self, key)}
-        return self.model_dump(mode="json", exclude={"backend", "decode", "stage", "stage_limit", *unset})
+        found = self.model_dump(mode="json", exclude={"backend", "decode", "stage", "stage_limit", *unset})
+        return found if self.normalise is None else {**found, "presets": self._presets()}
+
+    def _presets(self) -> dict[str, dict[str, list[float]]]:
+        """What presets stand for: mean and standard deviation of each band, scale and offset of each."""
+        found = {}
+        if isinstance(self.normalise, str) and self.normalise in STATISTICS:
+            found[self.normalise] = {name: list(pair) for name, pair in STATISTICS[self.normalise].items()}
+        if isinstance(self.bands, str) and self.bands in PRESETS:
+            found[self.bands] = {band.name: [band.scale, band.offset] for band in PRESETS[self.bands]}
+        return found
 
     @property
     def valued(self) -> int:
