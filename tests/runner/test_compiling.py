@@ -10,7 +10,7 @@ from tests.stages.test_worker import settings
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config
 from tilestream.errors import InterruptedRunError
-from tilestream.runner.compiling import COMPILE_SECONDS, COMPILED_GAIN, CompileChoice
+from tilestream.runner.compiling import COMPILE_SECONDS, COMPILED_GAIN, COMPILER_BYTES, CompileChoice, compiler_bytes
 
 PAYS = int(COMPILE_SECONDS / COMPILED_GAIN / 0.001)
 """Tiles of 1 ms that gain as much as compiling takes."""
@@ -45,6 +45,25 @@ def test_what_gains_less_than_compiling_takes_is_never_compiled():
     chosen = choice(compiler, slides=3)
     assert not any(chosen(PAYS // 3 - 1, 1) for _ in range(3))
     assert compiler.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("tiles", "auto", "alone", "tile_seconds", "set_aside"),
+    [
+        (PAYS + 1, True, True, 0.001, COMPILER_BYTES),
+        (PAYS - 1, True, True, 0.001, 0),
+        (1, True, False, 0.001, COMPILER_BYTES),
+        (PAYS + 1, False, True, 0.001, 0),
+        (PAYS + 1, True, True, None, 0),
+    ],
+)
+def test_memory_is_set_aside_for_a_compiler_where_it_may_be_called(tiles, auto, alone, tile_seconds, set_aside):
+    facts = SimpleNamespace(tile_seconds=tile_seconds)
+    assert compiler_bytes(facts, tiles, auto=auto, alone=alone) == set_aside
+    compiler = Compiler()
+    choice(compiler, wanted=None if auto else False, tile_seconds=tile_seconds, slides=1 if alone else 10**6)(tiles, 1)
+    compiler.may.set()
+    assert bool(set_aside) or compiler.calls == 0
 
 
 def test_slides_begin_uncompiled_until_all_workers_have_compiled():

@@ -12,8 +12,18 @@ from tilestream.stages.worker_settings import EncoderFacts, WorkerSettings
 COMPILE_SECONDS = 12.0
 """What compiling takes on every worker where nothing of it is kept on disk: 11.4 s for ViT-L on an H100."""
 
-COMPILED_GAIN = 0.3
-"""Part of the encoder's time that compiling saves: 0.43 for ViT-S, 0.33 for ViT-B, 0.31 for ViT-L, 0.22 for ViT-H on an H200."""
+COMPILED_GAIN = 0.1
+"""Part of the encoder's time that compiling saves beside a graph of the eager encoder: 0.12 for ViT-S, 0.05 for ViT-L on an H100."""
+
+COMPILER_BYTES = 1024**3
+"""Host memory that compiling takes, in the process that does it."""
+
+
+def compiler_bytes(facts: EncoderFacts, tiles: int, *, auto: bool, alone: bool) -> int:
+    """What a worker on a slide of so many tiles may take for compiling: nothing where `auto` does not settle it, or the slide is alone and too short for it."""
+    if facts.tile_seconds is None or not auto:
+        return 0
+    return 0 if alone and tiles * facts.tile_seconds * COMPILED_GAIN <= COMPILE_SECONDS else COMPILER_BYTES
 
 
 class CompileChoice:

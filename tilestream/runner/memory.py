@@ -15,6 +15,7 @@ from tilestream.config.vectors.pool import OnePool
 from tilestream.encoders.contexts.context_file import context_path
 from tilestream.errors import ConfigError
 from tilestream.models.context_spec import BAND_BYTES, ContextSpec, choose_schedule
+from tilestream.runner.compiling import compiler_bytes
 from tilestream.runner.slide_plan import SlidePlan
 from tilestream.stages.hardware import peak_memory
 from tilestream.stages.shares import drawing_bytes, results_bytes, rows_bytes
@@ -50,7 +51,7 @@ class Projection:
     """An upper bound of a worker's resident memory, part by part, in bytes."""
 
     program: int
-    """Interpreter, libraries, the encoder and the activations of one batch, as measured by a worker; and what a device loads later."""
+    """Interpreter, libraries, the encoder and the activations of one batch, as measured by a worker; what a device loads later, and a compiler."""
     planning: int
     """The thumbnail and what finding tissue takes, where slides are planned by the process that works on them; of a lone slide what stays."""
     tiles: int
@@ -105,7 +106,9 @@ def project_memory(
     here, cuda = works_here(config.compute), facts.device.startswith("cuda")
     tiles, decoding = _reading(plan, layout, config, facts)
     projection = Projection(
-        program=facts.peak_bytes + (DEVICE_LIBRARIES if cuda else 0),
+        program=facts.peak_bytes
+        + (DEVICE_LIBRARIES if cuda else 0)
+        + compiler_bytes(facts, len(plan), auto=config.compute.compile == "auto", alone=alone),
         planning=0 if not here else plan.kept_bytes if alone else plan.planning_bytes,
         tiles=tiles,
         decoding=decoding,

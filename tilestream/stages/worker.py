@@ -29,7 +29,6 @@ from tilestream.errors import ConfigError, user_code
 from tilestream.sources.base import Pixels, Source
 from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock, Wall
-from tilestream.stages.encoding.compiling import COMPILER_BYTES
 from tilestream.stages.encoding.device import DeviceEncoder
 from tilestream.stages.encoding.embedded import ALL_TILES, Embedded, TileList
 from tilestream.stages.encoding.host import host_encoder
@@ -155,9 +154,8 @@ class Worker:
         return weights_digest(self.encoder) if self._digesting is None else self._digesting.result()
 
     def program_bytes(self) -> int:
-        """Resident memory of the worker before it reads: its own so far, its children's, what decoding adds to theirs, and a compiler."""
-        more = COMPILER_BYTES if self.graphs is not None and self.settings.compile is None else 0
-        more += self.wide.host_bytes if self.wide is not None else 0
+        """Resident memory of the worker before it reads: its own so far, its children's, and what decoding adds to theirs."""
+        more = self.wide.host_bytes if self.wide is not None else 0
         decoders = self.processes.count if self.processes else 0
         return peak_memory() + max(children_memory() + CHILD_BYTES // 2 * decoders, CHILD_BYTES * decoders) + more  # some may not be up yet
 

@@ -22,9 +22,6 @@ BACKEND = "inductor"
 CACHE_BYTES = 2 * 1024**3
 """Of kernels that are kept on disk, over all encoders."""
 
-COMPILER_BYTES = 1024**3
-"""Host memory that compiling takes, in the process that does it."""
-
 
 @dataclass(frozen=True)
 class Measured:
