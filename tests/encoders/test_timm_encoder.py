@@ -146,3 +146,16 @@ def test_what_a_model_has_not_is_refused(name, args, message, tmp_path):
     library("timm")
     with pytest.raises(ConfigError, match=message):
         build_encoder(EncoderSpec(f"timm:{name}", weights=str(tmp_path / "none.pth"), args=args))
+
+
+@pytest.mark.parametrize(("name", "output"), [("test_resnet", None), ("test_vit", "mean")])
+def test_a_model_of_bands_takes_their_values_as_they_are(tmp_path, name, output):
+    theirs, weights = pair(name, tmp_path, num_classes=0, in_chans=5)
+    ours = build_encoder(EncoderSpec(f"timm:{name}", weights, {"in_chans": 5, **({"output": output} if output else {}), **cut(name)}))
+    side = ours.tile_size
+    tiles = torch.randn(2, 5, side, side, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = theirs.forward_features(tiles)[:, theirs.num_prefix_tokens :].mean(dim=1) if output else theirs(tiles)
+        assert relative_error(ours(tiles), expected) < 1e-5
+    assert (ours.bands, ours.takes_larger_tiles) == (5, False)
+    assert f"tiles of {side} px of 5 bands are fed as they are" in ours.notes[0]

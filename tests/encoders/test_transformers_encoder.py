@@ -218,3 +218,12 @@ def test_a_model_of_text_is_refused(tmp_path):
     folder = save_hugging(randomised(t.BertModel(t.BertConfig(**options))), tmp_path, SIDE)
     with pytest.raises(ConfigError, match=r"is a bert, which cannot be given a picture alone .*module:factory"):
         build_encoder(EncoderSpec(f"hf:{folder}", args={"output": "class"}))
+
+
+def test_a_model_of_bands_takes_their_values_as_they_are(tmp_path):
+    theirs = randomised(single("ViTModel", "ViTConfig", num_channels=6)(library("transformers")))
+    ours = build_encoder(EncoderSpec(f"hf:{save_hugging(theirs, tmp_path / 'vit', SIDE)}", None, {"output": "mean"}))
+    tiles = torch.randn(2, 6, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        assert relative_error(ours(tiles), theirs(pixel_values=tiles).last_hidden_state[:, 1:].mean(dim=1)) < 1e-5
+    assert ours.bands == 6

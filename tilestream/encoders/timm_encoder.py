@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tilestream.encoders.imported import import_optional
 from tilestream.errors import ConfigError, InputError
-from tilestream.models.patch_embed import freeze, normalise_pixels
+from tilestream.models.patch_embed import freeze, noise_tiles, normalise_tiles
 from tilestream.models.vit import resize_tiles
 
 WORDS = {"class": "class token", "mean": "mean of the patch tokens", "class+mean": "class token, mean of the patch tokens"}
@@ -44,7 +44,7 @@ class TimmEncoder(nn.Module):
         `class`, `mean` or `class+mean` of the tokens after the last norm, in place of the model's own pooling. A model that pools
         nothing needs it.
     options : dict
-        Further arguments of `timm.create_model`.
+        Further arguments of `timm.create_model`. With `in_chans` other than 3, it takes tiles of that many bands as they are.
 
     Raises
     ------
@@ -56,8 +56,8 @@ class TimmEncoder(nn.Module):
 
     mpp: float | None = None
     precisions = ("fp32", "bf16", "fp16")
-    takes_larger_tiles = True
-    """Tiles above `tile_size` are brought to it."""
+    takes_larger_tiles: bool
+    """Whether tiles above `tile_size` are brought to it; those of bands are not."""
 
     def __init__(self, name: str, *, pretrained: bool, output: str | None = None, **options: Any) -> None:
         super().__init__()
@@ -69,6 +69,8 @@ class TimmEncoder(nn.Module):
         classifier = config["classifier"]
         self.model.ignored_weights = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier or ()))
         self.pixels = tuple(config["mean"]), tuple(config["std"])
+        count = int(options.get("in_chans", 3))
+        self.bands, self.takes_larger_tiles = (0 if count == 3 else count), count == 3
         self.tile_size = int(config["input_size"][-1])
         self.interpolation = str(config.get("interpolation", "bicubic"))
         self.crop_mode = str(config.get("crop_mode") or "center")
@@ -82,10 +84,10 @@ class TimmEncoder(nn.Module):
         self.notes = [self._say_what_is_fed()]
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, size, size) uint8 to (n, dim)."""
-        if images.shape[-1] > self.tile_size:
+        """(n, 3, size, size) uint8, or (n, bands, size, size) float32, to (n, dim)."""
+        if images.shape[-1] > self.tile_size and self.takes_larger_tiles:
             images = self._bring_to_size(images)
-        pixels = normalise_pixels(images, *self.pixels, next(self.model.parameters()).dtype)
+        pixels = normalise_tiles(images, self.pixels, next(self.model.parameters()).dtype, bands=self.bands)
         if self.output is None:
             out: Tensor = self.model(pixels)
             return out
@@ -102,6 +104,8 @@ class TimmEncoder(nn.Module):
         return resize_tiles(images, self.resize, self.tile_size, self.interpolation)
 
     def _say_what_is_fed(self) -> str:
+        if self.bands:
+            return f"timm:{self.name}: tiles of {self.tile_size} px of {self.bands} bands are fed as they are, without the normalisation of its configuration"
         larger = f"larger ones are resized to {self.resize} px ({self.interpolation}) and their centre is taken, as its configuration says"
         return f"timm:{self.name}: tiles of {self.tile_size} px are fed whole, without the crop of its configuration; {larger}"
 
@@ -121,8 +125,8 @@ class TimmEncoder(nn.Module):
 
     def _say_pooled(self) -> str:
         """What the model's own vector is: the reduction of its last tokens or map that gives it, found by trying; names are not believed."""
-        noise = torch.randint(0, 256, (1, 3, self.tile_size, self.tile_size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        pixels = normalise_pixels(noise, *self.pixels, next(self.model.parameters()).dtype)
+        noise, dtype = noise_tiles(1, self.tile_size, self.bands), next(self.model.parameters()).dtype
+        pixels = normalise_tiles(noise, self.pixels, dtype, bands=self.bands)
         given, last = self.model(pixels), self.model.forward_features(pixels)
         if isinstance(last, Tensor):
             for behind, layer in (("", nn.Identity()), (", through the norm behind it", getattr(self.model, "fc_norm", None))):
@@ -138,7 +142,7 @@ class TimmEncoder(nn.Module):
 
     def _probe(self) -> int:
         """Features of a tile, from a black one."""
-        out = self.forward(torch.zeros(1, 3, self.tile_size, self.tile_size, dtype=torch.uint8))
+        out = self.forward(torch.zeros_like(noise_tiles(1, self.tile_size, self.bands)))
         if out.ndim != 2:
             outputs = OUTPUTS if getattr(self.model, "num_prefix_tokens", None) is not None else ("mean",)
             raise ConfigError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tilestream.encoders.hub import fetch_file, is_hub_id
 from tilestream.encoders.imported import import_optional
 from tilestream.errors import ConfigError, InputError
-from tilestream.models.patch_embed import freeze, normalise_pixels
+from tilestream.models.patch_embed import freeze, noise_tiles, normalise_tiles
 
 OUTPUTS = ("class", "mean", "class+mean", "pooled", "projected")
 
@@ -64,7 +64,7 @@ class TransformersEncoder(nn.Module):
     """A vision model of transformers: the vector that its kind of model is known by, normalised as its repository says.
 
     No code of the repository is run: it must be of a kind that transformers knows. Of a model with text as well (CLIP, SigLIP), the
-    picture's side alone is built. A masked autoencoder masks nothing.
+    picture's side alone is built. A masked autoencoder masks nothing. One of other than three channels takes tiles of that many bands as they are.
 
     Parameters
     ----------
@@ -104,7 +104,9 @@ class TransformersEncoder(nn.Module):
         config = self.model.config
         if self.kind == "vit_mae":
             config.mask_ratio = 0.0
-        self.pixels = processor_pixels(repository, pixels)
+        count = int(getattr(config, "num_channels", None) or 3)
+        self.bands = 0 if count == 3 else count
+        self.pixels: tuple[tuple[float, ...], tuple[float, ...]] = ((), ()) if self.bands else processor_pixels(repository, pixels)
         self.tile_size = processor_side(pixels) or int(config.image_size)
         self.cells = self._count_cells(config)
         self.prefix = None if self.known is None else self.known.before + int(getattr(config, "num_register_tokens", 0) or 0)
@@ -117,7 +119,7 @@ class TransformersEncoder(nn.Module):
         self.vector = self._say_vector()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, size, size) uint8 to (n, dim)."""
+        """(n, 3, size, size) uint8, or (n, bands, size, size) float32, to (n, dim)."""
         found = self._run(images)
         if self.output == "projected":
             projected: Tensor = found.image_embeds
@@ -134,7 +136,7 @@ class TransformersEncoder(nn.Module):
         return torch.cat([first, mean], dim=1) if self.output == "class+mean" else first
 
     def _run(self, images: Tensor) -> Any:
-        pixels = normalise_pixels(images, *self.pixels, next(self.model.parameters()).dtype)
+        pixels = normalise_tiles(images, self.pixels, next(self.model.parameters()).dtype, bands=self.bands)
         options = dict(self.options)
         if self.kind == "vit_mae":  # it shuffles patches by this noise, and keeps them all
             assert self.cells is not None, "a masked autoencoder says its patches"
@@ -169,7 +171,8 @@ class TransformersEncoder(nn.Module):
     def _probe(self) -> int:
         """Features of a tile, from a black one; how many tokens there are must be as the architecture has it."""
         try:
-            found = self._run(torch.zeros(1, 3, self.tile_size, self.tile_size, dtype=torch.uint8))
+            black = torch.zeros_like(noise_tiles(1, self.tile_size, self.bands))
+            found = self._run(black)
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"encoder.name: hf:{self.repository} is a {self.kind}, which cannot be given a picture alone ({_first_line(error)}). "
@@ -191,7 +194,7 @@ class TransformersEncoder(nn.Module):
                     f"encoder.args.output: {self.output!r}, but hf:{self.repository} is a {self.kind}, which has no class token. Set it to mean"
                     + (" or pooled." if self.known is not None and self.known.pooled else ".")
                 )
-        return int(self.forward(torch.zeros(1, 3, self.tile_size, self.tile_size, dtype=torch.uint8)).shape[1])
+        return int(self.forward(black).shape[1])
 
     def _not_given(self) -> ConfigError:
         return ConfigError(

@@ -68,6 +68,19 @@ def normalise_pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, 
     return torch.stack(channels, dim=1)
 
 
+def normalise_tiles(tiles: Tensor, pixels: tuple[tuple[float, ...], tuple[float, ...]], dtype: torch.dtype, *, bands: int) -> Tensor:
+    """As `normalise_pixels` by a mean and standard deviation; tiles of `bands` bands are values, normalised already."""
+    return tiles.to(dtype) if bands else normalise_pixels(tiles, *pixels, dtype)
+
+
+def noise_tiles(count: int, side: int, bands: int) -> Tensor:
+    """(count, 3, side, side) uint8, or (count, bands, side, side) float32; the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    if bands:
+        return torch.randn((count, bands, side, side), generator=generator)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
 def unfold_patches(images: Tensor, patch: int) -> Tensor:
     """Cut (n, c, height, width) into (n, rows * cols, c * patch * patch), row-major; sides must be multiples of `patch`."""
     n, c, height, width = images.shape
