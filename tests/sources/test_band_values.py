@@ -19,6 +19,7 @@ from tests.support.viewing import viewed
 from tilestream.config.load import load_config
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources import open_image
+from tilestream.sources.bands import sample_of
 from tilestream.viewer.pixels import Images, Look
 
 RNG = np.random.default_rng(11)
@@ -82,6 +83,15 @@ def test_a_mosaic_gives_the_values_of_the_merged_file(tmp_path: Path, options: d
         assert_values(found.read(WHOLE), values_of(whole))
         np.testing.assert_array_equal(found.read(WHOLE), wanted.read(WHOLE))
         np.testing.assert_array_equal(found.pictured().read(WHOLE), wanted.pictured().read(WHOLE))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "wanted"),
+    [(None, "u2", None), (3, "u2", 3), (-9999, "u2", None), (-9999, "i2", -9999), (0.5, "u1", None), (float("nan"), "u2", None), (float("inf"), "i4", None),
+     (-1.7976931348623157e308, "f4", -np.inf), (-9999, "f4", -9999)],
+)  # fmt: skip
+def test_nodata_is_a_sample_or_none_at_all(value: Any, kind: str, wanted: Any) -> None:
+    assert sample_of(value, np.dtype(kind)) == wanted
 
 
 def test_single_bands_of_stac_items_come_in_the_order_that_is_chosen(tmp_path: Path) -> None:

@@ -237,13 +237,10 @@ def _state(encoder: nn.Module) -> dict[str, Tensor]:
 def _stays_finite(encoder: nn.Module, tile: int, device: torch.device, bands: int = 0) -> bool:
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    if bands:
-        noise = torch.randn((_PROBED, bands, tile, tile), generator=generator)
-        noise[0], noise[1] = 0, FAR
-    else:
-        noise = torch.randint(0, 256, (_PROBED, 3, tile, tile), dtype=torch.uint8, generator=generator)
-        noise[0], noise[1] = 0, 255
+    from tilestream.models.patch_embed import noise_tiles
+
+    noise = noise_tiles(_PROBED, tile, bands)
+    noise[0], noise[1] = 0, FAR if bands else 255
     with torch.inference_mode():
         out: Tensor = encoder(noise.to(device))
     return bool(torch.isfinite(out).all())

@@ -229,7 +229,7 @@ class _Shard:
         index = self.jobs.slots[number * self.batch : (number + 1) * self.batch]
         pixels = self.buffers.pop(number)
         if self.spec.pixel.bands:
-            np.nan_to_num(pixels, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+            fill_absent(pixels)
         failed = {k: self.failed[k] for k in index.tolist() if k in self.failed} if self.failed else {}
         return TileBatch(index, pixels, failed)
 
@@ -292,6 +292,14 @@ class _Shard:
             if tile not in self.failed:
                 self._tile(tile)[:] = self._average(tile, pixels)
             self.free.give(pixels)
+
+
+def fill_absent(tiles: Pixels) -> None:
+    """Make 0 of what is no number in (n, tile, tile, bands) values, in place: tile by tile, as most have none; nan_to_num takes ten times as long."""
+    for tile in tiles:
+        there = np.isfinite(tile)
+        if not there.all():
+            tile[~there] = 0
 
 
 def pair_tiles(n: int) -> tuple[Index, Index, Index]:

@@ -15,6 +15,7 @@ import numpy as np
 from tilestream.config.bands.band import Band
 from tilestream.errors import ConfigError
 from tilestream.geometry import Level, Region, Size, downsample_from_sizes
+from tilestream.sources.bands import sample_of
 from tilestream.sources.base import RGB, WHITE, Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.channel_names import list_channels
 from tilestream.sources.geo import GeoReference
@@ -184,7 +185,7 @@ def _levels(placed: tuple[Placed, ...], size: Size, taken: dict[int, Taken]) -> 
 def _fill(nodata: list[float | None], kind: np.dtype[Any]) -> float:
     """What bands of a pixel hold that no file has: what stands for nothing, where samples can say it."""
     for value in nodata:
-        if value is not None and (kind.kind == "f" or (value == int(value) and np.iinfo(kind).min <= value <= np.iinfo(kind).max)):
+        if value is not None and sample_of(value, kind) is not None:
             return value
     return 0
 
