@@ -1,6 +1,8 @@
 """Encoders of more than three bands: the rows of a run are those of a loop over the array that rasterio reads."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -150,3 +152,18 @@ def test_workers_of_a_cluster_give_the_same_rows(tmp_path):
     compute = {"scheduler": "local", "workers": 2, "threads": 1, "shard_tiles": 8}
     assert tilestream.run(given(path, tmp_path / "out", compute=compute)).exit_code == 0
     assert_rows(tmp_path / "out", "a", dense(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tiles", [{"level": 0}, {"level": None, "mpp": 25e6}, {"level": 0, "stride": 32}])
+def test_the_projection_holds_for_values(tmp_path, tiles):
+    """In a process of its own, whose peak is that of the run."""
+    many = np.tile(DEEP, (4, 3, 2))
+    path = write_raster(tmp_path / "a.tif", many, nodata=NODATA, blockxsize=256, blockysize=256)
+    source = {"channels": list(range(12)), "normalise": {"mean": [1000] * 12, "std": [500] * 12}}
+    encoder = {"name": "tests.support.encoders:band_corners", "args": {"bands": 12}}
+    told = given(path, tmp_path / "out", source=source, encoder=encoder, tiles={**tiles, "size": 128}, compute={"shard_tiles": 2048})
+    script = "import json, sys, tilestream; done = tilestream.run(json.loads(sys.argv[1])); print(done.peak_bytes, done.projected_bytes)"
+    done = subprocess.run([sys.executable, "-c", script, json.dumps(told)], capture_output=True, text=True, check=True)
+    peak, projected = map(int, done.stdout.split()[-2:])
+    assert peak < projected < 3 * peak

@@ -13,6 +13,7 @@ import zarr
 
 import tilestream
 from tests.support.encoders import BandCorners
+from tests.support.range_server import serving
 from tests.support.rasters import NORTH_UP, OVERLAPPING, cut, merged, write_raster
 from tests.support.runs import config, opened
 from tests.support.viewing import viewed
@@ -59,6 +60,17 @@ def test_values_are_those_that_rasterio_reads(tmp_path: Path, options: dict[str,
         assert np.isnan(over[20:]).all()
         assert np.isnan(over[:, 20:]).all()
         assert not np.isnan(over[:20, :20]).any()
+
+
+def test_values_come_from_a_server_as_from_a_disk(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", DEEP, nodata=NODATA, compress="deflate")
+    cut(DEEP, OVERLAPPING, tmp_path / "parts", nodata=NODATA)
+    with serving(tmp_path) as server:
+        (tmp_path / "parts.txt").write_text("".join(server.url(f"parts/{name}.tif") + "\n" for name in OVERLAPPING))
+        for address in (server.url("a.tif"), f"mosaic://{tmp_path / 'parts.txt'}"):
+            with open_image(address, **FIVE) as image:
+                assert image.fetched
+                assert_values(image.read(WHOLE), values_of(path))
 
 
 @pytest.mark.parametrize("inside", [True, False])
