@@ -157,7 +157,7 @@ class Worker:
         """Resident memory of the worker before it reads: its own so far, its children's, and what decoding adds to theirs."""
         more = self.wide.host_bytes if self.wide is not None else 0
         decoders = self.processes.count if self.processes else 0
-        return peak_memory() + max(children_memory() + CHILD_BYTES // 2 * decoders, CHILD_BYTES * decoders) + more  # some may not be up yet
+        return peak_memory() + max(children_memory() + CHILD_BYTES // 8 * decoders, CHILD_BYTES * decoders) + more  # some may not be up yet
 
     def embed_tiles(
         self,
