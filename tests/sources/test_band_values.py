@@ -228,8 +228,9 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("sections", "words"), CONFIGS)
 def test_a_config_that_cannot_be_is_refused(tmp_path: Path, sections: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words) as refused:
         load_config(config("a.tif", tmp_path, encoder=CORNERS, **sections))
+    assert "source: source" not in str(refused.value)
 
 
 ENCODERS: list[tuple[Any, dict[str, Any], str]] = [

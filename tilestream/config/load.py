@@ -126,8 +126,9 @@ ELSEWHERE_CALLED = {
 
 def _problem(root: type[Section], draft: Draft, detail: Mapping[str, Any]) -> str:
     key: Key = detail["loc"]
-    words = _words(root, key, detail)
-    return f"{draft.place(key)}{dotted_key(key)}: {words}{'' if words.endswith('?') else '.'}"
+    words, named = _words(root, key, detail), dotted_key(key)
+    told = words if named and words.startswith(f"{named}.") else f"{named}: {words}"  # a section names its own key
+    return f"{draft.place(key)}{told}{'' if words.endswith('?') else '.'}"
 
 
 def _words(root: type[Section], key: Key, detail: Mapping[str, Any]) -> str:
