@@ -17,6 +17,9 @@ from torch import Tensor
 from tilestream.geometry import Size
 from tilestream.sources.base import WHITE, SegmentGrid
 
+GATHER_PIXELS = 1 << 24
+"""Pixels that are put together at once by index arithmetic, which takes 20 bytes for each, or averaged."""
+
 
 def gather_tiles(arena: Tensor, slots: Tensor, starts: Tensor, cover: int, grid: SegmentGrid, size: Size) -> Tensor:
     """Squares of a level put together from its pieces; white outside the image.
@@ -42,7 +45,12 @@ def gather_tiles(arena: Tensor, slots: Tensor, starts: Tensor, cover: int, grid:
     block = 1 << (cover * 3 - 1).bit_length()
     kernel = _KERNELS.get(arena.device, block) if arena.is_cuda else None
     if kernel is None:
-        return _gather_by_index(arena, slots, starts[0], starts[1], cover, grid, size)
+        step = max(1, GATHER_PIXELS // cover**2)
+        parts = [
+            _gather_by_index(arena, slots[k : k + step], starts[0, k : k + step], starts[1, k : k + step], cover, grid, size)
+            for k in range(0, max(1, len(slots)), step)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
     return _launch(kernel, block, arena, slots, starts, cover, grid, size)
 
 

@@ -17,7 +17,7 @@ from tilestream.errors import ReadError
 from tilestream.sources.base import WHITE, Source
 from tilestream.tiles.decode_processes import Decoded, DecodeProcesses, SharedPixels
 from tilestream.tiles.device_decoding import HostDecoder, StreamDecoder
-from tilestream.tiles.device_gather import copy_pieces, gather_tiles
+from tilestream.tiles.device_gather import GATHER_PIXELS, copy_pieces, gather_tiles
 from tilestream.tiles.read_spec import GROUPS_IN_WORK, UNIT_PIECES, ReadSpec, group_pieces, host_group
 from tilestream.tiles.tile_reader import Failure, Index, pair_pieces
 
@@ -26,9 +26,6 @@ GROUP_PIECES = 256
 
 GROUPS_AHEAD = GROUPS_IN_WORK - 2
 """Groups that are being read, or wait, while another is decoded or sent."""
-
-GATHER_PIXELS = 1 << 24
-"""Pixels gathered by one launch: their 8-byte place and, where averaged, their float32 take several times the pixels' own memory."""
 
 WHITE_SLOT = 0
 """Place in the arena of a piece that is all white."""
@@ -72,7 +69,7 @@ class DeviceTileReader:
     ------------
     On the device: pieces from when they are decoded until the last batch that needs them is taken (two neighbouring rows
     or columns, a group of `GROUP_PIECES`, and a batch's worth) at `height * width * 3` bytes each; one group of the decoder's;
-    `GATHER_PIXELS` at 20 bytes (40 where averaged); the batch. On the host: the encoded bytes of `GROUPS_AHEAD` + 1 groups, or the
+    `GATHER_PIXELS` at 20 bytes (40 where averaged), where no kernel gathers; the batch. On the host: the encoded bytes of `GROUPS_AHEAD` + 1 groups, or the
     decoder's pixels of `GROUPS_IN_WORK` groups.
     """
 
@@ -248,7 +245,7 @@ class _Shard:
     def take(self, number: int) -> DeviceTileBatch:
         """A batch whose pieces are all decoded."""
         index = self.plan.order[number * self.batch : (number + 1) * self.batch]
-        step = max(1, GATHER_PIXELS // self.spec.cover**2)
+        step = max(1, GATHER_PIXELS // self.spec.cover**2) if self.spec.resampled else max(1, len(index))
         parts = [self._make_tiles(index[k : k + step]) for k in range(0, len(index), step)]
         pixels = parts[0] if len(parts) == 1 else torch.cat(parts)
         return DeviceTileBatch(index, pixels, {k: self.failed[k] for k in index.tolist() if k in self.failed})
