@@ -11,7 +11,7 @@ from tilestream.sources.base import PixelKind
 from tilestream.stages import hardware as machine
 from tilestream.stages.encoding import compiling, host
 from tilestream.stages.encoding.device import DeviceEncoder
-from tilestream.stages.encoding.host import check_output, host_encoder, packs_linear
+from tilestream.stages.encoding.host import HostEncoder, check_output, packs_linear
 
 
 class Greedy(nn.Module):
@@ -152,7 +152,7 @@ def test_kernels_on_disk_are_bounded(monkeypatch, tmp_path):
 
 def test_batches_are_filled_up_to_one_shape():
     encoder = Greedy(100)
-    run = host_encoder(encoder, "greedy", 8)
+    run = HostEncoder(encoder, "greedy", 8)
     assert len(run(torch.zeros(3, 4, 4, 3, dtype=torch.uint8))) == 3
     assert encoder.seen == [8]
 
@@ -179,14 +179,14 @@ def test_layers_packed_for_a_processor_give_what_they_give_in_float64(room, monk
     encoder = Layers()
     tiles = torch.randint(0, 256, (11, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        run = host_encoder(encoder, "layers", 8)
+        run = HostEncoder(encoder, "layers", 8)
         found = torch.cat([run(tiles[:8]), run(tiles[8:])])
         rows = tiles.permute(0, 3, 1, 2).double().mean(dim=1) / 255
         first = (rows @ encoder.first.weight.double().T + encoder.first.bias.double()).relu()
         wanted = (first @ encoder.second.double()).mean(dim=1)
         torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
         assert torch.equal(run(tiles[8:]), run(tiles.flip(0)[:3].flip(0)))
-        exact = host_encoder(encoder, "layers", 8, exact=True)
+        exact = HostEncoder(encoder, "layers", 8, exact=True)
         assert torch.equal(exact(tiles[:8]), encoder(tiles[:8].permute(0, 3, 1, 2)))
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from tilestream.models.vit import VisionTransformer
 from tilestream.models.vit_config import ViTConfig
-from tilestream.stages.encoding.host import STRIP_TILES, host_encoder
+from tilestream.stages.encoding.host import STRIP_TILES, HostEncoder
 
 
 @pytest.fixture
@@ -40,20 +40,22 @@ class Watched(nn.Module):
 def test_strips_are_of_one_size_and_give_every_row_in_its_place(count):
     encoder = Watched()
     tiles = torch.randint(0, 256, (count, 4, 4, 3), dtype=torch.uint8)
-    found = host_encoder(encoder, "watched", 16)(tiles)
+    found = HostEncoder(encoder, "watched", 16)(tiles)
     assert torch.equal(found[:, 0], tiles.double().sum(dim=(1, 2, 3)))
     assert set(encoder.seen) == {STRIP_TILES}
 
 
 def test_batches_smaller_than_a_strip_stay_what_was_asked_for():
     encoder = Watched()
-    assert len(host_encoder(encoder, "watched", 2)(torch.zeros(1, 4, 4, 3, dtype=torch.uint8))) == 1
+    assert len(HostEncoder(encoder, "watched", 2)(torch.zeros(1, 4, 4, 3, dtype=torch.uint8))) == 1
     assert encoder.seen == [2]
 
 
 def test_two_cores_compute_two_strips_side_by_side_and_leave_torch_its_threads(two_threads):
     encoder = Watched(together=True)
-    host_encoder(encoder, "watched", 16)(torch.zeros(16, 4, 4, 3, dtype=torch.uint8))
+    run = HostEncoder(encoder, "watched", 16)
+    run(torch.zeros(run.at_once, 4, 4, 3, dtype=torch.uint8))
+    assert encoder.seen == [STRIP_TILES, STRIP_TILES]
     assert [threads for _, threads in encoder.threads] == [1, 1]
     assert torch.get_num_threads() == 2
     elsewhere = []
@@ -67,19 +69,19 @@ def test_an_encoder_that_threads_may_not_share_and_an_exact_run_get_whole_batche
     shared, alone = Watched(), Watched()
     alone.reentrant = False
     for encoder, exact in ((shared, True), (alone, False)):
-        host_encoder(encoder, "watched", 16, exact=exact)(torch.zeros(5, 4, 4, 3, dtype=torch.uint8))
+        HostEncoder(encoder, "watched", 16, exact=exact)(torch.zeros(5, 4, 4, 3, dtype=torch.uint8))
         assert encoder.seen == [16]
 
 
 def test_rows_of_a_transformer_do_not_depend_on_batch_threads_or_neighbours(two_threads):
     encoder = VisionTransformer(ViTConfig(dim=64, depth=2, heads=2, patch=16, img_size=128))
     tiles = torch.randint(0, 256, (16, 128, 128, 3), dtype=torch.uint8)
-    rows = host_encoder(encoder, "small", 16)(tiles)
+    rows = HostEncoder(encoder, "small", 16)(tiles)
     order = torch.randperm(16)
-    assert torch.equal(host_encoder(encoder, "small", 16)(tiles[order]), rows[order])
-    assert torch.equal(torch.cat([host_encoder(encoder, "small", 8)(part) for part in tiles.split(5)]), rows)
+    assert torch.equal(HostEncoder(encoder, "small", 16)(tiles[order]), rows[order])
+    assert torch.equal(torch.cat([HostEncoder(encoder, "small", 8)(part) for part in tiles.split(5)]), rows)
     torch.set_num_threads(1)
-    assert torch.equal(host_encoder(encoder, "small", 16)(tiles), rows)
+    assert torch.equal(HostEncoder(encoder, "small", 16)(tiles), rows)
 
 
 @pytest.mark.parametrize(

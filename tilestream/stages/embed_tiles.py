@@ -120,7 +120,7 @@ def _give_way() -> None:
 
 def _learn_facts(worker: Worker, settings: WorkerSettings) -> EncoderFacts:
     """What a batch of noise tells."""
-    count = worker.batch if worker.graphs is None else min(PROBED, worker.batch)  # a device's batches are filled up
+    count = worker.host.at_once if worker.host is not None else min(PROBED, worker.batch)  # a device's batches are filled up
     rng, shape = np.random.default_rng(0), (count, settings.tile, settings.tile, settings.pixel.channels)
     noise: Pixels = rng.standard_normal(shape, np.float32) if settings.bands else rng.integers(0, 256, shape, np.uint8)
     out = worker.compute.submit(worker.encode, noise, lambda *_: "a batch of noise").result()

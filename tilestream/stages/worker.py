@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
@@ -31,7 +31,7 @@ from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock, Wall
 from tilestream.stages.encoding.device import DeviceEncoder
 from tilestream.stages.encoding.embedded import ALL_TILES, Embedded, TileList
-from tilestream.stages.encoding.host import host_encoder
+from tilestream.stages.encoding.host import HostEncoder
 from tilestream.stages.encoding.reading import Batch, DeviceReading, HostReading
 from tilestream.stages.encoding.wide import WideTwin, beyond_range
 from tilestream.stages.hardware import cast_encoder, children_memory, peak_memory, pick_device, settle_allocator
@@ -76,6 +76,11 @@ class Worker:
         The device is not there, or cannot do what the config asks of it.
     """
 
+    graphs: DeviceEncoder | None = None
+    """How the encoder runs on a CUDA device, where it is on one."""
+    host: HostEncoder | None = None
+    """How it runs on the processor, where it does."""
+
     def __init__(self, settings: WorkerSettings, encoder: nn.Module | None = None) -> None:
         wall = Wall()
         check_machine(settings)
@@ -101,7 +106,6 @@ class Worker:
         wall.mark("casting")
         self.wide = WideTwin(self.encoder, settings.encoder) if self.dtype is torch.float16 else None
         self._known = module_digest(self.encoder) if others else ""  # before it has run: it may count what it was given
-        self.graphs: DeviceEncoder | None = None
         if on_device:
             self.graphs = DeviceEncoder(self.encoder, settings.encoder, settings.tile, settings.batch, self.device, settings.pixel)
             self.batch = self.graphs.batch
@@ -110,7 +114,7 @@ class Worker:
             self.notes += self.graphs.notes
         else:
             self.batch = settings.batch or CPU_BATCH
-            self._encode_on_host = host_encoder(self.encoder, settings.encoder, self.batch, exact=settings.exact)
+            self.host = HostEncoder(self.encoder, settings.encoder, self.batch, exact=settings.exact)
         wall.mark("batch and graph")
         if settings.pinned is not None:
             check_alike(settings.pinned, settings, self._digest())
@@ -274,9 +278,11 @@ class Worker:
         """(n, tile, tile, 3) uint8 or (n, tile, tile, bands) float32 -> (n, dim) or (n, tokens, dim) on the device, in batches of one size; `whose` says what tiles i to j are."""
         tiles = (torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels).to(self.device, non_blocking=True)
         parts, start = [], 0
+        encode = self.host if self.graphs is None else partial(self.graphs, compiled=compiled)
+        assert encode is not None, "an encoder that is on no device is on the host"
         for part in torch.split(tiles, self.batch):
             with user_code(f"encoder {self.settings.encoder}", whose(start, start + len(part)), passing=DEVICE_ERRORS):
-                parts.append(self._encode_on_host(part) if self.graphs is None else self.graphs(part, compiled=compiled))
+                parts.append(encode(part))
             start += len(part)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

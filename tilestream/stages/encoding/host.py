@@ -74,28 +74,34 @@ def packs_linear() -> bool:
     return wide and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
-def host_encoder(encoder: nn.Module, name: str, batch: int, *, exact: bool = False) -> Callable[[Tensor], Tensor]:
-    """An encoder on a CPU over batches of at most `batch` tiles (n, tile, tile, 3) uint8 or (n, tile, tile, bands) float32; fewer are filled up, so that shapes never change.
+class HostEncoder:
+    """An encoder on a CPU over batches of at most `batch` tiles (n, tile, tile, ...); fewer are filled up, so that shapes never change.
 
     One that threads may call at the same time computes strips of the batch, in as many lanes as there are threads. Where `exact`, batches
     stay whole and layers are left to torch.
     """
-    packed = nullcontext() if exact or not packs_linear() else PackedLinear()
 
-    def encode(tiles: Tensor) -> Tensor:
-        with torch.inference_mode(), packed:
-            out: Tensor = encoder(tiles.permute(0, 3, 1, 2))
-        check_output(out, len(tiles), name)
+    def __init__(self, encoder: nn.Module, name: str, batch: int, *, exact: bool = False) -> None:
+        self.encoder, self.name = encoder, name
+        self._packed = nullcontext() if exact or not packs_linear() else PackedLinear()
+        self._strip = batch if exact or not getattr(encoder, "reentrant", False) else min(batch, STRIP_TILES)
+        self._lanes = Lanes(batch // self._strip)
+
+    @property
+    def at_once(self) -> int:
+        """Tiles whose activations are in memory at the same time."""
+        return self._strip * self._lanes.count
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """(n, dim) or (n, tokens, dim)."""
+        parts = self._lanes.map(self._encode, filled_up(tiles, self._strip).split(self._strip))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(tiles)]
+
+    def _encode(self, strip: Tensor) -> Tensor:
+        with torch.inference_mode(), self._packed:
+            out: Tensor = self.encoder(strip.permute(0, 3, 1, 2))
+        check_output(out, len(strip), self.name)
         return out
-
-    if exact or not getattr(encoder, "reentrant", False):
-        return lambda tiles: encode(filled_up(tiles, batch))[: len(tiles)]
-    lanes = Lanes(max(1, batch // STRIP_TILES))
-
-    def encode_strips(tiles: Tensor) -> Tensor:
-        return torch.cat(lanes.map(encode, filled_up(tiles, min(batch, STRIP_TILES)).split(STRIP_TILES)))[: len(tiles)]
-
-    return encode_strips
 
 
 def filled_up(tiles: Tensor, step: int) -> Tensor:
@@ -121,10 +127,14 @@ class Lanes:
         self._pool: ThreadPoolExecutor | None = None
         self._threads = 0
 
+    @property
+    def count(self) -> int:
+        """Lanes, as many as torch has threads for now."""
+        return max(1, min(torch.get_num_threads(), self.most))
+
     def map(self, function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
         """What the function gives for each part, in their order."""
-        threads = torch.get_num_threads()
-        lanes = min(threads, self.most)
+        threads, lanes = torch.get_num_threads(), self.count
         if lanes == 1:
             return [function(part) for part in parts]
         if self._pool is None or self._threads != threads:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tilestream.errors import InterruptedRunError
-from tilestream.stages.encoding.host import host_encoder
+from tilestream.stages.encoding.host import HostEncoder
 
 BATCH = 8
 """Tiles computed again at once."""
@@ -52,7 +52,7 @@ class WideTwin:
         try:
             if self._twin is None:
                 self._twin = copy.deepcopy(self.encoder).float()
-            encode, device = host_encoder(self._twin, self.name, BATCH, exact=True), next(self._twin.parameters()).device
+            encode, device = HostEncoder(self._twin, self.name, BATCH, exact=True), next(self._twin.parameters()).device
             tiles = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
             chosen = tiles[torch.from_numpy(rows).to(tiles.device)].to(device)
             found = torch.cat([encode(part).float() for part in torch.split(chosen, BATCH)]).cpu()
