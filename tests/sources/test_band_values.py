@@ -62,6 +62,25 @@ def test_values_are_those_that_rasterio_reads(tmp_path: Path, options: dict[str,
         assert not np.isnan(over[:20, :20]).any()
 
 
+@pytest.mark.parametrize("nodata", [NODATA, None])
+def test_separate_bands_that_a_file_leaves_out_are_nodata_and_others_are_not_read(tmp_path: Path, nodata: int | None) -> None:
+    made = np.full((128, 192, 5), nodata or 0, np.uint16)
+    made[..., 1] = DEEP[:128, :192, 1]
+    made[:64, 64:, 4] = DEEP[:64, 64:192, 4]
+    path = write_raster(tmp_path / "a.tif", made, nodata=nodata, interleave="band", sparse_ok=True)
+    picked = (4, 1)
+    stats = {"mean": [MEANS[k] for k in picked], "std": [STDS[k] for k in picked]}
+    with open_image(path, channels=picked, normalise=stats) as image:
+        wanted = values_of(path, picked)
+        assert np.isnan(wanted).any() == (nodata is not None)
+        assert_values(image.read((0, 0, 128, 192)), wanted)
+    with serving(tmp_path) as server, open_image(server.url("a.tif"), channels=(1,), normalise="none") as image:
+        server.forget()
+        with image.ahead(0, [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]):
+            assert_values(image.read((0, 0, 128, 192))[..., 0], np.where(made[..., 1] == (nodata or -1), np.nan, made[..., 1]))
+        assert server.bytes_sent < 1.3 * made[..., 1].nbytes
+
+
 def test_values_come_from_a_server_as_from_a_disk(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "a.tif", DEEP, nodata=NODATA, compress="deflate")
     cut(DEEP, OVERLAPPING, tmp_path / "parts", nodata=NODATA)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.errors import ReadError
+from tilestream.sources.bands import sample_of
 from tilestream.sources.base import RGB, Pixels, SegmentGrid, SlideInfo, SourceOptions
 from tilestream.sources.files import checked_file, fingerprint_file
 from tilestream.sources.storage.contract import ByteSource
@@ -97,7 +98,9 @@ class TiffSource(FileTileSource[TiffLevel]):
         wanted = np.array([(row, col) for row, col in places if 0 <= row < grid.rows and 0 <= col < grid.cols], np.int64).reshape(-1, 2)
         cells = wanted @ [grid.cols, 1]
         shared = wanted[:, 0] >= wanted[:, 0].max(initial=0) - 1  # a list may end within a row of tiles
-        parts = [(page, cells + plane * grid.rows * grid.cols) for page in found.pages for plane in range(page.planes)]
+        parts = [
+            (page, cells + plane * grid.rows * grid.cols) for page in found.pages for plane in self._chosen(page) or range(page.planes)
+        ]
         starts = np.stack([page.offsets[index] for page, index in parts], axis=1)  # (n, parts): a piece's own lie together
         counts = np.stack([page.counts[index] for page, index in parts], axis=1)
         there = can_be_read(starts, counts, self._files[0].size)
@@ -151,10 +154,23 @@ class TiffSource(FileTileSource[TiffLevel]):
         return None if stored is None else stored[: size.height - row * grid.height, : size.width - col * grid.width]
 
     def _segment(self, found: TiffLevel, row: int, col: int, out: Pixels | None) -> Pixels | None:
-        stored = self._stored(found, row, col, None if self.pixel.bands else out, None)
+        if self.pixel.bands:
+            return self._values(found, row, col)
+        stored = self._stored(found, row, col, out, None)
         if stored is None or (self._rule.trivial and stored.shape[-1] == 3):
             return stored
-        return self._rule.pixels(stored)
+        return self._rule.rgb(stored)
+
+    def _values(self, found: TiffLevel, row: int, col: int) -> Pixels | None:
+        """(h, w, bands) float32 of a piece; of samples that are stored separately only those of chosen bands are read."""
+        chosen = self._chosen(found.pages[0])
+        stored = self._stored(found, row, col, None, chosen)
+        rule = self._rule if chosen is None else replace(self._rule, channels=None)
+        return None if stored is None else rule.pixels(stored)
+
+    def _chosen(self, page: TiffPlane) -> tuple[int, ...] | None:
+        """The planes of a page that values are made of, where not of all."""
+        return self._rule.channels if self.pixel.bands and page.planes > 1 else None
 
     def _stored(self, found: TiffLevel, row: int, col: int, out: Pixels | None, bands: Sequence[int] | None) -> NDArray[Any] | None:
         """(h, w, s) samples of a piece, of `bands` alone where they are given; planes of others are not read."""
@@ -175,9 +191,10 @@ class TiffSource(FileTileSource[TiffLevel]):
         ]
         if all(part is None for part in parts):
             return None
-        # Of separately stored samples, those without bytes are 0 (GDAL leaves out blocks that are all 0).
+        # Of separately stored samples, those without bytes are nodata or else 0 (GDAL leaves out blocks that are all that).
         first = next(part for part in parts if part is not None)
-        samples = [np.zeros_like(first) if part is None else part for part in parts]
+        hole = sample_of(self._rule.nodata, first.dtype) or 0
+        samples = [np.full_like(first, hole) if part is None else part for part in parts]
         joined = samples[0] if len(samples) == 1 else np.concatenate(samples, axis=-1)
         return joined if bands is None or separate else joined[..., list(bands)]
 
