@@ -61,7 +61,7 @@ with ThreadPoolExecutor(threads) as pool:
 @contextmanager
 def served(folder: Path, latency: float, gbit: float) -> Iterator[tuple[str, Callable[[], Row]]]:
     """A server of a folder in a process of its own: its URL, and what tells what was asked of it since."""
-    command = [sys.executable, "-m", "tests.support.range_server", str(folder), str(latency), str(gbit * 1e9 / 8)]
+    command = [sys.executable, "-m", "benchmarks.line_server", str(folder), str(latency), str(gbit * 1e9 / 8)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # our own
         assert process.stdout is not None, "it says its port"
         url = f"http://127.0.0.1:{int(process.stdout.readline())}"

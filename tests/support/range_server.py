@@ -1,18 +1,11 @@
-"""A small web server that gives parts of files, counts what is asked of it, and fails as it is told to.
+"""A small web server that gives parts of files, counts what is asked of it, and fails as it is told to."""
 
-As a program, `python -m tests.support.range_server FOLDER LATENCY RATE`, it says its port, and at /counts what was asked of it since that was asked last.
-"""
-
-import json
 import re
-import sys
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-CHUNK = 1 << 18
 
 
 class RangeServer(ThreadingHTTPServer):
@@ -21,10 +14,10 @@ class RangeServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, folder, latency=0.0, rate=None):
+    def __init__(self, folder, latency=0.0):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.latency, self.rate, self.free_at = Path(folder), latency, rate, 0.0
-        """Seconds before each answer; bytes a second of all answers together, None for as fast as it goes, and when the line is free."""
+        self.folder, self.latency = Path(folder), latency
+        """Seconds before each answer."""
         self.lock = threading.Lock()
         self.fault = lambda number, path: ""
         """Given the number of a GET and its path, how it fails: 500, cut, wrong_range, no_range, no_etag, gone, denied, weak; "" not at all."""
@@ -32,7 +25,7 @@ class RangeServer(ThreadingHTTPServer):
         self.forget()
 
     def forget(self):
-        self.asked, self.requests, self.most_at_once, self.now = [], 0, 0, 0
+        self.asked, self.requests = [], 0
 
     def handle_error(self, *_):
         """A client that goes away, as one does that has found an answer wrong, is no fault of the server."""
@@ -40,16 +33,6 @@ class RangeServer(ThreadingHTTPServer):
     @property
     def bytes_sent(self):
         return sum(count for _, _, count in self.asked)
-
-    def pace(self, count):
-        """Wait as long as so many bytes take on the line, behind those that others send."""
-        if self.rate is None:
-            return
-        with self.lock:
-            self.free_at = max(self.free_at, time.monotonic()) + count / self.rate
-            wait = self.free_at - time.monotonic()
-        if wait > 0:
-            time.sleep(wait)
 
     def url(self, name, query=""):
         return f"http://127.0.0.1:{self.server_address[1]}/{name}{query}"
@@ -89,18 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         path = self.path.partition("?")[0].lstrip("/").replace("%20", " ")
-        if path == "counts":
-            self.tell_counts(server)
-            return
         with server.lock:
             number, server.requests = server.requests, server.requests + 1
-            server.now += 1
-            server.most_at_once = max(server.most_at_once, server.now)
-        try:
-            self.give(server, path, server.fault(number, path) if body else "", body=body)
-        finally:
-            with server.lock:
-                server.now -= 1
+        self.give(server, path, server.fault(number, path) if body else "", body=body)
 
     def give(self, server, path, fault, *, body):
         if server.latency:
@@ -142,25 +116,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         with server.lock:
             server.asked.append((path, first, end - first))
-        for at in range(0, len(data), CHUNK):
-            server.pace(len(data[at : at + CHUNK]))
-            self.wfile.write(data[at : at + CHUNK])
-
-    def tell_counts(self, server):
-        told = json.dumps({"requests": len(server.asked), "bytes": server.bytes_sent, "at_once": server.most_at_once}).encode()
-        server.forget()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(told)))
-        self.end_headers()
-        self.wfile.write(told)
+        self.wfile.write(data)
 
     def refuse(self, status):
         self.send_response(status)
         self.send_header("Content-Length", "0")
         self.end_headers()
-
-
-if __name__ == "__main__":
-    started = RangeServer(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))
-    print(started.server_address[1], flush=True)
-    started.serve_forever()

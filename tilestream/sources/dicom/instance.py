@@ -21,6 +21,9 @@ from tilestream.sources.storage.pieces import MAX_PIECE_BYTES
 PIXEL_DATA = 0x7FE00010
 UNDEFINED = 0xFFFFFFFF
 
+PLANE_POSITION, OPTICAL_PATH, COLUMN, ROW, DEPTH = 0x0048021A, 0x00480207, 0x0048021E, 0x0048021F, 0x0040074A
+"""Where a frame lies, and in which light: two sequences, and three numbers of the first."""
+
 HEAD = 8
 """Bytes of an item of encapsulated pixels before its value: tag and length."""
 
@@ -247,20 +250,41 @@ def _places(stored: ByteSource, frames: int, paths: tuple[tuple[str, str], ...])
     numbers = {identifier: number for number, (identifier, _) in enumerate(paths)}
     shared = next(iter(_items(data, "SharedFunctionalGroupsSequence")), None)
     out = np.zeros((frames, 4), np.int64)
+    own = None if shared is None else _optical_path(shared)
     for frame, group in enumerate(groups):
-        place = group["PlanePositionSlideSequence"].value[0]
-        column, row = int(place.ColumnPositionInTotalImagePixelMatrix), int(place.RowPositionInTotalImagePixelMatrix)
-        depth = float(place.get("ZOffsetInSlideCoordinateSystem", 0) or 0)
-        said = _items(group, "OpticalPathIdentificationSequence") or (
-            [] if shared is None else _items(shared, "OpticalPathIdentificationSequence")
-        )
-        name = str(said[0].OpticalPathIdentifier) if said else paths[0][0]
+        place = group[PLANE_POSITION].value[0]
+        column, row, depth = (_number(place, tag) for tag in (COLUMN, ROW, DEPTH))
+        said = _optical_path(group)
+        name = paths[0][0] if said is None and own is None else said if said is not None else own
         if name not in numbers:
             raise InputError(
                 f"{stored.name}: frame {frame + 1} is of the optical path {name!r}, which the header does not describe. The file is damaged."
             )
-        out[frame] = row - 1, column - 1, round(depth * 1e3), numbers[name]
+        if row is None or column is None:
+            raise InputError(f"{stored.name}: frame {frame + 1} does not say where it lies. The file is damaged; copy it again from its origin.")
+        out[frame] = int(row) - 1, int(column) - 1, round((depth or 0) * 1e3), numbers[name]
     return out
+
+
+def _optical_path(group: Any) -> str | None:
+    """The identifier of the optical path that a functional group names; None where it names none."""
+    if OPTICAL_PATH not in group or not (items := group[OPTICAL_PATH].value):
+        return None
+    return str(items[0].OpticalPathIdentifier)
+
+
+def _number(place: Any, tag: int) -> float | None:
+    """A number of a data set: where it is still encoded as it nearly always is, without the object that pydicom makes of it, which takes five times as long."""
+    if tag not in place:
+        return None
+    raw = place.get_item(tag)
+    if getattr(raw, "is_raw", False) and raw.is_little_endian and raw.value is not None:
+        if tag == DEPTH and b"\\" not in raw.value:
+            return float(raw.value.strip(b" \0") or 0)
+        if len(raw.value) == 4:
+            return float(int.from_bytes(raw.value, "little", signed=True))
+    value = place[tag].value
+    return None if value is None or value == "" else float(value)
 
 
 def _items(data: Any, name: str) -> Sequence[Any]:
