@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+CHUNK = 1 << 18
+
 
 class RangeServer(ThreadingHTTPServer):
     """Serves the files of a folder. `asked` holds (path, first byte, bytes) of each GET that was answered with data."""
@@ -19,6 +21,8 @@ class RangeServer(ThreadingHTTPServer):
         self.folder, self.latency = Path(folder), latency
         """Seconds before each answer."""
         self.lock = threading.Lock()
+        self.pace = lambda count: None
+        """Told how many bytes come, before each part of an answer."""
         self.fault = lambda number, path: ""
         """Given the number of a GET and its path, how it fails: 500, cut, wrong_range, no_range, no_etag, gone, denied, weak; "" not at all."""
         self.stopped = False
@@ -116,7 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         with server.lock:
             server.asked.append((path, first, end - first))
-        self.wfile.write(data)
+        for at in range(0, len(data), CHUNK):
+            server.pace(len(data[at : at + CHUNK]))
+            self.wfile.write(data[at : at + CHUNK])
 
     def refuse(self, status):
         self.send_response(status)

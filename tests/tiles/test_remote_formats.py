@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rasterio.shutil
 import tifffile
+import zarr
 
 from tests.support.images import make_image, pyramid, write_pyramid
 from tests.support.range_server import serving
@@ -39,7 +40,28 @@ def write_cog(path):
     plain.unlink()
 
 
+def write_shards(path):
+    """Chunks in shards of 8 x 8, which zarr writes in Z-order."""
+    group, (height, width, _) = zarr.open_group(path, mode="w"), image().shape
+    array = group.create_array("0", shape=(height, width, 3), chunks=(64, 64, 3), shards=(512, 512, 3), dtype=np.uint8)
+    array[:] = image()
+    axes = [{"name": axis, "type": "space"} for axis in "yx"] + [{"name": "c", "type": "channel"}]
+    place = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [0.5, 0.5, 1.0]}]}
+    group.attrs.update({"ome": {"version": "0.5", "multiscales": [{"name": "made", "axes": axes, "datasets": [place]}]}})
+
+
+def chunk_bytes(path):
+    """Rows, columns and bytes of the chunks, by the indices at the ends of the shards."""
+    rows, cols = image().shape[0] // 512, image().shape[1] // 512
+    counts = np.zeros((rows, 8, cols, 8), np.int64)
+    for row, col in np.ndindex(rows, cols):
+        index = (path / f"0/c/{row}/{col}/0").read_bytes()[-16 * 64 - 4 : -4]
+        counts[row, :, col] = np.frombuffer(index, "<u8").reshape(8, 8, 2)[..., 1]
+    return 64, 64, counts.reshape(rows * 8, cols * 8)
+
+
 WRITERS = {
+    "shards.zarr": write_shards,
     "a.svs": lambda path: write_pyramid(path, image(), tile=64, levels=2),
     "a.ome.tif": write_ome_tiff,
     "cog.tif": write_cog,
@@ -67,14 +89,19 @@ def read_tiles(address, y, x):
     return found
 
 
-def needed_bytes(path, y, x):
-    """Bytes of the file tiles or strips under the tiles, by what tifffile says of the finest level."""
+def file_tile_bytes(path):
+    """Height, width and bytes of the file tiles or strips, by what tifffile says of the finest level."""
     with tifffile.TiffFile(path) as file:
         page = file.series[0].levels[0].keyframe
         height, width = page.chunks[:2]
         rows, cols = -(-page.imagelength // height), -(-page.imagewidth // width)
-        counts = np.array(page.databytecounts).reshape(rows, cols)
-    needed = np.zeros((rows, cols), bool)
+        return height, width, np.array(page.databytecounts).reshape(rows, cols)
+
+
+def needed_bytes(path, y, x):
+    """Bytes of the pieces under the tiles."""
+    height, width, counts = chunk_bytes(path) if path.suffix == ".zarr" else file_tile_bytes(path)
+    needed = np.zeros(counts.shape, bool)
     for top, left in zip(y.tolist(), x.tolist(), strict=True):
         needed[top // height : (top + TILE - 1) // height + 1, left // width : (left + TILE - 1) // width + 1] = True
     return int(counts[needed].sum())

@@ -21,7 +21,6 @@ from tilestream.geometry import Region
 from tilestream.sources.base import Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.channel_names import list_channels
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
-from tilestream.sources.storage.ahead import MOST_BYTES
 from tilestream.sources.storage.chunks import ChunksAhead
 from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.storage.zipped import RemoteZip
@@ -97,8 +96,7 @@ class ZarrSource(Source):
         return chunks.ahead([(tuple(chunk), row >= last) for row, col in wanted for chunk in self._chunks_at(level, row, col)])
 
     def ahead_bytes(self, level: int) -> int:
-        del level
-        return MOST_BYTES if self._ahead else 0
+        return 0 if not self._ahead or (chunks := self._ahead[level]) is None else chunks.ahead_bytes
 
     def _chunks_at(self, level: int, row: int, col: int) -> list[list[int]]:
         """The indices of the chunks that make a piece: one, or one for each run of channels."""

@@ -10,11 +10,13 @@ Sources: https://zarr-specs.readthedocs.io (v2; v3: core, codecs bytes, zstd, bl
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
 import google_crc32c
@@ -62,6 +64,7 @@ class ChunkReader:
         self._key = array.metadata.encode_chunk_key
         self._bytes = int(np.prod(self._shape)) * dtype.itemsize
         self._buffers = ThreadBuffers()
+        self._index_bytes = 16 * int(np.prod(self._per_shard)) + 4
         self._index: dict[tuple[int, ...], NDArray[np.uint64] | None] = {}
 
     def chunk(self, place: Sequence[int]) -> NDArray[Any]:
@@ -80,6 +83,29 @@ class ChunkReader:
     def fetch_through(self, wrap: Callable[[Fetch, int], Fetch]) -> None:
         """Read objects through what `wrap` makes of the way to them and of the most bytes that a chunk takes."""
         self._fetch = wrap(self._fetch, 2 * self._bytes + 4096)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether objects hold several chunks."""
+        return self._index_first is not None
+
+    @property
+    def most_shard_bytes(self) -> int:
+        """Of an object that holds several chunks, at most: no codec makes chunks much larger."""
+        return int(np.prod(self._per_shard)) * (self._bytes + self._bytes // 64 + 64) + self._index_bytes
+
+    def unread_shard(self, shard: Sequence[int]) -> tuple[str, int] | None:
+        """Key and number of chunks of a shard whose index was not read yet; None where it was, and where objects are single chunks."""
+        if self._index_first is None or tuple(shard) in self._index:
+            return None
+        grid = (-(-side // chunk) for side, chunk in zip(self._array.shape, self._shape, strict=True))
+        held = (min(n, most - s * n) for s, n, most in zip(shard, self._per_shard, grid, strict=True))
+        return self._prefix + self._key(tuple(shard)), math.prod(held)
+
+    def learn(self, shard: tuple[int, ...], data: memoryview) -> None:
+        """Read the index of a shard from all of its bytes. Raises ValueError where it is damaged."""
+        raw = data[: self._index_bytes] if self._index_first else data[-self._index_bytes :]
+        self._learn(self._prefix + self._key(shard), shard, bytes(raw))
 
     def shard_of(self, place: Sequence[int]) -> tuple[int, ...]:
         """The indices of the object that holds a chunk."""
@@ -106,15 +132,19 @@ class ChunkReader:
 
     def _shard_index(self, key: str, shard: tuple[int, ...]) -> NDArray[np.uint64] | None:
         """Offset and length of each chunk of a shard, (..., 2); None where the shard was never written."""
-        if shard not in self._index:
-            length = 16 * int(np.prod(self._per_shard)) + 4
-            raw = self._fetch(key, 0 if self._index_first else -length, length)
-            if raw is not None and (len(raw) != length or google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little")):
-                raise ValueError(f"the index of shard {key} is damaged")
-            if len(self._index) >= KNOWN_SHARDS:
-                self._index.clear()
-            self._index[shard] = None if raw is None else np.frombuffer(raw[:-4], "<u8").reshape(*self._per_shard, 2)
-        return self._index[shard]
+        with suppress(KeyError):  # others may forget it between two looks
+            return self._index[shard]
+        raw = self._fetch(key, 0 if self._index_first else -self._index_bytes, self._index_bytes)
+        return self._learn(key, shard, raw)
+
+    def _learn(self, key: str, shard: tuple[int, ...], raw: bytes | None) -> NDArray[np.uint64] | None:
+        """Keep the index of a shard, from its bytes."""
+        if raw is not None and (len(raw) != self._index_bytes or google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little")):
+            raise ValueError(f"the index of shard {key} is damaged")
+        if len(self._index) >= KNOWN_SHARDS:
+            self._index.clear()
+        found = self._index[shard] = None if raw is None else np.frombuffer(raw[:-4], "<u8").reshape(*self._per_shard, 2)
+        return found
 
 
 def chunk_reader(array: Any) -> ChunkReader | None:

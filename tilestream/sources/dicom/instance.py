@@ -261,7 +261,9 @@ def _places(stored: ByteSource, frames: int, paths: tuple[tuple[str, str], ...])
                 f"{stored.name}: frame {frame + 1} is of the optical path {name!r}, which the header does not describe. The file is damaged."
             )
         if row is None or column is None:
-            raise InputError(f"{stored.name}: frame {frame + 1} does not say where it lies. The file is damaged; copy it again from its origin.")
+            raise InputError(
+                f"{stored.name}: frame {frame + 1} does not say where it lies. The file is damaged; copy it again from its origin."
+            )
         out[frame] = int(row) - 1, int(column) - 1, round((depth or 0) * 1e3), numbers[name]
     return out
 

@@ -46,3 +46,18 @@ class Answer:
         """Whether `take` gives these bytes at once."""
         with self._news:
             return len(self._data) >= at + count or (self._ended and self._error is None)
+
+    @property
+    def length(self) -> int:
+        """Bytes that came."""
+        return len(self._data)
+
+    def whole(self) -> bytes | bytearray:
+        """What came of an answer that has ended; nothing where receiving failed. Not to be changed."""
+        return b"" if self._error is not None else self._data
+
+    def end(self, count: int) -> bytes | None:
+        """The last bytes of an answer that has ended; None where it is empty. Raises what receiving raised."""
+        if self._error is not None:
+            raise self._error
+        return bytes(memoryview(self._data)[-count:]) if self._data else None

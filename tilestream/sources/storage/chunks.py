@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 
 from tilestream.errors import outage
+from tilestream.sources.storage.ahead import AHEAD_BYTES, MOST_BYTES, WHOLE_BYTES
 from tilestream.sources.storage.fetching import request_pool
-from tilestream.sources.storage.objects import Fetch, ObjectsAhead, Part
+from tilestream.sources.storage.objects import Fetch, ObjectsAhead, Part, Whole
 from tilestream.store.zarr_chunks import ChunkReader
 
 Chunk = tuple[int, ...]
 """Indices of a chunk."""
+
+MOSTLY = 0.5
+"""Of a shard that is asked for whole, the share of its chunks that is wanted, at least."""
+
+SPARED = 0.27
+"""Chunks that are asked for with their shard and not wanted, as a share of those that are, at most: a little more than between ranges, for each saves the request of an index."""
 
 
 class ChunksAhead:
@@ -25,14 +33,57 @@ class ChunksAhead:
         self._objects = ObjectsAhead(fetch, most)
         return self._objects
 
-    @contextmanager
-    def ahead(self, chunks: Sequence[tuple[Chunk, bool]]) -> Iterator[None]:
+    def ahead(self, chunks: Sequence[tuple[Chunk, bool]]) -> AbstractContextManager[None]:
         """While the block runs, fetch chunks in this order; those that the next list wants too stay, as far as there is room. Raises OutageError."""
-        first = {self._reader.shard_of(chunk): chunk for chunk, _ in chunks}
-        list(request_pool().map(self._locate, first.values()))  # the indices of shards, many at once
-        found = [(part, again) for chunk, again in chunks if (part := self._locate(chunk)) is not None]
-        with self._objects.ahead([part for part, _ in found], [again for _, again in found]):
-            yield
+        order = [self._reader.shard_of(chunk) for chunk, _ in chunks]
+        shards: dict[Chunk, list[tuple[Chunk, bool]]] = {}
+        first: dict[Chunk, int] = {}
+        for number, (shard, chunk) in enumerate(zip(order, chunks, strict=True)):
+            shards.setdefault(shard, []).append(chunk)
+            first.setdefault(shard, number)
+        whole = self._choose_whole(shards, order)
+
+        def find() -> list[tuple[int, Part, bool]]:
+            list(
+                request_pool().map(self._locate, [wanted[0][0] for shard, wanted in shards.items() if shard not in whole])
+            )  # indices, at once
+            rest = ((number, *chunk) for number, (shard, chunk) in enumerate(zip(order, chunks, strict=True)) if shard not in whole)
+            return [(number, part, again) for number, chunk, again in rest if (part := self._locate(chunk)) is not None]
+
+        return self._objects.ahead({first[shard]: each for shard, each in whole.items()}, find)
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Most bytes that one `ahead` holds."""
+        return MOST_BYTES + (WHOLE_BYTES - AHEAD_BYTES if self._reader.sharded else 0)
+
+    def _choose_whole(self, shards: Mapping[Chunk, list[tuple[Chunk, bool]]], order: Sequence[Chunk]) -> dict[Chunk, Whole]:
+        """Shards to ask for in one request, index and all, in order: those of which least is not wanted, as long as that stays within `SPARED`.
+
+        None where so many are read at once (`order` is that of reading) that their bytes would not be bounded.
+        """
+        most = self._reader.most_shard_bytes
+        missing: list[tuple[int, int, Chunk, str]] = []
+        for shard, wanted in shards.items():
+            count = len({chunk for chunk, _ in wanted})
+            if (unread := self._reader.unread_shard(shard)) is not None and count >= MOSTLY * unread[1]:
+                missing.append((unread[1] - count, count, shard, unread[0]))
+        chosen: dict[Chunk, Whole] = {}
+        spared = asked = 0
+        for rest, count, shard, key in sorted(missing):
+            spared, asked = spared + rest, asked + count
+            if spared > SPARED * asked:
+                break
+            chosen[shard] = Whole(key, most, partial(self._parts, shard, shards[shard]))
+        return {shard: chosen[shard] for shard in shards if shard in chosen} if _most_open(order, chosen) * most <= WHOLE_BYTES else {}
+
+    def _parts(self, shard: Chunk, wanted: Sequence[tuple[Chunk, bool]], data: memoryview) -> list[tuple[Part, bool]]:
+        """Where chunks lie in a shard that came whole."""
+        try:
+            self._reader.learn(shard, data)
+        except ValueError:  # who reads it is told
+            return []
+        return [(part, again) for chunk, again in wanted if (part := self._locate(chunk)) is not None]
 
     def _locate(self, chunk: Chunk) -> Part | None:
         """Where a chunk lies; None where there is none, or what says so is damaged: who reads it is told."""
@@ -42,3 +93,16 @@ class ChunksAhead:
             if (lost := outage(error, self._address)) is not None:
                 raise lost from error
             return None
+
+
+def _most_open(order: Sequence[Chunk], chosen: Mapping[Chunk, object]) -> int:
+    """How many of the shards chosen are being read at once, at most: their first chunk was, and their last was not."""
+    last = {shard: place for place, shard in enumerate(order) if shard in chosen}
+    now, most = set[Chunk](), 0
+    for place, shard in enumerate(order):
+        if shard in last:
+            now.add(shard)
+            most = max(most, len(now))
+            if last[shard] == place:
+                now.remove(shard)
+    return most

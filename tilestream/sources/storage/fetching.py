@@ -20,7 +20,7 @@ from tilestream.errors import InputError, NotThereError, OutageError, ReadError,
 PAUSES = (0.2, 0.6, 1.8, 4.0)
 """Seconds before the second request of a range and each one after it, about: a server that is asked less recovers sooner."""
 
-IN_FLIGHT = 64
+IN_FLIGHT = 128
 """Requests of a process that are under way at once."""
 
 REQUEST_TIME = "90s"

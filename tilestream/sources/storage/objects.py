@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 from tilestream.sources.storage.ahead import RangesAhead
 
 SPAN = 2**41
-"""Places that each object has for itself, the upper half of them for the object as a whole: ranges of two objects never lie near each other."""
+"""Places that each object has for itself: ranges of two objects never lie near each other."""
 
 Fetch = Callable[[str, int, int | None], bytes | None]
 """(key, offset, length) to bytes of an object, None where there is no such object; length None is the whole."""
 
 Part = tuple[str, int, int | None]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An object that is fetched whole, for the sake of parts that its own bytes tell."""
+
+    key: str
+    most: int
+    """Bytes, at most."""
+    parts: Callable[[memoryview], Sequence[tuple[Part, bool]]]
+    """Of its bytes the parts that are wanted, and whether the next list wants them too; none where they are damaged. Raises nothing."""
 
 
 class ObjectsAhead:
@@ -26,36 +40,53 @@ class ObjectsAhead:
         self._fetch, self._whole = fetch, whole_bytes
         self._numbers: dict[str, int] = {}
         self._keys: list[str] = []
+        self._lock = threading.Lock()
         self._ranges = RangesAhead(self._ask)
 
     def __call__(self, key: str, offset: int, length: int | None) -> bytes | None:
-        number = self._numbers.get(key)
-        if number is None or offset < 0:
+        if key not in self._numbers:
             return self._fetch(key, offset, length)
-        if length is not None:
-            return self._ranges.read(number * SPAN + offset, length)
-        data = self._ranges.read(number * SPAN + SPAN // 2, self._whole)
-        return data[1:] if data else None
+        if offset < 0:
+            found = self._ranges.read_end(self._place(key, None), -offset)
+            return self._fetch(key, offset, length) if found is None else found
+        data = self._ranges.read(self._place(key, offset if length is not None else None), self._whole if length is None else length)
+        return data if length is not None else data[1:] if data else None
 
     @contextmanager
-    def ahead(self, parts: Sequence[Part], again: Sequence[bool]) -> Iterator[None]:
-        """While the block runs, fetch parts in this order; those that the next list asks for `again` stay, as far as there is room."""
-        for key, _, _ in parts:
-            if key not in self._numbers:
-                self._keys.append(key)
-                self._numbers[key] = len(self._keys) - 1
-        starts = [self._numbers[key] * SPAN + (SPAN // 2 if length is None else offset) for key, offset, length in parts]
-        counts = [self._whole if length is None else length for _, _, length in parts]
-        with self._ranges.ahead(starts, counts, again):
+    def ahead(self, whole: Mapping[int, Whole], find: Callable[[], Sequence[tuple[int, Part, bool]]]) -> Iterator[None]:
+        """While the block runs, fetch objects whole, and parts of others that are found while the first of those are on their way.
+
+        Both have a number, which says what is read before what; parts that the next list wants too stay, as far as there is room.
+        """
+        places = {self._place(each.key, None): (number, each.most + 1) for number, each in whole.items()}
+        unpack = dict(zip(places, (partial(self._unpack, each) for each in whole.values()), strict=True))
+        with self._ranges.wholes_ahead(unpack, places) as add:
+            found = find()
+            starts = [self._place(key, offset if length is not None else None) for _, (key, offset, length), _ in found]
+            counts = [self._whole if length is None else length for _, (_, _, length), _ in found]
+            add(starts, counts, [again for _, _, again in found], [number for number, _, _ in found])
             yield
 
+    def _place(self, key: str, offset: int | None) -> int:
+        """Where an object's bytes lie among those of all; as a whole (None) it begins one place before, with a byte that says that there is one."""
+        with self._lock:
+            if key not in self._numbers:
+                self._keys.append(key)
+                self._numbers[key] = len(self._keys)
+            return self._numbers[key] * SPAN + (-1 if offset is None else offset)
+
+    def _unpack(self, whole: Whole, data: bytes | bytearray) -> list[tuple[int, int, bool]]:
+        found = whole.parts(memoryview(data)[1:]) if data else ()
+        return [(self._place(key, offset), length, again) for (key, offset, length), again in found if length is not None]
+
     def _ask(self, start: int, end: int) -> Iterator[bytes]:
-        number, offset = divmod(start, SPAN)
-        key = self._keys[number]
-        if offset < SPAN // 2:
-            data = self._fetch(key, offset, end - start)
+        number, offset = divmod(start + 1, SPAN)
+        key = self._keys[number - 1]
+        if offset:
+            data = self._fetch(key, offset - 1, end - start)
             if data is None:
                 raise FileNotFoundError(f"{key} is gone")
             yield data
         elif (data := self._fetch(key, 0, None)) is not None:
-            yield b"\1" + data
+            yield b"\1"
+            yield data
