@@ -207,4 +207,5 @@ def test_clay_says_what_is_wrong(tmp_path, args, words):
 def test_the_table_has_them():
     rows = {entry.name: entry for entry in known_encoders()}
     assert (rows["prithvi-eo-2"].dim, rows["prithvi-eo-2"].tile_size, rows["prithvi-eo-2"].normalisation) == (1024, 224, "source.normalise")
+    assert rows["prithvi-eo-2"].bands == ("blue", "green", "red", "nir08", "swir16", "swir22")
     assert (rows["clay-1.5"].dim, rows["clay-1.5"].tile_size, rows["clay-1.5"].licence) == (1024, 256, "Apache-2.0")

@@ -101,6 +101,8 @@ class EncoderEntry:
     """Whether its page must be accepted before its weights can be fetched."""
     note: str | None = None
     """What else a user should know."""
+    bands: tuple[str, ...] = ()
+    """Bands that it takes, by common name, in order; empty where it takes colours, or its arguments say which."""
 
 
 def preset_entry(preset: Preset) -> EncoderEntry:
@@ -116,7 +118,7 @@ def preset_entry(preset: Preset) -> EncoderEntry:
         source = preset.repository
     return EncoderEntry(
         preset.name, source, dim, tile, preset.mpp, preset.mpp_range, "source.normalise" if preset.bands or preset.through == "claymodel" else normalisation_words(preset.pixels), output, preset.precision,
-        interpolation, preset.licence, preset.gated, preset.note,
+        interpolation, preset.licence, preset.gated, preset.note, preset.bands,
     )  # fmt: skip
 
 
