@@ -8,6 +8,7 @@ from tests.support.random_models import library, normalised, randomised, relativ
 from tilestream.encoders.catalogue import EncoderSpec
 from tilestream.encoders.registry import build_encoder
 from tilestream.errors import ConfigError
+from tilestream.stages.encoding.host import HostEncoder
 
 NORM = ", through the norm behind it"
 BEHIND = ", through the layers behind it"
@@ -81,6 +82,26 @@ def test_a_model_gives_what_timm_pools_twice_alike_and_says_what_that_is(name, p
         assert relative_error(found, expected) < 1e-5
         assert torch.equal(found, ours(tiles))
     assert (ours.dim, ours.tile_size, ours.vector) == (expected.shape[1], side, ROWS[name, pooling])
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "swin_tiny_patch4_window7_224", "hiera_tiny_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"]
+)
+def test_threads_call_a_model_at_the_same_time_from_its_first_tiles_on(name, tmp_path):
+    weights = pair(name, tmp_path, num_classes=0)[1]
+    spec = EncoderSpec(f"timm:{name}", weights=weights, args=cut(name))
+    side, threads = build_encoder(spec).tile_size, torch.get_num_threads()
+    tiles = torch.randint(0, 256, (16, side, side, 3), dtype=torch.uint8)
+    rows = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            run = HostEncoder(build_encoder(spec), name, 16)
+            assert run.at_once == 4 * count
+            rows.append(run(tiles))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*rows)
 
 
 def test_registers_in_a_mean_are_not_called_patches(tmp_path):

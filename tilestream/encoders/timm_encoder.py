@@ -54,6 +54,8 @@ class TimmEncoder(nn.Module):
         The weights cannot be fetched.
     """
 
+    reentrant = True
+    """Threads may call it at the same time: what a timm model remembers between calls is the same for each of them."""
     mpp: float | None = None
     precisions = ("fp32", "bf16", "fp16")
     takes_larger_tiles: bool
