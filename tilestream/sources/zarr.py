@@ -93,17 +93,23 @@ class ZarrSource(Source):
         grid = self._grids[level]
         wanted = [place for place in places if 0 <= place[0] < grid.rows and 0 <= place[1] < grid.cols]
         last = max((row for row, _ in wanted), default=0) - 1
-        return chunks.ahead([(tuple(chunk), row >= last) for row, col in wanted for chunk in self._chunks_at(level, row, col)])
+        first, y, x = self._first_chunks(level), self._image.axes.index("y"), self._image.axes.index("x")
+        found: list[tuple[tuple[int, ...], bool]] = []
+        for row, col in wanted:
+            for chunk in first:
+                chunk[y], chunk[x] = row, col
+                found.append((tuple(chunk), row >= last))
+        return chunks.ahead(found)
 
     def ahead_bytes(self, level: int) -> int:
         return 0 if not self._ahead or (chunks := self._ahead[level]) is None else chunks.ahead_bytes
 
-    def _chunks_at(self, level: int, row: int, col: int) -> list[list[int]]:
-        """The indices of the chunks that make a piece: one, or one for each run of channels."""
+    def _first_chunks(self, level: int) -> list[list[int]]:
+        """The indices of the chunks that make the first piece: one, or one for each run of channels."""
         sides, spread = self._image.arrays[level].chunks, -1
         place: list[int] = []
         for axis, (name, selected, side) in enumerate(zip(self._image.axes, self._selection, sides, strict=True)):
-            place.append(row if name == "y" else col if name == "x" else selected // side if isinstance(selected, int) else 0)
+            place.append(selected // side if isinstance(selected, int) else 0)
             spread = axis if name not in ("y", "x") and not isinstance(selected, int) else spread
         if spread < 0:
             return [place]

@@ -17,6 +17,7 @@ import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from operator import floordiv
 from typing import Any, Protocol, runtime_checkable
 
 import google_crc32c
@@ -109,7 +110,7 @@ class ChunkReader:
 
     def shard_of(self, place: Sequence[int]) -> tuple[int, ...]:
         """The indices of the object that holds a chunk."""
-        return tuple(p // n for p, n in zip(place, self._per_shard, strict=True))
+        return tuple(map(floordiv, place, self._per_shard))
 
     def locate(self, place: Sequence[int]) -> tuple[str, int, int | None] | None:
         """Where a chunk lies: key, offset and length of its object, length None for the whole; None where a shard says that it has none.

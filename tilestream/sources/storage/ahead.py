@@ -83,12 +83,14 @@ class _Request:
     unpack: list[tuple[_Plan, Unpack]] = field(default_factory=list)
     """Of an object that is fetched whole, as one piece until it came: the lists that want parts of it."""
     answer: Answer | None = None
-    came: threading.Event = field(default_factory=threading.Event)
+    came: threading.Event | None = field(init=False)
+    """Set once it is known which parts of the object are wanted."""
     size: int = field(init=False)
     """Bytes that it takes; of an object whose size is not known, at most, until it came."""
 
     def __post_init__(self) -> None:
         self.size = self.end - self.start
+        self.came = threading.Event() if self.unpack else None
 
 
 class RangesAhead:
@@ -137,7 +139,7 @@ class RangesAhead:
         """The last bytes of an object that is fetched whole at the place `start`; None where none is."""
         with self._lock:
             request = self._requests.get(start)
-            if request is None or not request.unpack:
+            if request is None or request.came is None:
                 return None
             answer = request.answer or self._send(request)
         request.came.wait()
@@ -196,18 +198,17 @@ class RangesAhead:
         new = np.array([start not in self._requests and start not in self._kept for start in starts.tolist()], bool)
         new &= counts > 0
         starts, counts, order = starts[new], counts[new], order[new]
-        plan.unread |= set(starts.tolist())
-        alone = np.array([start in whole for start in starts.tolist()], bool)
-        near = np.flatnonzero(~alone)
-        groups = [near[group] for group in requests_of(starts[near], counts[near])] + [*np.flatnonzero(alone)[:, None]]
-        first = 0
-        groups.sort(key=lambda group: int(group.min()))
+        places, sizes, numbers, first = starts.tolist(), counts.tolist(), order.tolist(), 0
+        plan.unread |= set(places)
+        near = np.flatnonzero([start not in whole for start in places])
+        groups = [near[group].tolist() for group in requests_of(starts[near], counts[near])]
+        groups += [[k] for k, start in enumerate(places) if start in whole]
         for group in groups:
-            begin, end = int(starts[group].min()), int((starts[group] + counts[group]).max())
-            first += (end - begin) * (int(group.min()) < READ_FIRST)
-            lengths = dict(zip(starts[group].tolist(), counts[group].tolist(), strict=True))
+            lengths = {places[k]: sizes[k] for k in group}
+            begin, end, number = min(lengths), max(places[k] + sizes[k] for k in group), min(group)
+            first += (end - begin) * (number < READ_FIRST)
             unpack = [(plan, whole[begin])] if begin in whole else []
-            request = _Request(plan, int(order[group].min()), begin, end, lengths, dict.fromkeys(lengths, 1), unpack)
+            request = _Request(plan, numbers[number], begin, end, lengths, dict.fromkeys(lengths, 1), unpack)
             self._requests |= dict.fromkeys(lengths, request)
             plan.waiting.append(request)
         plan.waiting = deque(sorted(plan.waiting, key=attrgetter("number")))
@@ -246,7 +247,8 @@ class RangesAhead:
                 self._unpack(request, answer)
             if plan in self._plans:
                 self._fill(plan)
-        request.came.set()
+        if request.came is not None:
+            request.came.set()
 
     def _unpack(self, request: _Request, answer: Answer) -> None:
         """Of an object that came whole, want the pieces that it was asked for, instead of itself."""

@@ -44,9 +44,10 @@ class ChunksAhead:
         whole = self._choose_whole(shards, order)
 
         def find() -> list[tuple[int, Part, bool]]:
-            list(
-                request_pool().map(self._locate, [wanted[0][0] for shard, wanted in shards.items() if shard not in whole])
-            )  # indices, at once
+            unread = [
+                wanted[0][0] for shard, wanted in shards.items() if shard not in whole and self._reader.unread_shard(shard) is not None
+            ]
+            list(request_pool().map(self._locate, unread))  # the indices, many at once
             rest = ((number, *chunk) for number, (shard, chunk) in enumerate(zip(order, chunks, strict=True)) if shard not in whole)
             return [(number, part, again) for number, chunk, again in rest if (part := self._locate(chunk)) is not None]
 

@@ -43,7 +43,8 @@ def requests_of(starts: Numbers, counts: Numbers) -> list[NDArray[np.intp]]:
     groups: list[NDArray[np.intp]] = []
     passed = np.cumsum(counts) - counts
     for window in windows(counts):
-        near = [part for run in join(starts[window], counts[window]) for part in _cut(run + window.start, starts, counts, passed)]
+        runs = (run + window.start for run in join(starts[window], counts[window]))
+        near = [part for run in runs for part in ([run] if len(run) == 1 else _cut(run, starts, counts, passed))]
         groups += sorted(near, key=lambda part: int(part.min()))
     return groups
 
