@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import distributed
 import psutil
@@ -13,6 +14,7 @@ import pytest
 
 from tilestream.config.load import load_config
 from tilestream.errors import ConfigError
+from tilestream.runner.engines import clusters
 from tilestream.runner.engines.executors import open_engine
 
 OUTSIDER = """
@@ -82,10 +84,27 @@ def test_a_schedulers_file_that_is_not_there_is_refused_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"address": 5}', '{"address": "x"}', "[" * 5000, "\udcff"])
-def test_a_file_that_is_not_a_schedulers_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_schedulers_is_refused(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(clusters, "WRITING", 0.0)
     (tmp_path / "scheduler.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ConfigError, match=r"compute.scheduler: .*scheduler.json is not a scheduler's file: "):
         open_engine(compute_section(scheduler=f"file:{tmp_path}/scheduler.json"))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20])
+def test_a_schedulers_file_that_is_still_being_written_is_waited_for(tmp_path, monkeypatch, cut):
+    file, looks = tmp_path / "scheduler.json", []
+    whole = json.dumps({"type": "Scheduler", "address": "tcp://127.0.0.1:8786"})
+    file.write_text(whole[:cut])
+
+    def go_on(seconds):
+        looks.append(seconds)
+        if len(looks) == 2:
+            file.write_text(whole)
+
+    monkeypatch.setattr(time, "sleep", go_on)
+    assert clusters.address_in_file(str(file)) == "tcp://127.0.0.1:8786"
+    assert len(looks) == 2
 
 
 def test_a_schedulers_file_that_is_a_pipe_or_a_socket_is_refused(tmp_path):

@@ -31,11 +31,11 @@ def files(folder):
 JSON = {"Content-Type": "application/json"}
 
 
-def ask(output, requests, *, host="127.0.0.1", annotations=None):
+def ask(output, requests, *, host="127.0.0.1", annotations=None, roots=()):
     """Status and body of each (path, headers, body to post), from a viewer of `output`."""
 
     async def talk():
-        viewer = Viewer(Catalogue([str(output)]), host, annotations=annotations)
+        viewer = Viewer(Catalogue([str(output)], roots=roots), host, annotations=annotations)
         answers = []
         try:
             for path, *more in requests:

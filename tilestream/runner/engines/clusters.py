@@ -15,6 +15,7 @@ import shlex
 import shutil
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,9 @@ from tilestream.stages.worker_settings import LANES, worker_count
 
 ANSWER = 5.0
 """Seconds within which a scheduler must take a connection."""
+
+WRITING, LOOK = 3.0, 0.1
+"""Seconds that a scheduler may take to write its file, and between looks at it."""
 
 
 @dataclass(frozen=True)
@@ -186,17 +190,31 @@ def first_line(error: BaseException) -> str:
 
 
 def address_in_file(path: str) -> str:
-    """The address of a scheduler in the file that it wrote. Raises ConfigError: distributed would wait for ever for a file that is not there."""
-    data = read_small_file(path, "compute.scheduler", "Start the scheduler first: dask scheduler --scheduler-file FILE.")
-    try:
-        address = json.loads(data)["address"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ConfigError(f"compute.scheduler: {path} is not a scheduler's file: it has no address. Start the scheduler again.") from error
+    """The address of a scheduler in the file that it wrote. Raises ConfigError: distributed would wait for ever for a file that is not there.
+
+    A file that is no JSON is looked at again for `WRITING` seconds: a scheduler that has just been started may be in the middle of it.
+    """
+    until = time.monotonic() + WRITING
+    while True:
+        data = read_small_file(path, "compute.scheduler", "Start the scheduler first: dask scheduler --scheduler-file FILE.")
+        try:
+            address = json.loads(data)["address"]
+            break
+        except ValueError as error:
+            if time.monotonic() > until:
+                raise _no_address(path) from error
+        except (TypeError, KeyError, RecursionError) as error:
+            raise _no_address(path) from error
+        time.sleep(LOOK)
     if not isinstance(address, str) or not re.fullmatch(r"\w+://\S+", address):
         raise ConfigError(
             f"compute.scheduler: {path} is not a scheduler's file: its address is {str(address)[:80]!r}. Start the scheduler again."
         )
     return address
+
+
+def _no_address(path: str) -> ConfigError:
+    return ConfigError(f"compute.scheduler: {path} is not a scheduler's file: it has no address. Start the scheduler again.")
 
 
 def _start_local_cluster(workers: int) -> Any:

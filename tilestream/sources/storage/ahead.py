@@ -13,7 +13,7 @@ import numpy as np
 
 from tilestream.sources.storage.answers import Answer
 from tilestream.sources.storage.fetching import request_pool
-from tilestream.sources.storage.ranges import LARGEST_REQUEST, Numbers, requests_of
+from tilestream.sources.storage.ranges import LARGEST_REQUEST, WASTE, Numbers, requests_of
 
 AHEAD_BYTES = 64 * 1024**2
 """Bytes of one list that are under way or wait to be read, at most: while a window is read, the next one comes."""
@@ -27,7 +27,7 @@ MOST_BYTES = AHEAD_BYTES + LARGEST_REQUEST + KEPT_BYTES
 WHOLE_BYTES = 128 * 1024**2
 """The same of objects that are asked for whole, each reckoned as the most that it may have until it has come."""
 
-WHOLE_AT_ONCE = 4
+WHOLE_AT_ONCE = 8
 """Objects that are asked for whole under way at once, about: they fill a line, and what is read first does not share it with all that comes later."""
 
 FIRST_BYTES = 4 * 1024**2
@@ -40,8 +40,8 @@ READ_FIRST = 64
 Unpack = Callable[[bytes | bytearray], Sequence[tuple[int, int, bool]]]
 """Of the bytes of a whole object, the pieces that a list wants: place, bytes, and whether the next list wants it too. Raises nothing."""
 
-Add = Callable[[Sequence[int], Sequence[int], Sequence[bool], Sequence[int]], None]
-"""Adds ranges to a list: where they start, their bytes, whether the next list wants them too, and numbers that say what is read before what."""
+Add = Callable[[Sequence[int], Sequence[int], Sequence[bool], Sequence[int], float], None]
+"""Adds ranges to a list: where they start, their bytes, whether the next list wants them too, numbers that say what is read before what, and the share of unwanted bytes."""
 
 
 @dataclass(eq=False)
@@ -149,7 +149,7 @@ class RangesAhead:
     def ahead(self, starts: Sequence[int], counts: Sequence[int], again: Sequence[bool] = ()) -> Iterator[None]:
         """Fetch ranges ahead, in the order given, while the block runs; those that the next list asks for `again` stay, as far as there is room."""
         with self.wholes_ahead({}, {}) as add:
-            add(starts, counts, again, range(len(starts)))
+            add(starts, counts, again, range(len(starts)), WASTE)
             yield
 
     @contextmanager
@@ -162,27 +162,27 @@ class RangesAhead:
         if whole:
             plan.most, plan.allowed, plan.grows = WHOLE_BYTES, WHOLE_AT_ONCE * max(most for _, most in order.values()), False
 
-        def add(starts: Sequence[int], counts: Sequence[int], again: Sequence[bool], order: Sequence[int]) -> None:
+        def add(starts: Sequence[int], counts: Sequence[int], again: Sequence[bool], order: Sequence[int], waste: float) -> None:
             places, first, times = np.unique(np.asarray(starts, np.int64), return_index=True, return_counts=True)
             # Pieces that have their bytes in common are asked for once and kept.
             plan.again |= {*places[times > 1].tolist(), *(start for start, wanted in zip(starts, again, strict=False) if wanted)}
             first = np.sort(first)
             number = np.asarray(order, np.int64)[first]
             with self._lock:
-                self._plan(plan, np.asarray(starts, np.int64)[first], np.asarray(counts, np.int64)[first], number, whole)
+                self._plan(plan, np.asarray(starts, np.int64)[first], np.asarray(counts, np.int64)[first], number, whole, waste)
                 self._fill(plan)
 
         with self._lock:
             self._plans.append(plan)
         try:
-            add(list(order), [most for _, most in order.values()], (), [number for number, _ in order.values()])
+            add(list(order), [most for _, most in order.values()], (), [number for number, _ in order.values()], WASTE)
             yield add
         finally:
             with self._lock:
                 self._plans.remove(plan)
                 self._forget(plan)
 
-    def _plan(self, plan: _Plan, starts: Numbers, counts: Numbers, order: Numbers, whole: Mapping[int, Unpack]) -> None:
+    def _plan(self, plan: _Plan, starts: Numbers, counts: Numbers, order: Numbers, whole: Mapping[int, Unpack], waste: float) -> None:
         """Make requests of the ranges that nobody has asked for."""
         for start in starts.tolist():
             if (request := self._requests.get(start)) is None:
@@ -201,7 +201,7 @@ class RangesAhead:
         places, sizes, numbers, first = starts.tolist(), counts.tolist(), order.tolist(), 0
         plan.unread |= set(places)
         near = np.flatnonzero([start not in whole for start in places])
-        groups = [near[group].tolist() for group in requests_of(starts[near], counts[near])]
+        groups = [near[group].tolist() for group in requests_of(starts[near], counts[near], waste)]
         groups += [[k] for k, start in enumerate(places) if start in whole]
         for group in groups:
             lengths = {places[k]: sizes[k] for k in group}

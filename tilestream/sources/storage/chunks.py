@@ -10,6 +10,7 @@ from tilestream.errors import outage
 from tilestream.sources.storage.ahead import AHEAD_BYTES, MOST_BYTES, WHOLE_BYTES
 from tilestream.sources.storage.fetching import request_pool
 from tilestream.sources.storage.objects import Fetch, ObjectsAhead, Part, Whole
+from tilestream.sources.storage.ranges import WASTE
 from tilestream.store.zarr_chunks import ChunkReader
 
 Chunk = tuple[int, ...]
@@ -18,8 +19,11 @@ Chunk = tuple[int, ...]
 MOSTLY = 0.5
 """Of a shard that is asked for whole, the share of its chunks that is wanted, at least."""
 
-SPARED = 0.27
-"""Chunks that are asked for with their shard and not wanted, as a share of those that are, at most: a little more than between ranges, for each saves the request of an index."""
+SPARED = 0.18
+"""Chunks that are asked for with their shard and not wanted, as a share of those that are, at most."""
+
+MOST_WASTE = 0.35
+"""Bytes between chunks of other shards that are asked for and not wanted, at most: what whole shards leave of `WASTE`."""
 
 
 class ChunksAhead:
@@ -51,7 +55,16 @@ class ChunksAhead:
             rest = ((number, *chunk) for number, (shard, chunk) in enumerate(zip(order, chunks, strict=True)) if shard not in whole)
             return [(number, part, again) for number, chunk, again in rest if (part := self._locate(chunk)) is not None]
 
-        return self._objects.ahead({first[shard]: each for shard, each in whole.items()}, find)
+        return self._objects.ahead({first[shard]: each for shard, each in whole.items()}, find, self._waste(shards, whole))
+
+    def _waste(self, shards: Mapping[Chunk, Sequence[object]], whole: Mapping[Chunk, object]) -> float:
+        """The share of unwanted bytes between chunks that leaves `WASTE` of all, from the numbers of chunks."""
+        spared = asked = 0
+        for shard in whole:
+            unread = self._reader.unread_shard(shard)
+            spared, asked = spared + (unread[1] if unread is not None else 0) - len(shards[shard]), asked + len(shards[shard])
+        rest = sum(map(len, shards.values())) - asked
+        return min(MOST_WASTE, max(WASTE, (WASTE * (rest + asked) - spared) / rest)) if rest else WASTE
 
     @property
     def ahead_bytes(self) -> int:

@@ -53,10 +53,10 @@ class ObjectsAhead:
         return data if length is not None else data[1:] if data else None
 
     @contextmanager
-    def ahead(self, whole: Mapping[int, Whole], find: Callable[[], Sequence[tuple[int, Part, bool]]]) -> Iterator[None]:
+    def ahead(self, whole: Mapping[int, Whole], find: Callable[[], Sequence[tuple[int, Part, bool]]], waste: float) -> Iterator[None]:
         """While the block runs, fetch objects whole, and parts of others that are found while the first of those are on their way.
 
-        Both have a number, which says what is read before what; parts that the next list wants too stay, as far as there is room.
+        Both have a number, which says what is read before what; `waste` is the share of unwanted bytes between parts, at most. Parts that the next list wants too stay, as far as there is room.
         """
         places = {self._place(each.key, None): (number, each.most + 1) for number, each in whole.items()}
         unpack = dict(zip(places, (partial(self._unpack, each) for each in whole.values()), strict=True))
@@ -64,7 +64,7 @@ class ObjectsAhead:
             found = find()
             starts = [self._place(key, offset if length is not None else None) for _, (key, offset, length), _ in found]
             counts = [self._whole if length is None else length for _, (_, _, length), _ in found]
-            add(starts, counts, [again for _, _, again in found], [number for number, _, _ in found])
+            add(starts, counts, [again for _, _, again in found], [number for number, _, _ in found], waste)
             yield
 
     def _place(self, key: str, offset: int | None) -> int:

@@ -38,28 +38,28 @@ def windows(counts: Numbers) -> Iterator[slice]:
         start, passed = end, int(ends[end - 1])
 
 
-def requests_of(starts: Numbers, counts: Numbers) -> list[NDArray[np.intp]]:
+def requests_of(starts: Numbers, counts: Numbers, waste: float = WASTE) -> list[NDArray[np.intp]]:
     """Numbers of the pieces of each request, by the first of them to be read; pieces stand in the order of reading."""
     groups: list[NDArray[np.intp]] = []
     passed = np.cumsum(counts) - counts
     for window in windows(counts):
-        runs = (run + window.start for run in join(starts[window], counts[window]))
+        runs = (run + window.start for run in join(starts[window], counts[window], waste))
         near = [part for run in runs for part in ([run] if len(run) == 1 else _cut(run, starts, counts, passed))]
         groups += sorted(near, key=lambda part: int(part.min()))
     return groups
 
 
-def join(starts: Numbers, counts: Numbers) -> list[NDArray[np.intp]]:
+def join(starts: Numbers, counts: Numbers, waste: float = WASTE) -> list[NDArray[np.intp]]:
     """Numbers of the pieces of each run of near neighbours, in the order of their places.
 
-    Of the gaps between neighbours the smallest are bridged first, as long as they are no more than `WASTE` of the bytes that are wanted; no gap
+    Of the gaps between neighbours the smallest are bridged first, as long as they are no more than `waste` of the bytes that are wanted; no gap
     wider than `NEAR` is bridged where runs are few already.
     """
     order = np.argsort(starts, kind="stable")
     first, last = starts[order], starts[order] + counts[order]
     gaps = np.maximum(first[1:] - np.maximum.accumulate(last)[:-1], 0)
     narrow = np.argsort(gaps, kind="stable")
-    affordable = int(np.searchsorted(np.cumsum(gaps[narrow]), WASTE * int(counts.sum()), "right"))
+    affordable = int(np.searchsorted(np.cumsum(gaps[narrow]), waste * int(counts.sum()), "right"))
     near = int(np.searchsorted(gaps[narrow], NEAR, "right"))
     enough = max(near, len(gaps) + 1 - max(1, round(REQUESTS * len(order))))
     bridged = np.zeros(len(gaps), bool)
