@@ -27,7 +27,7 @@ MOST_BYTES = AHEAD_BYTES + LARGEST_REQUEST + KEPT_BYTES
 WHOLE_BYTES = 128 * 1024**2
 """The same of objects that are asked for whole, each reckoned as the most that it may have until it has come."""
 
-WHOLE_AT_ONCE = 8
+WHOLE_AT_ONCE = 6
 """Objects that are asked for whole under way at once, about: they fill a line, and what is read first does not share it with all that comes later."""
 
 FIRST_BYTES = 4 * 1024**2
@@ -201,7 +201,7 @@ class RangesAhead:
         places, sizes, numbers, first = starts.tolist(), counts.tolist(), order.tolist(), 0
         plan.unread |= set(places)
         near = np.flatnonzero([start not in whole for start in places])
-        groups = [near[group].tolist() for group in requests_of(starts[near], counts[near], waste)]
+        groups = [near[group].tolist() for group in requests_of(starts[near], counts[near], waste, first=plan.grows)]
         groups += [[k] for k, start in enumerate(places) if start in whole]
         for group in groups:
             lengths = {places[k]: sizes[k] for k in group}

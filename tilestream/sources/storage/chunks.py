@@ -22,7 +22,7 @@ MOSTLY = 0.5
 SPARED = 0.18
 """Chunks that are asked for with their shard and not wanted, as a share of those that are, at most."""
 
-MOST_WASTE = 0.35
+MOST_WASTE = 0.4
 """Bytes between chunks of other shards that are asked for and not wanted, at most: what whole shards leave of `WASTE`."""
 
 

@@ -28,21 +28,30 @@ REQUESTS = 0.018
 Numbers = NDArray[np.int64]
 
 
-def windows(counts: Numbers) -> Iterator[slice]:
-    """Runs of pieces in the order of reading, of `WINDOW` bytes or one piece."""
+def windows(starts: Numbers, counts: Numbers) -> Iterator[slice]:
+    """Runs of pieces in the order of reading, of `WINDOW` bytes or one piece; less where an object, or a part of one, is behind it read to its end."""
+    order = np.argsort(starts, kind="stable")
+    apart = np.diff(starts[order], prepend=starts[order[:1]]) > LARGEST_REQUEST
+    last = np.zeros(len(starts), np.int64)
+    last[order] = np.repeat(
+        np.maximum.reduceat(order, at := np.flatnonzero(apart | (np.arange(len(order)) == 0))), np.diff([*at, len(order)])
+    )
+    whole = np.flatnonzero(np.maximum.accumulate(last) == np.arange(len(starts))) + 1
     ends = np.cumsum(counts)
     start, passed = 0, 0
     while start < len(counts):
         end = max(start + 1, int(np.searchsorted(ends, passed + WINDOW, "right")))
+        clean = int(whole[np.searchsorted(whole, end, "right") - 1]) if len(whole) and whole[0] <= end else 0
+        end = clean if clean - start > (end - start) // 2 else end
         yield slice(start, end)
         start, passed = end, int(ends[end - 1])
 
 
-def requests_of(starts: Numbers, counts: Numbers, waste: float = WASTE) -> list[NDArray[np.intp]]:
-    """Numbers of the pieces of each request, by the first of them to be read; pieces stand in the order of reading."""
+def requests_of(starts: Numbers, counts: Numbers, waste: float = WASTE, *, first: bool = True) -> list[NDArray[np.intp]]:
+    """Numbers of the pieces of each request, by the first of them to be read; pieces stand in the order of reading, `first` if nothing is read before them."""
     groups: list[NDArray[np.intp]] = []
-    passed = np.cumsum(counts) - counts
-    for window in windows(counts):
+    passed = np.cumsum(counts) - counts + (0 if first else LARGEST_REQUEST)
+    for window in windows(starts, counts):
         runs = (run + window.start for run in join(starts[window], counts[window], waste))
         near = [part for run in runs for part in ([run] if len(run) == 1 else _cut(run, starts, counts, passed))]
         groups += sorted(near, key=lambda part: int(part.min()))
