@@ -88,6 +88,11 @@ class _Request:
     size: int = field(init=False)
     """Bytes that it takes; of an object whose size is not known, at most, until it came."""
 
+    @property
+    def base(self) -> int:
+        """The place of the first byte; that of an object that is fetched whole lies one before."""
+        return self.start + bool(self.unpack)
+
     def __post_init__(self) -> None:
         self.size = self.end - self.start
         self.came = threading.Event() if self.unpack else None
@@ -130,7 +135,7 @@ class RangesAhead:
                 request = None
         if request is None:
             return b"".join(self._stream(start, start + count))
-        data = answer.take(start - request.start, count)
+        data = answer.take(start - request.base, count)
         with self._lock:
             self._took(request, start, data)
         return data
@@ -255,7 +260,7 @@ class RangesAhead:
         place = request.start
         if self._requests.get(place) is not request:  # nobody waits for it any more
             return
-        request.end = place + answer.length
+        request.end = request.base + answer.length
         del request.wanted[place]
         for plan, pieces in request.unpack:
             if plan in self._plans:
@@ -323,8 +328,8 @@ class RangesAhead:
         for request in (*plan.sent, *plan.waiting):
             answer = request.answer
             for start in (*request.wanted, *([request.start] if request.unpack else ())):
-                at, count = start - request.start, request.lengths[start]
-                known = not request.unpack or at > 0
+                at, count = start - request.base, request.lengths[start]
+                known = not request.unpack or at >= 0
                 if known and answer is not None and answer.has(at, count):
                     self._keep(start, count, answer.take(at, count))
                 if self._requests.get(start) is request:

@@ -15,7 +15,7 @@ class Answer:
     """
 
     def __init__(self) -> None:
-        self._data = bytearray()
+        self._data: bytes | bytearray = b""
         self._ended = False
         self._error: BaseException | None = None
         self._news = threading.Condition()
@@ -26,7 +26,13 @@ class Answer:
         try:
             for part in parts:
                 with self._news:
-                    self._data += part
+                    if not self._data:
+                        self._data = part  # often all of it
+                    elif isinstance(self._data, bytes):
+                        self._data = bytearray(self._data)
+                        self._data += part
+                    else:
+                        self._data += part
                     self._news.notify_all()
         except BaseException as raised:  # noqa: BLE001  # carried to the threads that read
             error = raised
@@ -40,6 +46,8 @@ class Answer:
             self._news.wait_for(lambda: self._ended or len(self._data) >= at + count)
             if self._error is not None and len(self._data) < at + count:
                 raise self._error
+            if at == 0 and len(self._data) <= count and isinstance(self._data, bytes):
+                return self._data
             return bytes(memoryview(self._data)[at : at + count])
 
     def has(self, at: int, count: int) -> bool:
@@ -56,8 +64,8 @@ class Answer:
         """What came of an answer that has ended; nothing where receiving failed. Not to be changed."""
         return b"" if self._error is not None else self._data
 
-    def end(self, count: int) -> bytes | None:
-        """The last bytes of an answer that has ended; None where it is empty. Raises what receiving raised."""
+    def end(self, count: int) -> bytes:
+        """The last bytes of an answer that has ended. Raises what receiving raised."""
         if self._error is not None:
             raise self._error
-        return bytes(memoryview(self._data)[-count:]) if self._data else None
+        return bytes(memoryview(self._data)[-count:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,10 +47,16 @@ class ObjectsAhead:
         if key not in self._numbers:
             return self._fetch(key, offset, length)
         if offset < 0:
-            found = self._ranges.read_end(self._place(key, None), -offset)
-            return self._fetch(key, offset, length) if found is None else found
-        data = self._ranges.read(self._place(key, offset if length is not None else None), self._whole if length is None else length)
-        return data if length is not None else data[1:] if data else None
+            with suppress(FileNotFoundError):
+                found = self._ranges.read_end(self._place(key, None), -offset)
+                return self._fetch(key, offset, length) if found is None else found
+            return None
+        if length is not None:
+            return self._ranges.read(self._place(key, offset), length)
+        try:
+            return self._ranges.read(self._place(key, None), self._whole)
+        except FileNotFoundError:
+            return None
 
     @contextmanager
     def ahead(self, whole: Mapping[int, Whole], find: Callable[[], Sequence[tuple[int, Part, bool]]], waste: float) -> Iterator[None]:
@@ -58,7 +64,7 @@ class ObjectsAhead:
 
         Both have a number, which says what is read before what; `waste` is the share of unwanted bytes between parts, at most. Parts that the next list wants too stay, as far as there is room.
         """
-        places = {self._place(each.key, None): (number, each.most + 1) for number, each in whole.items()}
+        places = {self._place(each.key, None): (number, each.most) for number, each in whole.items()}
         unpack = dict(zip(places, (partial(self._unpack, each) for each in whole.values()), strict=True))
         with self._ranges.wholes_ahead(unpack, places) as add:
             found = find()
@@ -68,7 +74,7 @@ class ObjectsAhead:
             yield
 
     def _place(self, key: str, offset: int | None) -> int:
-        """Where an object's bytes lie among those of all; as a whole (None) it begins one place before, with a byte that says that there is one."""
+        """Where an object's bytes lie among those of all; as a whole (None) it is named by the place before."""
         with self._lock:
             if key not in self._numbers:
                 self._keys.append(key)
@@ -76,17 +82,13 @@ class ObjectsAhead:
             return self._numbers[key] * SPAN + (-1 if offset is None else offset)
 
     def _unpack(self, whole: Whole, data: bytes | bytearray) -> list[tuple[int, int, bool]]:
-        found = whole.parts(memoryview(data)[1:]) if data else ()
+        found = whole.parts(memoryview(data)) if data else ()
         return [(self._place(key, offset), length, again) for (key, offset, length), again in found if length is not None]
 
     def _ask(self, start: int, end: int) -> Iterator[bytes]:
         number, offset = divmod(start + 1, SPAN)
         key = self._keys[number - 1]
-        if offset:
-            data = self._fetch(key, offset - 1, end - start)
-            if data is None:
-                raise FileNotFoundError(f"{key} is gone")
-            yield data
-        elif (data := self._fetch(key, 0, None)) is not None:
-            yield b"\1"
-            yield data
+        data = self._fetch(key, offset - 1, end - start) if offset else self._fetch(key, 0, None)
+        if data is None:
+            raise FileNotFoundError(f"{key} is not there")
+        yield data
