@@ -11,6 +11,7 @@ from tests.support.range_server import serving
 from tilestream.errors import InputError
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
+from tilestream.sources.storage import chunks
 from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.tile_reader import TileReader
 
@@ -90,6 +91,37 @@ def test_every_chunk_or_shard_of_a_zarr_is_read_once(tmp_path, version, shard, a
         most = 1.0 if shard is None else 1.25  # of a shard, chunks that are there already may lie between two that are wanted
         assert server.bytes_sent <= most * sum(file.stat().st_size for file in objects)
         assert server.requests <= (len(objects) if shard is None else 5 * len(objects))
+
+
+@pytest.mark.parametrize("bound", [0, chunks.WHOLE_BYTES])
+def test_shards_that_are_missing_or_damaged_are_what_they_are_on_a_disk(tmp_path, monkeypatch, bound):
+    """Whether shards are asked for whole or, where too many would be held, by their indices."""
+    monkeypatch.setattr(chunks, "WHOLE_BYTES", bound)
+    write_ome_zarr(tmp_path / "a.zarr", make_image(700, 900, seed=6), shard=256, chunk=64)
+    (tmp_path / "a.zarr/0/c/1/0/1").unlink()
+    damaged = tmp_path / "a.zarr/0/c/2/1/2"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    y, x = (56 * places.ravel() for places in np.meshgrid(np.arange(13), np.arange(17), indexing="ij"))
+
+    def read(address):
+        found, failed = np.zeros((len(y), 56, 56, 3), np.uint8), set()
+        with open_source(address, SourceOptions()) as source, ThreadPoolExecutor(2) as pool:
+            for batch in TileReader(source, ReadSpec(0, 1.0, 56, 1.0), pool=pool, threads=2, batch=64).read(y, x):
+                fine = [k for k, tile in enumerate(batch.index.tolist()) if tile not in batch.failed]
+                found[batch.index[fine]] = batch.pixels[fine]
+                failed |= set(batch.failed)
+        return found, failed
+
+    expected, broken = read(str(tmp_path / "a.zarr"))
+    with serving(tmp_path) as server:
+        found, failed = read(server.url("a.zarr"))
+        whole = {
+            path for path, first, count in server.asked if first == 0 and (tmp_path / path).stat().st_size == count and "/0/c/" in path
+        }
+    assert 0 < len(broken) < len(y)
+    assert failed == broken
+    np.testing.assert_array_equal(found, expected)
+    assert bool(whole) == bool(bound)
 
 
 @pytest.mark.parametrize(("shard", "packing"), [(None, ZIP_STORED), (256, ZIP_STORED), (None, ZIP_DEFLATED)])
