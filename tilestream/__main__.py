@@ -8,6 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from tilestream.config.local_files import user_cache
 from tilestream.stages.clock import process_began
 
 
@@ -15,14 +16,21 @@ def keep_bytecode() -> None:
     """Have Python keep compiled modules in the user's cache, where it may write none beside their sources and torch's are not there.
 
     Images of containers are often made so (`PYTHONDONTWRITEBYTECODE`, or folders of another user): each start would compile 2,000 modules anew,
-    which takes 4 s. Processes that are started from this one do the same. Without effect where `PYTHONPYCACHEPREFIX` is set.
+    which takes 4 s. Processes that are started from this one do the same. Without effect where `PYTHONPYCACHEPREFIX` is set, and where the cache
+    cannot be written to: modules that have been compiled elsewhere would be compiled anew each time.
     """
     torch = find_spec("torch")
     if sys.pycache_prefix is not None or torch is None or torch.cached is None or Path(torch.cached).exists():
         return
     if not (sys.dont_write_bytecode or not os.access(Path(torch.cached).parents[1], os.W_OK)):
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tilestream" / "bytecode"
+    try:
+        folder = user_cache("bytecode")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return
+    if not os.access(folder, os.W_OK):
+        return
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
     sys.dont_write_bytecode = False
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -1,6 +1,7 @@
 """Encoders of more than three bands: the rows of a run are those of a loop over the array that rasterio reads."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -124,6 +125,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
     wait_for_shard(run, tmp_path)
     run.kill()
     run.communicate()
+    assert run.returncode == -signal.SIGKILL  # it had not ended by itself
     assert tilestream.run(slow).exit_code == 0
     undisturbed = given(path, tmp_path / "plain", encoder="tests.support.encoders:slow_band_corners", compute=slow["compute"])
     tilestream.run(undisturbed)

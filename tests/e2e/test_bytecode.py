@@ -50,6 +50,23 @@ def test_what_is_there_or_chosen_stays(here, monkeypatch):
     assert (sys.pycache_prefix, sys.dont_write_bytecode) == (None, True)
 
 
+@pytest.mark.parametrize("home", ["none", "a file"])
+def test_nothing_changes_where_there_is_no_cache_to_write_to(here, monkeypatch, tmp_path, home):
+    (tmp_path / "file").touch()
+    if home == "none":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", homeless)
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    command.keep_bytecode()
+    assert (sys.pycache_prefix, sys.dont_write_bytecode) == (None, True)
+
+
+def homeless():
+    """As `Path.home` does where the user is unknown and HOME is not set."""
+    raise RuntimeError("Could not determine home directory.")
+
+
 def test_a_second_command_finds_the_modules_of_the_first(tmp_path):
     """The package alone: torch has its own where these tests run, and the command is told that it has none."""
     code = "from tilestream import __main__ as m; m.find_spec = lambda _: type('S', (), {'cached': '/nowhere/__pycache__/torch.pyc'}); m.leave()"

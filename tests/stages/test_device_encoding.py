@@ -1,5 +1,6 @@
 """An encoder in batches of one shape: halved where memory is short, refused where nothing fits. The CUDA graph itself is measured on a GPU."""
 
+import os
 import types
 
 import pytest
@@ -139,7 +140,7 @@ def test_kernels_on_disk_are_bounded(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setattr(compiling, "CACHE_BYTES", 10)
-    folder = compiling.cache_folder("kernels")
+    folder = compiling.user_cache("kernels")
     folder.mkdir(parents=True)
     (folder / "small").write_bytes(bytes(10))
     compiling.keep_kernels()
@@ -148,6 +149,21 @@ def test_kernels_on_disk_are_bounded(monkeypatch, tmp_path):
     (folder / "more").write_bytes(bytes(1))
     compiling.keep_kernels()
     assert not list(folder.parent.iterdir())
+
+
+def test_where_there_is_no_home_nothing_is_kept_and_all_goes_on(any_compiler, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(compiling.Path, "home", homeless)
+    device, measured = torch.device("cpu"), compiling.Measured(256, 0.001)
+    with compiling.one_measures():
+        compiling.remember(Blocks(), 224, device, measured)
+        assert compiling.recall(Blocks(), 224, device) is None
+    compiling.keep_kernels()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 def test_batches_are_filled_up_to_one_shape():

@@ -1,4 +1,4 @@
-"""Local files before they are opened: what is no file for data is refused at once, for reading it might wait for ever or never end."""
+"""Local files before they are opened: what is no file for data is refused at once, for reading it might wait for ever or never end. And where a user's cache lies."""
 
 from __future__ import annotations
 
@@ -26,6 +26,22 @@ _KINDS = {
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
+
+
+def user_cache(name: str) -> Path:
+    """A folder of the user's cache (XDG Base Directory Specification); it need not exist.
+
+    Raises
+    ------
+    OSError
+        The user has no home, as in a container with the number of nobody.
+    """
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "tilestream" / name
+    try:
+        return Path.home() / ".cache" / "tilestream" / name
+    except RuntimeError as error:
+        raise FileNotFoundError(errno.ENOENT, f"{error} Set HOME or XDG_CACHE_HOME") from error
 
 
 def expand_path(path: str) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tilestream.errors import ConfigError
-from tilestream.models.patch_embed import BlankConv, BlankLinear, freeze, normalise_pixels, seeded_init, unfold_patches
+from tilestream.models.patch_embed import BlankConv, BlankLinear, freeze, normalise_tiles, seeded_init, unfold_patches
 from tilestream.models.positions import PatchRotation, sincos_2d
 from tilestream.models.vit_config import ViTConfig, vector_words
 
@@ -182,7 +182,7 @@ class VisionTransformer(nn.Module):
         if self.config.tile is not None:
             images = resize_tiles(images, self.config.resize or self.config.img_size, self.config.img_size, self.config.interpolation)
         dtype = self.patch_embed.proj.weight.dtype
-        pixels = images.to(dtype) if self.config.bands else normalise_pixels(images, self.config.mean, self.config.std, dtype)
+        pixels = normalise_tiles(images, (self.config.mean, self.config.std), dtype, bands=self.config.bands)
         tokens = self.forward_features(pixels, 1 if self.config.output == "class" else None)
         out = self.projection(self._pool(tokens))
         return F.normalize(out, dim=-1) if self.config.unit_norm else out

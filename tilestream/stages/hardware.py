@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _PROBED = 8
-FAR = 8.0
-"""Standard deviations from the mean of a band, of which a probe tile is made; reflectance of clouds lies there."""
 """Tiles that a half-precision encoder is tried on."""
+
+_FAR = 8.0
+"""Standard deviations from the mean of a band, of which one of them is made; reflectance of clouds lies there."""
 
 PROGRAM_BYTES = 320 * 1024**2
 """Resident memory of a process that has imported what a run on a processor needs; a run measures its own."""
@@ -240,7 +241,7 @@ def _stays_finite(encoder: nn.Module, tile: int, device: torch.device, bands: in
     from tilestream.models.patch_embed import noise_tiles
 
     noise = noise_tiles(_PROBED, tile, bands)
-    noise[0], noise[1] = 0, FAR if bands else 255
+    noise[0], noise[1] = 0, _FAR if bands else 255
     with torch.inference_mode():
         out: Tensor = encoder(noise.to(device))
     return bool(torch.isfinite(out).all())

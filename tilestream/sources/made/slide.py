@@ -23,6 +23,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from tilestream.config.local_files import user_cache
 from tilestream.errors import InputError
 from tilestream.sources.made.histology import KINDS, LABEL_CELL, choose_period, make_labels, make_texture, shrink_texture
 
@@ -134,7 +135,7 @@ def sample_folder() -> Path:
     """Where samples are kept: TILESTREAM_SAMPLE_DIR, else the user's cache."""
     if chosen := os.environ.get("TILESTREAM_SAMPLE_DIR"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tilestream" / "samples"
+    return user_cache("samples")
 
 
 def _check_room(path: Path, spec: SampleSpec) -> None:

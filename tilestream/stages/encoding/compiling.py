@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tilestream.config.local_files import user_cache
+
 BACKEND = "inductor"
 """What compiles, as torch names it."""
 
@@ -31,11 +33,6 @@ class Measured:
     """Tiles a batch that served best."""
     tile_seconds: float
     """Seconds a tile in such batches, without compiling."""
-
-
-def cache_folder(name: str) -> Path:
-    """A folder of the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tilestream" / name
 
 
 def compiled_twin(encoder: nn.Module) -> nn.Module:
@@ -59,13 +56,13 @@ def keep_kernels() -> None:
     inductor.compile_threads = 1  # its processes would take more memory than they save time
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:  # where somebody else decides
         return
-    folder = cache_folder("kernels")
-    with contextlib.suppress(OSError):  # another process does the same, or the home cannot be written to
+    with contextlib.suppress(OSError):  # another process does the same, or the home is not there or cannot be written to
+        folder = user_cache("kernels")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
         if sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) > CACHE_BYTES:
             old = folder.with_name(f"kernels-{os.getpid()}")
             folder.rename(old)
             shutil.rmtree(old)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 @contextlib.contextmanager
@@ -73,8 +70,8 @@ def one_measures() -> Iterator[None]:
     """Within it no other process of this user on this machine measures; without effect where the user's cache cannot be written to."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            cache_folder("batches").mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((cache_folder("batches") / "lock").open("w"))
+            user_cache("batches").mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((user_cache("batches") / "lock").open("w"))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -89,9 +86,9 @@ def recall(encoder: nn.Module, tile: int, device: torch.device) -> Measured | No
 
 def remember(encoder: nn.Module, tile: int, device: torch.device, measured: Measured) -> None:
     """Keep it for `recall`; without effect where the user's cache cannot be written to."""
-    path = _record(encoder, tile, device)
-    part = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
+        path = _record(encoder, tile, device)
+        part = path.with_name(f"{path.name}.{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(asdict(measured)))
         part.replace(path)
@@ -102,4 +99,4 @@ def _record(encoder: nn.Module, tile: int, device: torch.device) -> Path:
     card = torch.cuda.get_device_properties(device) if device.type == "cuda" else device
     shape = [(name, str(value.dtype), tuple(value.shape)) for name, value in encoder.named_parameters()]
     told = repr((type(encoder).__qualname__, shape, tile, torch.__version__, torch.version.cuda, str(card)))
-    return cache_folder("batches") / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
+    return user_cache("batches") / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"
