@@ -1,9 +1,10 @@
-"""Claim: a long run holds what it held after its first tenth: resident memory within 5 %, file handles the same.
+"""Claim: a long run holds what it held after its first tenth: resident memory within 5 %, no further file handle.
 
     python -m benchmarks.bench_soak [--side 65536] [--tile 128] [--shard-tiles 2048] [--slides 1] [--json]
 
 The whole program in one process with an encoder that costs nothing, over a made slide of (side / tile)² tiles. After each shard resident memory and
-file handles are read from /proc; printed are the largest of each tenth of the run.
+file handles are read from /proc; printed are the most resident memory and the fewest handles of each tenth of the run. A file that is being written
+while they are counted is not held: what a run holds is there at every count, and a leak raises the fewest. The last half is held against the first.
 """
 
 import argparse
@@ -34,10 +35,10 @@ class Watch(Reporter):
 
 
 def tenths(seen: list[tuple[int, int, int]]) -> list[dict[str, float]]:
-    """The largest resident memory and count of handles of each tenth of a run's shards."""
+    """The most resident memory and the fewest handles of each tenth of a run's shards."""
     parts = [seen[len(seen) * k // 10 : len(seen) * (k + 1) // 10] for k in range(10)]
     return [
-        {"tiles": part[-1][0], "resident_mib": max(s[1] for s in part) / 2**20, "handles": max(s[2] for s in part)}
+        {"tiles": part[-1][0], "resident_mib": max(s[1] for s in part) / 2**20, "handles": min(s[2] for s in part)}
         for part in parts
         if part
     ]
@@ -66,13 +67,15 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
         )  # fmt: skip
     rows = tenths(watch.seen)
     first, later = rows[0], rows[1:] or rows
+    middle = len(watch.seen) // 2
     found: dict[str, object] = {
         "tiles": summary.new_tiles,
         "seconds": summary.seconds,
         "tiles_per_second": summary.tiles_per_second,
         "tenths": rows,
         "growth": max(row["resident_mib"] for row in later) / first["resident_mib"] - 1,
-        "more_handles": max(row["handles"] for row in later) - first["handles"],
+        "more_handles": min(handles for *_, handles in watch.seen[middle:])
+        - min(handles for *_, handles in watch.seen[:middle] or watch.seen),
     }
     if chosen.json:
         print(json.dumps(found, indent=1))
@@ -80,7 +83,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
         for row in rows:
             print(f"{row['tiles']:>9.0f} tiles  {row['resident_mib']:8.1f} MiB  {row['handles']:4.0f} handles")
         print(
-            f"{summary.new_tiles} tiles in {summary.seconds:.0f} s; after the first tenth memory grew by {found['growth']:.1%}, handles by {found['more_handles']}"
+            f"{summary.new_tiles} tiles in {summary.seconds:.0f} s; memory grew by {found['growth']:.1%} after the first tenth, handles by {found['more_handles']} after the first half"
         )
     return found
 

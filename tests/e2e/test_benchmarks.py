@@ -182,7 +182,7 @@ def test_a_long_run_holds_what_it_held_at_first(capsys, tmp_path, monkeypatch):
     assert json.loads(capsys.readouterr().out) == told
     assert told["tiles"] == 4096
     assert told["growth"] < 0.25  # a run of seconds has just started its threads; the claim is the long run's
-    assert told["more_handles"] <= 2
+    assert told["more_handles"] <= 2  # one for each of the 16 shards of a half would be a leak
 
 
 def test_tissue_is_found_on_made_thumbnails(tmp_path, capsys):
