@@ -184,9 +184,12 @@ def _open_auto(address: str, options: SourceOptions) -> Source:
     from tilestream.sources.picture import is_picture, misnamed_words
 
     checked_file(address)
-    plugin = _plugin(path.suffix.removeprefix(".").lower())
-    if plugin is None:
+    suffix = path.suffix.removeprefix(".").lower()
+    try:
         refuse_overview(address)
+    except InputError:
+        if _plugin(suffix) is None:
+            raise
     if starts_as_zip(path):
         return _open_zarr(address, options)
     if is_picture(address):
@@ -206,7 +209,7 @@ def _open_auto(address: str, options: SourceOptions) -> Source:
     try:
         return OpenSlideSource(address, options, reason=f"openslide: {why}")
     except InputError as error:
-        if plugin is not None:
+        if (plugin := _plugin(suffix)) is not None:  # looked for only here: it takes longer than opening most files
             return plugin(address, options)
         words = str(error).removeprefix(f"{address}: ")
         told = f"{address}: no backend reads it. {name}: {why}. openslide: {words.rstrip('.')}. Is it an image? Copy it again from its origin, or convert it to OME-Zarr."

@@ -25,6 +25,7 @@ from tilestream.stages.region_vectors import WindowWriter, write_larger_windows
 from tilestream.stages.shares import OVERVIEW_ROWS, OVERVIEW_THREADS
 from tilestream.stages.slide_task import Report, SlideTask
 from tilestream.stages.slides.encode import encode_slide
+from tilestream.store.blocks import read_rows
 from tilestream.store.folder import Folder
 from tilestream.store.layout import TILES, context_place
 from tilestream.store.slide_store import CODES, ROWS, THUMBNAIL, TISSUE, SlideStore
@@ -107,7 +108,7 @@ def _draw(task: SlideTask, store: SlideStore) -> None:
     with ThreadPoolExecutor(1) as pool, threadpool_limits(1, "blas"):  # sixteen threads for matrices this small took longer to start
         panel = pool.submit(slide_panel)
         each = partial(store.map_blocks, ROWS, block_rows=OVERVIEW_ROWS, threads=min(OVERVIEW_THREADS, task.line.worker.threads))
-        status, tissue = (np.asarray(store.array(path)[:]) for path in (CODES, f"{TILES}/obs/tissue"))
+        status, tissue = (read_rows(store.folder, path) for path in (CODES, f"{TILES}/obs/tissue"))
         embedded = task.line.facts.name != NO_ENCODER
         colours = principal_colours(each, store.layout.tiles, tiles_at_edges(status, tissue)) if embedded else None
         on_map = ((store.attributes or {}).get("source") or {}).get("geo")

@@ -18,8 +18,9 @@ from tilestream.sources.base import ImageAddress
 from tilestream.stages.hardware import children_lately, peak_memory
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.worker_settings import Digests, EncoderFacts, WorkerSettings
+from tilestream.store.blocks import read_rows
 from tilestream.store.folder import Folder
-from tilestream.store.layout import context_place, pool_places
+from tilestream.store.layout import TILES, context_place, pool_places
 from tilestream.store.slide_store import ROWS, SlideStore
 from tilestream.tiles.read_spec import ReadSpec
 
@@ -97,7 +98,7 @@ class SlideTask:
 
     def read_places(self, store: SlideStore, rows: slice = slice(None)) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(n,) rows and (n,) columns of the slide's tiles, as its store has them."""
-        row, col = (np.asarray(store.array(f"tables/tiles/obs/{name}")[rows], np.int64) for name in ("row", "col"))
+        row, col = (read_rows(store.folder, f"{TILES}/obs/{name}", rows).astype(np.int64, copy=False) for name in ("row", "col"))
         return row, col
 
     @property

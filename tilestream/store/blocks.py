@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from tilestream.errors import IncompleteError
 from tilestream.store.folder import Folder
 from tilestream.store.layout import BLOCK_ROWS, BLOCKS_AHEAD
 from tilestream.store.ledger import Ledger
-from tilestream.store.zarr_chunks import chunk_reader
+from tilestream.store.zarr_chunks import chunk_reader, stored_reader
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -64,6 +65,16 @@ def _rows_of(folder: Folder, harm: str) -> str:
     step = (array.shards or array.chunks)[0]
     first = int(number) * step
     return f" (rows {first} to {min(first + step, array.shape[0]) - 1})"
+
+
+def read_rows(folder: Folder, path: str, rows: slice = slice(None)) -> NDArray[Any]:
+    """Rows (n, ...) of an array of numbers, chunked by rows alone."""
+    described = json.loads(folder.get(f"{path}/zarr.json") or b"{}")
+    chunks = stored_reader(folder.store, path, described)
+    if chunks is None:
+        return np.asarray(zarr.open_array(folder.store, path=path, mode="r", zarr_format=3)[rows])
+    start, stop, _ = rows.indices(chunks.grid.shape[0])
+    return chunks.rows(start, stop)
 
 
 class StoredArray(zarr.Array[Any]):
@@ -123,12 +134,9 @@ def map_blocks(
         stop = min(start + block_rows, end)
         if chunks is None:
             return np.asarray(array[start:stop], np.float32)
-        rows = array.chunks[0]
         out = np.empty((stop - start, *array.shape[1:]), np.float32)
-        for number in range(start // rows, -(-stop // rows)):
-            first, last = max(start, number * rows), min(stop, (number + 1) * rows)
-            chunk = chunks.chunk((number, *(0 for _ in array.shape[1:])))
-            widen(chunk[first - number * rows : last - number * rows], out[first - start : last - start])
+        for first, rows in chunks.pieces(start, stop):
+            widen(rows, out[first - start : first - start + len(rows)])
         return out
 
     yield from map_ahead(lambda first: work(read(first), first), range(start, end, block_rows * (skip + 1)), threads)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tilestream.errors import IncompleteError, InputError
 from tilestream.geometry import PlacedGrid, Size, TileGrid
-from tilestream.store.blocks import StoredArray, damage_named, map_blocks
+from tilestream.store.blocks import StoredArray, damage_named, map_blocks, read_rows
 from tilestream.store.folder import Folder
 from tilestream.store.heads.reading import StoredHeads
 from tilestream.store.layout import BLOCK_ROWS, STATUSES, TILES, VECTORS, Layout, Rows, is_good, pool_places, tile_names, vectors_place
@@ -234,7 +234,9 @@ class Slide(StoredHeads):
 
     def read_column(self, name: str) -> NDArray[Any]:
         """(n,) one column of the tiles: row, col, y, x, tissue or status/codes."""
-        return np.asarray(self.array(f"{TILES}/obs/{name}")[:])
+        place = f"{TILES}/obs/{name}"
+        with damage_named(self.folder, place):
+            return read_rows(self.folder, place)
 
     def read_good(self) -> NDArray[np.bool_]:
         """(n,) whether a tile has an embedding."""

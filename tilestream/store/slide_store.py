@@ -23,14 +23,14 @@ from tilestream.store.anndata_tables import (
     write_categories,
     write_strings,
 )
-from tilestream.store.blocks import map_blocks
+from tilestream.store.blocks import map_blocks, read_rows
 from tilestream.store.folder import Folder
 from tilestream.store.heads.columns import head_of_stage, head_places, row_paths, shape_files
 from tilestream.store.layout import BLOCKS_AHEAD, SLIDE, STATUSES, TILES, Layout, TileColumns, WindowGrid, context_place, tile_names
 from tilestream.store.ledger import BASE, COMPLETE, FENCE, HOME, LEDGER, stage_of
 from tilestream.store.ownership import MARK, claim
 from tilestream.store.records import Sums, checksum, pack, sums_of, unpack
-from tilestream.store.stage_arrays import OBS, OVERVIEW, LaterStages, obs_columns
+from tilestream.store.stage_arrays import OBS, OBS_COLUMNS, OVERVIEW, LaterStages, obs_columns
 from tilestream.store.zarr_chunks import encode_shard
 
 T = TypeVar("T")
@@ -207,7 +207,7 @@ class SlideStore(LaterStages):
     @property
     def columns(self) -> TileColumns:
         """The tiles that the rows are of, as they were decided when the store was created."""
-        row, col, y, x, tissue = (np.asarray(self.array(f"{TILES}/obs/{name}")[:]) for name in ("row", "col", "y", "x", "tissue"))
+        row, col, y, x, tissue = (read_rows(self.folder, f"{TILES}/obs/{name}") for name in OBS_COLUMNS)
         return TileColumns(row, col, y, x, tissue, math.nan)
 
     # -- filling ----------------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from operator import floordiv
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,6 +47,13 @@ KNOWN_SHARDS = 256
 """Indices of shards that are kept."""
 
 
+NUMBERS = frozenset({*(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"})
+"""Types of which zarr's names are numpy's."""
+
+PLAIN_KEYS = {"name": "default", "configuration": {"separator": "/"}}
+"""How chunks are named in the arrays that we make."""
+
+
 @runtime_checkable
 class Fetching(Protocol):
     """A store that reads parts of its objects itself."""
@@ -53,16 +61,31 @@ class Fetching(Protocol):
     def fetch(self, key: str, offset: int, length: int | None) -> bytes | None: ...
 
 
+@dataclass(frozen=True)
+class ChunkGrid:
+    """Where an array's chunks lie, and what stands for those that were never written."""
+
+    path: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    """Of a chunk; where objects hold several, of one of these."""
+    shards: tuple[int, ...]
+    """Of an object."""
+    key: Callable[[tuple[int, ...]], str]
+    """The name of an object below the array's, from its indices."""
+    fill: Any
+
+
 class ChunkReader:
     """Decoded chunks of one array. Safe to share between threads."""
 
-    def __init__(self, array: Any, fetch: Fetch, decode: Decode, dtype: np.dtype[Any], *, index_first: bool | None) -> None:
-        self._array, self._fetch, self._decode, self._dtype = array, fetch, decode, dtype
+    def __init__(self, grid: ChunkGrid, fetch: Fetch, decode: Decode, dtype: np.dtype[Any], *, index_first: bool | None) -> None:
+        self.grid, self._fetch, self._decode, self._dtype = grid, fetch, decode, dtype
         self._index_first = index_first
-        self._shape = tuple(int(side) for side in array.chunks)
-        self._per_shard = tuple(s // c for s, c in zip(array.shards or array.chunks, array.chunks, strict=True))
-        self._prefix = f"{array.path}/".lstrip("/")
-        self._key = array.metadata.encode_chunk_key
+        self._shape = grid.chunks
+        self._per_shard = tuple(s // c for s, c in zip(grid.shards, grid.chunks, strict=True))
+        self._prefix = f"{grid.path}/".lstrip("/")
+        self._key = grid.key
         self._bytes = int(np.prod(self._shape)) * dtype.itemsize
         self._buffers = ThreadBuffers()
         self._index_bytes = 16 * int(np.prod(self._per_shard)) + 4
@@ -75,11 +98,25 @@ class ChunkReader:
         """
         data = self._encoded(tuple(place))
         if data is None:
-            fill = self._array.fill_value
-            return np.full(self._shape, 0 if fill is None else fill, self._dtype)
+            return np.full(self._shape, 0 if self.grid.fill is None else self.grid.fill, self._dtype)
         out = self._buffers.get((self._bytes,))
         self._decode(data, out)
         return out.view(self._dtype).reshape(self._shape)
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Rows `start` to `stop` of an array whose chunks span all axes but the first: those of each chunk, and the number of the first. As `chunk`."""
+        rows = self._shape[0]
+        for number in range(start // rows, -(-stop // rows)):
+            first, last = max(start, number * rows), min(stop, (number + 1) * rows)
+            chunk = self.chunk((number, *(0 for _ in self._shape[1:])))
+            yield first, chunk[first - number * rows : last - number * rows]
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """The same as one array of its own."""
+        out = np.empty((stop - start, *self.grid.shape[1:]), self._dtype)
+        for first, rows in self.pieces(start, stop):
+            out[first - start : first - start + len(rows)] = rows
+        return out
 
     def fetch_through(self, wrap: Callable[[Fetch, int], Fetch]) -> None:
         """Read objects through what `wrap` makes of the way to them and of the most bytes that a chunk takes."""
@@ -99,7 +136,7 @@ class ChunkReader:
         """Key and number of chunks of a shard whose index was not read yet; None where it was, and where objects are single chunks."""
         if self._index_first is None or tuple(shard) in self._index:
             return None
-        grid = (-(-side // chunk) for side, chunk in zip(self._array.shape, self._shape, strict=True))
+        grid = (-(-side // chunk) for side, chunk in zip(self.grid.shape, self._shape, strict=True))
         held = (min(n, most - s * n) for s, n, most in zip(shard, self._per_shard, grid, strict=True))
         return self._prefix + self._key(tuple(shard)), math.prod(held)
 
@@ -150,14 +187,37 @@ class ChunkReader:
 
 def chunk_reader(array: Any) -> ChunkReader | None:
     """A reader of a zarr.Array's chunks, or None where zarr itself must read them."""
-    fetch = _fetcher(array.store)
+    fetch, metadata = _fetcher(array.store), array.metadata
     if fetch is None:
         return None
-    if array.metadata.zarr_format == 2:
-        decode = _v2_decoder(array.metadata)
-        return None if decode is None else ChunkReader(array, fetch, decode, np.dtype(array.dtype), index_first=None)
-    # What the file says, not the objects that a version of zarr makes of it.
-    described = array.metadata.to_dict()
+    grid = ChunkGrid(
+        array.path, tuple(array.shape), tuple(map(int, array.chunks)), tuple(array.shards or array.chunks), metadata.encode_chunk_key, array.fill_value
+    )  # fmt: skip
+    if metadata.zarr_format == 2:
+        decode = _v2_decoder(metadata)
+        return None if decode is None else ChunkReader(grid, fetch, decode, np.dtype(array.dtype), index_first=None)
+    return _v3_reader(metadata.to_dict(), grid, fetch, np.dtype(array.dtype))  # what the file says, not what a version of zarr makes of it
+
+
+def stored_reader(store: Any, path: str, described: Mapping[str, Any]) -> ChunkReader | None:
+    """The same of an array of numbers in a store, from its metadata as stored, or None: opening it with zarr takes longer than reading a shard of it."""
+    fetch = _fetcher(store)
+    if fetch is None or described.get("zarr_format") != 3 or described.get("chunk_key_encoding") != PLAIN_KEYS:
+        return None
+    if described["data_type"] not in NUMBERS or described["chunk_grid"]["name"] != "regular":
+        return None
+    shards, codec = tuple(described["chunk_grid"]["configuration"]["chunk_shape"]), described["codecs"][0]
+    chunks = tuple(_named(codec)[1].get("chunk_shape", shards))
+    dtype = np.dtype(described["data_type"])
+    grid = ChunkGrid(path, tuple(described["shape"]), chunks, shards, _plain_key, dtype.type(described["fill_value"]))
+    return _v3_reader(described, grid, fetch, dtype)
+
+
+def _plain_key(place: tuple[int, ...]) -> str:
+    return "/".join(["c", *map(str, place)])
+
+
+def _v3_reader(described: Mapping[str, Any], grid: ChunkGrid, fetch: Fetch, dtype: np.dtype[Any]) -> ChunkReader | None:
     if described["chunk_grid"]["name"] != "regular":
         return None
     codecs = [_named(codec) for codec in described["codecs"]]
@@ -165,7 +225,7 @@ def chunk_reader(array: Any) -> ChunkReader | None:
     if len(codecs) == 1 and codecs[0][0] == "sharding_indexed":
         sharding = codecs[0][1]
         plain = [_named(codec) for codec in sharding["index_codecs"]] == ENDIAN_CHECKED
-        divides = all(s % c == 0 for s, c in zip(array.shards, array.chunks, strict=True))
+        divides = all(s % c == 0 for s, c in zip(grid.shards, grid.chunks, strict=True))
         if not (plain and divides):
             return None
         codecs, index_first = [_named(codec) for codec in sharding["codecs"]], sharding.get("index_location", "end") == "start"
@@ -173,8 +233,7 @@ def chunk_reader(array: Any) -> ChunkReader | None:
         return None
     decode = _v3_decoder(codecs[1][0] if len(codecs) == 2 else None)
     big = codecs[0][1].get("endian", "little") == "big"
-    dtype = np.dtype(array.dtype).newbyteorder(">" if big else "<")
-    return None if decode is None else ChunkReader(array, fetch, decode, dtype, index_first=index_first)
+    return None if decode is None else ChunkReader(grid, fetch, decode, dtype.newbyteorder(">" if big else "<"), index_first=index_first)
 
 
 def encode_shard(described: Mapping[str, Any], rows: slice, values: NDArray[Any]) -> bytes | None:
