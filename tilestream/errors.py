@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -169,6 +170,21 @@ def storage_error(error: OSError) -> InterruptedRunError | None:
     return InterruptedRunError(
         f"the output cannot be written or read: {error.strerror}{where}. What is written is kept. "
         "Make room, or mend the disk or the connection, then run the same command again."
+    )
+
+
+_PLACES = frozenset({
+    errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV,
+})  # fmt: skip
+"""What the system says where a path is the wrong one, or not this user's to read or write."""
+
+
+def place_error(error: OSError) -> ConfigError | None:
+    """What it means to a user that a place cannot be read or written; None for an error that no other path, and no other right, would mend."""
+    if error.errno not in _PLACES or not error.filename:
+        return None
+    return ConfigError(
+        f"{os.fsdecode(error.filename)}: {error.strerror}. Name another place, or give yourself the right to read and write there."
     )
 
 

@@ -63,6 +63,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(write, key, words)
         ("slides: *.svs\n", r"config.yaml:1: not valid YAML: .* Put quotes round a text that begins with \*\."),
         ("slides: &a x\noutput: *a\n", "config.yaml:2: not valid YAML: aliases are not taken; write the value out"),
         ("tiles:\n\tmpp: 1\n", "config.yaml:2: not valid YAML: .* Indent with spaces"),
+        ('slides: "C:\\slides"\n', "config.yaml:1: not valid YAML: .* Put single quotes round a text with backslashes"),
         ("a: b: c\n", "config.yaml:1: not valid YAML: mapping values are not allowed here"),
         ("a: 1\n---\nb: 2\n", "config.yaml:2: not valid YAML"),
         ("[" * 5000, "config.yaml:1: not valid YAML: more than 50 levels"),
@@ -82,6 +83,20 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(write, key, words)
 def test_yaml_that_is_no_plain_config_is_refused(write, text, words):
     with pytest.raises(ConfigError, match=words):
         load_config(write(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("slides: 3", "slides: 3 is not a path, a glob or a list of them."),
+        ("output: [a]", "output: ['a'] is not a folder, as in output: embeddings."),
+        ("tiles: 224", "tiles: 224 is not a mapping of keys, as in tiles: {size: 224, mpp: 0.5}."),
+        ("encoder: 5", "encoder: 5 is not the name of a model, as in encoder: tilestream-lite."),
+        ("compute: fast", "compute: 'fast' is not a mapping of keys."),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_what_belongs_there(write, text, words):
+    assert f"config.yaml:1: {words}" in problems(write(f"{text}\n"))
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):

@@ -261,6 +261,24 @@ def test_a_wrong_command_ends_with_2(capsys, arguments, code):
     assert command(capsys, *arguments)[0] == code
 
 
+@pytest.mark.parametrize("word", ["poool", "heads:", "contexts", "heads:A b"])
+def test_a_stage_that_is_none_is_named_beside_those_that_are(capsys, config_path, word):
+    for words in (("--restart", word), ("--restart", word, config_path), (config_path, "--restart", word)):
+        assert command(capsys, "run", *words) == (
+            2, "", f"tilestream: --restart: {word!r} is none of all, tiles, context, windows, pool, heads, heads:NAME.\n",
+        )  # fmt: skip
+
+
+def test_examples_in_the_help_of_a_command_are_of_its_own_config(capsys):
+    from tilestream.config.fit_schema import FitConfig
+    from tilestream.config.load import _known_keys
+    from tilestream.config.schema import Config
+
+    for name, root in (("run", Config), ("plan", Config), ("fit", FitConfig)):
+        told = re.sub(r"[\s│]+", " ", command(capsys, name, "--help")[1])
+        assert re.search(r"Override a setting, e\.g\. ([\w.]+)=", told)[1] in _known_keys(root)
+
+
 def test_the_module_runs_as_the_script_does(config_path):
     done = subprocess.run([sys.executable, "-m", "tilestream", "run", str(config_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

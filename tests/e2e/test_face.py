@@ -99,6 +99,30 @@ def test_contradicting_arguments_are_refused_by_their_names(slide):
         ts.open_image(slide, scale=2)
 
 
+def test_what_the_library_gives_says_in_one_line_what_it_is(slide, stored, made):
+    with ts.open_image(slide) as image:
+        assert (
+            repr(image)
+            == f"<tilestream {slide}: 1300 x 1500 px, {len(image.info.levels)} level{'s' * (len(image.info.levels) > 1)}, {image.info.mpp:g} µm/px, read by tiff>"
+        )
+    tiles, *_ = made
+    assert repr(tiles) == f"<tiles of {slide}: {len(tiles)} of {tiles.candidates}, 224 px, read from level {tiles.spec.level}>"
+    assert repr(ts.open(stored.path.rpartition("/")[0])).endswith(": 1 slide>")
+
+
+def test_an_argument_of_another_kind_is_refused_by_its_name(slide, made):
+    with pytest.raises(TypeError, match="image: str, but find_tiles takes what open_image gives"):
+        ts.find_tiles(str(slide), mpp=0.5)
+    with ts.open_image(slide) as image:
+        for name, given in (
+            ("image", (str(slide), made[0], nn.Identity())),
+            ("tiles", (image, [1], nn.Identity())),
+            ("encoder", (image, made[0], "uni")),
+        ):
+            with pytest.raises(TypeError, match=f"{name}: .*, but embed takes what"):
+                ts.embed(*given)
+
+
 def test_pixels_are_read_by_place(slide):
     with ts.open_image(slide) as image:
         np.testing.assert_array_equal(image.read((10, 20, 30, 40)), image.to_dask(0)[10:40, 20:60].compute(scheduler="threads"))

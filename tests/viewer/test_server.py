@@ -45,6 +45,7 @@ def test_the_command_ends_quietly_and_refuses_what_it_cannot_do(output, tmp_path
         ([str(tmp_path)], 3, "no output of tilestream here"),
         ([str(output), "--slide", "zz"], 2, "--slide: zz is in none"),
         ([str(output), "--host", "0.0.0.0"], 2, "every address"),
+        ([str(output), "--annotations", str(output / "run.json")], 2, "run.json is a file. Name the folder"),
         ([str(output), "--host", "host.invalid"], 2, "cannot be listened on"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -16,8 +16,8 @@ from rich.text import Text
 from tilestream import __version__
 from tilestream.cli.help import PlainCommand, PlainGroup, fitted
 from tilestream.cli.interrupts import Interrupts, say_when_interrupted
-from tilestream.cli.options import AnnotationsOption, SetOption, SlidesOption
-from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, storage_error
+from tilestream.cli.options import AnnotationsOption, FitSetOption, SetOption, SlidesOption
+from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, place_error, storage_error
 
 app = typer.Typer(
     name="tilestream", cls=PlainGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
@@ -105,13 +105,15 @@ def run_command(
 
 
 def _with_stages(arguments: list[str]) -> list[str]:
-    """`--restart` alone is `--restart all`: what follows is a stage, or something else."""
-    from tilestream.config.restart import ALL, is_stage
+    """`--restart` alone is `--restart all`: what follows is a stage, an option or the config; a word that is none of them is refused."""
+    from tilestream.config.restart import ALL, STAGES, is_stage
 
     found: list[str] = []
     for k, word in enumerate(arguments):
         found.append(word)
-        if word == "--restart" and not any(map(is_stage, arguments[k + 1 : k + 2])):
+        if word == "--restart" and not any(map(is_stage, behind := arguments[k + 1 : k + 2])):
+            if behind and not behind[0].startswith("-") and not Path(behind[0]).suffix and not Path(behind[0]).exists():
+                raise ConfigError(f"--restart: {behind[0]!r} is none of {', '.join(STAGES)}, heads:NAME.")
             found.append(ALL)
     return found
 
@@ -163,7 +165,7 @@ def verify_command(
 @app.command("fit", cls=PlainCommand)
 def fit_command(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. pipelines/fit.yaml.", show_default=False)],
-    settings: SetOption = None,
+    settings: FitSetOption = None,
 ) -> None:
     """Train a head, or a context without labels, on stored embeddings, judge it on patients that it never saw, and write it with a report."""
     from tilestream.config.fit_schema import FitConfig
@@ -194,7 +196,7 @@ def export_command(
     what: Annotated[
         str,
         typer.Option(
-            help="tiles: their embeddings; context: their context in its place; slide: the slide's vector; context-NAME or slide-NAME: one kept under a name; or a head of kind detect: its objects."
+            help="tiles: their embeddings; context: their context in its place; slide: the slide's vector; context-NAME or slide-NAME: one kept under a name; or the name of a head: its objects, regions, classes or answers."
         ),
     ] = "tiles",
     slide: Annotated[str | None, typer.Option(help="Id of one slide; else all of the output.")] = None,
@@ -330,7 +332,7 @@ def main(arguments: list[str] | None = None, *, began: float | None = None) -> N
         print("\n".join([fitted(f"tilestream: {error}"), *getattr(error, "__notes__", ())]), file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        if (meant := storage_error(error)) is None:
+        if (meant := storage_error(error) or place_error(error)) is None:
             raise
         print(fitted(f"tilestream: {meant}"), file=sys.stderr)
         sys.exit(meant.exit_code)

@@ -17,6 +17,10 @@ AnnotationsOption = Annotated[
     typer.Option(help="Folder of <slide id>.geojson: regions with classes are shown, and drawn by hand or from the scatter's lasso."),
 ]
 
+FitSetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. head.model=mlp; may be repeated.")
+]
+
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. tiles.mpp=0.25; may be repeated.")
 ]

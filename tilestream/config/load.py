@@ -103,7 +103,7 @@ _MISSING = {
     "tiles": "Write the resolution to work at, e.g. tiles: {mpp: 0.5} or tiles: {level: 0}",
     "encoder": "Write a model, e.g. encoder: tilestream-lite",
     "encoder.name": "Write a model, e.g. name: tilestream-lite",
-    "heads.*.kind": "Write what it answers: classify, slide or detect",
+    "heads.*.kind": "Write what it answers: classify, segment, detect or slide",
     "heads.*.model": "Write where its weights are, e.g. model: heads/tumour.safetensors",
     "embeddings": "Write an output of run, e.g. embeddings: embeddings",
     "target": "Write what is learned, e.g. target: {slides: labels.csv, column: label}",
@@ -146,8 +146,18 @@ def _words(root: type[Section], key: Key, detail: Mapping[str, Any]) -> str:
         return f"{value} {_choices(context['expected'], str(detail['input']))}"
     if kind == "string_pattern_mismatch":
         return f"{value} is not of the form {_FORMS.get(str(key[-1]), 'package.Class')}"
-    return f"{value} {_KINDS[kind].format(**context)}" if kind in _KINDS else f"{value}: {detail['msg']}"
+    wanted = _WANTED.get(dotted_key(key)) if kind in ("tuple_type", "model_type") else None
+    why = f" is not {wanted}" if wanted else f" {_KINDS[kind].format(**context)}" if kind in _KINDS else f": {detail['msg']}"
+    return f"{value}{why}"
 
+
+_WANTED = {
+    "slides": "a path, a glob or a list of them",
+    "output": "a folder, as in output: embeddings",
+    "encoder": "the name of a model, as in encoder: tilestream-lite",
+    "tiles": "a mapping of keys, as in tiles: {size: 224, mpp: 0.5}",
+}
+"""What is to be written in the place of a value of the wrong kind."""
 
 _FORMS = {"function": "module:function", "name": "tumour_type: a small letter, then small letters, digits and _"}
 

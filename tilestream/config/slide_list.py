@@ -170,6 +170,9 @@ def _expand_glob(pattern: str) -> Iterator[SlideRef]:
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute patterns)
     found = [path for path in matches if not _is_plain_folder(Path(path))]
     if not found:
+        start = next(folder for folder in Path(pattern).absolute().parents if not glob.has_magic(str(folder)))
+        if _answers(start.is_dir) and not os.access(start, os.R_OK | os.X_OK):
+            raise ConfigError(f"slides: {pattern!r}: this user may not look into {start}. Ask for the right to read it.")
         raise ConfigError(f"slides: nothing matches {pattern!r} in {Path.cwd()}. Check the pattern, and the folder that you are in.")
     yield from (_local_slide(path) for path in found)
 

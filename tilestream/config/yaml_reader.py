@@ -85,7 +85,7 @@ def read_yaml(path: Path) -> Draft:
         The file cannot be read, or is not YAML.
     """
     try:
-        text = read_small_file(path, "", "Give the path of a config; ready-made ones are under pipelines/.").decode("utf-8-sig")
+        text = read_small_file(path, "", "Give the path of a config; `tilestream init SLIDES` writes one.").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}).") from error
     return parse_yaml(text, str(path), Draft(places={(): str(path)}), lines=True)
@@ -113,6 +113,7 @@ def parse_yaml(text: str, name: str, draft: Draft, *, lines: bool = False) -> Dr
         line = text.splitlines()[mark.line] if mark is not None and mark.line < len(text.splitlines()) else ""
         hint = " Put quotes round a text that begins with *." if re.search(r"(^|[\s,\[-])\*[^\s\w]", line) else ""
         hint = " Indent with spaces; YAML takes no tabs." if line[: len(line) - len(line.lstrip())].count("\t") else hint
+        hint = hint or (" Put single quotes round a text with backslashes." if re.search(r'"[^"]*\\', line) else "")
         raise ConfigError(f"{place(mark)}: not valid YAML: {error.problem or error.context}.{hint}") from error
     except (ValueError, OverflowError) as error:  # an escape that names no character
         raise ConfigError(f"{name}: not valid YAML: {error}.") from error

@@ -16,7 +16,7 @@ from tilestream.config.load import load_config, recorded_config
 from tilestream.config.python_objects import is_object_name
 from tilestream.config.restart import ALL
 from tilestream.config.schema import Config
-from tilestream.errors import ConfigError, InterruptedRunError, OutputError, TilestreamError, storage_error
+from tilestream.errors import ConfigError, InterruptedRunError, OutputError, TilestreamError, place_error, storage_error
 from tilestream.runner.cohort import Cohort, list_cohort, see_first, share_out, stage_of
 from tilestream.runner.contexts.fitted_context import with_fitted_context
 from tilestream.runner.engines.clusters import check_main_guard
@@ -33,7 +33,7 @@ from tilestream.stages.hardware import held_memory
 from tilestream.stages.slide_task import Report, add_counts
 from tilestream.store.layout import nothing_kept
 from tilestream.store.lock import Claims
-from tilestream.store.ownership import refuse_foreign
+from tilestream.store.ownership import refuse_foreign, refuse_unwritable
 
 if TYPE_CHECKING:
     from tilestream.runner.ahead import Begun, Planned, Planner
@@ -95,7 +95,7 @@ def run(
         with stage_of(checked):
             return _run(checked, cohort, reporter or Reporter(), began, held)
     except OSError as error:
-        if (meant := storage_error(error)) is None:
+        if (meant := storage_error(error) or place_error(error)) is None:
             raise
         raise meant from error
 
@@ -114,6 +114,7 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float, held:
     if not todo and not is_object_name(config.encoder.name):  # an object of this process may be another one by now
         reporter.message(nothing_to_do(summary, cohort, config.encoder.name))
         return summary
+    refuse_unwritable(cohort.output)
     summary.wall.mark("looking")
     looked = replace(looked, first=see_first(cohort, config, todo))
     work: Run | None = None

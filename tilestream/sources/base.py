@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.config.bands.band import Band
-from tilestream.errors import ReadError, outage
+from tilestream.errors import ReadError, outage, without_credentials
 from tilestream.geometry import Level, Region, Size
 
 if TYPE_CHECKING:
@@ -188,6 +188,13 @@ class Source(ABC):
 
     icc_profile: bytes | None = None
     """The file's colour profile; None where it has none, or the backend knows none."""
+
+    def __repr__(self) -> str:
+        info = self.info
+        size, levels = info.levels[0].size, len(info.levels)
+        scale = "no resolution" if info.mpp is None else f"{info.mpp:g} µm/px"
+        told = f"{size.height} x {size.width} px, {levels} level{'s' if levels != 1 else ''}, {scale}, read by {info.backend}"
+        return f"<tilestream {without_credentials(info.address)}: {told}>"
 
     def pictured(self) -> Source:
         """The same image in colours, for people and for finding tissue: this one, or one that shares its files and is not closed."""

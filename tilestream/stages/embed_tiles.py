@@ -72,6 +72,13 @@ def embed(image: Source, tiles: TileSet, encoder: nn.Module, *, batch_size: int 
     InputError
         The image cannot be read any more.
     """
+    for name, value, kind, wanted in (
+        ("image", image, Source, "what open_image gives"),
+        ("tiles", tiles, TileSet, "what find_tiles gives"),
+        ("encoder", encoder, nn.Module, "what load_encoder gives, or a torch.nn.Module"),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: {type(value).__name__}, but embed takes {wanted}.")
     parameter = next(encoder.parameters(), torch.empty(0))
     cores = len(os.sched_getaffinity(0))
     settings = WorkerSettings(

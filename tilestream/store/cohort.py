@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from tilestream.buffers import counted
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, IncompleteError, InputError
 from tilestream.store.folder import Folder
 from tilestream.store.ownership import is_begun, is_ours, is_zarr
@@ -153,7 +154,7 @@ class Cohort:
 
     def __repr__(self) -> str:
         left = f", {len(self.unfinished)} not finished" if self.unfinished else ""
-        return f"<tilestream {self.path}: {len(self)} slides{left}>"
+        return f"<tilestream {self.path}: {counted(len(self), 'slide')}{left}>"
 
 
 def some(names: list[str]) -> str:

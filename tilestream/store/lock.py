@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from tilestream.errors import OutputError
+from tilestream.errors import ConfigError, OutputError
 from tilestream.store.folder import Folder
 
 CLAIMS = ".tilestream/claims"
@@ -106,7 +106,10 @@ class Claims:
 
     def _take_file(self, key: str, record: dict[str, Any]) -> _Held | str:
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # where no folder can be made at all, as below /proc
+            raise ConfigError(f"output: {self._output.address} cannot be made: {error.strerror}. Name another folder.") from error
         while True:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:

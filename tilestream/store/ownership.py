@@ -119,6 +119,27 @@ def refuse_foreign(output: Folder, slides: Iterable[SlideRef], files: Iterable[s
             )
 
 
+def refuse_unwritable(output: Folder) -> None:
+    """Refuse a folder that cannot be made or written to, before anything is computed for it; nothing is made to find out.
+
+    Raises
+    ------
+    ConfigError
+        A file or a broken link stands in the way, or this user has no right to write there.
+    """
+    if output.local is None:
+        return
+    place = output.local.absolute()
+    there = next(folder for folder in (place, *place.parents) if os.path.lexists(folder))
+    way = "" if there == place else f", where {output.address} is to be made"
+    if there.is_symlink() and not there.exists():
+        raise ConfigError(f"output: {there} is a link to {there.readlink()}, which is not there. Make that folder, or remove the link.")
+    if not there.is_dir():
+        raise ConfigError(f"output: {there} is a file{way}. Name a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"output: this user may not write to {there}{way}. Name another folder, or ask for the right to write there.")
+
+
 def refuse_zarr(place: Path, option: str) -> None:
     """Refuse to write into somebody's Zarr, or among the objects of a store of ours.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tilestream.config.load import load_config
 from tilestream.config.schema import Tiles
-from tilestream.errors import InputError, user_code
+from tilestream.errors import InputError, user_code, without_credentials
 from tilestream.geometry import PlacedGrid, Region, TileGrid, level_for_scale, scale_from_mpp
 from tilestream.sources.base import SlideInfo, Source
 from tilestream.sources.resolution import magnification_words
@@ -58,6 +58,10 @@ class TileSet:
 
     def __len__(self) -> int:
         return len(self.tile_row)
+
+    def __repr__(self) -> str:
+        name, side = without_credentials(self.info.address), self.spec.tile
+        return f"<tiles of {name}: {len(self)} of {self.candidates}, {side} px, read from level {self.spec.level}>"
 
     @property
     def candidates(self) -> int:
@@ -159,6 +163,8 @@ def find_tiles(
     InputError
         The image has no resolution but `mpp` asks for one, is coarser than what is asked for, or the mask cannot be used.
     """
+    if not isinstance(image, Source):
+        raise TypeError(f"image: {type(image).__name__}, but find_tiles takes what open_image gives.")
     given = {"size": size, "mpp": mpp, "level": level, "stride": stride, "edge": edge, "tissue": tissue}
     whole = {"slides": image.info.address, "output": ".", "encoder": "patch_embed"}  # what else a config must have
     tiles = load_config({**whole, "tiles": {key: value for key, value in given.items() if value is not None}}).tiles

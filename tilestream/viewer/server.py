@@ -131,10 +131,12 @@ def serve(
     InputError
         There is no output.
     ConfigError
-        No output has the slide, the host or the port cannot be had, or several outputs are to be drawn on.
+        No output has the slide, the host or the port cannot be had, several outputs are to be drawn on, or a file is where drawings belong.
     """
     if annotations is not None and len(outputs) > 1:
         raise ConfigError(f"--annotations: {len(outputs)} outputs are shown, but regions are drawn on the slides of one. Name one output.")
+    if annotations is not None and annotations.exists() and not annotations.is_dir():
+        raise ConfigError(f"--annotations: {annotations} is a file. Name the folder that holds, or is to hold, <slide id>.geojson.")
 
     async def run() -> None:
         viewer = Viewer(Catalogue(outputs, slide, roots), host, port, annotations)

@@ -26,7 +26,7 @@ def begin_early(config: Config) -> None:
     first, so that everything else is imported while the encoder is built.
     """
     path, compute = config.output.path, config.compute
-    if "://" in path or any(Path(path).glob("*")):
+    if "://" in path or not _may_be_made(Path(path)):
         return
     here = compute.scheduler.stays_here(compute.workers)
     torch_there = _in_thread(lambda: importlib.import_module("torch"))
@@ -37,6 +37,16 @@ def begin_early(config: Config) -> None:
     if compute.scheduler.kind == "local" and not here:
         _in_thread(_begin_workers)
     import_zarr()
+
+
+def _may_be_made(output: Path) -> bool:
+    """Whether a folder is empty, or not there yet; one that cannot be looked into is refused soon enough."""
+    try:
+        return not any(output.iterdir())
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def _in_thread(work: Callable[[], object]) -> threading.Thread:

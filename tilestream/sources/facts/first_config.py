@@ -59,10 +59,10 @@ def write_first_config(slides: Sequence[str], path: Path, output: str, *, force:
         name, why = next(iter(seen.refused.items()))
         raise ConfigError(f"none of {counted(len(seen.refused), 'image')} can be read. The first, {name}: {why}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(config_text(slides, seen, output, path), encoding="utf-8")
     schema = path.parent / SCHEMA
     if not schema.exists():
         schema.write_text(json.dumps(config_schema(), indent=1) + "\n", encoding="utf-8")
-    path.write_text(config_text(slides, seen, output, path), encoding="utf-8")
     formats = Counter(image.vendor or image.backend for image in seen.images)
     yield f"{counted(len(seen.images), 'image')} can be read: " + ", ".join(f"{count} {name}" for name, count in formats.most_common())
     for name, why in seen.refused.items():
