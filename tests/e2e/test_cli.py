@@ -109,6 +109,11 @@ def test_untrained_weights_are_announced_once_in_plain_words(capsys, config_path
             2,
             ["tiles.mpp: 1", "0.5", "encoder.allow_mismatch"],
         ),
+        (
+            ["encoder=tests.support.encoders:trained", "tiles.size=256", "tiles.level=1"],
+            3,
+            ["level 1: 1 ", "trained at 0.5", "encoder.allow_mismatch"],
+        ),
         (["encoder=tests.support.encoders:no_module"], 2, ["encoder.name", "torch.nn.Module"]),
         (["encoder=tests.support.encoders:wrong_dim"], 2, ["says dim 4", "(3,)"]),
         (["compute.memory_limit=64MiB"], 2, ["compute.memory_limit", "the limit is 64 MiB", "needs"]),

@@ -98,6 +98,13 @@ def test_a_head_is_refused_with_both_values_where_it_was_fitted_on_something_els
     path, _ = head_file(tmp_path / "coarse.safetensors", fitted=replace(right, mpp=1.0))
     refused = tilestream.run(given(image, tmp_path / "out", heads={"a": {"kind": "classify", "model": path}}))
     assert "was made for 1 µm/px, but level 0 of a has 0.5" in refused.slides[0].error
+    half = write_pyramid(tmp_path / "b.tif", make_image(500, 500, 1), compression="deflate", levels=2, mpp=0.5)
+    path, _ = head_file(tmp_path / "fine.safetensors", fitted=replace(right, mpp=0.5))
+    for level, told in ((0, ""), (1, "was made for 0.5 µm/px, but level 1 of b has 1")):
+        level_run = given(half, tmp_path / f"level{level}", heads={"a": {"kind": "classify", "model": path}})
+        level_run["tiles"] = {**level_run["tiles"], "mpp": None, "level": level}
+        assert told in (tilestream.run(level_run).slides[0].error or "")
+        assert bool(tilestream.run(level_run).slides[0].error) == bool(told)
     path, _ = head_file(tmp_path / "wide.safetensors", dim=13, fitted=right)
     with pytest.raises(ConfigError, match="takes rows of 13 features, but tiles have 12"):
         tilestream.run(given(image, tmp_path / "out", heads={"a": {"kind": "classify", "model": path}}))

@@ -61,6 +61,18 @@ def test_concordance_as_lifelines_has_it(seed):
     assert metrics.c_index(time, died, risk, np.ones(80)) == pytest.approx(expected, abs=1e-12)
 
 
+def test_risks_of_two_heads_are_not_compared():
+    """Their level and scale are their own: what holds within each head holds of both."""
+    chance = np.random.default_rng(0)
+    time, died, risk = chance.permutation(40) + 1.0, chance.random(40) < 0.7, chance.normal(size=40)
+    head = np.arange(40) % 2
+    moved = np.where(head == 1, 1000 + 50 * risk, risk)
+    pairs = [(i, j) for i in range(40) for j in range(40) if head[i] == head[j] and died[i] and time[j] > time[i]]
+    expected = np.mean([risk[i] > risk[j] for i, j in pairs])
+    for given in (risk, moved):
+        assert metrics.c_index(time, died, given, np.ones(40), head) == pytest.approx(expected, abs=1e-12)
+
+
 def test_survival_curve_as_lifelines_has_it():
     chance = np.random.default_rng(1)
     time, died = chance.integers(1, 30, 80).astype(float), chance.random(80) < 0.6

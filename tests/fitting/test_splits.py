@@ -64,3 +64,17 @@ def test_given_folds_are_numbered_in_order_and_a_leak_is_refused():
         given_folds(["2", "1", "2", "2"], groups, names)
     with pytest.raises(InputError, match="every sample has the fold '1'"):
         given_folds(["1"] * 4, groups, names)
+
+
+@pytest.mark.parametrize(
+    ("marks", "folds"),
+    [
+        (["train", "test", "val", "train"], [-1, 0, -1, -1]),
+        (["Train", "Test", "Validation", "TRAIN"], [-1, 0, -1, -1]),
+        (["training", "testing", "training", "Testing"], [-1, 0, -1, 0]),
+        (["train", "val", "train", "Valid"], [-1, 0, -1, 0]),
+        (["train", "other", "train", "test"], [2, 0, 2, 1]),
+    ],
+)
+def test_words_of_one_split_are_known_however_they_are_written(marks, folds):
+    np.testing.assert_array_equal(given_folds(marks, np.arange(4), list("abcd")), folds)

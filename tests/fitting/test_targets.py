@@ -9,7 +9,7 @@ import tilestream
 from tests.support.stores import make_store
 from tilestream.config.fit_schema import FitConfig
 from tilestream.errors import ConfigError, InputError
-from tilestream.fitting.targets import find_cases
+from tilestream.fitting.targets import find_cases, refuse_mixed_embeddings
 from tilestream.fitting.tile_labels import draw_tile_classes, label_tiles
 
 
@@ -107,7 +107,7 @@ def test_survival(folder, tmp_path):
             rows("slide,label", "s0,a", "s1,A", "s2,a", "s3,b"),
             {},
             ConfigError,
-            "has 'A' and 'a', which differ in case or spaces only. Write them alike",
+            "has 'A' and 'a', which differ only in case, in spaces or in how a number is written. Write them alike",
         ),
         (
             rows("slide,label", "s0,0.5", "s1,1", "s2,2,5", "s3,3").replace("2,5", "2.5"),
@@ -126,6 +126,14 @@ def test_survival(folder, tmp_path):
             {"classes": ["x", "y"]},
             ConfigError,
             "has a value for 'label' that is one of x, y; it has a, b",
+        ),
+        (rows("slide,label", "s0,1", "s1,1.0", "s2,2", "s3,2"), {}, ConfigError, "has '1' and '1.0', which differ only in case"),
+        (rows("slide,label", 's0,"1,234"', "s1,5", "s2,7", "s3,9"), {"regression": True}, InputError, "s0 is '1,234', which may mean 1234 or 1.234"),
+        (
+            rows("slide,patient,m,d", "s0,p,1,1", "s1,p,2,1", "s2,q,3,0", "s3,r,4,0"),
+            {"column": {"time": "m", "event": "d"}},
+            InputError,
+            "all who died are in one fold",
         ),
         (rows("name,label", "s0,a"), {}, ConfigError, "neither a column of slides"),
         (rows("patient,label", "p,a"), {}, ConfigError, "has patients only"),
@@ -188,3 +196,42 @@ def test_tiles_get_the_class_that_covers_them(tmp_path):
     assert [slide.id for slide in cases.slides] == ["a"]
     assert labels[0].reshape(4, 4)[0].tolist() == [-1, 1, -1, -1]  # the failed tile is not learned from
     assert cases.left_out == ("b: no annotations",)
+
+
+def test_slides_of_which_no_image_is_known_are_not_one_image(folder, tmp_path):
+    """Features that were imported without an image have no fingerprint."""
+    four = slides(folder, 4)
+    for slide in four:
+        slide.source["fingerprint"] = ""
+    cases = find_cases(config(tmp_path, rows("slide,label", "s0,a", "s1,b", "s2,a", "s3,b")), four)
+    assert len(set(cases.group.tolist())) == 4
+
+
+def test_patients_and_sites_that_a_table_leaves_open_are_nobody(folder, tmp_path):
+    text = rows("slide,patient,label", "s0,NA,a", "s1,nan,b", "s2,p,a", "s3,p,b", "s4,NA,a", "s5,,b")
+    cases = find_cases(config(tmp_path, text), slides(folder, 6))
+    assert cases.patients == ("s0", "s1", "p", "p", "s4", "s5")
+    assert len(set(cases.group.tolist())) == 5
+    text = rows("slide,patient,site,label", *(f"s{i},p{i},{'NA' if i == 2 else 'north'},{'ab'[i % 2]}" for i in range(4)))
+    with pytest.raises(ConfigError, match="s2 has no 'site'"):
+        find_cases(config(tmp_path, text, split={"site": "site"}), slides(folder, 4))
+    listed = slides(folder, 5)
+    for slide, patient in zip(listed, ("x", "x", "y", "NA", "na"), strict=True):
+        slide.listed = {"patient": patient}
+    with pytest.raises(InputError, match="the class 'a' has 1 patient, all in one fold"):  # x alone: NA is no patient, though it has two rows
+        find_cases(config(tmp_path, rows("patient,label", "x,a", "y,b", "NA,b", "NA,a")), listed)
+
+
+def test_grades_are_in_the_order_of_their_numbers(folder, tmp_path):
+    text = rows("slide,label", "s0,10", "s1,9", "s2,10", "s3,9", "s4,2", "s5,2")
+    assert find_cases(config(tmp_path, text), slides(folder, 6)).classes == ("2", "9", "10")
+
+
+def test_vectors_of_two_contexts_are_not_mixed(folder):
+    two = slides(folder, 2)
+    for slide, window in zip(two, (4, 8), strict=True):
+        slide.recipe = {**slide.recipe, "context": {"window": window}}
+        slide.vectors = lambda what: np.zeros((6, 4))  # noqa: ARG005
+    assert refuse_mixed_embeddings(two, "tiles")["dimensions"] == 4
+    with pytest.raises(InputError, match="s0 and s1 have different embeddings: context digest"):
+        refuse_mixed_embeddings(two, "context")

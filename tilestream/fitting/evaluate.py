@@ -61,7 +61,7 @@ class Predictions:
     def measure(self, weight: Floats) -> dict[str, float]:
         """Metrics by name, the one that is reported first in front."""
         if self.task == "survival":
-            return {"c_index": metrics.c_index(self.value, self.died, self.scores[:, 0], weight)}
+            return {"c_index": metrics.c_index(self.value, self.died, self.scores[:, 0], weight, self.fold)}
         if self.task == "regression":
             return {
                 "r2": metrics.r_squared(self.value, self.scores[:, 0], weight),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ def find_classes(config: FitConfig, cells: Sequence[str]) -> tuple[tuple[str, ..
     ConfigError, InputError
         There are fewer than two, some are the same but for case, or they look like numbers.
     """
-    target, there = config.target, sorted(set(cells))
+    target, there = config.target, in_order(cells)
     of = f"{target.column} of {target.slides}" if target.slides else f"{target.obs} of the list of slides"
     if unseen := [name for name in target.classes if name not in there]:
         raise ConfigError(f"target.classes: no slide has {unseen[0]!r} as {of}. Write it as it stands there, or leave it out.")
@@ -46,15 +46,21 @@ def find_classes(config: FitConfig, cells: Sequence[str]) -> tuple[tuple[str, ..
         raise InputError(f"{of} is {there[0]!r} for all {len(cells)} slides, but it takes two classes to learn from.")
     alike: dict[str, list[str]] = {}
     for name in there:
-        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+        alike.setdefault(str(number(name, "")) if _is_number(name) else " ".join(name.casefold().split()), []).append(name)
     if twice := next((names for names in alike.values() if len(names) > 1), None):
-        raise ConfigError(f"{of} has {' and '.join(map(repr, twice))}, which differ in case or spaces only. Write them alike.")
+        raise ConfigError(f"{of} has {' and '.join(map(repr, twice))}, which differ only in case, in spaces or in how a number is written. Write them alike.")
     many = len(there) > 20 and len(there) > len(cells) / 3
     if many or (len(there) > max(2, len(cells) / 2) and all(map(_is_number, there))):
         raise InputError(
             f"{of} has {len(there)} classes for {len(cells)} slides ({', '.join(there[:4])}, ...). Are these numbers? Then set target.regression to true."
         )
     return classes, np.array([classes.index(cell) for cell in cells], np.int64)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Different names, sorted: by value where all are numbers, for grade 10 comes after 9, and the order is what quadratic kappa weighs by."""
+    found = sorted(set(names))
+    return sorted(found, key=lambda name: number(name, "")) if all(map(_is_number, found)) else found
 
 
 def _is_number(cell: str) -> bool:

@@ -95,11 +95,16 @@ def calibration_error(truth: Ints, probability: Floats, weight: Floats) -> float
     return float(np.abs(gap).sum() / weight.sum())
 
 
-def c_index(time: Floats, died: NDArray[np.bool_], risk: Floats, weight: Floats) -> float:
-    """Harrell's concordance: of the pairs in which one is known to have died first, the share in which it had the higher risk; ties count half."""
+def c_index(time: Floats, died: NDArray[np.bool_], risk: Floats, weight: Floats, head: Ints | None = None) -> float:
+    """Harrell's concordance: of the pairs in which one is known to have died first, the share in which it had the higher risk; ties count half.
+
+    With `head` (n,), which head told each risk, pairs are of one head only: risks have no unit, and those of two heads cannot be compared.
+    """
     right = pairs = 0.0
     for i in np.flatnonzero(died & (weight > 0)):
         later = (time > time[i]) | ((time == time[i]) & ~died)
+        if head is not None:
+            later &= head == head[i]
         mass = weight[later] * weight[i]
         right += float((mass * ((risk[later] < risk[i]) + 0.5 * (risk[later] == risk[i]))).sum())
         pairs += float(mass.sum())

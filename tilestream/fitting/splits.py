@@ -68,23 +68,25 @@ def draw_folds(groups: Ints, strata: Ints, folds: int, seed: int) -> Ints:
     return fold[groups]
 
 
-TRAIN, TEST = frozenset({"train", "val", "valid", "validation"}), "test"
-"""What a column of one split says, as Patho-Bench's fold_0 does."""
+TRAIN, VALIDATE, TEST = frozenset({"train", "training"}), frozenset({"val", "valid", "validate", "validation"}), frozenset({"test", "testing"})
+"""What a column of one split says, as Patho-Bench's fold_0 does; case ignored."""
 
 
 def given_folds(marks: Sequence[str], groups: Ints, names: Sequence[str]) -> Ints:
     """(n,) fold of each sample from what a table says, numbered in the order of the sorted marks.
 
-    Where the marks are train and test (and val), test is fold 0 and all else is -1: trained on, and never tested.
+    Where the marks are train and test (and val), test is fold 0 and all else is -1: trained on, and never tested. Without test, val is.
 
     Raises
     ------
     InputError
         A patient lies in two folds, which would tell the test of what was trained on; or there is one fold only.
     """
+    marks = [mark.casefold() for mark in marks]
     order = {mark: k for k, mark in enumerate(sorted(set(marks)))}
-    if TEST in order and order.keys() <= TRAIN | {TEST}:
-        order = {mark: 0 if mark == TEST else -1 for mark in order}
+    if order.keys() <= TRAIN | VALIDATE | TEST:
+        tested = TEST if order.keys() & TEST else VALIDATE
+        order = {mark: 0 if mark in tested else -1 for mark in order}
     fold = np.array([order[mark] for mark in marks], np.int64)
     if len(order) < 2:
         raise InputError(f"split.column: every sample has the fold {next(iter(order))!r}, but it takes two or more.")

@@ -31,6 +31,9 @@ SHEET, OLD_SHEET = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
 
 _SUFFIX = re.compile(r"(\.ome)?(\.zarr|\.h5|\.tiff?|\.svs|\.ndpi|\.mrxs|\.scn|\.bif|\.dcm|\.pt)$", re.IGNORECASE)
 
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
+"""A comma that parts thousands, or begins decimals."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -140,6 +143,11 @@ def is_missing(cell: str) -> bool:
     return cell.casefold() in MISSING
 
 
+def said(cell: str) -> str:
+    """What a cell says, "" where it says nothing."""
+    return "" if is_missing(cell) else cell
+
+
 def plain_name(name: str) -> str:
     """A slide's name without folder and without the endings that programs add."""
     return _SUFFIX.sub("", name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1])
@@ -187,6 +195,8 @@ def refuse_double(found: Mapping[str, str], path: str, key: str) -> None:
 
 def number(cell: str, what: str) -> float:
     """A cell as a finite number. Raises InputError."""
+    if _THOUSANDS.fullmatch(cell):
+        raise InputError(f"{what} is {cell!r}, which may mean {cell.replace(',', '')} or {cell.replace(',', '.', 1)}. Write it without a comma.")
     try:
         value = float(cell.replace(",", ".")) if "_" not in cell else float("nan")
     except ValueError:

@@ -14,7 +14,8 @@ from tilestream.config.fit_schema import FitConfig
 from tilestream.errors import ConfigError, InputError
 from tilestream.fitting.labels import check_survival, find_classes, read_event
 from tilestream.fitting.splits import draw_folds, given_folds, join_groups
-from tilestream.fitting.tables import PATIENTS, SLIDES, Table, is_missing, match_slides, number, plain_column, read_table
+from tilestream.fitting.tables import PATIENTS, SLIDES, Table, is_missing, match_slides, number, plain_column, read_table, said
+from tilestream.runner.recipe import context_sha256
 from tilestream.store.slide import Slide
 
 Ints = NDArray[np.int64]
@@ -102,7 +103,7 @@ def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
     else:
         told, left_out = _from_obs(config, slides, target.obs)
     names = [case.slide.id for case in told]
-    same_image = [str(case.slide.source.get("fingerprint", case.slide.path)) for case in told]
+    same_image = [case.slide.image for case in told]
     keys: list[Sequence[str]] = [[case.patient or case.slide.id for case in told], same_image]
     group = join_groups(*keys, [case.site for case in told]) if config.split.site else join_groups(*keys)
     _refuse_two_patients(told, same_image)
@@ -136,6 +137,8 @@ def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
     )  # fmt: skip
     if by_slide:
         _check_folds(cases)
+    if task == "survival":
+        _check_deaths(cases)
     return cases
 
 
@@ -164,9 +167,9 @@ def _from_list(config: FitConfig, slide: Slide, column: str | None) -> _Told:
 def patient_of(config: FitConfig, slide: Slide) -> str:
     """The patient that the list of slides gave for a slide; "" where it did not."""
     if config.split.patient is not None:
-        return slide.listed.get(config.split.patient, "")
+        return said(slide.listed.get(config.split.patient, ""))
     known = {plain_column(name): value for name, value in slide.listed.items()}
-    return next((known[name] for name in PATIENTS if name in known), "")
+    return said(next((known[name] for name in PATIENTS if name in known), ""))
 
 
 # -- tables ---------------------------------------------------------------------------------------------------------
@@ -194,7 +197,7 @@ def _from_table(config: FitConfig, slides: Sequence[Slide]) -> tuple[list[_Told]
             left_out.append(f"{name}: {f'{column} is {cell!r}, none of target.classes' if unwanted else lacking} in {table.path}")
             if not any(all_cells) or is_missing(cells[2]):
                 continue
-        site = row.get(split.site or "", "") or by_id[name].listed.get(split.site or "", "")
+        site = said(row.get(split.site or "", "")) or said(by_id[name].listed.get(split.site or "", ""))
         if split.site and not site:
             raise ConfigError(f"split.site: {name} has no {split.site!r}, neither in {table.path} nor in the list of slides.")
         told.append(_Told(by_id[name], patient, site, row[fold] if fold else "", cells[0], row[event] if event else "", all_cells))
@@ -221,7 +224,7 @@ def _rows_of_slides(config: FitConfig, table: Table, slides: Sequence[Slide]) ->
                 continue
             if slide in rows and rows[slide][0] != row:
                 raise ConfigError(f"{key}: {table.path} has two rows for the slide {slide}. Keep one of them.")
-            rows[slide] = (row, row[patients] if patients else own[slide])
+            rows[slide] = (row, (said(row[patients]) if patients else "") or own[slide])
         return rows
     if patients is None:
         raise ConfigError(
@@ -231,7 +234,7 @@ def _rows_of_slides(config: FitConfig, table: Table, slides: Sequence[Slide]) ->
     of_slide = _patients_of_slides(config, slides)
     known: dict[str, dict[str, str]] = {}
     for row in table.rows:
-        if known.setdefault(row[patients], row) != row:
+        if said(row[patients]) and known.setdefault(row[patients], row) != row:
             raise ConfigError(f"{key}: {table.path} has two rows for the patient {row[patients]}. Keep one of them.")
     found = {slide: (known[patient], patient) for slide, patient in of_slide.items() if patient in known}
     if not found:
@@ -258,7 +261,7 @@ def _patients_of_slides(config: FitConfig, slides: Sequence[Slide]) -> dict[str,
     if patients is None or names is None:
         raise ConfigError(f"{key}: {table.path} needs a column of patients and one of slides. {table.columns}")
     meant = match_slides([slide.id for slide in slides], [row[names] for row in table.rows], table.path, key)
-    return {meant[row[names]]: row[patients] for row in table.rows if row[names] in meant}
+    return {meant[row[names]]: row[patients] for row in table.rows if row[names] in meant and said(row[patients])}
 
 
 # -- checks ---------------------------------------------------------------------------------------------------------
@@ -292,6 +295,12 @@ def _check_folds(cases: Cases) -> None:
             )
 
 
+def _check_deaths(cases: Cases) -> None:
+    """Refuse folds without which nobody would have died. Raises InputError."""
+    if len(set(cases.fold[cases.died].tolist()) - {-1}) == 1 and -1 not in cases.fold[cases.died]:
+        raise InputError("all who died are in one fold: nothing can be learned of survival from the others. Label more patients who died, or share them out.")
+
+
 def refuse_mixed_embeddings(slides: Sequence[Slide], what: str) -> Mapping[str, object]:
     """The encoder and geometry that all slides share, as a head will demand them.
 
@@ -305,6 +314,7 @@ def refuse_mixed_embeddings(slides: Sequence[Slide], what: str) -> Mapping[str, 
         facts = {
             "encoder": slide.encoder, "encoder digest": slide.recipe["encoder"].get("weights_sha256"), "tile size": slide.tile,
             "resolution": slide.recipe["tiles"].get("mpp"), "dimensions": slide.vectors(what).shape[1],
+            "context digest": context_sha256(slide.recipe) if what == "context" else None,
         }  # fmt: skip
         for name, value in facts.items():
             if first.setdefault(name, value) != value:

@@ -12,6 +12,7 @@ from skimage import measure
 
 from tilestream.config.fit_schema import FitConfig
 from tilestream.errors import InputError
+from tilestream.fitting.labels import in_order
 from tilestream.fitting.targets import Cases, Ints, annotation_file
 from tilestream.fitting.training.features import Labels
 from tilestream.store.heads.columns import NOT_COMPUTED
@@ -69,7 +70,7 @@ def label_tiles(config: FitConfig, cases: Cases) -> tuple[Cases, list[Labels]]:
             drawn[slide.id] = _answered(slide, str(target.obs), target.classes)
         elif (path := annotation_file(target.annotations, slide.id)) is not None:
             drawn[slide.id] = draw_tile_classes(slide, path, target.min_fraction, target.classes)
-    classes = target.classes or tuple(sorted(set(itertools.chain.from_iterable(names for names, _ in drawn.values()))))
+    classes = target.classes or tuple(in_order(itertools.chain.from_iterable(names for names, _ in drawn.values())))
     labels = [_renumbered(slide, *drawn[slide.id], classes) for slide in cases.slides]
     counts = np.array([[int((label == k).sum()) for k in range(len(classes))] for label in labels])
     if len(classes) < 2 or (counts.sum(axis=0) > 0).sum() < 2:

@@ -190,8 +190,11 @@ def prepare_slide(ref: SlideRef, source: Source, setup: Setup, stored: SlideStor
         from tilestream.stages.token_grid import tokens_a_side
 
         tokens_a_side(facts.tokens, plan.grid)
-    check_context_resolution(config, source.info.mpp, ref.id)
-    check_head_resolution(setup.heads, config, source.info.mpp, ref.id)
+    if config.tiles.mpp is None and plan.info.mpp is not None:
+        resolution = plan.info.mpp * plan.grid.scale
+        what = f"tiles.from of {ref.id} have" if config.tiles.level is None else f"level {config.tiles.level} of {ref.id} has"
+        check_context_resolution(config, resolution, what)
+        check_head_resolution(setup.heads, resolution, what)
     check_slide(config, plan.grid, plan.info.mpp, plan.tile_row, plan.tile_col, ref.id)
     task = _make_task(plan, setup, "", "", None)
     taken, left = _heads_take(task, layout) if setup.heads else (0, {})

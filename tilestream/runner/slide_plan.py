@@ -9,7 +9,7 @@ from tilestream.config.slide_list import SlideRef
 from tilestream.encoders.earth.bands import refuse_other_bands
 from tilestream.errors import ConfigError, InputError, TilestreamError
 from tilestream.geometry import TileGrid
-from tilestream.sources.base import SegmentGrid, Source
+from tilestream.sources.base import SegmentGrid, SlideInfo, Source
 from tilestream.stages.worker_settings import EncoderFacts
 from tilestream.store.layout import Layout, TileColumns
 from tilestream.store.picture import png_bytes
@@ -77,7 +77,7 @@ def make_slide_plan(
     InputError
         The image cannot serve this config: see `make_grid`, or its resolution or bands do not suit the encoder.
     """
-    check_resolution(facts, config, source.info.mpp, ref.id)
+    check_resolution(facts, config, source.info, ref.id)
     if facts.bands and not config.encoder.allow_mismatch:
         refuse_other_bands(facts.bands, source.info.bands, ref.id, facts.name)
     seen = seen or see_slide(ref, source, config, stored)
@@ -132,10 +132,12 @@ def check_encoder(facts: EncoderFacts, config: Config) -> None:
         _refuse_mpp(facts, config.tiles.mpp, "tiles.mpp", ConfigError)
 
 
-def check_resolution(facts: EncoderFacts, config: Config, mpp: float | None, name: str) -> None:
-    """With `tiles.level`, the resolution is the slide's: refuse one that the encoder was not made for."""
-    if facts.mpp is not None and config.tiles.level == 0 and mpp is not None and not config.encoder.allow_mismatch:
-        _refuse_mpp(facts, mpp, f"{name}: level 0", InputError)
+def check_resolution(facts: EncoderFacts, config: Config, info: SlideInfo, name: str) -> None:
+    """With `tiles.level`, the resolution is the slide's: refuse one that the encoder was not made for. A level that there is not is refused elsewhere."""
+    level = config.tiles.level
+    if facts.mpp is None or level is None or info.mpp is None or config.encoder.allow_mismatch or level >= len(info.levels):
+        return
+    _refuse_mpp(facts, info.mpp * info.levels[level].downsample, f"{name}: level {level}", InputError)
 
 
 def _refuse_mpp(facts: EncoderFacts, mpp: float, what: str, kind: type[TilestreamError], way_out: str = "") -> None:

@@ -102,6 +102,11 @@ class Slide(StoredHeads):
         return Size(self.source["height"], self.source["width"])
 
     @property
+    def image(self) -> str:
+        """Equal for slides that show the same image; of features that were imported without an image, nothing but the slide itself."""
+        return str(self.source.get("fingerprint") or self.path)
+
+    @property
     def mpp(self) -> float | None:
         """µm/px of level 0, where it is known."""
         mpp: float | None = self.source["mpp"]

@@ -142,7 +142,7 @@ def _stride_um(slide: Slide) -> float | None:
 def _share_out(config: FitConfig, slides: Sequence[Slide]) -> tuple[list[Slide], list[Slide]]:
     """Slides that are learned from, and those that are held out: those named, or one part of `split.folds`, and at least one patient."""
     patients = [patient_of(config, slide) or slide.id for slide in slides]
-    group = join_groups(patients, [str(slide.source.get("fingerprint", slide.path)) for slide in slides])
+    group = join_groups(patients, [slide.image for slide in slides])
     count = int(group.max()) + 1
     if count < 2:
         raise InputError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tilestream.fitting.metrics import Floats, Ints
 from tilestream.fitting.targets import Cases
 from tilestream.fitting.training.bags import MOST, Bags, Prepare, some_of
-from tilestream.fitting.training.inner import best_of, cross_entropy, keep_back, temperature
+from tilestream.fitting.training.inner import best_of, cross_entropy, keep_back, parts_in_turn, temperature
 from tilestream.fitting.training.linear import Linear, cox_loss, fit_cox, fit_logistic, fit_ridge
 from tilestream.fitting.training.tile_models import STRENGTHS, Best, choose_strength, settings_of
 from tilestream.models.heads.bags import AttentionBag, Bag, BagRows, PooledBag, TransformerBag, stream_bags
@@ -85,8 +85,7 @@ def train_slides(
         assert pooled is not None
         settings_of(model, args, SETTINGS)
         at = np.flatnonzero(train)
-        kept = keep_back(cases.group[at], _strata([cases], at), seed)
-        found = _train_pooled(cases, at, kept, pooled[at], seed)
+        found = _train_pooled(cases, at, pooled[at], seed)
         bag = PooledBag(pooled.shape[1], len(found.bias), model)
         bag.fc.load_state_dict({"weight": torch.as_tensor(found.weight), "bias": torch.as_tensor(found.bias)})
         return bag, {"pool": model}
@@ -150,13 +149,15 @@ def stream_slides(bag: Bag, bags: Bags, which: Sequence[int], prepare: Prepare |
     )
 
 
-def _train_pooled(cases: Cases, at: Ints, kept: NDArray[np.bool_], x: Floats, seed: int) -> Linear:
-    """A linear model of vectors (m, d) of slides, its penalty chosen by patients that were kept back."""
+def _train_pooled(cases: Cases, at: Ints, x: Floats, seed: int) -> Linear:
+    """A linear model of vectors (m, d) of slides, its penalty chosen by patients that were kept back, part after part."""
     if cases.task == "classes":
-        strength, t = choose_strength(x, cases.label[at], kept, len(cases.classes), seed)
+        strength, t = choose_strength(x, cases.label[at], cases.group[at], len(cases.classes), seed)
         model = fit_logistic(x, cases.label[at], len(cases.classes), strength)
         return Linear(model.weight / t, model.bias / t)
     value, died = cases.value[at], cases.died[at]
+    every = np.ones(len(at), np.bool_)
+    parts = parts_in_turn(cases.group[at], _strata([cases], at), seed)
 
     def fit(rows: NDArray[np.bool_], strength: float) -> Linear:
         if cases.task == "survival":
@@ -164,13 +165,20 @@ def _train_pooled(cases: Cases, at: Ints, kept: NDArray[np.bool_], x: Floats, se
         return fit_ridge(x[rows], value[rows], strength)
 
     def loss(strength: float) -> float:
-        scores = fit(~kept, strength).scores(x[kept])[:, 0]
-        if cases.task == "regression":
-            return float(((scores - value[kept]) ** 2).mean())
-        return float(cox_loss(torch.as_tensor(scores), torch.as_tensor(value[kept]), torch.as_tensor(died[kept])))
+        return sum(part_loss(kept, fit(~kept, strength).scores(x)[:, 0]) for kept in parts)
 
-    judged = kept.any() and (cases.task == "regression" or (died[kept].any() and died[~kept].any()))
-    return fit(np.ones(len(at), np.bool_), best_of(STRENGTHS, loss) if judged else STRENGTHS[1])
+    def part_loss(kept: NDArray[np.bool_], scores: Floats) -> float:
+        if cases.task == "regression":
+            return float(((scores - value)[kept] ** 2).sum())
+        # What those who were kept back add to the partial likelihood (Verweij and van Houwelingen 1993): a few of them among themselves would tell little.
+        return lost(scores, every) - lost(scores, ~kept)
+
+    def lost(scores: Floats, rows: NDArray[np.bool_]) -> float:
+        return float(cox_loss(torch.as_tensor(scores[rows]), torch.as_tensor(value[rows]), torch.as_tensor(died[rows]))) * int(died[rows].sum())
+
+    if cases.task == "survival":
+        parts = [kept for kept in parts if died[~kept].any()]
+    return fit(every, best_of(STRENGTHS, loss) if parts else STRENGTHS[1])
 
 
 def _train_bag(
@@ -210,6 +218,9 @@ def _train_bag(
         t = 1.0 if answers is None else temperature(answers[known, each.columns], each.cases.label[judged[known]])
         layer.weight[each.columns].mul_(each.unit / t)
         layer.bias[each.columns].mul_(each.unit / t).add_(each.level)
+    if targets[0].task == "survival":
+        # Cox's loss leaves the level open: 0 is the mean of those that were learned from, as in `fit_cox`, so that heads of several folds can be set side by side.
+        layer.bias.sub_(torch.as_tensor(predict_slides(bag, bags, some_of(at, MOST).tolist()).mean(axis=0)))
     return bag
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tilestream.errors import ConfigError
 from tilestream.fitting.metrics import Floats, Ints
-from tilestream.fitting.training.inner import best_of, cross_entropy, keep_back, temperature
+from tilestream.fitting.training.inner import best_of, cross_entropy, keep_back, parts_in_turn, temperature
 from tilestream.fitting.training.linear import Linear, fit_logistic
 from tilestream.models.heads.rows import LinearHead, MLPHead, NearestHead, PrototypeHead, unit_rows
 
@@ -20,7 +20,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse penalties of logistic regression that are tried, from the most bound one, which wins among equals."""
 
 INNER_ROWS = 20_000
-"""Rows of which the strength is chosen at most."""
+"""Rows of which the strength is chosen at most, over all parts that are kept back in turn."""
 
 MOST_EXAMPLES = 20_000
 """Tiles that a nearest-neighbour head holds at most."""
@@ -79,11 +79,11 @@ def train_tiles(
         What it was built with beside d and classes.
     """
     settings = settings_of(model, args, SETTINGS)
-    kept = keep_back(patients, label, seed)
     if model == "linear":
-        return linear_head(_train_linear(x, label, kept, classes, seed)), {}
+        return linear_head(_train_linear(x, label, patients, classes, seed)), {}
     if model == "knn":
         return _knn(x, label, classes, settings, seed)
+    kept = keep_back(patients, label, seed)
     if model == "prototypes":
         return _train_prototypes(x, label, kept, classes)
     return _train_mlp(x, label, kept, classes, settings, seed)
@@ -104,23 +104,27 @@ def linear_head(model: Linear) -> LinearHead:
     return head
 
 
-def choose_strength(x: NDArray[np.floating], label: Ints, kept: NDArray[np.bool_], classes: int, seed: int) -> tuple[float, float]:
-    """The penalty's inverse that predicts best what was kept back, and the temperature of its probabilities there."""
-    if not kept.any():
+def choose_strength(x: NDArray[np.floating], label: Ints, patients: Ints, classes: int, seed: int) -> tuple[float, float]:
+    """The penalty's inverse that predicts best the patients that were kept back, part after part, and the temperature of its probabilities there."""
+    parts = parts_in_turn(patients, label, seed)
+    if not parts:
         return STRENGTHS[-2], 1.0
-    few = np.sort(np.random.default_rng(seed).permutation(np.flatnonzero(~kept))[:INNER_ROWS])
+    chance, most = np.random.default_rng(seed), INNER_ROWS // len(parts)
+    learned = [np.sort(chance.permutation(np.flatnonzero(~kept))[:most]) for kept in parts]
+    truth = np.concatenate([label[kept] for kept in parts])
     tried: dict[float, Floats] = {}
 
     def loss(strength: float) -> float:
-        tried[strength] = fit_logistic(x[few], label[few], classes, strength).scores(x[kept])
-        return cross_entropy(tried[strength], label[kept])
+        models = (fit_logistic(x[few], label[few], classes, strength) for few in learned)
+        tried[strength] = np.concatenate([model.scores(x[kept]) for model, kept in zip(models, parts, strict=True)])
+        return cross_entropy(tried[strength], truth)
 
     strength = best_of(STRENGTHS, loss)
-    return strength, temperature(tried[strength], label[kept])
+    return strength, temperature(tried[strength], truth)
 
 
-def _train_linear(x: NDArray[np.float32], label: Ints, kept: NDArray[np.bool_], classes: int, seed: int) -> Linear:
-    strength, t = choose_strength(x, label, kept, classes, seed)
+def _train_linear(x: NDArray[np.float32], label: Ints, patients: Ints, classes: int, seed: int) -> Linear:
+    strength, t = choose_strength(x, label, patients, classes, seed)
     model = fit_logistic(x, label, classes, strength)
     return Linear(model.weight / t, model.bias / t)
 

@@ -43,11 +43,10 @@ def check_fitted_context(facts: EncoderFacts, config: Config) -> None:
         check_mpp(head, fitted.mpp, tiles.mpp, "tiles.mpp is", ConfigError, OTHERWISE)
 
 
-def check_context_resolution(config: Config, mpp: float | None, name: str) -> None:
-    """With `tiles.level`, the resolution is the slide's: refuse one that the context was not fitted on. Raises InputError."""
+def check_context_resolution(config: Config, mpp: float, what: str) -> None:
+    """Without `tiles.mpp`, the resolution is the slide's: refuse one that the context was not fitted on; `what` has it, in words. Raises InputError."""
     about = None if config.context is None else about_of(config.context)
-    if about is None or about.fitted is None or about.fitted.mpp is None or mpp is None or config.tiles.level != 0:
+    if about is None or about.fitted is None or about.fitted.mpp is None:
         return
     assert config.context is not None
-    whose = f"context.weights: {config.context.weights} was fitted on"
-    check_mpp(whose, about.fitted.mpp, mpp, f"level 0 of {name} has", InputError, OTHERWISE)
+    check_mpp(f"context.weights: {config.context.weights} was fitted on", about.fitted.mpp, mpp, what, InputError, OTHERWISE)

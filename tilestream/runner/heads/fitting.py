@@ -37,11 +37,11 @@ def check_heads(heads: Iterable[HeadFacts], facts: EncoderFacts, config: Config,
             check_mpp(_made_for(head), wanted, config.tiles.mpp, "tiles.mpp is", ConfigError, OTHERWISE)
 
 
-def check_head_resolution(heads: Iterable[HeadFacts], config: Config, mpp: float | None, name: str) -> None:
-    """With `tiles.level`, the resolution is the slide's: refuse one that a head was not made for. Raises InputError."""
+def check_head_resolution(heads: Iterable[HeadFacts], mpp: float, what: str) -> None:
+    """Without `tiles.mpp`, the resolution is the slide's: refuse one that a head was not made for; `what` has it, in words. Raises InputError."""
     for head in heads:
-        if (wanted := wanted_mpp(head)) is not None and config.tiles.level == 0 and mpp is not None:
-            check_mpp(_made_for(head), wanted, mpp, f"level 0 of {name} has", InputError, OTHERWISE)
+        if (wanted := wanted_mpp(head)) is not None:
+            check_mpp(_made_for(head), wanted, mpp, what, InputError, OTHERWISE)
 
 
 def _made_for(head: HeadFacts) -> str:
