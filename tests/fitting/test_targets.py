@@ -128,7 +128,12 @@ def test_survival(folder, tmp_path):
             "has a value for 'label' that is one of x, y; it has a, b",
         ),
         (rows("slide,label", "s0,1", "s1,1.0", "s2,2", "s3,2"), {}, ConfigError, "has '1' and '1.0', which differ only in case"),
-        (rows("slide,label", 's0,"1,234"', "s1,5", "s2,7", "s3,9"), {"regression": True}, InputError, "s0 is '1,234', which may mean 1234 or 1.234"),
+        (
+            rows("slide,label", 's0,"1,234"', "s1,5", "s2,7", "s3,9"),
+            {"regression": True},
+            InputError,
+            "s0 is '1,234', which may mean 1234 or 1.234",
+        ),
         (
             rows("slide,patient,m,d", "s0,p,1,1", "s1,p,2,1", "s2,q,3,0", "s3,r,4,0"),
             {"column": {"time": "m", "event": "d"}},
@@ -218,7 +223,9 @@ def test_patients_and_sites_that_a_table_leaves_open_are_nobody(folder, tmp_path
     listed = slides(folder, 5)
     for slide, patient in zip(listed, ("x", "x", "y", "NA", "na"), strict=True):
         slide.listed = {"patient": patient}
-    with pytest.raises(InputError, match="the class 'a' has 1 patient, all in one fold"):  # x alone: NA is no patient, though it has two rows
+    with pytest.raises(
+        InputError, match="the class 'a' has 1 patient, all in one fold"
+    ):  # x alone: NA is no patient, though it has two rows
         find_cases(config(tmp_path, rows("patient,label", "x,a", "y,b", "NA,b", "NA,a")), listed)
 
 
@@ -231,7 +238,16 @@ def test_vectors_of_two_contexts_are_not_mixed(folder):
     two = slides(folder, 2)
     for slide, window in zip(two, (4, 8), strict=True):
         slide.recipe = {**slide.recipe, "context": {"window": window}}
-        slide.vectors = lambda what: np.zeros((6, 4))  # noqa: ARG005
+        slide.vectors = lambda what: np.zeros((6, 4))
     assert refuse_mixed_embeddings(two, "tiles")["dimensions"] == 4
     with pytest.raises(InputError, match="s0 and s1 have different embeddings: context digest"):
         refuse_mixed_embeddings(two, "context")
+
+
+def test_slides_whose_cell_in_the_list_of_slides_is_empty_are_no_class(folder, tmp_path):
+    six = slides(folder, 6)
+    for slide, kind in zip(six, ("a", "", "b", "NA", "a", "b"), strict=True):
+        slide.listed = {"kind": kind}
+    cases = find_cases(config(tmp_path, kind="classify", obs="kind"), six)
+    assert (cases.classes, len(cases.slides)) == (("a", "b"), 4)
+    assert [words.split(":")[0] for words in cases.left_out] == ["s1", "s3"]

@@ -48,7 +48,9 @@ def find_classes(config: FitConfig, cells: Sequence[str]) -> tuple[tuple[str, ..
     for name in there:
         alike.setdefault(str(number(name, "")) if _is_number(name) else " ".join(name.casefold().split()), []).append(name)
     if twice := next((names for names in alike.values() if len(names) > 1), None):
-        raise ConfigError(f"{of} has {' and '.join(map(repr, twice))}, which differ only in case, in spaces or in how a number is written. Write them alike.")
+        raise ConfigError(
+            f"{of} has {' and '.join(map(repr, twice))}, which differ only in case, in spaces or in how a number is written. Write them alike."
+        )
     many = len(there) > 20 and len(there) > len(cells) / 3
     if many or (len(there) > max(2, len(cells) / 2) and all(map(_is_number, there))):
         raise InputError(

@@ -68,7 +68,11 @@ def draw_folds(groups: Ints, strata: Ints, folds: int, seed: int) -> Ints:
     return fold[groups]
 
 
-TRAIN, VALIDATE, TEST = frozenset({"train", "training"}), frozenset({"val", "valid", "validate", "validation"}), frozenset({"test", "testing"})
+TRAIN, VALIDATE, TEST = (
+    frozenset({"train", "training"}),
+    frozenset({"val", "valid", "validate", "validation"}),
+    frozenset({"test", "testing"}),
+)
 """What a column of one split says, as Patho-Bench's fold_0 does; case ignored."""
 
 

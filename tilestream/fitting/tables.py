@@ -196,7 +196,9 @@ def refuse_double(found: Mapping[str, str], path: str, key: str) -> None:
 def number(cell: str, what: str) -> float:
     """A cell as a finite number. Raises InputError."""
     if _THOUSANDS.fullmatch(cell):
-        raise InputError(f"{what} is {cell!r}, which may mean {cell.replace(',', '')} or {cell.replace(',', '.', 1)}. Write it without a comma.")
+        raise InputError(
+            f"{what} is {cell!r}, which may mean {cell.replace(',', '')} or {cell.replace(',', '.', 1)}. Write it without a comma."
+        )
     try:
         value = float(cell.replace(",", ".")) if "_" not in cell else float("nan")
     except ValueError:

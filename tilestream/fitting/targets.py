@@ -135,22 +135,26 @@ def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
         tuple(case.slide for case in told), tuple(case.patient or case.slide.id for case in told), any(case.patient for case in told),
         group, fold, task, classes, label, value, died, tuple(left_out),
     )  # fmt: skip
-    if by_slide:
-        _check_folds(cases)
-    if task == "survival":
-        _check_deaths(cases)
+    _check_folds(cases)
     return cases
 
 
 def _from_obs(config: FitConfig, slides: Sequence[Slide], column: str | None) -> tuple[list[_Told], list[str]]:
     """The slides by what the list of slides said of them, and words on those whose class is not wanted."""
     told, classes = [_from_list(config, slide, column) for slide in slides], config.target.classes
-    if not classes or column not in slides[0].listed:
+    if column not in slides[0].listed:
         return told, []
-    wanted, others = [case for case in told if case.cell in classes], [case for case in told if case.cell not in classes]
+    empty = [f"{case.slide.id}: {column} is empty in the list of slides" for case in told if is_missing(case.cell)]
+    told = [case for case in told if not is_missing(case.cell)]
+    if not told:
+        raise ConfigError(f"target.obs: no slide has a value for {column!r}.")
+    wanted, others = (
+        [case for case in told if not classes or case.cell in classes],
+        [case for case in told if classes and case.cell not in classes],
+    )
     if not wanted:
         raise ConfigError(f"target.classes: {', '.join(classes)}, but {column} is none of these for any slide, e.g. {others[0].cell!r}.")
-    return wanted, [f"{case.slide.id}: {column} is {case.cell!r}, none of target.classes" for case in others]
+    return wanted, [*empty, *(f"{case.slide.id}: {column} is {case.cell!r}, none of target.classes" for case in others)]
 
 
 def _from_list(config: FitConfig, slide: Slide, column: str | None) -> _Told:
@@ -282,7 +286,11 @@ def _refuse_two_patients(told: Sequence[_Told], images: Sequence[str]) -> None:
 
 
 def _check_folds(cases: Cases) -> None:
-    """Refuse folds without which a class would never be trained."""
+    """Refuse folds without which a class would never be trained, or nobody would have died. Raises InputError."""
+    if set(cases.fold[cases.died].tolist()) - {-1} and len(set(cases.fold[cases.died].tolist())) == 1:
+        raise InputError(
+            "all who died are in one fold: nothing can be learned of survival from the others. Label more patients who died, or share them out."
+        )
     for k, name in enumerate(cases.classes):
         folds = set(cases.fold[cases.label == k].tolist())
         if len(folds) < 2 and folds != {-1}:
@@ -293,12 +301,6 @@ def _check_folds(cases: Cases) -> None:
                 f"the class {name!r} has {people} {who}{'' if people == 1 else 's'}, all in one fold: what is tested there was never "
                 f"trained. Label another {who} of it, leave it out by target.classes{way}."
             )
-
-
-def _check_deaths(cases: Cases) -> None:
-    """Refuse folds without which nobody would have died. Raises InputError."""
-    if len(set(cases.fold[cases.died].tolist()) - {-1}) == 1 and -1 not in cases.fold[cases.died]:
-        raise InputError("all who died are in one fold: nothing can be learned of survival from the others. Label more patients who died, or share them out.")
 
 
 def refuse_mixed_embeddings(slides: Sequence[Slide], what: str) -> Mapping[str, object]:

@@ -174,7 +174,9 @@ def _train_pooled(cases: Cases, at: Ints, x: Floats, seed: int) -> Linear:
         return lost(scores, every) - lost(scores, ~kept)
 
     def lost(scores: Floats, rows: NDArray[np.bool_]) -> float:
-        return float(cox_loss(torch.as_tensor(scores[rows]), torch.as_tensor(value[rows]), torch.as_tensor(died[rows]))) * int(died[rows].sum())
+        return float(cox_loss(torch.as_tensor(scores[rows]), torch.as_tensor(value[rows]), torch.as_tensor(died[rows]))) * int(
+            died[rows].sum()
+        )
 
     if cases.task == "survival":
         parts = [kept for kept in parts if died[~kept].any()]
