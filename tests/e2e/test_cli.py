@@ -229,6 +229,16 @@ def test_inspect_says_which_backend_and_why(capsys, slides):
     assert json.loads(out)["levels"][0]["downsample"] == 1
 
 
+def test_what_a_file_says_of_itself_is_shown_on_a_line_and_commands_no_terminal(capsys, tmp_path):
+    words = "first\r\nsecond \x1b[31mred\x07\x1b]0;title\x07"
+    tifffile.imwrite(tmp_path / "a.tif", make_image(300, 400, seed=1), tile=(128, 128), photometric="rgb", description=words)
+    code, out, _ = command(capsys, "inspect", tmp_path / "a.tif")
+    assert code == 0
+    assert re.search(r"^  tiff\.description: first second \[31mred \]0;title$", out, re.MULTILINE)
+    assert all(sign.isprintable() or sign == "\n" for sign in out)
+    assert words in json.loads(command(capsys, "inspect", tmp_path / "a.tif", "--json")[1])["properties"]["tiff.description"]
+
+
 def test_verify_finds_what_was_damaged(capsys, config_path, tmp_path):
     command(capsys, "run", config_path)
     assert command(capsys, "verify", tmp_path / "out")[0] == 0

@@ -93,6 +93,30 @@ def test_the_slide_has_most_of_the_window_and_each_output_its_name(output, outpu
             assert page.locator("#side").bounding_box()["x"] >= 0
 
 
+COVERED = """() => [...document.querySelectorAll('#bar button, #tabs button')].filter((button) => button.offsetParent).filter((button) => {
+  const box = button.getBoundingClientRect(), places = [[2, 2], [box.width - 2, 2], [box.width / 2, box.height / 2], [2, box.height - 2]];
+  return places.some(([x, y]) => !button.contains(document.elementFromPoint(box.left + x, box.top + y)));
+}).map((button) => button.textContent)"""
+"""Names of buttons that something lies over."""
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (1000, 700), (800, 600), (640, 480), (360, 640)])
+def test_what_is_said_covers_no_button(output, size):
+    with browsing(output, size=size) as (page, _):
+        page.mouse.click(*page.evaluate("at(1550, 1150)"))
+        shown = set()
+        for _ in range(2):
+            page.keyboard.press("p")
+            shown.add(page.locator("#tab-layers").is_visible())
+            page.evaluate("document.querySelector('#say').textContent = 'The file holds no such place as that. '.repeat(4)")
+            assert page.locator("#say").is_visible()
+            assert page.evaluate(COVERED) == []
+            box = page.locator("#say").bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= size[0]
+        assert shown == {True, False}
+
+
 def test_selections_are_kept_as_table_regions_and_labels(output, tmp_path):
     store = viewed(output / "a.zarr")
     with browsing(output) as (page, _):

@@ -60,21 +60,27 @@ def _length(um: float) -> str:
     return f"{um:.4g} µm" if um < 1e4 else f"{um / 1e6:.6g} m"
 
 
+def one_line(words: str) -> str:
+    """Words from a file on one line, without signs that a terminal would obey."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in words).split())
+
+
 def print_description(facts: dict[str, Any], console: Console) -> None:
     """The same for people, with the lines to write in a config."""
     mpp = facts["mpp"]
+    told = {key: one_line(facts[key] or "unknown") for key in ("reason", "vendor", "compression", "mpp_source")}
     console.print(facts["address"], style="bold", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"opened by {facts['reason']}", highlight=False, markup=False)
-    console.print(f"format {facts['vendor'] or 'unknown'}, compression {facts['compression'] or 'unknown'}", highlight=False, markup=False)
+    console.print(f"opened by {told['reason']}", highlight=False, markup=False)
+    console.print(f"format {told['vendor']}, compression {told['compression']}", highlight=False, markup=False)
     console.print(
-        f"resolution {_length(mpp)}/px ({facts['mpp_source']})"
+        f"resolution {_length(mpp)}/px ({told['mpp_source']})"
         if mpp is not None
         else f"resolution unknown: the file states none to rely on.{magnification_words(facts['properties'])}",
         highlight=False,
         markup=False,
     )
     table = Table(box=None, pad_edge=False)
-    for column in ("level", "size (h x w)", "downsample", "µm/px", "pieces (rows x columns)"):
+    for column in ("level", "size (h x w)", "downsample", "µm/px", "file tiles (rows x columns)"):
         table.add_column(column)
     for level in facts["levels"]:
         scale = "-" if level["mpp"] is None else _length(level["mpp"]).removesuffix(" µm")
@@ -86,10 +92,10 @@ def print_description(facts: dict[str, Any], console: Console) -> None:
             level["pieces"] or "read by region",
         )
     console.print(table)
-    for name, value in facts["properties"].items():
+    for name, value in ((one_line(name), one_line(value)) for name, value in facts["properties"].items()):
         console.print(f"  {name}: {value if len(value) <= 160 else value[:157] + '...'}", highlight=False, markup=False)
     for warning in facts["warnings"]:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        console.print(f"warning: {one_line(warning)}", style="yellow", highlight=False, markup=False)
     if "geo.crs" in facts["properties"]:
         console.print("in a config: tiles: {size: 224, level: 0, tissue: none}", highlight=False, markup=False)
         return
