@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 MARKS = ("<!-- config -->", "<!-- fit -->", "<!-- commands -->")
@@ -38,16 +39,26 @@ def schema_tables(schema: dict[str, Any], top: str = "Top level") -> str:
         name, section = sections.pop(0)
         lines += [f"## {name or top}", "", _first_words(section), "", "| key | values | default | meaning |", "|---|---|---|---|"]
         for key, field in section.get("properties", {}).items():
-            lines.append(
-                f"| `{name + '.' if name else ''}{key}` | {_values(field)} | {_default(field)} | {_cell(field.get('description', ''))} |"
-            )
-            for part in _parts(field):
-                reference = part.get("$ref", "").rsplit("/", 1)[-1]
-                if reference and reference not in seen and "properties" in schema["$defs"][reference]:
+            below = [(reference, found) for reference in _references(field) if (found := _with_keys(schema["$defs"][reference]))]
+            words = field.get("description") or next((_first_words(found) for _, found in below), "")
+            dotted = f"{name}.{key}".strip(".")
+            lines.append(f"| `{dotted}` | {_values(field, schema)} | {_default(field)} | {_cell(words)} |")
+            for reference, found in below:
+                if reference not in seen:
                     seen.add(reference)
-                    sections.append((f"{name}.{key}".strip("."), schema["$defs"][reference]))
+                    sections.append((f"{dotted}.NAME" if _references(field.get("additionalProperties")) else dotted, found))
         lines.append("")
     return "\n".join(lines)
+
+
+def _references(field: object) -> list[str]:
+    """Names of the definitions that a field refers to."""
+    return [part["$ref"].rsplit("/", 1)[-1] for part in _parts(field) if "$ref" in part] if isinstance(field, dict) else []
+
+
+def _with_keys(definition: dict[str, Any]) -> dict[str, Any] | None:
+    """The part of a definition that has keys: itself, or what may stand in the place of its shorthand."""
+    return next((part for part in (definition, *definition.get("anyOf", [])) if "properties" in part), None)
 
 
 def _parts(field: dict[str, Any]) -> list[dict[str, Any]]:
@@ -64,22 +75,27 @@ def _first_words(section: dict[str, Any]) -> str:
     return str(section.get("description", "")).split("\n\n")[0]
 
 
-def _values(field: dict[str, Any]) -> str:
-    kinds = []
+def _values(field: dict[str, Any], schema: dict[str, Any]) -> str:
+    kinds: list[str] = []
     for part in _parts(field):
         if "enum" in part:
             kinds += [f"`{value}`" for value in part["enum"]]
         elif "const" in part:
             kinds.append(f"`{part['const']}`")
         elif "$ref" in part:
-            kinds.append("section")
+            short = schema["$defs"][part["$ref"].rsplit("/", 1)[-1]].get("anyOf", [])
+            kinds += [*(form["type"] for form in short if "properties" not in form), "section"]
         elif "type" in part and part is not field.get("items"):
             kinds += [part["type"]] if isinstance(part["type"], str) else part["type"]
     return ", ".join(dict.fromkeys(kind for kind in kinds if kind != "null"))
 
 
 def _default(field: dict[str, Any]) -> str:
-    return "" if "default" not in field else "" if isinstance(field["default"], dict) else f"`{field['default']}`"
+    """As a config has it: `null`, `false`, `[tiles, slide]`."""
+    if "default" not in field or isinstance(field["default"], dict):
+        return ""
+    value = field["default"]
+    return f"`[{', '.join(map(str, value))}]`" if isinstance(value, list) else f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 def _cell(text: str) -> str:

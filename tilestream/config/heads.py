@@ -50,7 +50,7 @@ class Head(Section):
     come from the encoder."""
     model: PathText
     """A `.safetensors` of `tilestream fit`; a folder or repository of the hub with config.json and safetensors (timm, transformers, WSInfer); an `.onnx`
-    file; `module:factory`; `instanseg:FILE.pt`, a TorchScript program of InstanSeg, which runs code of whoever made it; or one of those in the package: tilestream-sample-tissue, tilestream-sample-blood."""
+    file; `module:factory`; `instanseg:FILE.pt`, a TorchScript program of InstanSeg, which runs code of whoever made it; or one of those in the package: tilestream-sample-tissue, tilestream-sample-blood, tilestream-sample-segment."""
     classes: Names = ()
     """Names of the classes, where the model does not say."""
     mpp: Positive | None = None
