@@ -6,6 +6,7 @@ import pickle
 import struct
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -65,6 +66,36 @@ def test_a_torn_header_is_refused(tmp_path, raw):
     (tmp_path / "w.safetensors").write_bytes(raw)
     with pytest.raises(InputError, match=r"w\.safetensors"):
         load_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("form", ["zip", "old", "noise", "text"])
+def test_whatever_is_damaged_in_a_checkpoint_it_is_refused_by_name(tmp_path, form):
+    """Or read, where what was hit are numbers; nothing else comes out of torch's and zip's own parsers."""
+    chance, path = np.random.default_rng(0), tmp_path / "w.pth"
+    torch.save({"weight": torch.zeros(3, 4)}, path, _use_new_zipfile_serialization=form == "zip")
+    whole = (
+        path.read_bytes()
+        if form in ("zip", "old")
+        else chance.bytes(60)
+        if form == "noise"
+        else b"version https://git-lfs.github.com/spec/v1\noid sha256"
+    )
+    damaged = [whole[:cut] for cut in range(0, len(whole), max(1, len(whole) // 40))]
+    for _ in range(120):
+        hit = bytearray(whole)
+        for place in chance.integers(len(whole), size=3):
+            hit[place] = chance.integers(256)
+        damaged.append(bytes(hit))
+    refused = 0
+    for data in damaged:
+        path.write_bytes(data)
+        try:
+            assert all(isinstance(tensor, torch.Tensor) for tensor in read_weights(path)[0].values())
+        except InputError as error:
+            assert "w.pth" in str(error)
+            refused += 1
+    assert refused > len(damaged) // 4
 
 
 class Bomb:
@@ -200,6 +231,8 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_differences():
         apply_weights(module, {**module.state_dict(), "extra": torch.zeros(1)}, "w.pth")
     with pytest.raises(ConfigError, match="weight"):
         apply_weights(module, {"weight": torch.zeros(3, 3), "bias": torch.zeros(2)}, "w.pth")
+    with pytest.raises(ConfigError, match=r"1 hold no floats: weight is torch\.int8"):
+        apply_weights(module, {"weight": torch.ones(2, 3, dtype=torch.int8), "bias": torch.zeros(2)}, "w.pth")
 
 
 def test_the_digest_changes_with_any_weight():

@@ -168,3 +168,27 @@ def test_files_that_hold_no_features_are_refused(tmp_path, content):
                 file["coords"] = np.zeros((2, 2), np.int64)
     with pytest.raises(InputError, match={"text": "not a readable HDF5", "no coords": "no dataset coords", "shapes": "are not"}[content]):
         import_features(str(path), "a", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("coords", "about", "words"),
+    [
+        ([[0, 0], [224, 0], [0, 0]], {}, "a: .*a.h5: the tile at x 0, y 0 is there 2 times"),
+        ([[0, 0], [2240, 0]], {}, "a.h5, row 1: a tile begins at x 2240, y 0, but the image is 600 x 500 px"),
+        ([[0, 0], [-224, 0]], {}, "row 1: a tile begins at x -224, y 0"),
+        (
+            [[0, 0], [224, 0]],
+            {"level0_width": 5000, "level0_height": 500},
+            "is of another image: its level0_width is 5000, that of the slide 600",
+        ),
+    ],
+)
+def test_features_of_another_image_and_tiles_that_are_there_twice_are_refused(tmp_path, coords, about, words):
+    write_pyramid(tmp_path / "a.tif", make_image(500, 600, seed=1), compression="deflate", levels=1, mpp=0.5)
+    write_features(tmp_path / "a.h5", np.array(coords), patch_size=224, patch_size_level0=224, **about)
+    with pytest.raises(InputError, match=words):
+        import_features(str(tmp_path / "a.h5"), str(tmp_path / "a.tif"), str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "a.zarr").exists()
+    if "times" in words:  # so it is where no image is known
+        with pytest.raises(InputError, match="is there 2 times"):
+            import_features(str(tmp_path / "a.h5"), "b", str(tmp_path / "out"))

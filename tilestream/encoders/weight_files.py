@@ -107,18 +107,21 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    zipped = zipfile.is_zipfile(path)
-    if zipped and _is_program(path):
-        raise InputError(f"{path}: is a TorchScript program, not weights; no code in it was run. Save its state_dict() as .safetensors.")
     try:
+        zipped = zipfile.is_zipfile(path)
+        program = zipped and _is_program(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # options of a training, which are plain values
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            found = None if program else torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: holds more than plain weights, or is damaged; nothing in it was executed. Save its state_dict() as .safetensors."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # foreign parsers on a foreign file
         raise _damaged(path, f"torch.load fails ({type(error).__name__})") from error
+    if program:
+        raise InputError(f"{path}: is a TorchScript program, not weights; no code in it was run. Save its state_dict() as .safetensors.")
     return _unwrap(path, found)
 
 

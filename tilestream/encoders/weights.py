@@ -131,11 +131,22 @@ def apply_weights(module: nn.Module, state: Mapping[str, Tensor], path: str | Pa
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
+    # Whole numbers for weights are those of a quantised model, whose scales are elsewhere: cast to floats they mean nothing.
+    quantised = [
+        f"{key} is {state[key].dtype}"
+        for key in own
+        if key in state and own[key].is_floating_point() and not state[key].is_floating_point()
+    ]
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     problems = [
         f"{len(found)} {kind}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
-        for kind, found in (("keys missing", missing), ("keys unexpected", unexpected), ("shapes differ", shapes))
+        for kind, found in (
+            ("keys missing", missing),
+            ("keys unexpected", unexpected),
+            ("shapes differ", shapes),
+            ("hold no floats", quantised),
+        )
         if found
     ]
     if problems:

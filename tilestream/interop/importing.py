@@ -20,6 +20,7 @@ from tilestream.store.layout import NONFINITE, OK, PADDED, STATUSES, TILES, Layo
 from tilestream.store.lock import hold_lock
 from tilestream.store.ownership import refuse_foreign
 from tilestream.store.slide_store import FORMAT, SlideStore
+from tilestream.tiles.coords import check_image, check_places
 from tilestream.tiles.coords_file import GRID_TOLERANCE, FeatureFile, TilePlaces
 
 SHARD_TILES = 2048
@@ -50,7 +51,8 @@ def import_features(path: str, slide: str, output: str, *, patch_size_level0: fl
     ConfigError
         h5py is not installed, the name of the slide is unsafe, or something that is not ours lies where its store belongs.
     InputError
-        The file is not one of features and places, or does not say how large a tile is; or the image cannot be opened.
+        The file is not one of features and places, is of another image, has a tile twice, or does not say how large a tile is; or the image
+        cannot be opened.
     OutputError
         The output holds this slide already.
     """
@@ -65,6 +67,9 @@ def import_features(path: str, slide: str, output: str, *, patch_size_level0: fl
     with open_hdf5(Path(path)) as opened, hold_lock(Folder(output), name):
         with hdf5_errors(path):
             file = FeatureFile(path, opened)
+        if info is not None:
+            check_image(file, info, name)
+        check_places(path, file.y, file.x, info, name)
         store = SlideStore(Folder(output) / f"{name}.zarr")
         about = store.attributes  # of an import that was cut short: it is done again
         if store.completion is not None or (about is not None and "imported" not in about["recipe"]):

@@ -107,10 +107,10 @@ def place_tiles(path: Path, info: SlideInfo, size: int, slide: str) -> tuple[Pla
         The file is not of this image, or a tile begins outside it or is there twice.
     """
     with open_places(path) as file:
-        _check_image(file, info, slide)
+        check_image(file, info, slide)
         tiling = file.tiling(info, None)
         x, y = file.x, file.y
-    _check_places(path, y, x, info, slide)
+    check_places(path, y, x, info, slide)
     scale = tiling.l0_extent / size
     lattice = _lattice(y, x, tiling)
     if lattice is None:
@@ -124,7 +124,7 @@ def place_tiles(path: Path, info: SlideInfo, size: int, slide: str) -> tuple[Pla
     return grid, row[order], col[order]
 
 
-def _check_image(file: ChosenFile, info: SlideInfo, slide: str) -> None:
+def check_image(file: PlaceFile, info: SlideInfo, slide: str) -> None:
     """Refuse a file that says that its image has another size."""
     for name, seen in (("level0_width", info.size.width), ("level0_height", info.size.height)):
         told = file.attributes.get(name)
@@ -134,10 +134,10 @@ def _check_image(file: ChosenFile, info: SlideInfo, slide: str) -> None:
             )
 
 
-def _check_places(path: Path, y: Index, x: Index, info: SlideInfo, slide: str) -> None:
-    """Refuse tiles that begin outside the image, and tiles that are there twice."""
-    outside = np.flatnonzero((y < 0) | (x < 0) | (y >= info.size.height) | (x >= info.size.width))
-    if len(outside):
+def check_places(path: Path | str, y: Index, x: Index, info: SlideInfo | None, slide: str) -> None:
+    """Refuse tiles that begin outside the image, where there is one, and tiles that are there twice. Raises InputError."""
+    outside = np.flatnonzero((y < 0) | (x < 0) | (y >= info.size.height) | (x >= info.size.width)) if info is not None else ()
+    if info is not None and len(outside):
         k = int(outside[0])
         raise InputError(
             f"{slide}: {path}, row {k}: a tile begins at x {x[k]}, y {y[k]}, but the image is {info.size.width} x {info.size.height} px "
