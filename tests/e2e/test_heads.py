@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tilestream
-from tests.support.heads import CLASSES, head_file
+from tests.support.heads import CLASSES, head_file, logarithms
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import bytes_of, given, opened
 from tilestream.cli import main
@@ -240,3 +240,24 @@ def test_what_others_put_where_a_head_would_go_is_left_alone(image, tmp_path):
     assert bytes_of(tmp_path / "out" / "a.zarr") == before
     assert tilestream.run(given(image, tmp_path / "out", heads={"two": {"kind": "classify", "model": path}})).exit_code == 0
     assert own.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ({"kind": "classify", "model": "tests.support.heads:shares"}, "gives probabilities, which add up to one, but logits are wanted"),
+        ({"kind": "slide", "model": "tests.support.heads:shares_of_a_bag"}, "Leave its last softmax out"),
+        ({"kind": "segment", "input": "pixels", "size": 64, "model": "tests.support.heads:shares_of_pixels"}, "gives probabilities"),
+    ],
+)
+def test_softmax_is_not_taken_twice(image, tmp_path, head, words):
+    with pytest.raises(ConfigError, match=words):
+        tilestream.run(given(image, tmp_path / "out", heads={"a": head}))
+
+
+def test_logarithms_of_probabilities_are_logits(image, tmp_path):
+    heads = {"a": {"kind": "classify", "model": "tests.support.heads:logarithms"}}
+    assert tilestream.run(given(image, tmp_path / "out", heads=heads)).exit_code == 0
+    found = table(tmp_path / "out")
+    told = logarithms()(torch.as_tensor(np.asarray(found.X, np.float32))).exp().detach().numpy()
+    np.testing.assert_allclose(found.obsm["a"], told, atol=1e-5)

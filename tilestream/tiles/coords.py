@@ -136,13 +136,14 @@ def check_image(file: PlaceFile, info: SlideInfo, slide: str) -> None:
 
 def check_places(path: Path | str, y: Index, x: Index, info: SlideInfo | None, slide: str) -> None:
     """Refuse tiles that begin outside the image, where there is one, and tiles that are there twice. Raises InputError."""
-    outside = np.flatnonzero((y < 0) | (x < 0) | (y >= info.size.height) | (x >= info.size.width)) if info is not None else ()
-    if info is not None and len(outside):
-        k = int(outside[0])
-        raise InputError(
-            f"{slide}: {path}, row {k}: a tile begins at x {x[k]}, y {y[k]}, but the image is {info.size.width} x {info.size.height} px "
-            f"({len(outside)} of {len(x)} tiles begin outside). Name the slide's own file; coords are x, y in level-0 px."
-        )
+    if info is not None:
+        outside = np.flatnonzero((y < 0) | (x < 0) | (y >= info.size.height) | (x >= info.size.width))
+        if len(outside):
+            k = int(outside[0])
+            raise InputError(
+                f"{slide}: {path}, row {k}: a tile begins at x {x[k]}, y {y[k]}, but the image is {info.size.width} x {info.size.height} px "
+                f"({len(outside)} of {len(x)} tiles begin outside). Name the slide's own file; coords are x, y in level-0 px."
+            )
     if len(x):
         places, counts = np.unique(np.stack([y, x], axis=1), axis=0, return_counts=True)
         if counts.max() > 1:

@@ -19,7 +19,7 @@ from tilestream.models.heads.bags import Bag, BagRows
 from tilestream.models.heads.objects.detect_grid import batch_of
 from tilestream.models.heads.objects.detections import find_objects, split_outputs
 from tilestream.stages.hardware import pick_device
-from tilestream.stages.heads.describe_dense import check_classes, describe_decoder, describe_dense
+from tilestream.stages.heads.describe_dense import check_classes, describe_decoder, describe_dense, refuse_probabilities
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.store.heads.columns import Answer
 
@@ -116,7 +116,10 @@ def _describe(name: str, head: Head, asked: HeadsAsked) -> HeadFacts:
             outputs, largest = _measured(module, lambda: _probe_detector(module, loaded.classes, size or asked.tile, device))
             attention = 0
         else:
-            (outputs, attention), largest = _measured(module, lambda: _probe(module, head, asked, size, device))
+            (out, attention), largest = _measured(module, lambda: _probe(module, head, asked, size, device))
+    if head.kind != "detect":
+        outputs = out.shape[-1]
+        refuse_probabilities(name, head, loaded, out, -1)
     if on_processor or any(map(_is_program, module.modules())):  # what its graph holds is not seen
         largest = max(largest, PROBED * (size or asked.tile) ** 2 * UNSEEN)
     batch = batch_of(size or asked.tile) if head.kind == "detect" else asked.batch
@@ -152,25 +155,25 @@ def _measured(module: nn.Module, run: Callable[[], T]) -> tuple[T, int]:
             hook.remove()
 
 
-def _probe(module: nn.Module, head: Head, asked: HeadsAsked, size: int | None, device: torch.device) -> tuple[int, int]:
-    """Outputs of a head, and columns of attention that it can give."""
+def _probe(module: nn.Module, head: Head, asked: HeadsAsked, size: int | None, device: torch.device) -> tuple[torch.Tensor, int]:
+    """(m, outputs) what a head answers, and columns of attention that it can give."""
     generator = torch.Generator().manual_seed(0)
     if head.input == "pixels":
         side = size or asked.tile
         pixels = torch.randint(0, 256, (PROBED, 3, side, side), dtype=torch.uint8, generator=generator)
-        return _row_outputs(module(pixels.to(device)), PROBED), 0
+        return _row_answers(module(pixels.to(device)), PROBED), 0
     rows = torch.randn(PROBED, asked.dim, generator=generator).to(device)
     if head.kind == "classify":
-        return _row_outputs(module(rows), PROBED), 0
+        return _row_answers(module(rows), PROBED), 0
     if isinstance(module, Bag):
         places = torch.arange(PROBED, dtype=torch.float64)
         out, _ = module(BagRows(rows, places, places))
-        return int(out.numel()), 0 if module.maximum else 1
+        return out.reshape(1, -1), 0 if module.maximum else 1
     if head.input == "vector":
-        return _row_outputs(module(rows[:1]), 1), 0
+        return _row_answers(module(rows[:1]), 1), 0
     found = module(rows)
     out = found[0] if isinstance(found, tuple) else found
-    return int(out.numel()), 1 if isinstance(found, tuple) else 0
+    return out.reshape(1, -1), 1 if isinstance(found, tuple) else 0
 
 
 def _probe_detector(module: nn.Module, classes: tuple[str, ...], side: int, device: torch.device) -> int:
@@ -181,7 +184,7 @@ def _probe_detector(module: nn.Module, classes: tuple[str, ...], side: int, devi
     return len(classes)
 
 
-def _row_outputs(out: torch.Tensor, count: int) -> int:
+def _row_answers(out: torch.Tensor, count: int) -> torch.Tensor:
     if out.ndim != 2 or len(out) != count or not out.is_floating_point():
         raise ValueError(f"gives {tuple(out.shape)} {out.dtype} for {count} of them, but ({count}, outputs) floats are wanted")
-    return out.shape[1]
+    return out

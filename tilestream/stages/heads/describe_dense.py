@@ -29,6 +29,9 @@ SIZE = 1024
 OVERLAP = 0.25
 """Of a patch, where neither says, and the model sees further than a quarter of it."""
 
+SHARES = 1e-3
+"""How far the sum of shares in half precision may be from one."""
+
 BATCH_PIXELS = {"cpu": 1 << 18, "cuda": 1 << 23}
 """Pixels of a batch, about: a CPU gains nothing from more."""
 
@@ -54,6 +57,9 @@ def describe_dense(name: str, head: Head, loaded: LoadedHead, device: torch.devi
     check_classes(name, head, loaded, reach.channels)
     if loaded.task == "classification" and len(loaded.classes) > MOST_CLASSES:
         raise ConfigError(f"heads.{name}.classes: {len(loaded.classes)}, but a label image holds {MOST_CLASSES}. Give a model of fewer.")
+    with user_code(f"heads.{name}.model: {head.model}", f"a patch of {size} px"), dense_threads(device):
+        noise = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        refuse_probabilities(name, head, loaded, loaded.module(noise.to(device)), 1)
     alone = exact and device.type == "cpu"  # as one pass: for several images other convolutions may be taken, whose last bits differ
     batch = 1 if alone else max(1, BATCH_PIXELS[device.type] // size**2)
     answer = Answer(loaded.task, reach.channels, loaded.classes)
@@ -108,6 +114,17 @@ def check_classes(name: str, head: Head, loaded: LoadedHead, outputs: int) -> No
         raise ConfigError(
             f"heads.{name}.classes: {head.model} gives {outputs} {'logit' if outputs == 1 else 'logits'}, but "
             f"{f'{len(classes)} classes are named' if classes else 'its classes have no names'}. Name {wanted} of them."
+        )
+
+
+def refuse_probabilities(name: str, head: Head, loaded: LoadedHead, out: torch.Tensor, dim: int) -> None:
+    """Refuse answers to noise that are shares of one along `dim`: softmax would be taken of them once more. Raises ConfigError."""
+    if loaded.task != "classification" or out.numel() == 0 or out.shape[dim] < 2:
+        return
+    if bool((out >= 0).all()) and bool(((out.double().sum(dim) - 1).abs() < SHARES).all()):
+        raise ConfigError(
+            f"heads.{name}.model: {head.model} gives probabilities, which add up to one, but logits are wanted: softmax is taken of them here. "
+            "Leave its last softmax out, or return the logarithm of what it gives."
         )
 
 
