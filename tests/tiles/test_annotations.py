@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import shapely
 import shapely.affinity
-from PIL import Image
 
 from tilestream.config.schema import Tissue
 from tilestream.errors import InputError
@@ -46,7 +45,7 @@ def centres_in(region, shape=SHAPE, downsample=DOWNSAMPLE):
 
 
 def drawn(path, shape=SHAPE, **choices):
-    return draw_tissue(path, Tissue(mask=str(path), **choices), shape, DOWNSAMPLE)
+    return draw_tissue(path, Tissue(mask=str(path), **choices), shape, DOWNSAMPLE)[0]
 
 
 WITH_HOLE = shapely.Polygon(RING, [HOLE])
@@ -115,10 +114,21 @@ def test_chunks_of_any_size_give_the_same_regions(tmp_path, monkeypatch, chunk):
 @pytest.mark.parametrize("written", [
     {"classification": {"name": "Tumor: Positive"}}, {"classification": {"names": ["Tumor", "Positive"]}}, {"classification": "Tumor: Positive"},
     {"class": "Tumor: Positive"}, {"label": "Tumor: Positive", "classification": None},
+    {"classification": '{ "name": "Tumor: Positive", "color": [ 200, 0, 0 ] }'}, {"classification": '{"names": ["Tumor", "Positive"]}'},
+    {"Class": "Tumor: Positive"}, {"LABEL": "Tumor: Positive"}, {"class_name": "Tumor: Positive"}, {"class": None, "label": "Tumor: Positive"},
 ])  # fmt: skip
 def test_a_class_is_found_where_programs_write_it(tmp_path, written):
     (tmp_path / "m.json").write_text(json.dumps([{**feature(polygon(RING)), "properties": written}]))
     assert [shape.name for shape in read_shapes(tmp_path / "m.json")] == ["Tumor: Positive"]
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [({"class": 3}, "3"), ({"class": 3.0}, "3"), ({"class": True}, ""), ({"label": 3}, ""), ({"classification": "{no JSON"}, "{no JSON")],
+)
+def test_numbers_are_classes_where_they_do_not_count_objects(tmp_path, written, name):
+    (tmp_path / "m.json").write_text(json.dumps([{**feature(polygon(RING)), "properties": written}]))
+    assert [shape.name for shape in read_shapes(tmp_path / "m.json")] == [name]
 
 
 LEFT, MIDDLE, RIGHT = ([[x, 0], [x + 200, 0], [x + 200, 470], [x, 470]] for x in (0, 200, 400))
@@ -143,6 +153,40 @@ def test_classes_are_chosen_by_name(tmp_path, choices, kept):
     assert np.array_equal(
         drawn(tmp_path / "m.geojson", **choices), centres_in(shapely.unary_union([shapely.Polygon(ring) for ring in kept]))
     )
+
+
+@pytest.mark.parametrize(
+    ("choices", "properties", "words"),
+    [
+        ({}, {"class": "Tumor"}, []),
+        ({"exclude": ["tum*"], "include": ["Stroma"]}, {"class": "Tumor"}, []),
+        (
+            {"exclude": ["Artefact", "tum*"]},
+            {"class": "Tumor"},
+            ["exclude: no polygon has the class Artefact; there are Stroma (1), Tumor (1)."],
+        ),
+        (
+            {"include": ["Stroma", "Tumour"]},
+            {"class": "Tumor"},
+            ["include: no polygon has the class Tumour; there are Stroma (1), Tumor (1)."],
+        ),
+        ({"exclude": ["Tumor"]}, {"kind": "Tumor"}, ["exclude: no polygon has the class Tumor; there are Stroma (1), no class (1)."]),
+    ],
+)
+def test_a_class_that_no_polygon_has_is_told(tmp_path, choices, properties, words):
+    (tmp_path / "m.geojson").write_text(
+        json.dumps([feature(polygon(LEFT), "Stroma"), {**feature(polygon(MIDDLE)), "properties": properties}])
+    )
+    found = find_tissue(Thumbnail(np.zeros((*SHAPE, 3), np.uint8), DOWNSAMPLE), Tissue(**choices), file=tmp_path / "m.geojson")
+    assert found.warnings == tuple(f"tiles.tissue.{each}" for each in words)
+
+
+def test_polygons_without_any_class_say_where_one_would_stand(tmp_path):
+    (tmp_path / "m.geojson").write_text(json.dumps([{**feature(polygon(LEFT)), "properties": {"kind": "Tumor"}}]))
+    with pytest.raises(
+        InputError, match=r"it has no class \(1\): GeoJSON has one in the property classification, class, label or class_name"
+    ):
+        drawn(tmp_path / "m.geojson", include=["Tumor"])
 
 
 def test_an_excluded_class_is_cut_out_of_what_it_lies_over(tmp_path):
@@ -297,7 +341,7 @@ def test_a_nucleus_smaller_than_a_pixel_marks_it():
 
 def test_corners_count_from_the_bounds(tmp_path):
     (tmp_path / "m.geojson").write_text(json.dumps(polygon(RING)))
-    moved = draw_tissue(tmp_path / "m.geojson", Tissue(), SHAPE, DOWNSAMPLE, corner=(50, -80))
+    moved, _ = draw_tissue(tmp_path / "m.geojson", Tissue(), SHAPE, DOWNSAMPLE, corner=(50, -80))
     assert np.array_equal(moved, centres_in(shapely.affinity.translate(shapely.Polygon(RING), -80, 50)))
 
 
@@ -315,28 +359,3 @@ def test_classes_are_drawn_apart_for_the_tiles_that_they_cover(tmp_path):
         tumour.intersection(shapely.box(c * 100, r * 100, c * 100 + 100, r * 100 + 100)).area / 1e4 for r, c in zip(row, col, strict=True)
     ]
     assert covered == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "I;16", "RGB", "RGBA", "LA", "P", "holes"])
-def test_pictures_of_every_mode_say_the_same(tmp_path, mode):
-    truth = np.zeros((47, 61), bool)
-    truth[5:20, 7:40] = True
-    level = truth.astype(np.uint8)
-    if mode == "I;16":
-        picture = Image.fromarray(level.astype(np.uint16) * 3)
-    elif mode == "holes":  # black where it is opaque: the alpha is the mask
-        picture = Image.fromarray(np.stack([level * 0, level * 0, level * 0, level * 255], axis=2))
-    elif mode == "P":
-        picture = Image.fromarray(level, "P")
-        picture.putpalette([0, 0, 0, 40, 0, 90])
-    else:
-        picture = Image.fromarray(level * 255).convert(mode)
-    picture.save(tmp_path / "m.png")
-    found = find_tissue(Thumbnail(np.zeros((47, 61, 3), np.uint8), 10.0), Tissue(), file=tmp_path / "m.png")
-    assert np.array_equal(found.mask, truth)
-
-
-def test_a_picture_of_another_shape_is_refused(tmp_path):
-    Image.fromarray(np.ones((50, 50), np.uint8)).save(tmp_path / "m.png")
-    with pytest.raises(InputError, match=r"m.png is a picture of 50 x 50 px, but the image is 61 x 47 thumbnail px"):
-        find_tissue(Thumbnail(np.zeros((47, 61, 3), np.uint8), 10.0), Tissue(), file=tmp_path / "m.png")

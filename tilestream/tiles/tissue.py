@@ -111,7 +111,7 @@ def find_tissue(
         A mask file cannot be used; names the file.
     """
     if file is not None:
-        return FoundTissue(_mask_from_file(file, tissue, thumbnail, corner))
+        return _mask_from_file(file, tissue, thumbnail, corner)
     if tissue.method == "none":
         return FoundTissue(np.ones(thumbnail.pixels.shape[:2], np.bool_))
     if tissue.method == "function":
@@ -250,10 +250,10 @@ def without_specks(mask: Mask, least_px: float) -> Mask:
     return kept
 
 
-def _mask_from_file(path: Path, tissue: Tissue, thumbnail: Thumbnail, corner: tuple[float, float]) -> Mask:
+def _mask_from_file(path: Path, tissue: Tissue, thumbnail: Thumbnail, corner: tuple[float, float]) -> FoundTissue:
     height, width = thumbnail.pixels.shape[:2]
     if is_drawn(path):
-        return draw_tissue(path, tissue, (height, width), thumbnail.downsample, corner)
+        return FoundTissue(*draw_tissue(path, tissue, (height, width), thumbnail.downsample, corner))
     try:
         with Image.open(path) as picture:
             stretch = picture.height / height / (picture.width / width)
@@ -264,7 +264,7 @@ def _mask_from_file(path: Path, tissue: Tissue, thumbnail: Thumbnail, corner: tu
                     f"{path} is a picture of {picture.width} x {picture.height} px, but the image is {width} x {height} thumbnail px: "
                     "their shapes differ by more than 2 %. A mask is a picture of the whole image; is it another slide's?"
                 )
-            return np.asarray(_marked(picture).resize((width, height), Image.Resampling.NEAREST)) > 0
+            return FoundTissue(np.asarray(_marked(picture).resize((width, height), Image.Resampling.NEAREST)) > 0)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise InputError(
             f"{path} cannot be read as a mask: {error}. Give a GeoJSON or XML of polygons in level-0 px, or a PNG of the whole image."
@@ -276,11 +276,18 @@ def _marked(picture: Image.Image) -> Image.Image:
     if "A" in picture.getbands() or "transparency" in picture.info:
         layers = picture.convert("RGBA")
         opaque = layers.getchannel("A")
-        colour = layers.convert("RGB").convert("L").point(lambda level: 255 * (level > 0))
+        colour = _coloured(layers.convert("RGB"))
         return ImageChops.multiply(opaque, colour) if colour.getbbox() else opaque
     if picture.mode.startswith(("I", "F")):
         return Image.fromarray(np.asarray(picture) > 0)
-    return picture.convert("L")
+    return _coloured(picture.convert("RGB")) if picture.mode not in ("1", "L") else picture.convert("L")
+
+
+def _coloured(picture: Image.Image) -> Image.Image:
+    """255 where any band is not 0: class numbers stand in one band alone, too dark for a grey level."""
+    red, green, blue = picture.split()
+    lightest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    return lightest.point(lambda level: 255 * (level > 0))
 
 
 def _mask_from_function(name: str, thumbnail: Thumbnail, um_per_px: float | None) -> Mask:

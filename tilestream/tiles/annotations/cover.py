@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tilestream.config.schema import Tissue
 from tilestream.errors import InputError
-from tilestream.tiles.annotations.geojson import read_geojson
+from tilestream.tiles.annotations.geojson import CLASS_KEYS, read_geojson
 from tilestream.tiles.annotations.markup import read_markup
 from tilestream.tiles.annotations.raster import Canvas, Mask
 from tilestream.tiles.annotations.shapes import Shape
@@ -48,8 +48,10 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name.casefold(), pattern.casefold()) for pattern in patterns)
 
 
-def draw_tissue(path: Path, tissue: Tissue, shape: tuple[int, int], downsample: float, corner: tuple[float, float] = (0.0, 0.0)) -> Mask:
-    """(h, w) bool: what polygons of the classes that count cover, less what polygons of excluded classes cover.
+def draw_tissue(
+    path: Path, tissue: Tissue, shape: tuple[int, int], downsample: float, corner: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Mask, tuple[str, ...]]:
+    """(h, w) bool: what polygons of the classes that count cover, less what polygons of excluded classes cover; and what may be wrong, in words.
 
     Parameters
     ----------
@@ -86,14 +88,28 @@ def draw_tissue(path: Path, tissue: Tissue, shape: tuple[int, int], downsample: 
             "Is it another slide's? Polygons are in px of full resolution; those that count from OpenSlide's bounds need tiles.tissue.in_bounds."
         )
     mask &= ~outside.mask()
-    return mask
+    return mask, tuple(_unused(tissue, seen))
+
+
+def _unused(tissue: Tissue, seen: Counter[str]) -> Iterator[str]:
+    """Which of the names that were given are the class of no polygon: a slip of the pen leaves in what was to be cut out."""
+    for key, patterns in (("include", tissue.include), ("exclude", tissue.exclude)):
+        if patterns == Tissue.model_fields[key].default:
+            continue
+        idle = [pattern for pattern in patterns if not any(_matches(name, (pattern,)) for name in seen)]
+        if idle:
+            yield f"tiles.tissue.{key}: no polygon has the class {', '.join(idle)}; there are {_classes(seen)}."
 
 
 def _no_polygons(seen: Counter[str]) -> str:
-    if not seen:
-        return "no polygon"
-    classes = ", ".join(f"{name or 'no class'} ({count})" for name, count in seen.most_common(8))
-    return f"no polygon of a class that counts; it has {classes}"
+    return f"no polygon of a class that counts; it has {_classes(seen)}" if seen else "no polygon"
+
+
+def _classes(seen: Counter[str]) -> str:
+    """Classes and how many polygons each has; where none has one, where one would stand."""
+    if set(seen) == {""}:
+        return f"no class ({seen['']}): GeoJSON has one in the property classification, {', '.join(CLASS_KEYS[:-1])} or {CLASS_KEYS[-1]}"
+    return ", ".join(f"{name or 'no class'} ({count})" for name, count in seen.most_common(8))
 
 
 def draw_classes(path: Path, shape: tuple[int, int], downsample: float, corner: tuple[float, float] = (0.0, 0.0)) -> dict[str, Mask]:

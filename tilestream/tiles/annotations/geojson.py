@@ -22,6 +22,9 @@ LARGEST_FEATURE = 1 << 28
 FINISHED = 64
 """Letters before the end of what is read so far: an error further ahead is no value cut short. No number, word or escape is longer."""
 
+CLASS_KEYS = ("class", "label", "class_name")
+"""Properties that hold a class where there is no `classification`, the first of them that does."""
+
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
 _NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
@@ -191,16 +194,35 @@ def _list(node: dict[str, Any], key: str, where: str) -> list[Any]:
 
 
 def class_of(feature: dict[str, Any], where: str) -> str:
-    """The class of a feature as QuPath writes it (name, names or a plain string), else the property `class` or `label`; "" where it has none."""
+    """The class of a feature as QuPath writes it (name, names or a plain string), else the property `class`, `label` or `class_name`, in any case; "" where it has none."""
     properties = feature.get("properties")
     if properties is None:
         return ""
     if not isinstance(properties, dict):
         raise InputError(f"{where}: properties are {str(properties)[:60]}, but they must be an object.")
-    told = properties.get("classification")
+    told = _unpacked(properties.get("classification"))
     if isinstance(told, dict):
         names = told.get("names")
         told = ": ".join(map(str, names)) if told.get("name") is None and isinstance(names, list) else told.get("name")
     if told is None:
-        told = next((properties[key] for key in ("class", "label") if isinstance(properties.get(key), str)), None)
+        named = {key.casefold(): value for key, value in properties.items()}
+        told = next((word for key in CLASS_KEYS if (word := _word(named.get(key), numbers=key == "class")) is not None), None)
     return "" if told is None else str(told).encode("utf-8", "replace").decode()  # half a surrogate pair cannot be printed
+
+
+def _unpacked(told: Any) -> Any:
+    """A classification; tables cannot hold objects, so that GDAL and geopandas write QuPath's as text."""
+    if isinstance(told, str) and told.lstrip().startswith("{"):
+        try:
+            return json.loads(told)
+        except (ValueError, RecursionError):
+            return told
+    return told
+
+
+def _word(value: Any, *, numbers: bool) -> str | None:
+    """A class as a word; with `numbers`, which under other names count objects, also where it is one. A column with gaps has 1.0 for 1."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    number = numbers and isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if isinstance(value, str) or number else None
