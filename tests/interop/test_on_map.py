@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rasterio.transform import Affine
 
 from tests.support.images import make_image
 from tests.support.runs import embed, opened
-from tilestream.errors import ConfigError
+from tilestream.errors import ConfigError, IncompleteError, InputError
 from tilestream.interop.exports import export_slides
 from tilestream.sources import open_source
 from tilestream.sources.base import SourceOptions
@@ -153,3 +154,36 @@ def test_without_pyproj_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest
     for form in ("parquet", "geojson"):
         with pytest.raises(ConfigError, match=r"needs the package pyproj.*pip install 'tilestream\[geo\]'"):
             list(export_slides(str(tmp_path / "out"), form, slide="a", out=str(tmp_path / f"a.{form}")))
+
+
+ODD_MAPS = {
+    "unknown": ("", "on EPSG:1, which PROJ does not know", {"geoparquet", "parquet", "cog", "geojson", "stac"}),
+    "local": ('LOCAL_CS["yard",UNIT["metre",1]]', "cannot be turned into degrees of WGS 84", {"geojson", "stac"}),
+    "mars": ("+proj=longlat +a=3396190 +b=3376200 +no_defs", "cannot be turned into degrees of WGS 84", {"geojson", "stac"}),
+    "nowhere": (None, "lies on no map", {"geoparquet", "cog", "geo-zarr", "stac"}),
+}
+
+
+@pytest.mark.parametrize("name", ODD_MAPS)
+def test_a_map_that_a_format_cannot_hold_keeps_no_other_slide_back(tmp_path: Path, name: str) -> None:
+    crs, words, refused = ODD_MAPS[name]
+    write(tmp_path / "b.tif", "EPSG:32633", NORTH_UP)
+    if crs == "":
+        tags = [(33550, "d", 3, (10.0, 10.0, 0.0), True), (33922, "d", 6, (0.0, 0.0, 0.0, 5e5, 5e6, 0.0), True)]
+        keys = (1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 1)
+        tags = [*tags, (34735, "H", len(keys), keys, True)]
+        tifffile.imwrite(tmp_path / "a.tif", make_image(200, 300), photometric="rgb", tile=(64, 64), metadata=None, extratags=tags)
+    elif crs is None:
+        tifffile.imwrite(tmp_path / "a.tif", make_image(200, 300), photometric="rgb", tile=(64, 64), metadata=None)
+    else:
+        write(tmp_path / "a.tif", crs, NORTH_UP)
+    for slide in "ab":
+        embed(str(tmp_path / f"{slide}.tif"), tmp_path / "out", tiles={"size": 64})
+    for format_name in ("geoparquet", "parquet", "cog", "geo-zarr", "stac", "geojson", "csv"):
+        lines: list[str] = []
+        told = f"1 of 2 slides left out: a: .*{words}.*[Ee]xport it as"
+        with pytest.raises(IncompleteError, match=told) if format_name in refused else nullcontext():
+            lines.extend(export_slides(str(tmp_path / "out"), format_name))
+        with pytest.raises(InputError, match=f"^a: .*{words}") if format_name in refused else nullcontext():
+            list(export_slides(str(tmp_path / "out"), format_name, slide="a", force=True))
+        assert [line[:2] for line in lines] == (["b:"] if format_name in refused else ["a:", "b:"])

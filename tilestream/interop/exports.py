@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tilestream.errors import ConfigError, IncompleteError
+from tilestream.errors import ConfigError, IncompleteError, InputError
 from tilestream.interop.columns import write_csv, write_parquet
 from tilestream.interop.geo.embedding_tiff import write_embedding_tiff
 from tilestream.interop.geo.geo_zarr import write_geo_zarr
@@ -77,7 +77,7 @@ def export_slides(
 ) -> Iterator[str]:
     """Export the slides of an output; yields a line of words for each file that is there.
 
-    Nothing is written before every slide was found to be fit for it. Slides that are not finished are left out, and named in the end.
+    Nothing is written before every slide was looked at. Slides that are not finished, and those that lack what the format needs, are left out, and named in the end.
 
     Parameters
     ----------
@@ -104,9 +104,9 @@ def export_slides(
     ConfigError
         No such format or slide, an option that does not fit the format, or a place that cannot be written to.
     InputError
-        There is no store, or a slide lacks what the format needs.
+        There is no store, or no slide has what the format needs.
     IncompleteError
-        Slides are not finished, or damaged; the others are exported by then.
+        Slides are not finished, are damaged, or lack what the format needs; the others are exported by then.
     """
     if name not in SUFFIXES:
         raise ConfigError(f"--to: {name!r} is none of {', '.join(SUFFIXES)}.")
@@ -124,6 +124,7 @@ def export_slides(
         stores = {wanted: stores[wanted]}
     records = Records(Folder((output.rstrip("/").rpartition("/")[0] or ".") if is_store else output))
     slides, unfinished = _open_slides(stores, what, name, allow_unfinished=allow_unfinished)
+    refused: list[InputError] = []
     for found in slides:
         path = (
             _default_target(output, found.id, name, what, is_store=is_store)
@@ -135,10 +136,16 @@ def export_slides(
         except IncompleteError as error:
             unfinished.append(error)
             continue
+        except InputError as error:
+            if len(stores) == 1:
+                raise
+            refused.append(error)
+            continue
         yield f"{found.id}: {written.tiles} {written.what} -> {path}" + "".join(f"; {note}" for note in written.notes)
-    if unfinished:
-        left = f"{len(unfinished)} of {len(stores)} slides left out: " if len(stores) > 1 else ""
-        raise IncompleteError(left + "\n".join(map(str, unfinished)))
+    if unfinished or refused:
+        left = f"{len(unfinished) + len(refused)} of {len(stores)} slides left out: " if len(stores) > 1 else ""
+        kind = InputError if len(refused) == len(stores) else IncompleteError
+        raise kind(left + "\n".join(map(str, (*unfinished, *refused))))
 
 
 def _open_slides(stores: dict[str, Folder], what: str, name: str, *, allow_unfinished: bool) -> tuple[list[Slide], list[IncompleteError]]:

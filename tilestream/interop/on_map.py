@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.errors import load_needed
+from tilestream.errors import InputError, load_needed
 from tilestream.store.slide import Slide
 
 WGS84 = "EPSG:4326"
@@ -28,17 +28,19 @@ class MapPlaces:
     """a, b, c, d, e, f: x = a col + b row + c, y = d col + e row + f."""
     crs: str
     """A code or WKT; "" where the file does not say."""
+    slide: str = ""
+    """Its id, for messages."""
 
     @classmethod
     def of(cls, slide: Slide) -> MapPlaces | None:
         """Of a slide's store; None where its image says nothing of a map."""
         told = slide.source.get("geo")
-        return None if told is None else cls(tuple(told["transform"]), told["crs"])
+        return None if told is None else cls(tuple(told["transform"]), told["crs"], slide.id)
 
     def scaled(self, step: float) -> MapPlaces:
         """The same for pixels of `step` level-0 px a side."""
         a, b, c, d, e, f = self.transform
-        return MapPlaces((a * step, b * step, c, d * step, e * step, f), self.crs)
+        return replace(self, transform=(a * step, b * step, c, d * step, e * step, f))
 
     def world(self, l0_xy: NDArray[np.float64]) -> NDArray[np.float64]:
         """(..., 2) x, y in the CRS of the image from (..., 2) x, y in level-0 px."""
@@ -47,18 +49,64 @@ class MapPlaces:
         return np.stack([a * x + b * y + c, d * x + e * y + f], axis=-1)
 
     def degrees(self, l0_xy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(..., 2) longitude, latitude in WGS 84. Raises ConfigError where pyproj is not installed."""
+        """(..., 2) longitude, latitude in WGS 84.
+
+        Raises
+        ------
+        InputError
+            The map's CRS cannot be turned into degrees, or not there.
+        ConfigError
+            Pyproj is not installed.
+        """
         pyproj = load_pyproj("geojson")
         there = self.world(l0_xy)
-        turn = pyproj.Transformer.from_crs(self.crs, WGS84, always_xy=True)
-        return np.stack(turn.transform(there[..., 0], there[..., 1]), axis=-1)
+        try:
+            turn = pyproj.Transformer.from_crs(pyproj.CRS.from_user_input(self.crs), WGS84, always_xy=True)
+            found = np.stack(turn.transform(there[..., 0], there[..., 1]), axis=-1)
+        except pyproj.exceptions.CRSError as error:
+            raise self._unknown() from error
+        except pyproj.exceptions.ProjError as error:
+            raise self._no_degrees(str(error)) from error
+        if not np.isfinite(found).all():
+            x, y = there[~np.isfinite(found).all(axis=-1)][0]
+            raise self._no_degrees(f"not at x = {x:g}, y = {y:g}")
+        return found
 
     def projjson(self) -> dict[str, Any] | None:
-        """The CRS as GeoParquet wants it; None where the file does not say. Raises ConfigError where pyproj is not installed."""
+        """The CRS as GeoParquet wants it; None where the file does not say. Raises InputError, or ConfigError where pyproj is not installed."""
         if not self.crs:
             return None
-        described: dict[str, Any] = load_pyproj("parquet").CRS.from_user_input(self.crs).to_json_dict()
+        pyproj = load_pyproj("parquet")
+        try:
+            described: dict[str, Any] = pyproj.CRS.from_user_input(self.crs).to_json_dict()
+        except pyproj.exceptions.CRSError as error:
+            raise self._unknown() from error
         return described
+
+    def rasterio_crs(self) -> Any:
+        """The CRS as rasterio takes it; None where the file does not say. Raises InputError, or ConfigError where rasterio is not installed."""
+        if not self.crs:
+            return None
+        crs, errors = load_needed("--to cog", "geo", "rasterio.crs", "rasterio.errors")
+        try:
+            return crs.CRS.from_user_input(self.crs)
+        except errors.CRSError as error:
+            raise self._unknown() from error
+
+    def _told_crs(self) -> str:
+        return self.crs if len(self.crs) < 80 else f"{self.crs[:80]}..."  # a WKT has a thousand
+
+    def _unknown(self) -> InputError:
+        return InputError(
+            f"{self.slide}: its raster says that it lies on {self._told_crs()}, which PROJ does not know. "
+            "Set the CRS in the raster (gdal_edit -a_srs) and run it anew, or export it as csv, trident-h5 or ome-zarr."
+        )
+
+    def _no_degrees(self, why: str) -> InputError:
+        return InputError(
+            f"{self.slide}: places on its map, {self._told_crs()}, cannot be turned into degrees of WGS 84: {why.rstrip(chr(46))}. "
+            "Export it as geoparquet or cog, which keep the units of the map, or set its CRS in the raster (gdal_edit -a_srs) and run it anew."
+        )
 
 
 def squares_of(x: NDArray[np.int64], y: NDArray[np.int64], side: float) -> NDArray[np.float64]:

@@ -132,7 +132,8 @@ def _hold(address: str, stage: Stage) -> tuple[Staged, str, bool]:
     ranges, version = fetcher.look(), fetcher.version
     assert version is not None, "looking pins it"
     identity, name = identity_of(version.size, version.mark or address), posixpath.basename(unquote(path_of(address))) or "slide"
-    staged = stage.hold(identity, name, version.size, lambda file: fetcher.copy(file, whole=not ranges))
+    place = identity_of(version.size, f"{version.mark} {address}")  # an ETag tells versions of one address apart, not addresses
+    staged = stage.hold(place, name, version.size, lambda file: fetcher.copy(file, whole=not ranges))
     return staged, identity, bool(version.mark)
 
 

@@ -5,11 +5,18 @@ Sources: OGC GeoTIFF 1.1 (19-008r4): ModelPixelScale, ModelTiepoint, ModelTransf
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import tifffile
+
 from tilestream.sources.resolution import SQUARE_TOLERANCE, UNKNOWN, Resolution
+
+Affine = tuple[float, float, float, float, float, float]
+"""a, b, c, d, e, f: x = a col + b row + c, y = d col + e row + f."""
 
 PROJECTED, GEOGRAPHIC = 1, 2
 """GTModelType."""
@@ -19,6 +26,9 @@ PIXEL_IS_POINT = 2
 
 USER_DEFINED = 32767
 """The code of what no registry has."""
+
+PLACE_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
+"""ModelPixelScale, ModelTiepoint, ModelTransformation, and the three tags of GeoKeys."""
 
 LINEAR_METRES = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937}
 """Metres per linear unit, by EPSG code: metre, foot, US survey foot."""
@@ -46,7 +56,7 @@ CONVENTIONS = {
 class GeoReference:
     """Where an image lies."""
 
-    transform: tuple[float, float, float, float, float, float]
+    transform: Affine
     """a, b, c, d, e, f: the corner of pixel (row, col) lies at x = a col + b row + c, y = d col + e row + f, in units of the CRS."""
     code: str = ""
     """`EPSG:32633`, or "" where the CRS has no code."""
@@ -119,7 +129,7 @@ class GeoReference:
         }
 
 
-def read_geo(page: Any, address: str) -> GeoReference | None:
+def read_geo(page: Any) -> GeoReference | None:
     """Where the image of a tifffile page lies; None where its tags do not say."""
     if not page.is_geotiff:
         return None
@@ -133,16 +143,24 @@ def read_geo(page: Any, address: str) -> GeoReference | None:
     name = str(tags.get("GTCitationGeoKey") or tags.get("PCSCitationGeoKey") or tags.get("GeogCitationGeoKey") or "").strip(" |")
     name = "" if name.casefold() == "unknown" else name
     if code in (0, USER_DEFINED):
-        return _asked_of_rasterio(address, transform, name)
-    metres = _metres(tags, code) if kind == PROJECTED else None
-    return GeoReference(transform, f"EPSG:{code}", "", name, metres)
+        return _asked_of_rasterio(page, GeoReference(transform, name=name))
+    found = GeoReference(transform, f"EPSG:{code}", "", name)
+    if kind != PROJECTED:
+        return found
+    stated, own = int(tags.get("ProjLinearUnitsGeoKey", 0)), metres_of(code)
+    if stated and own is not None and not math.isclose(LINEAR_METRES.get(stated, 0.0), own):  # a unit of its own makes it another CRS
+        return _asked_of_rasterio(page, replace(found, metres=LINEAR_METRES.get(stated)))
+    return replace(found, metres=LINEAR_METRES.get(stated, own))
 
 
 def place_warnings(page: Any) -> tuple[str, ...]:
-    """What a tifffile page says of its place that is not read."""
-    ties, placed = page.tags.valueof(33922, default=()), page.tags.valueof(33550) or page.tags.valueof(34264)
+    """What a tifffile page says of its place that is not read, or is not read as it stands."""
+    ties, scale = page.tags.valueof(33922, default=()), page.tags.valueof(33550)
+    if scale and len(scale) > 1 and scale[1] < 0:
+        words = f"the GeoTIFF tags say that pixels are {scale[1]:g} high, which is negative; row 0 is taken for the northern edge, as GDAL has it."
+        return (f"{words} gdal_edit -a_ullr states where it lies.",)
     count = len(tuple(_flat(ties))) // 6
-    if placed or count < 2:
+    if scale or page.tags.valueof(34264) or count < 2:
         return ()
     return (
         f"{count} ground control points say where it lies on a map, and they are not read: its place is unknown. gdalwarp makes a GeoTIFF that states it.",
@@ -158,19 +176,19 @@ def read_nodata(page: Any) -> float | None:
         return None
 
 
-def _transform(tags: dict[str, Any]) -> tuple[float, float, float, float, float, float] | None:
+def _transform(tags: dict[str, Any]) -> Affine | None:
+    """As GDAL reads it where a file breaks the standard: of both ways to say it the scale counts, and rows run down the map whatever its sign."""
     half = 0.5 if int(tags.get("GTRasterTypeGeoKey", 1)) == PIXEL_IS_POINT else 0.0
-    matrix = tags.get("ModelTransformation")
-    if matrix is not None:
+    scale, tie, matrix = (tags.get(name) for name in ("ModelPixelScale", "ModelTiepoint", "ModelTransformation"))
+    if scale is not None and tie is not None and all(float(side) for side in scale[:2]):
+        col, row, _, x, y, _ = (float(value) for value in list(_flat(tie))[:6])
+        a, b, d, e = float(scale[0]), 0.0, 0.0, -abs(float(scale[1]))
+        c, f = x - a * col, y - e * row
+    elif matrix is not None:
         rows = [[float(value) for value in row] for row in matrix]
         a, b, c, d, e, f = rows[0][0], rows[0][1], rows[0][3], rows[1][0], rows[1][1], rows[1][3]
     else:
-        scale, tie = tags.get("ModelPixelScale"), tags.get("ModelTiepoint")
-        if scale is None or tie is None:
-            return None
-        col, row, _, x, y, _ = (float(value) for value in list(_flat(tie))[:6])
-        a, b, d, e = float(scale[0]), 0.0, 0.0, -float(scale[1])
-        c, f = x - a * col, y - e * row
+        return None
     found = (a, b, c - half * (a + b), d, e, f - half * (d + e))
     return found if all(map(math.isfinite, found)) and a * e - b * d != 0 else None
 
@@ -183,11 +201,8 @@ def _flat(values: Any) -> Any:
             yield value
 
 
-def _metres(tags: dict[str, Any], code: int) -> float | None:
-    """Metres per unit of a projected CRS: as the file says, else as its code is known, else as pyproj says."""
-    stated = int(tags.get("ProjLinearUnitsGeoKey", 0))
-    if stated in LINEAR_METRES:
-        return LINEAR_METRES[stated]
+def metres_of(code: int) -> float | None:
+    """Metres per unit of a projected CRS: as its code is known, else as pyproj says."""
     if any(code in codes for codes in METRIC_CODES):
         return 1.0
     try:
@@ -200,20 +215,48 @@ def _metres(tags: dict[str, Any], code: int) -> float | None:
         return None
 
 
-def _asked_of_rasterio(address: str, transform: tuple[float, float, float, float, float, float], name: str) -> GeoReference:
-    """A CRS of which the file has the parameters, but no code."""
+def geo_from_crs(crs: str, transform: Affine) -> GeoReference:
+    """A map by a code or WKT, as rasterio or GDAL would take it; without rasterio only the text is kept."""
+    plain = GeoReference(transform, crs) if crs.startswith("EPSG:") else GeoReference(transform, "", crs)
     try:
-        import rasterio
+        from rasterio.crs import CRS
         from rasterio.errors import RasterioError
     except ModuleNotFoundError:
-        return GeoReference(transform, name=name)
+        return plain
     try:
-        with rasterio.open(address) as opened:
-            crs = opened.crs
-            if not crs:
-                return GeoReference(transform, name=name)
-            code = crs.to_epsg()
-            metres = float(crs.linear_units_factor[1]) if crs.is_projected else None
-            return GeoReference(transform, f"EPSG:{code}" if code else "", "" if code else crs.to_wkt(version="WKT2_2019"), name, metres)
+        return _of_crs(CRS.from_user_input(crs), transform, "")
     except RasterioError:
-        return GeoReference(transform, name=name)
+        return GeoReference(transform, name=crs)
+
+
+def _asked_of_rasterio(page: Any, otherwise: GeoReference) -> GeoReference:
+    """What the file has the parameters of, but no code. Rasterio gets the tags alone, and so nothing to open: the file may lie in a store."""
+    try:
+        from rasterio.errors import RasterioError
+        from rasterio.io import MemoryFile
+    except ModuleNotFoundError:
+        return otherwise
+    try:
+        with MemoryFile(_places_alone(page)) as file, file.open() as opened:
+            return _of_crs(opened.crs, otherwise.transform, otherwise.name) if opened.crs else otherwise
+    except RasterioError:
+        return otherwise
+
+
+def _of_crs(crs: Any, transform: Affine, name: str) -> GeoReference:
+    code = crs.to_epsg()
+    metres = float(crs.linear_units_factor[1]) if crs.is_projected else None
+    return GeoReference(transform, f"EPSG:{code}" if code else "", "" if code else crs.to_wkt(version="WKT2_2019"), name, metres)
+
+
+def _places_alone(page: Any) -> bytes:
+    """A TIFF of one pixel that lies on the same map."""
+    tags = [page.tags[code] for code in PLACE_TAGS if code in page.tags]
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer,
+        np.zeros((1, 1), np.uint8),
+        metadata=None,
+        extratags=[(tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags],
+    )
+    return buffer.getvalue()

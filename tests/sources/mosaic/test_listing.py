@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 from rasterio.shutil import copy
@@ -32,7 +33,14 @@ def source(
 
 
 def vrt(
-    size: tuple[int, int], bands: list[str], *, nodata: Any = None, transform: Affine = NORTH_UP, dtype: str = "Byte", names: Any = ()
+    size: tuple[int, int],
+    bands: list[str],
+    *,
+    nodata: Any = None,
+    transform: Affine = NORTH_UP,
+    dtype: str = "Byte",
+    names: Any = (),
+    srs: str = SRS,
 ) -> str:
     a, b, c, d, e, f = tuple(transform)[:6]
     told = "" if nodata is None else f"<NoDataValue>{nodata}</NoDataValue>"
@@ -40,7 +48,7 @@ def vrt(
         f'<VRTRasterBand dataType="{dtype}" band="{k}">{f"<Description>{names[k - 1]}</Description>" if names else ""}{told}{sources}</VRTRasterBand>'
         for k, sources in enumerate(bands, 1)
     )
-    return f'<VRTDataset rasterXSize="{size[1]}" rasterYSize="{size[0]}"><SRS dataAxisToSRSAxisMapping="1,2">{SRS.replace("&", "&amp;").replace("<", "&lt;")}</SRS><GeoTransform>{c}, {a}, {b}, {f}, {d}, {e}</GeoTransform>{made}</VRTDataset>'
+    return f'<VRTDataset rasterXSize="{size[1]}" rasterYSize="{size[0]}"><SRS dataAxisToSRSAxisMapping="1,2">{srs.replace("&", "&amp;").replace("<", "&lt;")}</SRS><GeoTransform>{c}, {a}, {b}, {f}, {d}, {e}</GeoTransform>{made}</VRTDataset>'
 
 
 def place(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
@@ -69,6 +77,40 @@ def test_a_vrt_is_what_gdal_reads_of_it(tmp_path: Path, transform: Affine) -> No
         assert found.info.geo.transform == tuple(judge.transform)[:6]
         assert (found.info.geo.code, found.info.mpp) == ("EPSG:32633", 10e6)
         assert found.info.reason.startswith("mosaic: 4 files of a VRT, the last source of the VRT on top")
+
+
+WKT = rasterio.crs.CRS.from_string("+proj=laea +lat_0=10 +lon_0=20 +datum=WGS84 +units=us-ft").to_wkt()
+PLACES = {
+    "the files' own": ("EPSG:32633", NORTH_UP),
+    "the files' own without a code": ('PROJCS["mine' + SRS[SRS.index('",GEOGCS[') : SRS.rindex(",AUTHORITY")] + "]", NORTH_UP),
+    "another zone": ("EPSG:32634", NORTH_UP),
+    "feet": ("EPSG:2263", NORTH_UP),
+    "degrees": ("EPSG:4326", Affine(1e-4, 0, 12, 0, -1e-4, 45)),
+    "without a code": (WKT, NORTH_UP),
+    "parameters": ("+proj=utm +zone=31 +datum=WGS84 +units=m", NORTH_UP),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_vrt_lies_where_it_says_whatever_its_files_say(tmp_path: Path, name: str) -> None:
+    cut(PICTURE, HOLED, tmp_path / "parts")
+    srs, transform = PLACES[name]
+    bands = ["".join(source(f"parts/{part}.tif", band, place(box)) for part, box in HOLED.items()) for band in (1, 2, 3)]
+    path = tmp_path / "made" / "all.vrt"
+    path.parent.mkdir()
+    path.write_text(vrt(PICTURE.shape[:2], bands, transform=transform, srs=srs).replace("parts/", "../parts/"))
+    link = tmp_path / "link.vrt"
+    link.symlink_to(path)
+    with rasterio.open(link) as judge:
+        for address in (path, link):
+            with open_source(str(address), SourceOptions()) as found:
+                geo = found.info.geo
+                assert geo is not None
+                assert geo.transform == pytest.approx(tuple(judge.transform)[:6], rel=1e-12)
+                assert pyproj.CRS.from_user_input(geo.crs).equals(pyproj.CRS.from_user_input(judge.crs), ignore_axis_order=True)
+                side = None if judge.crs.is_geographic else pytest.approx(10e6 * judge.crs.linear_units_factor[1])
+                assert found.info.mpp == side
+                np.testing.assert_array_equal(whole(found)[:100, :150], as_rasterio_reads(link)[:100, :150])
 
 
 @pytest.mark.parametrize("complex_too", [True, False])
@@ -181,3 +223,34 @@ def test_mosaics_stand_in_the_list_of_slides(tmp_path: Path, monkeypatch: pytest
     ]
     with pytest.raises(ConfigError, match="NOT_SET_HERE, which is not set"):
         list_slides(["mosaic://$NOT_SET_HERE/south"])
+
+
+ODD_ITEMS = [
+    ({"assets": [1, 2]}, "holds no STAC items, each with assets"),
+    ({"assets": None}, "holds no STAC items, each with assets"),
+    ({"assets": {"a": 5}}, "no asset that is a GeoTIFF"),
+    ({"assets": {"a": {"href": 5, "type": "image/tiff"}}}, "the href of an asset is 5, and not where its file lies"),
+    ({"assets": {"a": {"href": "", "type": "image/tiff"}}}, "the href of an asset is '', and not where its file lies"),
+    ({"assets": {"a": {"href": ["a.tif"], "type": "image/tiff", "roles": 5}}}, r"the href of an asset is \['a.tif'\]"),
+    ({"assets": {"a": {"href": "http://[::1/a.tif", "type": "image/tiff"}}}, r"http://\[::1/a.tif: is no address"),
+]
+
+
+@pytest.mark.parametrize(("item", "words"), ODD_ITEMS)
+def test_odd_items_are_refused_in_words(tmp_path: Path, item: Any, words: str) -> None:
+    path = tmp_path / "items.json"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [item]}))
+    with pytest.raises(InputError, match=words):
+        open_source(str(path), SourceOptions())
+
+
+@pytest.mark.parametrize("more", [{"roles": [{"x": 1}]}, {"roles": 5}, {"eo:bands": [1, 2]}, {"raster:bands": 3}, {"bands": {"a": 1}}])
+@pytest.mark.parametrize("href", ["pic tures/%C3%BC%20x.tif", "pic%20tures/%C3%BC%20x.tif", "pic tures/ü x.tif", "50%25/a%20b.tif"])
+def test_an_href_is_a_uri_or_a_path_and_what_else_is_odd_is_passed_over(tmp_path: Path, href: str, more: dict[str, Any]) -> None:
+    folder, name = ("50%25", "a%20b.tif") if "50" in href else ("pic tures", "ü x.tif")
+    (tmp_path / folder).mkdir()
+    write_raster(tmp_path / folder / name, PICTURE)
+    path = tmp_path / "item.json"
+    path.write_text(json.dumps({"assets": {"data": {"href": href, "type": "image/tiff", **more}}}))
+    with open_source(str(path), SourceOptions()) as found:
+        np.testing.assert_array_equal(whole(found), PICTURE)

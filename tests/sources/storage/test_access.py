@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import threading
 from collections.abc import Iterator
@@ -131,3 +132,28 @@ def test_a_server_that_answers_nobody_is_an_outage_that_names_what_may_lack(aske
         OutageError, match=r"a\.svs: its storage does not answer: .*The environment holds no credentials: set AWS_ACCESS_KEY_ID"
     ):
         open_source("s3://b/a.svs", SourceOptions())
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://[::1/a.svs", "https://u:hush@[x/a.svs", "http://host:99999/a.svs", "http://host:x/a.svs?sig=hush", "http:///a.svs", "https://", "s3://bu[ck/a.svs", "s3://b:99999/a.svs"],
+)  # fmt: skip
+def test_what_is_no_address_is_refused_without_what_it_holds_of_secrets(address: str) -> None:
+    with pytest.raises(InputError, match=r"is no address: .*Write it as https://host|cannot be opened") as refused:
+        open_source(address, SourceOptions())
+    assert "hush" not in str(refused.value)
+
+
+def test_user_and_password_of_a_web_address_go_to_its_server_alone() -> None:
+    with _answering() as asked:
+        host = asked.url.removeprefix("http://")
+        RangeFetcher(f"http://me:h%40sh%20%3A@{host}/a.svs?x=1").fetch(0, 4)
+        RangeFetcher(f"http://{host}/b.svs").fetch(0, 4)
+        token = base64.b64encode(b"me:h@sh :").decode()
+        assert asked.requests == [("/a.svs?x=1", f"Basic {token}"), ("/b.svs", "")]
+        asked.status = 401
+        with pytest.raises(
+            InputError, match=r"http://\*\*\*@.*: access is refused .*user, colon, password and @ before the host"
+        ) as refused:
+            RangeFetcher(f"http://me:hush@{host}/a.svs").fetch(0, 4)
+        assert "hush" not in str(refused.value)

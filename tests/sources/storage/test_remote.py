@@ -168,7 +168,7 @@ def test_what_is_wrong_when_it_is_opened_is_said(server, tmp_path):
     with pytest.raises(InputError, match=r"empty\.bin: the object is empty"):
         open_bytes(server.url("empty.bin"))
     server.fault = lambda *_: "denied"
-    with pytest.raises(InputError, match=r"access is refused .* Credentials are taken from the environment"):
+    with pytest.raises(InputError, match=r"access is refused .* What a web server asks for stands in the URL"):
         open_bytes(server.url("a.bin"))
     server.fault = lambda *_: "no_range"
     with pytest.raises(InputError, match=r"does not give parts of a file .* set source\.stage"):

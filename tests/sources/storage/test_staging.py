@@ -109,3 +109,20 @@ def test_a_staged_slide_is_the_object(slides, tmp_path, fault):
         with pytest.raises(OutageError):
             open_source(server.url(name), options)
         assert not list((tmp_path / "stage").rglob("*.svs*"))
+
+
+def test_objects_of_two_addresses_are_two_copies_whatever_their_etags(slides, tmp_path):
+    data = (slides / "CMU-1-Small-Region.svs").read_bytes()
+    names = ["one/a.svs", "two/a.svs", "two/b.svs"]
+    for number, name in enumerate(names):
+        (tmp_path / "web" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "web" / name).write_bytes(data + bytes([number]) * 8)
+        os.utime(tmp_path / "web" / name, (1e9, 1e9))  # web servers make an ETag of size and time
+    options = SourceOptions(stage=str(tmp_path / "stage"))
+    with serving(tmp_path / "web") as server:
+        held = [open_source(server.url(name), options) for name in names]
+        assert len({source.info.fingerprint for source in held}) == 1  # as the server has it
+        found = {path.read_bytes()[-1] for path in (tmp_path / "stage").rglob("*.svs")}
+        assert found == {0, 1, 2}
+        for source in held:
+            source.close()

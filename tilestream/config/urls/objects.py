@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from tilestream.errors import InputError, OutageError
 
@@ -49,6 +50,8 @@ def open_store(url: str, **options: Any) -> Any:
 
     Raises
     ------
+    InputError
+        It is no URL.
     ModuleNotFoundError
         Obstore is not installed.
     obstore.exceptions.BaseError
@@ -56,12 +59,16 @@ def open_store(url: str, **options: Any) -> Any:
     """
     from obstore.store import from_url
 
-    plain = url.startswith("http:") or any(os.environ.get(name, "").startswith("http:") for name in ENDPOINTS)
-    if plain:
-        options["client_options"] = {**options.get("client_options", {}), "allow_http": True}
+    if any(os.environ.get(name, "").startswith("http:") for name in ENDPOINTS):
+        options = _with_client(options, allow_http=True)
+    if scheme_of(url) in ("http", "https"):
+        url, options = _web(url, options)
     if scheme_of(url) in ("file", "memory"):  # nothing to wait for
         options = {}
-    return from_url(url, **options)
+    try:
+        return from_url(url, **options)
+    except ValueError as error:
+        raise _no_url(url, error) from error
 
 
 def open_object(address: str, **options: Any) -> tuple[Any, str]:
@@ -69,10 +76,53 @@ def open_object(address: str, **options: Any) -> tuple[Any, str]:
     if scheme_of(address) in ("http", "https"):
         from obstore.store import HTTPStore
 
-        plain = {"allow_http": True} if address.startswith("http:") else {}
-        return HTTPStore.from_url(address, **{**options, "client_options": {**options.get("client_options", {}), **plain}}), ""
+        address, options = _web(address, options)
+        try:
+            return HTTPStore.from_url(address, **options), ""
+        except ValueError as error:
+            raise _no_url(address, error) from error
     above, key = split_key(address)
     return open_store(above, **options), key
+
+
+def _web(address: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A web address without the user and password in it, and options of a client that sends them (RFC 7617): obstore leaves them out."""
+    parts = _split(address)
+    if parts.scheme == "http":
+        options = _with_client(options, allow_http=True)
+    access, at, host = parts.netloc.rpartition("@")
+    if at:
+        user, _, password = access.partition(":")
+        token = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+        options = _with_client(options, default_headers={"authorization": f"Basic {token}"})
+        address = parts._replace(netloc=host).geturl()
+    return address, options
+
+
+def _with_client(options: dict[str, Any], **choices: Any) -> dict[str, Any]:
+    return {**options, "client_options": {**options.get("client_options", {}), **choices}}
+
+
+def _split(address: str) -> SplitResult:
+    """The parts of a web address. Raises InputError where it has none."""
+    try:
+        parts = urlsplit(address)
+        if parts.hostname and (parts.port is None or parts.port > 0):
+            return parts
+    except ValueError as error:
+        raise _no_url(address, error) from error
+    raise _no_url(address, ValueError("it names no host"))
+
+
+def _no_url(address: str, error: ValueError) -> InputError:
+    return InputError(f"{address}: is no address: {str(error).partition(chr(10))[0]}. Write it as https://host/folder/slide.svs.")
+
+
+def refusal_words(address: str) -> str:
+    """What to do where a server refuses access to an address."""
+    if scheme_of(address) in ("http", "https"):
+        return "What a web server asks for stands in the URL: a signature, which may have expired, or user, colon, password and @ before the host."
+    return "Credentials are taken from the environment, such as AWS_ACCESS_KEY_ID; for public buckets set AWS_SKIP_SIGNATURE=true."
 
 
 def missing_credentials(address: str) -> str:
@@ -116,7 +166,7 @@ def split_key(address: str) -> tuple[str, str]:
 
 def path_of(address: str) -> str:
     """The path in a URL, without the query and the fragment of a web address."""
-    return urlsplit(address).path if scheme_of(address) in ("http", "https") else address.partition("://")[2].partition("/")[2]
+    return _split(address).path if scheme_of(address) in ("http", "https") else address.partition("://")[2].partition("/")[2]
 
 
 def server_words(error: Exception) -> str:

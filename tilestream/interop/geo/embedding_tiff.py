@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.errors import load_needed
-from tilestream.interop.geo.place import cells_of, model_uri, source_uri
+from tilestream.interop.geo.place import cells_of, map_of, model_uri, source_uri
 from tilestream.interop.omezarr import grid_bands, grid_shape
 from tilestream.interop.target import Target, Written
 from tilestream.store.slide import Slide
@@ -48,7 +48,7 @@ def write_embedding_tiff(slide: Slide, target: Target) -> Written:
     high = max(16, BAND_BYTES // (dimensions * width) // 16 * 16)
     profile = {
         "driver": "GTiff", "height": height, "width": width, "count": dimensions, "dtype": "int8", "nodata": NODATA, "blockysize": min(high, height),
-        "interleave": "band", "BIGTIFF": "IF_SAFER", "transform": rasterio.Affine(*cells.transform), "crs": cells.crs or None,
+        "interleave": "band", "BIGTIFF": "IF_SAFER", "transform": rasterio.Affine(*cells.transform), "crs": map_of(slide).rasterio_crs(),
     }  # fmt: skip
     with target.writing() as path, warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # a map without a CRS

@@ -44,7 +44,7 @@ def write_label_tiff(slide: Slide, target: Target, *, head: str, **_: Any) -> Wr
         "blockysize": 512, "compress": "deflate", "photometric": "palette", "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
     if on_map is not None:
-        profile |= {"transform": rasterio.Affine(*on_map.scaled(l0_step_of(slide, head)).transform), "crs": on_map.crs or None}
+        profile |= {"transform": rasterio.Affine(*on_map.scaled(l0_step_of(slide, head)).transform), "crs": on_map.rasterio_crs()}
     computed = 0
     with target.writing() as path, warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # a slide lies on no map

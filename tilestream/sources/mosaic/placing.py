@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from tilestream.errors import InputError
 from tilestream.geometry import Region, Size
-from tilestream.sources.geo import GeoReference
+from tilestream.sources.geo import GeoReference, geo_from_crs
 from tilestream.sources.mosaic.parts import Listed, Part
 from tilestream.sources.tiff.source import TiffSource
 
@@ -71,14 +71,17 @@ def _as_told(listed: Listed, opened: dict[str, TiffSource], address: str) -> tup
         placed.append(Placed(part, opened[part.path], moved, inside))
     if not placed:
         raise InputError(f"{address}: none of its files lies in its {listed.size.height} x {listed.size.width} px.")
-    geo = None
-    if listed.transform is not None:
-        known = next((source.info.geo for source in opened.values() if source.info.geo is not None and source.info.geo.crs), None)
-        is_code = listed.crs.startswith("EPSG:")
-        named = GeoReference(listed.transform, listed.crs if is_code else "", "" if is_code else listed.crs)
-        same = known is not None and (not listed.crs or not is_code or known.code == listed.crs)
-        geo = replace(known, transform=listed.transform) if known is not None and same else named
-    return tuple(placed), listed.size, geo
+    return tuple(placed), listed.size, _told_place(listed, opened)
+
+
+def _told_place(listed: Listed, opened: dict[str, TiffSource]) -> GeoReference | None:
+    """Where a list says that the whole lies; in the CRS of its files where it names none, or the same."""
+    if listed.transform is None:
+        return None
+    known = next((source.info.geo for source in opened.values() if source.info.geo is not None and source.info.geo.crs), None)
+    if known is not None and (not listed.crs or known.code == listed.crs or _equal_crs(known.crs, listed.crs)):
+        return replace(known, transform=listed.transform)
+    return geo_from_crs(listed.crs, listed.transform) if listed.crs else GeoReference(listed.transform)
 
 
 def _refuse_other_crs(base: tuple[str, GeoReference], other: tuple[str, GeoReference]) -> None:

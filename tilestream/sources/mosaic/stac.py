@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from tilestream.config.bands.band import Band
@@ -35,7 +35,11 @@ def read_stac(path: str) -> Listed:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no JSON: {error}. Give a FeatureCollection of STAC items.") from error
     items = data.get("features", [data]) if isinstance(data, Mapping) else data
-    if not isinstance(items, list) or not items or not all(isinstance(item, Mapping) and "assets" in item for item in items):
+    if (
+        not isinstance(items, list)
+        or not items
+        or not all(isinstance(item, Mapping) and isinstance(item.get("assets"), Mapping) for item in items)
+    ):
         raise InputError(f"{path}: holds no STAC items, each with assets. Give a FeatureCollection of items.")
     folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120  # addresses are strings
     rasters = [_rasters(item, path) for item in items]
@@ -57,8 +61,8 @@ def _rasters(item: Mapping[str, Any], path: str) -> dict[str, Mapping[str, Any]]
     """The assets of an item that are rasters, by key; of bands, where there are such of one."""
     found = {
         str(key): asset
-        for key, asset in dict(item["assets"]).items()
-        if isinstance(asset, Mapping) and _is_raster(asset) and not NO_DATA_ROLES & set(asset.get("roles") or ())
+        for key, asset in item["assets"].items()
+        if isinstance(asset, Mapping) and _is_raster(asset) and not NO_DATA_ROLES.intersection(map(str, _listed(asset, "roles")))
     }
     if not found:
         raise InputError(f"{path}: the item {item.get('id')!r} has no asset that is a GeoTIFF. Name items with data in image/tiff.")
@@ -67,18 +71,23 @@ def _rasters(item: Mapping[str, Any], path: str) -> dict[str, Mapping[str, Any]]
 
 
 def _is_raster(asset: Mapping[str, Any]) -> bool:
-    name = urlsplit(str(asset.get("href", ""))).path.lower()
+    name = str(asset.get("href", "")).partition("?")[0].partition("#")[0].lower()
     return str(asset.get("type", "")).startswith("image/tiff") or name.endswith((".tif", ".tiff"))
 
 
 def _bands(asset: Mapping[str, Any]) -> list[Any]:
-    found = asset.get("bands") or asset.get("eo:bands") or []
+    return _listed(asset, "bands") or _listed(asset, "eo:bands")
+
+
+def _listed(asset: Mapping[str, Any], key: str) -> list[Any]:
+    """What an asset lists under a key; nothing where that is no list."""
+    found = asset.get(key)
     return found if isinstance(found, list) else []
 
 
 def _band(key: str, asset: Mapping[str, Any]) -> Band:
     """What an asset says of its one band: extensions eo and raster, in the words of STAC 1.0 and 1.1."""
-    raster = next((each for each in asset.get("raster:bands") or () if isinstance(each, Mapping)), {})
+    raster = next((each for each in _listed(asset, "raster:bands") if isinstance(each, Mapping)), {})
     said = {**raster, **next((each for each in _bands(asset) if isinstance(each, Mapping)), {})}
     light, scale, offset = (
         next((float(said[name]) for name in names if isinstance(said.get(name), int | float)), None)
@@ -89,11 +98,16 @@ def _band(key: str, asset: Mapping[str, Any]) -> Band:
 
 
 def _place(asset: Mapping[str, Any], folder: str, path: str) -> str:
-    href = str(asset.get("href", ""))
+    href = asset.get("href")
+    if not isinstance(href, str) or not href:
+        raise InputError(
+            f"{path}: the href of an asset is {href!r}, and not where its file lies. Give each asset the path or URL of its file."
+        )
     if href.startswith("file://"):
         return url2pathname(urlsplit(href).path)
     if is_url(href):
         return href
     if "://" in href or href.startswith("/vsi"):
         raise InputError(f"{path}: an asset lies at {href}, where nothing is read. Copy it, and give its path as href.")
-    return os.path.normpath(os.path.join(folder, href))  # noqa: PTH118
+    place = os.path.normpath(os.path.join(folder, href))  # noqa: PTH118
+    return place if os.path.exists(place) else os.path.normpath(os.path.join(folder, unquote(href)))  # noqa: PTH110, PTH118  # an href is a URI

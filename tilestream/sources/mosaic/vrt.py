@@ -130,7 +130,7 @@ def _file(element: ET.Element | None, path: str) -> str:
     if "://" in name or name.startswith("/vsi"):
         raise _refused(path, f"a source is {name}, which is no file on a disk")
     relative = element.get("relativeToVRT", "0") == "1"
-    return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), name)) if relative else os.path.abspath(name)  # noqa: PTH100, PTH118, PTH120
+    return os.path.normpath(os.path.join(os.path.dirname(os.path.realpath(path)), name)) if relative else os.path.abspath(name)  # noqa: PTH100, PTH118, PTH120  # as GDAL, which follows links
 
 
 def _rect(element: ET.Element | None, what: str) -> tuple[float, float, float, float]:

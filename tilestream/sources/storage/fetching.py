@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tilestream.config.urls.objects import missing_credentials, open_object, server_words
+from tilestream.config.urls.objects import missing_credentials, open_object, refusal_words, server_words
 from tilestream.errors import InputError, NotThereError, OutageError, ReadError, outage
 
 PAUSES = (0.2, 0.6, 1.8, 4.0)
@@ -128,10 +128,7 @@ class RangeFetcher:
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
             if self.version is not None:  # credentials that ran out: who gets new ones goes on
                 raise self._lost(f"access is refused now ({server_words(error)})") from None
-            raise InputError(
-                f"{self.address}: access is refused ({server_words(error)}). Credentials are taken from the environment, such as AWS_ACCESS_KEY_ID; "
-                "for public buckets set AWS_SKIP_SIGNATURE=true."
-            ) from None
+            raise InputError(f"{self.address}: access is refused ({server_words(error)}). {refusal_words(self.address)}") from None
         except (exceptions.BaseError, OSError) as error:
             raise self._lost(server_words(error)) from None
         expected = min(end, self.version.size if self.version else end) - start

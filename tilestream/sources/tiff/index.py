@@ -154,7 +154,7 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     masks = tuple(_level(level, found, (0,), files, address) for level, found in mask_levels(series))
     if choices.options.reduced:
         levels = reduced_levels(levels, _can_reduce)
-    geo = read_geo(page, address)
+    geo = read_geo(page)
     stated = read_resolution(tif, number, series, address, choices.options, geo)
     warnings: tuple[str, ...] = ()
     if int(page.tags.valueof(274, default=1)) != 1:
