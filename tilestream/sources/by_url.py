@@ -12,20 +12,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from tilestream.config.same_slide import NEVER_DICOM
-from tilestream.config.urls.objects import path_of
+from tilestream.config.urls.objects import beside_url, path_of
 from tilestream.errors import InputError, NotThereError
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.sources.containers import foreign_words, refuse_overview
-from tilestream.sources.files import NoGridError, NotTiffError, join_fingerprints
+from tilestream.sources.files import MASK_BESIDE, TIFF_STARTS, NoGridError, NotTiffError, join_fingerprints
 from tilestream.sources.storage.contract import ByteSource
-from tilestream.sources.storage.opened import open_bytes
+from tilestream.sources.storage.opened import open_beside, open_bytes
 
 if TYPE_CHECKING:
     from tilestream.sources.dicom.listing import SeriesFiles
     from tilestream.sources.storage.staging import Stage, Staged
-
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""First bytes of TIFF and BigTIFF; DICOM files may have them in their preamble."""
 
 PREAMBLE = 132
 """Bytes of a DICOM file down to the end of its mark."""
@@ -109,6 +106,8 @@ def _open_staged(address: str, options: SourceOptions, folder: str, open_local: 
         plain = replace(options, stage=None)
         paths = [str(staged.path) for staged, _, _ in held]
         source = open_local(paths[0], plain) if series is None else _open_series(address, plain, paths, series)
+        mask = _stage_mask(address, source, stage)
+        held += mask
     except BaseException:
         if series is not None:
             series.close()
@@ -119,9 +118,28 @@ def _open_staged(address: str, options: SourceOptions, folder: str, open_local: 
         weakref.finalize(source, staged.release)
     own = source.info
     identities = [identity for _, identity, marked in held if marked]
-    fingerprint = join_fingerprints(identities) if len(identities) == len(held) else own.fingerprint
+    fingerprint = join_fingerprints(identities if len(identities) == len(held) else [own.fingerprint, *(each for _, each, _ in mask)])
     source.info = replace(own, address=address, fingerprint=fingerprint, reason=f"{own.reason}, of a copy in source.stage")
     return source
+
+
+def _stage_mask(address: str, source: Source, stage: Stage) -> list[tuple[Staged, str, bool]]:
+    """A copy of the mask that lies beside an object, which the source takes up; none where there is none."""
+    from tilestream.sources.tiff.source import GDALS, TiffSource, mask_of_file
+
+    if not isinstance(source, TiffSource) or source.mask is not None or source.info.vendor not in GDALS:
+        return []
+    stored = open_beside(address, MASK_BESIDE, TIFF_STARTS)
+    if stored is None:
+        return []
+    stored.close()
+    held = _hold(beside_url(address, MASK_BESIDE), stage)
+    try:
+        source.mask = mask_of_file(str(held[0].path))
+    except BaseException:
+        held[0].release()
+        raise
+    return [held]
 
 
 def _hold(address: str, stage: Stage) -> tuple[Staged, str, bool]:

@@ -22,6 +22,13 @@ SAMPLE_BYTES = 4096
 """Bytes of one of them."""
 
 
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF; DICOM files may have them in their preamble."""
+
+MASK_BESIDE = ".msk"
+"""What GDAL puts behind the name of a raster for the file of its mask."""
+
+
 class NoGridError(InputError):
     """The image is no regular grid of pieces to this backend; another backend may still read it."""
 

@@ -13,6 +13,7 @@ from rasterio.enums import Resampling
 from rasterio.transform import Affine
 
 from tests.support.images import halve, make_image
+from tests.support.range_server import serving
 from tests.support.runs import embed, opened
 from tilestream.geometry import Region
 from tilestream.sources import open_source
@@ -81,6 +82,27 @@ def test_masks_are_gdals_whatever_the_coding(tmp_path: Path, options: dict[str, 
         piece = source.read_segment(0, 1, 0)
         assert piece is not None
         np.testing.assert_array_equal(piece, source.read_region(0, Region(grid.height, 0, *piece.shape[:2])))
+
+
+@pytest.mark.parametrize("staged", [True, False])
+@pytest.mark.parametrize("internal", [True, False])
+def test_masks_beside_an_object_are_those_beside_a_file(tmp_path: Path, internal: bool, staged: bool) -> None:
+    (tmp_path / "web").mkdir()
+    path = write_gdal(tmp_path / "web" / "a.tif", IMAGE, slanted(), internal=internal)
+    options = SourceOptions(stage=str(tmp_path / "stage")) if staged else SourceOptions()
+    fingerprints = []
+    with serving(tmp_path / "web") as server:
+        for version in range(2):
+            with open_source(server.url("a.tif", "?sig=1"), options) as source:
+                fingerprints.append(source.info.fingerprint)
+                np.testing.assert_array_equal(source.read_region(0, Region(0, 0, 512, 640)), whitened(path))
+                assert source.info.address == server.url("a.tif", "?sig=1")
+            write_gdal(path, IMAGE, slanted()[::-1] if version == 0 else slanted(), internal=internal)
+        assert fingerprints[0] != fingerprints[1]
+        if not internal:
+            (tmp_path / "web" / "a.tif.msk").write_text("<html>no such page")
+            with open_source(server.url("a.tif"), options) as source:
+                np.testing.assert_array_equal(source.read_region(0, Region(0, 0, 512, 640)), IMAGE)
 
 
 def test_levels_without_a_mask_of_their_own_take_level_0s(tmp_path: Path) -> None:

@@ -169,6 +169,14 @@ def path_of(address: str) -> str:
     return _split(address).path if scheme_of(address) in ("http", "https") else address.partition("://")[2].partition("/")[2]
 
 
+def beside_url(address: str, suffix: str) -> str:
+    """The address of what lies beside an object under its name and a suffix; what is signed stays behind it, though it is for the object alone."""
+    if scheme_of(address) not in ("http", "https"):
+        return address + suffix
+    parts = _split(address)
+    return parts._replace(path=parts.path + suffix).geturl()
+
+
 def server_words(error: Exception) -> str:
     """A server's own words, else the first line of an error: the rest is debug output by the page."""
     said = re.search(r"<Code>(\w+)</Code>\s*<Message>([^<]*)", str(error))

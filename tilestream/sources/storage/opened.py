@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tilestream.config.urls.objects import is_url
-from tilestream.errors import InputError
+from tilestream.config.urls.objects import beside_url, is_url
+from tilestream.errors import InputError, NotThereError
 from tilestream.sources.files import checked_file
 from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.storage.local import LocalBytes
@@ -20,3 +20,18 @@ def open_bytes(address: str) -> ByteSource:
         return RemoteBytes(address)
     except ModuleNotFoundError as error:
         raise InputError(f"{address}: reading a URL needs the extra `s3`: pip install 'tilestream[s3]' ({error})") from error
+
+
+def open_beside(address: str, suffix: str, starts: tuple[bytes, ...]) -> ByteSource | None:
+    """The bytes of what lies beside an object under its name and a suffix, and begins with one of `starts`; None where there is none. Raises OutageError.
+
+    Stores refuse what is not there to those who may not list, and pages that say so may come in its place.
+    """
+    try:
+        stored = open_bytes(beside_url(address, suffix))
+    except (NotThereError, InputError):
+        return None
+    if stored.read(0, min(4, stored.size)).startswith(starts):
+        return stored
+    stored.close()
+    return None

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from tilestream.errors import ReadError
 from tilestream.sources.bands import sample_of
 from tilestream.sources.base import RGB, Pixels, SegmentGrid, SlideInfo, SourceOptions
-from tilestream.sources.files import checked_file, fingerprint_file
+from tilestream.sources.files import MASK_BESIDE, TIFF_STARTS, checked_file, fingerprint_file, join_fingerprints
 from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.storage.local import LocalBytes
+from tilestream.sources.storage.opened import open_beside
 from tilestream.sources.storage.pieces import FileTileSource, can_be_read, part_seen, read_piece, refuse_small
 from tilestream.sources.tiff.chain import walk_chain
 from tilestream.sources.tiff.coding import JPEG, JPEG_2000
@@ -60,6 +61,8 @@ class TiffSource(FileTileSource[TiffLevel]):
                 file.seek(0)  # where tifffile takes the beginning to be
                 self._open(address, index_tiff(address, options, file), remote)
         self.mask = _mask_of(address, self._index, remote)
+        if self.mask is not None and self.mask.fetched and self.mask.info.fingerprint != self.info.fingerprint:  # of an object of its own
+            self.info = replace(self.info, fingerprint=join_fingerprints([self.info.fingerprint, self.mask.info.fingerprint]))
 
     def _open(self, address: str, index: TiffIndex, remote: ByteSource | None) -> None:
         self._index, self._levels, self._rule = index, index.levels, index.rule
@@ -226,6 +229,12 @@ class TiffSource(FileTileSource[TiffLevel]):
         return read_piece(self._files[page.file], offset, count)
 
 
+MASK_CHOICE = SourceOptions(window=(0, 1), channels=(0,))
+
+GDALS = ("geotiff", "generic-tiff")
+"""What GDAL may have written: of others no object beside them is asked for."""
+
+
 class MaskSource(TiffSource):
     """The transparency mask of a TIFF image, 255 where the image is; blocks of which the file holds no bytes are outside (GDAL's sparse blocks)."""
 
@@ -239,11 +248,25 @@ def _mask_of(address: str, index: TiffIndex, remote: ByteSource | None) -> MaskS
     """The mask in the file, else in the file beside it that GDAL calls `<name>.msk`; None where there is neither."""
     if index.masks:
         return MaskSource(address, as_mask(index, index.masks), remote)
-    beside = f"{address}.msk"
-    if remote is not None or not os.path.isfile(beside):  # noqa: PTH113  # addresses are strings
+    if remote is None:
+        beside = f"{address}{MASK_BESIDE}"
+        return mask_of_file(beside) if os.path.isfile(beside) else None  # noqa: PTH113  # addresses are strings
+    stored = open_beside(address, MASK_BESIDE, TIFF_STARTS) if index.vendor in GDALS else None
+    if stored is None:
         return None
-    found = index_tiff(beside, SourceOptions(window=(0, 1), channels=(0,)))
-    return MaskSource(beside, as_mask(found, found.levels))
+    with stored.open_file() as file:
+        walk_chain(file, stored.size, stored.name)
+        file.seek(0)
+        return _mask_from(stored.name, index_tiff(stored.name, MASK_CHOICE, file), stored)
+
+
+def mask_of_file(path: str) -> MaskSource:
+    """The mask that a file of GDAL's is."""
+    return _mask_from(path, index_tiff(path, MASK_CHOICE), None)
+
+
+def _mask_from(address: str, index: TiffIndex, remote: ByteSource | None) -> MaskSource:
+    return MaskSource(address, as_mask(index, index.levels), remote)
 
 
 def _check_claim(data: bytes, codec: int, grid: SegmentGrid) -> None:
@@ -286,6 +309,6 @@ def _fingerprint(address: str, files: tuple[str, ...]) -> str:
     """Digest of the samples of a file; of several files, the same whichever of them was named, and with those of a mask beside it."""
     held = sorted(files) if len(files) > 1 else [address]
     parts = [fingerprint_file(Path(file)) for file in held]
-    if os.path.isfile(f"{address}.msk"):  # noqa: PTH113
-        parts.append(fingerprint_file(Path(f"{address}.msk")))
+    if os.path.isfile(f"{address}{MASK_BESIDE}"):  # noqa: PTH113
+        parts.append(fingerprint_file(Path(f"{address}{MASK_BESIDE}")))
     return parts[0] if len(parts) == 1 else hashlib.blake2b("".join(parts).encode(), digest_size=16).hexdigest()
