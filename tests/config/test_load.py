@@ -48,6 +48,8 @@ def test_all_problems_come_at_once_each_with_line_key_value_and_way_out(write):
         ("shard_tile: 3", "shard_tile: unknown key; did you mean compute.shard_tiles?"),
         ("compute: {shard_tile: 3}", "compute.shard_tile: unknown key; did you mean compute.shard_tiles?"),
         ("context: {depht: null}", "context.depht: unknown key; did you mean context.depth?"),
+        ("save_dir: out", "save_dir: unknown key; you may mean output."),
+        ("patch_level: 0", "patch_level: unknown key; you may mean tiles.level."),
         ("windows: {nothing_like_it: 1}", "windows.nothing_like_it: unknown key; known here are sides, pool, weights."),
     ],
 )

@@ -2,14 +2,19 @@
 
 import json
 import re
+from collections import Counter
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import tifffile
 
 from tests.support.images import make_image, write_pyramid
+from tests.support.needs import without
 from tests.support.runs import embed
 from tests.support.stores import make_store
+from tests.support.viewing import CHROMIUM
 from tilestream.cli import main
 from tilestream.errors import ConfigError, InputError
 from tilestream.viewer.report import write_report
@@ -55,6 +60,51 @@ def test_a_run_with_a_failed_slide_is_reported(tmp_path):
     assert "a.zarr/overview.png" in page.addresses
     assert not re.search(r"https?://", text)
     assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file() and p.name != "report.html"} == before
+
+
+def torn(path):
+    """A slide some of whose file tiles are no JPEG, in two ways."""
+    write_pyramid(path, make_image(900, 1100), levels=1, compression="jpeg")
+    with tifffile.TiffFile(path) as file:
+        offsets = file.pages[0].dataoffsets
+    with path.open("r+b") as file:
+        for k, junk in ((0, bytes(16)), (len(offsets) - 1, b"junk" * 4)):
+            file.seek(offsets[k])
+            file.write(junk)
+    return path
+
+
+def test_tiles_that_failed_alike_are_told_together(tmp_path):
+    embed(torn(tmp_path / "a.tif"), tmp_path / "out", tiles={"size": 64})
+    (entry,) = json.loads((tmp_path / "out" / "run.json").read_text())["slides"]
+    errors = entry["tile_errors"]
+    alike = Counter(errors.values())
+    assert 1 < len(alike) < len(errors)
+    text, _ = report(tmp_path / "out")
+    why = re.search(r"<td class=why><ul>(.*?)</ul>", text, re.DOTALL)[1]
+    for cause, times in alike.items():
+        assert why.count(escape(cause)) == 1
+        (told,) = re.findall(rf"<li>tiles? ([\d, ]+?)(?: and (\d+) more)?: {re.escape(escape(cause))}</li>", why)
+        rows = told[0].split(", ")
+        assert rows == [row for row, each in errors.items() if each == cause][: len(rows)]
+        assert len(rows) + int(told[1] or 0) == times
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 800, 360])
+def test_the_page_is_as_wide_as_its_window(tmp_path, width):
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        without("no Chromium on the path")
+    embed(torn(tmp_path / f"{'long' * 20}.tif"), tmp_path / "out", tiles={"size": 64})
+    write_report(str(tmp_path / "out"))
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 700})
+        page.goto((tmp_path / "out" / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        browser.close()
 
 
 def test_words_from_outside_are_never_markup(tmp_path):

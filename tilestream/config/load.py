@@ -119,7 +119,7 @@ _MISSING = {
 ELSEWHERE_CALLED = {
     "overlap": "tiles.stride, which is size - overlap", "step": "tiles.stride", "step_size": "tiles.stride", "patch_size": "tiles.size", "tile_size": "tiles.size",
     "magnification": "tiles.mpp, where 0.5 is 20x", "mag": "tiles.mpp, where 0.5 is 20x", "target_mpp": "tiles.mpp", "model": "encoder.name", "batch": "compute.batch_size",
-    "num_workers": "compute.workers", "gpu": "compute.device", "segmenter": "tiles.tissue", "mask": "tiles.tissue.mask", "wsi_dir": "slides", "input": "slides", "job_dir": "output",
+    "num_workers": "compute.workers", "gpu": "compute.device", "segmenter": "tiles.tissue", "mask": "tiles.tissue.mask", "slide_encoder": "pool.name", "min_tissue_proportion": "tiles.tissue.min_fraction", "patch_level": "tiles.level", "save_dir": "output", "custom_list_of_wsis": "slides", "wsi_dir": "slides", "input": "slides", "job_dir": "output",
 }  # fmt: skip
 """Words of other programs for what is called otherwise here."""
 

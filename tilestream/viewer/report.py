@@ -191,9 +191,13 @@ class _Row:
             for status, count in self.counts.items()
             if count and status not in GOOD
         ]
-        errors = list(self.told.get("tile_errors", {}).items())
-        found += [f"tile {row}: {cause}" for row, cause in errors[:TILE_ERRORS]]
-        found += [f"and {len(errors) - TILE_ERRORS} more"] if len(errors) > TILE_ERRORS else []
+        rows: dict[str, list[str]] = {}
+        for row, cause in self.told.get("tile_errors", {}).items():
+            rows.setdefault(str(cause), []).append(str(row))
+        for cause, alike in list(rows.items())[:TILE_ERRORS]:
+            more = f" and {len(alike) - TILE_ERRORS} more" if len(alike) > TILE_ERRORS else ""
+            found.append(f"{'tile' if len(alike) == 1 else 'tiles'} {', '.join(alike[:TILE_ERRORS])}{more}: {cause}")
+        found += [f"and {counted(len(rows) - TILE_ERRORS, 'other cause')}"] if len(rows) > TILE_ERRORS else []
         note = self.told.get("note") or (
             "" if self.tiles or self.status != "done" or self.slide is None else nothing_kept(self.slide.source)
         )
