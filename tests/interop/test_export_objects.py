@@ -152,7 +152,7 @@ def test_what_is_not_there_is_told(output):
         export(output, "csv", what="glands")
     with pytest.raises(ConfigError, match="are for --to geojson, cog, ome-zarr, spatialdata, parquet"):
         list(export_slides(str(output), "pt", what="nuclei"))
-    with pytest.raises(ConfigError, match="--to annotation-store: is for objects"):
+    with pytest.raises(ConfigError, match=r"--to annotation-store: is for objects and regions\. Name a head of kind detect or segment"):
         list(export_slides(str(output), "annotation-store"))
 
 

@@ -152,7 +152,10 @@ def test_every_engine_keeps_one_contract(settings, kind, tmp_path):
 
 
 def test_a_cluster_class_that_cannot_be_imported_is_named():
-    with pytest.raises(ConfigError, match=r"compute.scheduler.class: no_such_package.Cluster cannot be imported"):
+    with pytest.raises(
+        ConfigError,
+        match=r"compute.scheduler.class: no_such_package.Cluster cannot be imported \(No module named 'no_such_package'\)\. Install its package",
+    ):
         open_engine(compute_section(scheduler={"class": "no_such_package.Cluster", "args": {}}))
 
 

@@ -173,7 +173,7 @@ def _writer(name: str, what: str) -> Callable[[Slide, Target], Written]:
             )
         return partial(write_head, head=what, name=name)
     if name not in VECTOR_FORMATS:
-        raise ConfigError(f"--to {name}: is for objects. Name a head of kind detect: --what HEAD.")
+        raise ConfigError(f"--to {name}: is for objects and regions. Name a head of kind detect or segment: --what HEAD.")
     if what.partition("-")[0] == "slide":
         if name not in VECTOR_WRITERS:
             raise ConfigError(f"--what {what}: is for --to {', '.join(VECTOR_WRITERS)}, not {name}.")

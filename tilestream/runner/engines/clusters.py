@@ -136,7 +136,9 @@ def _start_class(spec: SchedulerSpec, workers: int | None) -> Any:
     try:
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"compute.scheduler.class: {spec.cls} cannot be imported: {error}.") from error
+        raise ConfigError(
+            f"compute.scheduler.class: {spec.cls} cannot be imported ({error}). Install its package, for dask_jobqueue pip install 'tilestream[hpc]', or put its folder on PYTHONPATH."
+        ) from error
     job, args = getattr(factory, "job_cls", None), dict(spec.args)
     command = shlex.split(getattr(job, "submit_command", None) or "")
     if command and shutil.which(command[0]) is None:
