@@ -153,7 +153,19 @@ def test_images_of_bioformats2raw_are_scenes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("unit", "side", "mpp"),
-    [("nanometer", 250.0, 0.25), ("millimeter", 5e-4, 0.5), (None, 0.5, None), ("second", 0.5, None), ("micrometer", 0.0, None)],
+    [
+        ("nanometer", 250.0, 0.25),
+        ("millimeter", 5e-4, 0.5),
+        (None, 0.5, None),
+        ("second", 0.5, None),
+        ("micrometer", 0.0, None),
+        ("microns", 0.5, 0.5),
+        ("micrometres", 0.5, 0.5),
+        ("foot", 1 / 609_600, 0.5),
+        ("picometer", 5e5, 0.5),
+        ("ms", 0.5, None),
+        ("Mm", 0.5, 5e11),
+    ],
 )
 def test_resolution_needs_a_unit_of_length(tmp_path: Path, unit: str | None, side: float, mpp: float | None) -> None:
     path = write_ome_zarr(tmp_path / "a.zarr", make_image(64, 64), levels=1, mpp=side or None, unit=unit)
@@ -188,7 +200,7 @@ def test_missing_levels_and_damaged_metadata_are_refused(tmp_path: Path) -> None
     with pytest.raises(InputError, match="names an array '1' that is not in the store"):
         ZarrSource(str(path), SourceOptions())
     group.attrs["ome"] = {"multiscales": [{"axes": [{"name": "y"}]}]}
-    with pytest.raises(InputError, match="the Zarr metadata cannot be read: 'datasets'"):
+    with pytest.raises(InputError, match="the OME-Zarr metadata are malformed: datasets must be a list"):
         ZarrSource(str(path), SourceOptions())
 
 

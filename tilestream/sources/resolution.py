@@ -29,6 +29,8 @@ USUAL_DPI = (72, 96, 100, 120, 150, 180, 200, 240, 250, 300, 350, 360, 400, 600,
 """Placeholders that are known by their value where the unit is not the inch and rounding has blurred them."""
 
 MICROMETRES = {
+    "picometer": 1e-6,
+    "pm": 1e-6,
     "angstrom": 1e-4,
     "å": 1e-4,
     "nanometer": 1e-3,
@@ -42,12 +44,26 @@ MICROMETRES = {
     "mm": 1e3,
     "centimeter": 1e4,
     "cm": 1e4,
+    "decimeter": 1e5,
+    "dm": 1e5,
+    "thou": INCH / 1000,
+    "inche": INCH,  # inches
     "inch": INCH,
     "in": INCH,
+    "foot": 12 * INCH,
+    "feet": 12 * INCH,
+    "ft": 12 * INCH,
+    "yard": 36 * INCH,
+    "yd": 36 * INCH,
     "meter": 1e6,
     "m": 1e6,
+    "kilometer": 1e9,
+    "km": 1e9,
 }
 """Micrometres per unit of length; names of OME-XML (UnitsLength) and of OME-Zarr (UDUNITS-2), lower case."""
+
+LARGE = {"Mm": 1e12, "Pm": 1e21}
+"""Micrometres per unit whose symbol is told from a small one's by its case alone."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +132,11 @@ def magnification_words(properties: Mapping[str, str]) -> str:
 
 def micrometres_from_unit(unit: str) -> float | None:
     """Micrometres per `unit`, or None where it is no length (pixel, reference frame, second)."""
-    return MICROMETRES.get(unit.strip().lower())
+    exact = unit.strip()
+    if exact in LARGE:
+        return LARGE[exact]
+    word = exact.lower().replace("metre", "meter")
+    return MICROMETRES.get(word, MICROMETRES.get(word.removesuffix("s")) if len(word) > 4 else None)  # microns, inches; ms are no length
 
 
 def parse_number(text: str) -> tuple[float, tuple[str, ...]]:

@@ -79,7 +79,9 @@ class ZarrSource(Source):
             if zipped is not None:
                 self.info = replace(self.info, fingerprint=zipped.identity)
         except STORE_ERRORS as error:
-            raise InputError(f"{address}: the Zarr metadata cannot be read: {str(error) or type(error).__name__}") from error
+            raise InputError(
+                f"{address}: the Zarr metadata cannot be read: {str(error) or type(error).__name__}. Export it again."
+            ) from error
 
     def close(self) -> None:
         """Close the ZIP file, if it is one; of others nothing is held open between reads. May be called twice."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,10 @@ def _pick_scene(group: Any, choices: Choices) -> tuple[Any, Mapping[str, Any]]:
     """The group and multiscales entry of the scene to read."""
     address, wanted = choices.address, choices.options.scene
     if "plate" in _ome(group):
-        raise InputError(f"{address}: is a plate of wells. Name one image in it, for example {address}/A/1/0.")
-    scenes = [(group, entry) for entry in _ome(group).get("multiscales", [])]
-    if not scenes:  # bioformats2raw: images in groups 0, 1, ...
-        for number in range(MAX_SCENES):
-            child = group.get(str(number))
-            if not isinstance(child, zarr.Group) or "multiscales" not in _ome(child):
-                break
-            scenes.append((child, _ome(child)["multiscales"][0]))
+        raise InputError(f"{address}: is a plate of wells. Name one image in it, for example {address}/{_example(group)}.")
+    scenes = [(group, entry) for entry in _multiscales(group)]
+    if not scenes:
+        scenes = [(child, _multiscales(child)[0]) for child in _inner_images(group)]
     if not scenes:
         raise InputError(f"{address}: the Zarr group holds no OME-Zarr image (no `multiscales`). Name the image group or the array in it.")
     if wanted is not None and not 0 <= wanted < len(scenes):
@@ -112,7 +108,75 @@ def _pick_scene(group: Any, choices: Choices) -> tuple[Any, Mapping[str, Any]]:
     return scenes[wanted or 0]
 
 
+def _multiscales(group: Any) -> list[Any]:
+    stated = _ome(group).get("multiscales")
+    return stated if isinstance(stated, list) else []
+
+
+def _inner_images(group: Any) -> Iterator[Any]:
+    """The image groups in a group: the fields of a well, the series that bioformats2raw lists, else 0, 1, ... as far as they go."""
+    paths = _paths(_ome(group).get("well"), "images")
+    listing = group.get("OME")
+    if not paths and isinstance(listing, zarr.Group) and isinstance(series := _ome(listing).get("series"), list):
+        paths = [str(path) for path in series]
+    for path in itertools.islice(paths or map(str, itertools.count()), MAX_SCENES):
+        child = group.get(path)
+        if isinstance(child, zarr.Group) and _multiscales(child):
+            yield child
+        elif not paths:
+            return
+
+
+def _paths(node: Any, key: str) -> list[str]:
+    """The `path` of each object in a list of a plate or a well."""
+    each = node.get(key) if isinstance(node, Mapping) else None
+    return [str(item["path"]) for item in each if isinstance(item, Mapping) and "path" in item] if isinstance(each, list) else []
+
+
+def _example(plate: Any) -> str:
+    """The path of the first image of a plate; a pattern where none is there."""
+    for path in _paths(_ome(plate)["plate"], "wells"):
+        well = plate.get(path)
+        for child in _inner_images(well) if isinstance(well, zarr.Group) else ():
+            return str(child.path).removeprefix(plate.path).lstrip("/")
+    return "ROW/COLUMN/FIELD"
+
+
+def _check_multiscale(entry: Any, address: str) -> None:
+    """Refuse an entry of `multiscales` that is not what OME-Zarr says it is. Raises InputError."""
+    wrong = _malformed(entry)
+    if wrong:
+        raise InputError(
+            f"{address}: the OME-Zarr metadata are malformed: {wrong}. Export it again, or name the array in it, for example {address}/0."
+        )
+
+
+def _malformed(entry: Any) -> str:
+    """What is wrong with an entry of `multiscales`, in words; "" where nothing is."""
+    if not isinstance(entry, Mapping):
+        return f"an entry of multiscales is {str(entry)[:40]!r}, no object"
+    datasets, axes = entry.get("datasets"), entry.get("axes", [])
+    if not (
+        isinstance(datasets, list)
+        and datasets
+        and all(isinstance(item, Mapping) and isinstance(item.get("path"), str) for item in datasets)
+    ):
+        return f"datasets must be a list of objects with a path each, but it is {str(datasets)[:40]!r}"
+    names = [axis.get("name") if isinstance(axis, Mapping) else axis for axis in axes] if isinstance(axes, list) else [None]
+    if not all(isinstance(name, str) for name in names):
+        return f"axes must be a list of names, but it is {str(axes)[:80]!r}"
+    for steps in (datasets[0].get("coordinateTransformations"), entry.get("coordinateTransformations")):
+        if steps is not None and not (isinstance(steps, list) and all(isinstance(step, Mapping) for step in steps)):
+            return f"coordinateTransformations must be a list of objects, but it is {str(steps)[:40]!r}"
+        for step in steps or ():
+            scale = step.get("scale", [])
+            if not (isinstance(scale, list) and all(isinstance(side, int | float) for side in scale)):
+                return f"scale must be a list of numbers, but it is {str(scale)[:40]!r}"
+    return ""
+
+
 def _from_multiscale(group: Any, entry: Mapping[str, Any], address: str) -> ZarrImage:
+    _check_multiscale(entry, address)
     stated = entry.get("axes", list("tczyx"))  # before 0.3 all five were implied
     axes = tuple(str(axis["name"] if isinstance(axis, Mapping) else axis).lower() for axis in stated)
     units = {str(axis["name"]).lower(): str(axis.get("unit", "")) for axis in stated if isinstance(axis, Mapping)}
@@ -124,7 +188,7 @@ def _from_multiscale(group: Any, entry: Mapping[str, Any], address: str) -> Zarr
         arrays.append(array)
     scale = np.ones(len(axes))
     known = False
-    for step in (*entry["datasets"][0].get("coordinateTransformations", ()), *entry.get("coordinateTransformations", ())):
+    for step in (*(entry["datasets"][0].get("coordinateTransformations") or ()), *(entry.get("coordinateTransformations") or ())):
         if step.get("type") == "scale" and len(step.get("scale", ())) == len(axes):
             scale, known = scale * np.asarray(step["scale"], np.float64), True
     version = str(entry.get("version") or _ome(group).get("version", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,17 @@ def test_sub_ifds_are_levels_of_their_own_page(tmp_path: Path) -> None:
         tif.write(flat(256, 320, BLUE), tile=(128, 128), photometric="rgb", subfiletype=1, metadata=None)
         tif.write(flat(128, 160, GREEN), tile=(64, 64), photometric="rgb", subfiletype=1, metadata=None, description="thumbnail")
     assert levels_of(tmp_path / "a.tif") == [(512, 640, list(BLUE)), (256, 320, list(BLUE))]
+
+
+@pytest.mark.parametrize("ome", [False, True])
+@pytest.mark.parametrize("order", list(itertools.permutations((2, 4, 8))))
+def test_sub_ifds_are_levels_in_whatever_order(tmp_path: Path, order: tuple[int, ...], ome: bool) -> None:
+    colours = {1: BLUE, 2: GREEN, 4: (1, 2, 3), 8: (200, 100, 50)}
+    with tifffile.TiffWriter(tmp_path / "a.tif", ome=ome) as tif:
+        tif.write(flat(512, 640, BLUE), tile=(128, 128), photometric="rgb", subifds=3, metadata={} if ome else None)
+        for k in order:
+            tif.write(flat(512 // k, 640 // k, colours[k]), tile=(64, 64), photometric="rgb", subfiletype=1, metadata=None)
+    assert levels_of(tmp_path / "a.tif") == [(512 // k, 640 // k, list(colour)) for k, colour in colours.items()]
 
 
 def test_pages_of_one_shape_without_flags_stay_a_stack(tmp_path: Path) -> None:

@@ -131,3 +131,22 @@ def test_a_magnification_is_named_where_there_is_no_mpp(tmp_path: Path, power: i
     tifffile.imwrite(tmp_path / "a.svs", make_image(64, 96), tile=(32, 32), photometric="rgb", metadata=None, description=told)
     with open_source(str(tmp_path / "a.svs"), SourceOptions()) as source, pytest.raises(InputError, match=words):
         make_grid(source.info, Tiles(size=32, mpp=0.5), "a")
+
+
+@pytest.mark.parametrize(
+    ("told", "per_cm", "mpp", "says"),
+    [
+        ({}, 20_000, 0.5, "the TIFF resolution tags"),
+        ({}, 300 / 2.54, None, ""),
+        ({"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}, 20_000, 0.25, "the OME metadata"),
+        ({side: value for xy in "XY" for side, value in ((f"PhysicalSize{xy}", 1.0), (f"PhysicalSize{xy}Unit", "pixel"))}, 20_000, 0.5, "the TIFF resolution tags"),
+        ({side: value for xy in "XY" for side, value in ((f"PhysicalSize{xy}", 0.01), (f"PhysicalSize{xy}Unit", "thou"))}, 20_000, 0.254, "the OME metadata"),
+    ],
+)  # fmt: skip
+def test_resolution_tags_count_where_ome_is_silent(
+    tmp_path: Path, told: dict[str, Any], per_cm: float, mpp: float | None, says: str
+) -> None:
+    resolution = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", make_image(64, 96), photometric="rgb", metadata={"axes": "YXS", **told}, **resolution)
+    with open_source(str(tmp_path / "a.ome.tif"), SourceOptions()) as source:
+        assert (source.info.mpp, source.info.mpp_source) == (None if mpp is None else pytest.approx(mpp), says)

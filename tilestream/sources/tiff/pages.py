@@ -174,7 +174,7 @@ def pick_levels(tif: tifffile.TiffFile, series: Any) -> list[tuple[Level, Any]]:
     base = series.keyframe
     l0_size = Size(int(base.imagelength), int(base.imagewidth))
     found = [(Level(l0_size, 1.0), series.levels[0])]
-    candidates = _aperio_pages(tif, base) if series.kind == "svs" else series.levels[1:]
+    candidates = _aperio_pages(tif, base) if series.kind == "svs" else [*series.levels[1:], *_inner_pages(series)]
     for candidate in candidates:
         page = candidate.keyframe
         if _is_mask(page) or _area(candidate) == 0 or is_associated(page.description):
@@ -191,6 +191,12 @@ def pick_levels(tif: tifffile.TiffFile, series: Any) -> list[tuple[Level, Any]]:
 def _aperio_pages(tif: tifffile.TiffFile, base: Any) -> list[Pages]:
     """The tiled pages of an Aperio file, whichever place the thumbnail, label and macro have among them, or lack."""
     return [Pages(page, "svs") for page in _pages(tif) if page.is_tiled and page.index != base.index]
+
+
+def _inner_pages(series: Any) -> list[Pages]:
+    """The SubIFDs of an image of one page: tifffile takes them for levels only as long as each is smaller than the one before."""
+    single = len(series.pages) == 1 and series.kind in PLAIN_KINDS | {"ome"}
+    return [Pages(page.aspage(), series.kind) for page in series.keyframe.pages or ()] if single else []
 
 
 def same_aspect(l0_size: Size, size: Size) -> bool:

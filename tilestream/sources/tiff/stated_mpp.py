@@ -30,7 +30,8 @@ def read_resolution(
         return resolution_from_config(options.mpp)
     vendor, page = vendor_of(tif, series), series.keyframe
     if vendor == "ome-tiff":
-        return _from_ome(tif.ome_metadata or "", number, address)
+        stated = _from_ome(tif.ome_metadata or "", number, address)
+        return _from_tags(page, address, PLACEHOLDER_MPP) if stated == UNKNOWN else stated
     if geo is not None:
         return geo.resolution()
     stated = UNKNOWN
