@@ -13,10 +13,13 @@ from typing import BinaryIO
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """SOP class of VL Whole Slide Microscopy Image Storage."""
 
+DIRECTORY = "1.2.840.10008.1.3.10"
+"""SOP class of Media Storage Directory Storage, DICOMDIR: an index of other files."""
+
 IMPLICIT, BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 """Transfer syntaxes whose elements are not written as all others' are."""
 
-META_SYNTAX, SOP_CLASS, SERIES, IMAGE_TYPE = 0x00020010, 0x00080016, 0x0020000E, 0x00080008
+META_CLASS, META_SYNTAX, SOP_CLASS, SERIES, IMAGE_TYPE = 0x00020002, 0x00020010, 0x00080016, 0x0020000E, 0x00080008
 PHOTOMETRIC, TOTAL_COLUMNS, TOTAL_ROWS, PIXELS = 0x00280004, 0x00480006, 0x00480007, 0x7FE00010
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 UNDEFINED = 0xFFFFFFFF
@@ -55,6 +58,11 @@ class DicomHeader:
     """Byte at which the pixel data element's value begins; 0 where it was not reached."""
 
     @property
+    def is_index(self) -> bool:
+        """Whether it holds no image, but tells of the files that do."""
+        return self.sop_class == DIRECTORY
+
+    @property
     def rank(self) -> tuple[bool, int, str]:
         """Order within a series: the finest level of the slide itself is the largest."""
         return "VOLUME" in self.image_type, self.area, self.path.name
@@ -81,7 +89,7 @@ def header_from(file: BinaryIO, path: Path) -> DicomHeader | None:
     words = {tag: value.decode("ascii", "replace").strip(" \0") for tag, value in values.kept.items() if isinstance(value, bytes)}
     sides = [_integer(values.kept.get(tag, b""), values.order) for tag in (TOTAL_ROWS, TOTAL_COLUMNS)]
     return DicomHeader(
-        path, words.get(SERIES, ""), words.get(SOP_CLASS, ""), words.get(META_SYNTAX, ""), words.get(PHOTOMETRIC, ""),
+        path, words.get(SERIES, ""), words.get(SOP_CLASS) or words.get(META_CLASS, ""), words.get(META_SYNTAX, ""), words.get(PHOTOMETRIC, ""),
         tuple(words.get(IMAGE_TYPE, "").split("\\")), sides[0] * sides[1], values.pixels_at,
     )  # fmt: skip
 
@@ -118,7 +126,7 @@ def _integer(value: bytes, order: str) -> int:
 class _Elements:
     """Walks the data elements of an open file that stands behind its prefix, up to the pixels."""
 
-    WANTED = frozenset({META_SYNTAX, SOP_CLASS, SERIES, IMAGE_TYPE, PHOTOMETRIC, TOTAL_COLUMNS, TOTAL_ROWS})
+    WANTED = frozenset({META_CLASS, META_SYNTAX, SOP_CLASS, SERIES, IMAGE_TYPE, PHOTOMETRIC, TOTAL_COLUMNS, TOTAL_ROWS})
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.order, self.implicit = file, "<", False

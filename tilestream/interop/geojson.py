@@ -80,12 +80,12 @@ def _map_features(slide: Slide, on_map: MapPlaces) -> Iterator[dict[str, Any]]:
     """Every tile of an image on a map, in longitude and latitude as RFC 7946 wants them; rings run against the clock."""
     for feature in _tile_features(slide, 0, 0):
         ring = on_map.degrees(np.asarray(feature["geometry"]["coordinates"][0], np.float64))
-        feature["geometry"]["coordinates"] = [(ring if _turn(ring) > 0 else ring[::-1]).tolist()]
+        feature["geometry"]["coordinates"] = [(ring if turn_of(ring) > 0 else ring[::-1]).tolist()]
         feature["properties"]["measurements"].pop("tissue", None)
         yield feature
 
 
-def _turn(ring: NDArray[np.float64]) -> float:
+def turn_of(ring: NDArray[np.float64]) -> float:
     """Twice the signed area of a closed ring of x, y: positive where it runs against the clock."""
     x, y = ring.T
     return float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))

@@ -50,7 +50,7 @@ def open_source(address: str, options: SourceOptions) -> Source:
     try:
         source = _open(address, options)
     except (OSError, InputError, OutageError) as error:
-        if (lost := outage(error, address)) is not None and (told := lost_or_refused(lost, address)) is not error:
+        if (lost := outage(error, address)) is not None and (told := lost_or_refused(lost, address, error)) is not error:
             raise told from error
         if isinstance(error, TilestreamError):
             raise
@@ -232,6 +232,10 @@ def _open_folder(path: Path, options: SourceOptions) -> Source:
 def series_in(folder: Path, headers: list[DicomHeader]) -> Path:
     """The file by which the one DICOM series of a folder is opened. Raises InputError where it holds several, or none of a slide."""
     slides = [header for header in headers if header.sop_class == WHOLE_SLIDE]
+    if not slides and len(headers) == 1 and headers[0].is_index:
+        raise InputError(
+            f"{folder}: its {headers[0].path.name} is an index of DICOM files in folders below. Name the folder that holds those of the slide."
+        )
     if not slides:
         raise InputError(
             f"{folder}: its {len(headers)} DICOM files are no whole-slide images (SOP class {headers[0].sop_class or 'unknown'})."

@@ -144,6 +144,7 @@ def test_the_item_lies_where_the_image_does(made: Made) -> None:
     corners = [turn.transform(*(made.transform @ corner)) for corner in ((0, 0), (width, 0), (width, height), (0, height))]
     shape = shapely.geometry.shape(item["geometry"])
     assert shapely.Polygon(corners).equals_exact(shape, 1e-9, normalize=True)
+    assert shape.exterior.is_ccw
     assert shapely.box(*item["bbox"]).buffer(1e-12).covers(shape)
     properties = item["properties"]
     assert (properties["emb:type"], properties["emb:dimensions"]) == ("chip", made.slide.embeddings.shape[1])

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage, generate_uid
 
 from tests.sources.tiff.test_source import read_openslide
 from tests.support.dicom import cut_frames, make_sparse, place_group, write_coded, write_series
@@ -261,3 +261,17 @@ def test_a_list_of_files_a_folder_and_a_file_are_one_slide(tmp_path: Path, codin
             assert [level.size.width for level in source.info.levels] == [200, 100, 50]
             prints.add(source.info.fingerprint)
     assert len(prints) == 1
+
+
+def test_an_index_of_files_says_where_they_are(tmp_path: Path) -> None:
+    write_series(tmp_path / "disc" / "PT0" / "SE0", [IMAGE])
+    index = Dataset()
+    index.file_meta = FileMetaDataset()
+    index.file_meta.MediaStorageSOPClassUID, index.file_meta.MediaStorageSOPInstanceUID = MediaStorageDirectoryStorage, generate_uid()
+    index.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    index.FileSetID, index.DirectoryRecordSequence = "DISC", Sequence([])
+    pydicom.dcmwrite(tmp_path / "disc" / "DICOMDIR", index, enforce_file_format=True)
+    for named in (tmp_path / "disc", tmp_path / "disc" / "DICOMDIR"):
+        with pytest.raises(InputError, match=r"is an index of DICOM files in folders below.*Name the folder that holds those of the slide"):
+            open_source(str(named), AUTO)
+    np.testing.assert_array_equal(read_all(tmp_path / "disc" / "PT0" / "SE0"), IMAGE)

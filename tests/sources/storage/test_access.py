@@ -157,3 +157,17 @@ def test_user_and_password_of_a_web_address_go_to_its_server_alone() -> None:
         ) as refused:
             RangeFetcher(f"http://me:hush@{host}/a.svs").fetch(0, 4)
         assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("name", ["a.svs", "a.zarr", "b.zarr/0"])
+@pytest.mark.parametrize("base", ["URL", "s3://b"])
+def test_a_refusal_is_no_outage_whatever_lies_there(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, base: str, name: str, status: int
+) -> None:
+    for key, value in {**KEYS, "AWS_ENDPOINT_URL": asked.url}.items():
+        monkeypatch.setenv(key, value)
+    asked.status = status
+    words = "stands in the URL" if base == "URL" else "Credentials are taken from the environment"
+    with pytest.raises(InputError, match=rf"{name}: access is refused .*{words}"):
+        open_source(f"{base.replace('URL', asked.url)}/{name}", SourceOptions())

@@ -147,14 +147,28 @@ def answers_anyone(address: str) -> bool:
     return True
 
 
-def lost_or_refused(lost: OutageError, address: str) -> OutageError | InputError:
-    """An outage that is none, or may be none, where the environment holds no credentials: with the words that say so."""
+def lost_or_refused(lost: OutageError, address: str, error: BaseException) -> OutageError | InputError:
+    """An outage that is none, as `error` came of a refusal, or may be none, where the environment holds no credentials: with the words that say so."""
+    refused = _refusal(error) if is_url(address) else None
     lacking = missing_credentials(address)
+    if refused is not None and not lacking:
+        return InputError(f"{address}: access is refused ({server_words(refused)}). {refusal_words(address)}")
     if not lacking:
         return lost
     if answers_anyone(address):
         return InputError(f"{address}: access is refused. {lacking}")
     return OutageError(f"{str(lost).rstrip('. ')}. {lacking}")
+
+
+def _refusal(error: BaseException | None) -> Exception | None:
+    """What a server said that refuses access, where an error came of that."""
+    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+
+    while error is not None:
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+            return error
+        error = error.__cause__
+    return None
 
 
 def split_key(address: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tilestream.errors import InputError
 from tilestream.interop.geo.place import cells_of, chip_layout, ground_size, map_of, model_uri, source_uri
+from tilestream.interop.geojson import turn_of
 from tilestream.interop.omezarr import grid_shape
 from tilestream.interop.target import Target, Written
 from tilestream.store.ledger import COMPLETE
@@ -33,7 +34,7 @@ WHEN = "datetime"
 
 
 def write_stac_item(slide: Slide, target: Target) -> Written:
-    """An item whose geometry is the image's, in degrees of WGS 84, and whose asset `embeddings` is the store, by a path relative to the item.
+    """An item whose geometry is the image's, in degrees of WGS 84 and against the clock, and whose asset `embeddings` is the store, by a path relative to the item.
 
     Raises
     ------
@@ -51,7 +52,8 @@ def write_stac_item(slide: Slide, target: Target) -> Written:
     steps = np.linspace(0, 1, EDGE_POINTS + 1)[:-1]
     edge = [*((s * width, 0) for s in steps), *((width, s * height) for s in steps), *((width * (1 - s), height) for s in steps), *((0, height * (1 - s)) for s in steps)]  # fmt: skip
     degrees = on_map.degrees(np.array(edge, np.float64))
-    ring = degrees[::EDGE_POINTS].tolist()
+    corners = degrees[::EDGE_POINTS]
+    ring = (corners if turn_of(np.concatenate([corners, corners[:1]])) > 0 else corners[::-1]).tolist()
     written = datetime.fromtimestamp(_written(slide), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     taken = _taken(slide)
     item = {

@@ -50,6 +50,8 @@ def files_beside(address: str) -> SeriesFiles:
     """
     path = Path(address)
     own = read_header(path)
+    if own is not None and own.is_index:
+        raise InputError(f"{address}: is an index of DICOM files in folders below it. Name the folder that holds those of the slide.")
     if own is None:
         raise NoGridError(f"{address}: its DICOM elements cannot be read")
     series = [header for header in headers_in(path.parent) if header.series == own.series] if own.series else [own]
