@@ -4,7 +4,8 @@ from typing import get_args
 
 import pytest
 
-from tilestream.config.load import load_config
+from tilestream.config.fit_schema import FitConfig
+from tilestream.config.load import load_config, load_section
 from tilestream.config.vectors.pool import PoolName
 from tilestream.errors import ConfigError
 
@@ -99,6 +100,16 @@ def test_yaml_that_is_no_plain_config_is_refused(write, text, words):
 )
 def test_a_value_of_the_wrong_kind_is_told_what_belongs_there(write, text, words):
     assert f"config.yaml:1: {words}" in problems(write(f"{text}\n"))
+
+
+def test_a_config_of_the_other_command_is_said_to_be_one(write):
+    fit = "embeddings: out\ntarget: {slides: a.csv}\nhead: {name: a}\nsave: a.safetensors\n"
+    assert problems(write(fit)) == [
+        "config.yaml: is a config of fit, by its keys embeddings, target, head, save. Give it to `tilestream fit`."
+    ]
+    with pytest.raises(ConfigError, match=r"is a config of run, by its keys slides, output, tiles, encoder\. Give it to `tilestream run`"):
+        load_section(FitConfig, write(LEAST))
+    assert "slides: missing" in problems(write("head: {name: a}\noutput: out\n"))[0]
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):

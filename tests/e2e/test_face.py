@@ -103,7 +103,7 @@ def test_what_the_library_gives_says_in_one_line_what_it_is(slide, stored, made)
     with ts.open_image(slide) as image:
         assert (
             repr(image)
-            == f"<tilestream {slide}: 1300 x 1500 px, {len(image.info.levels)} level{'s' * (len(image.info.levels) > 1)}, {image.info.mpp:g} µm/px, read by tiff>"
+            == f"<tilestream {slide}: 1300 px high, 1500 wide, {len(image.info.levels)} level{'s' * (len(image.info.levels) > 1)}, {image.info.mpp:g} µm/px, read by tiff>"
         )
     tiles, *_ = made
     assert repr(tiles) == f"<tiles of {slide}: {len(tiles)} of {tiles.candidates}, 224 px, read from level {tiles.spec.level}>"

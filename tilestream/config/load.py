@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 
+from tilestream.config.fit_schema import FitConfig
 from tilestream.config.schema import Config
 from tilestream.config.types import Section, ValueRefusedError, yaml_word
 from tilestream.config.yaml_reader import Draft, Key, dotted_key, parse_yaml, read_yaml
@@ -40,6 +41,7 @@ def load_section(root: type[S], config: str | os.PathLike[str] | Mapping[str, An
         found = "is empty" if draft.raw is None else f"holds {yaml_word(draft.raw)}"
         wanted = f"{draft.place(())}{found}, but a config is a mapping of keys: {', '.join(root.model_fields)}."
         raise ConfigError("\n".join([*draft.problems, wanted]))
+    _refuse_other_command(root, draft)
     _override(root, draft, overrides)
     try:
         checked = root.model_validate(draft.raw)
@@ -48,6 +50,17 @@ def load_section(root: type[S], config: str | os.PathLike[str] | Mapping[str, An
     if draft.problems:
         raise ConfigError("\n".join(draft.problems))
     return checked
+
+
+def _refuse_other_command(root: type[Section], draft: Draft) -> None:
+    """Say which command a config is for, where its keys are those of the other one."""
+    told = {Config: "run", FitConfig: "fit"}
+    given = set(draft.raw)
+    own = len(given & set(root.model_fields))
+    other = next((each for each in told if each is not root and len(given & set(each.model_fields)) > own), None)
+    if root in told and other is not None:
+        keys = ", ".join(key for key in draft.raw if key in other.model_fields)
+        raise ConfigError(f"{draft.place(())}is a config of {told[other]}, by its keys {keys}. Give it to `tilestream {told[other]}`.")
 
 
 def _copied(value: Any) -> Any:

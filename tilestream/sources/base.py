@@ -193,7 +193,7 @@ class Source(ABC):
         info = self.info
         size, levels = info.levels[0].size, len(info.levels)
         scale = "no resolution" if info.mpp is None else f"{info.mpp:g} µm/px"
-        told = f"{size.height} x {size.width} px, {levels} level{'s' if levels != 1 else ''}, {scale}, read by {info.backend}"
+        told = f"{size.height} px high, {size.width} wide, {levels} level{'s' if levels != 1 else ''}, {scale}, read by {info.backend}"
         return f"<tilestream {without_credentials(info.address)}: {told}>"
 
     def pictured(self) -> Source:
