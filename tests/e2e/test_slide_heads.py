@@ -86,6 +86,18 @@ def test_values_risks_vectors_and_whole_bags(image, tmp_path):
     assert SlideStore(Folder(str(tmp_path / "out" / "a.zarr"))).damage() == []
 
 
+def test_a_head_that_asks_is_told_where_the_tiles_lie(image, tmp_path):
+    heads = {"placed": {"kind": "slide", "model": "tests.support.heads:placed_bag"}}
+    assert tilestream.run(given(image, tmp_path / "out", heads=heads)).exit_code == 0
+    found, slide = table(tmp_path / "out"), anndata.read_zarr(tmp_path / "out" / "a.zarr" / "tables" / "slide")
+    good = np.isfinite(np.asarray(found.X, np.float32)).all(axis=1)
+    centre = found.obsm["spatial"][good, ::-1] * 0.5  # y, x in µm
+    logits = torch.from_numpy(centre.mean(axis=0))
+    assert np.abs(slide.obsm["placed"][0] - torch.softmax(logits, dim=0).numpy()).max() < 1e-4
+    shares = torch.softmax(torch.from_numpy(centre[:, 1]) / 1000, dim=0).numpy()
+    assert np.abs(found.obsm["placed_attention"][good, 0] - shares).max() < 1e-6
+
+
 def _head(path, *, classes, model, task="classification", read="tiles"):
     outputs = len(classes) or 1
     told = HeadAbout("slide", model, read, 12, outputs, task=task, classes=classes)

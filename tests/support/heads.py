@@ -47,6 +47,17 @@ class WholeBag(nn.Module):
         return x.mean(dim=0)[:2], x[:, 0] / 255
 
 
+class PlacedBag(WholeBag):
+    """The same, of where the tiles lie."""
+
+    def forward(self, x, positions):
+        return positions.mean(dim=0), positions[:, 1] / 1000
+
+
+def placed_bag():
+    return PlacedBag()
+
+
 def whole_bag():
     return WholeBag()
 

@@ -20,7 +20,7 @@ from tilestream.models.heads.objects.detect_grid import batch_of
 from tilestream.models.heads.objects.detections import find_objects, split_outputs
 from tilestream.stages.hardware import pick_device
 from tilestream.stages.heads.describe_dense import check_classes, describe_decoder, describe_dense, refuse_probabilities
-from tilestream.stages.heads.facts import HeadFacts
+from tilestream.stages.heads.facts import HeadFacts, asks_for_positions
 from tilestream.store.heads.columns import Answer
 
 T = TypeVar("T")
@@ -171,7 +171,10 @@ def _probe(module: nn.Module, head: Head, asked: HeadsAsked, size: int | None, d
         return out.reshape(1, -1), 0 if module.maximum else 1
     if head.input == "vector":
         return _row_answers(module(rows[:1]), 1), 0
-    found = module(rows)
+    if asks_for_positions(module):
+        found = module(rows, positions=torch.arange(2.0 * PROBED, device=device).reshape(PROBED, 2))
+    else:
+        found = module(rows)
     out = found[0] if isinstance(found, tuple) else found
     return out.reshape(1, -1), 1 if isinstance(found, tuple) else 0
 

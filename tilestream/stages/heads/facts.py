@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from tilestream.config.heads import Head
 from tilestream.store.heads.columns import Answer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from tilestream.encoders.heads.head_file import Fitted
     from tilestream.models.heads.blending import Blend
 
@@ -86,3 +89,8 @@ class HeadFacts:
         own = {f"own_{key}": value for key, value in told.items() if value is not None}
         dense = {} if self.dense is None else {"patches": self.dense.recipe}
         return {"answer": asdict(self.answer) | {"classes": list(self.answer.classes)}, "weights_sha256": self.digest, **own, **dense}
+
+
+def asks_for_positions(module: nn.Module) -> bool:
+    """Whether a head of a slide that takes all rows at once has an argument `positions` in its `forward`: (n, 2) float32 y, x in µm."""
+    return "positions" in inspect.signature(module.forward).parameters

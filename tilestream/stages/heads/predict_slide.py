@@ -17,7 +17,7 @@ from tilestream.stages.clock import Clock
 from tilestream.stages.hardware import THREAD_BYTES, one_thread, pick_device
 from tilestream.stages.heads.answers import activate
 from tilestream.stages.heads.describe import head_for
-from tilestream.stages.heads.facts import HeadFacts
+from tilestream.stages.heads.facts import HeadFacts, asks_for_positions
 from tilestream.stages.heads.kind import HeadKind
 from tilestream.stages.pinning import check_machine
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped
@@ -90,7 +90,12 @@ def _answer(task: SlideTask, store: SlideStore, module: nn.Module, device: torch
     good = np.asarray(np.isfinite(rows).all(axis=1))
     if not good.any():
         return nothing, np.full((tiles, 1), np.nan, np.float32) if facts.answer.attention else None
-    found = module(torch.from_numpy(rows[good]).to(device))
+    vectors = torch.from_numpy(rows[good]).to(device)
+    if asks_for_positions(module):
+        places = np.stack(task.read_places(store), axis=1)[good]
+        found = module(vectors, positions=torch.from_numpy((places + 0.5) * (task.stride_um or 1.0)).float().to(device))
+    else:
+        found = module(vectors)
     if not facts.answer.attention:
         return (found[0] if isinstance(found, tuple) else found).reshape(-1), None
     attention = np.full((tiles, 1), np.nan, np.float32)
