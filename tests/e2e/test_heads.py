@@ -255,6 +255,18 @@ def test_softmax_is_not_taken_twice(image, tmp_path, head, words):
         tilestream.run(given(image, tmp_path / "out", heads={"a": head}))
 
 
+def test_two_classes_of_one_name_are_refused_until_they_are_named(image, tmp_path):
+    """AnnData could not open the store."""
+    path, _ = head_file(tmp_path / "h.safetensors", classes=("a", "b", "a"))
+    head = {"kind": "classify", "model": path}
+    with pytest.raises(ConfigError, match=r"heads.a.classes: .* has two classes 'a'.*Name all 3 here"):
+        tilestream.run(given(image, tmp_path / "out", heads={"a": head}))
+    with pytest.raises(ConfigError, match=r"heads\.a\.classes: x stands there twice"):
+        tilestream.run(given(image, tmp_path / "out", heads={"a": {**head, "classes": ["x", "y", "x"]}}))
+    assert tilestream.run(given(image, tmp_path / "out", heads={"a": {**head, "classes": ["x", "y", "z"]}})).exit_code == 0
+    assert set(table(tmp_path / "out").obs["a"].cat.categories) == {"not computed", "x", "y", "z"}
+
+
 def test_logarithms_of_probabilities_are_logits(image, tmp_path):
     heads = {"a": {"kind": "classify", "model": "tests.support.heads:logarithms"}}
     assert tilestream.run(given(image, tmp_path / "out", heads=heads)).exit_code == 0

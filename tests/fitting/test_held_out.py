@@ -10,7 +10,7 @@ import tilestream
 from tests.support.cohorts import write_rows
 from tests.support.stores import make_store
 from tilestream.errors import InputError
-from tilestream.fitting.evaluate import Predictions, widening, with_intervals
+from tilestream.fitting.evaluate import Predictions, evaluate, widening, with_intervals
 from tilestream.fitting.fit import fit
 from tilestream.fitting.metrics import bootstrap
 from tilestream.fitting.tile_labels import number_regions
@@ -97,3 +97,22 @@ def test_few_patients_who_all_agree_leave_room_for_doubt(right):
     for name, span in (("auroc", 1), ("accuracy", 1)) + (("kappa", 2),) * right:
         value, low, high = (1, 1 - span * share, 1) if right else (0, 0, share)
         assert (found[name].value, found[name].low, found[name].high) == pytest.approx((value, low, high))
+
+
+@pytest.mark.parametrize(
+    ("task", "fold", "words"),
+    [
+        ("survival", np.arange(6), "c_index has no value: no fold holds two patients"),
+        ("classes", np.zeros(6, int), "auroc has no value: what is tested lacks a class"),
+        ("regression", np.zeros(6, int), "r2 has no value: all values are equal"),
+    ],
+)
+def test_a_metric_that_has_no_value_is_said_to_have_none_and_is_not_compared(task, fold, words):
+    scores = np.full((6, 2 if task == "classes" else 1), 0.5)
+    value = np.arange(6.0) if task == "survival" else np.ones(6)
+    found = Predictions(
+        task, ("a", "b") if task == "classes" else (), np.zeros(6, int), value, np.ones(6, bool), scores, fold, np.arange(6)
+    )
+    notes = evaluate(found, {"majority": found}, 0).notes
+    assert any(note.startswith(words) for note in notes)
+    assert not any("adds nothing" in note for note in notes)

@@ -22,6 +22,13 @@ FEW = 30
 """Patients below which the intervals are said to be rough."""
 
 
+UNDEFINED = {
+    "classes": "what is tested lacks a class. Test patients of all classes.",
+    "regression": "all values are equal.",
+    "survival": "no fold holds two patients of whom one is known to have died first. Ask for fewer folds.",
+}
+"""Why the first metric of a task may have no value."""
+
 Unit = Literal["patients", "regions"]
 
 
@@ -176,8 +183,10 @@ def evaluate(predictions: Predictions, baselines: dict[str, Predictions], seed: 
     found = with_intervals(predictions, seed)
     first = next(iter(found))
     beside = {name: with_intervals(other, seed) for name, other in baselines.items()}
+    if not math.isfinite(found[first].value):
+        told.append(f"{first} has no value: {UNDEFINED[predictions.task]}")
     for name, other in beside.items():
-        if not found[first].value > other[first].value:
+        if math.isfinite(found[first].value) and not found[first].value > other[first].value:
             told.append(
                 f"{first} is {found[first].value:.3f}, and {name} alone reaches {other[first].value:.3f}: the head adds nothing to it."
             )

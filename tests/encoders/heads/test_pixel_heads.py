@@ -92,6 +92,10 @@ def test_a_folder_of_transformers(tmp_path):
     tiles = tissue(SIDE)
     assert (answers(loaded, tiles) - theirs(normalised(tiles, MEAN, STD)).logits.detach()).abs().max() < 1e-5
     assert (loaded.classes, loaded.size, loaded.task) == (tuple(NAMES), SIDE, "classification")
+    theirs.config.problem_type = "multi_label_classification"
+    theirs.config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="gives several labels at once"):  # no softmax over what does not exclude each other
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("classes", [["tumour"], NAMES])

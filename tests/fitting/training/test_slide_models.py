@@ -6,6 +6,7 @@ import torch
 
 import tilestream
 from tests.support.stores import make_store
+from tilestream.errors import ConfigError
 from tilestream.fitting.metrics import auroc, c_index
 from tilestream.fitting.targets import Cases
 from tilestream.fitting.training.bags import BAG, PART, Bags
@@ -145,3 +146,10 @@ def test_bags_hold_good_tiles_at_their_places(cohort):
                 np.testing.assert_array_equal(rows.x.numpy(), x[row])
                 assert set(row.tolist()) <= set(good.tolist())
             assert len(row) == len(good)
+
+
+def test_a_width_that_cannot_be_is_refused_by_the_key_of_the_config(cohort):
+    slides, amount = cohort
+    cases = cases_of(slides[:8], "classes", (amount[:8] > 0).astype(int))
+    with pytest.raises(ConfigError, match=r"head\.args: width is 30, but it must be a multiple of 4 and of heads, 4"):
+        train_slides("transformer", cases, np.ones(8, bool), None, Bags(slides[:8], "tiles", 2**20, positions=True), {"width": 30}, 0)

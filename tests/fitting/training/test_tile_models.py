@@ -112,7 +112,14 @@ def test_temperature_is_where_the_loss_is_least():
 
 @pytest.mark.parametrize(
     ("args", "words"),
-    [({"hiden": 3}, "mlp has no such setting; it has hidden"), ({"hidden": 0}, "must be a number above 0"), ({"hidden": True}, "True")],
+    [
+        ({"hiden": 3}, "mlp has no such setting; it has hidden"),
+        ({"hidden": 0}, "must be a number above 0"),
+        ({"hidden": True}, "True"),
+        ({"hidden": 0.5}, "head.args.hidden: 0.5, but it must be a whole number"),
+        ({"epochs": 2.5}, "head.args.epochs: 2.5, but it must be a whole number"),
+        ({"learning_rate": float("inf")}, "learning_rate: inf, but it must be a finite number"),
+    ],
 )
 def test_settings_that_a_model_does_not_have_are_refused(args, words):
     with pytest.raises(ConfigError, match=words):

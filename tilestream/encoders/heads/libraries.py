@@ -68,7 +68,13 @@ def load_transformers(found: HeadFolder) -> LoadedHead:
         raise InputError(f"{found.key}: {len(missing)} weights are missing in {folder} ({', '.join(missing[:3])}). Fetch it again.")
     labels = [str(label) for _, label in sorted((int(key), label) for key, label in model.config.id2label.items())]
     size = processor_side(pixels) or getattr(model.config, "image_size", None)
-    regression = getattr(model.config, "problem_type", None) == "regression"
+    problem = getattr(model.config, "problem_type", None)
+    if problem == "multi_label_classification":
+        raise ConfigError(
+            f"{found.key}: {folder} gives several labels at once (problem_type multi_label_classification), but a head gives one class of several. "
+            "Wrap it in a module:factory with regression = True for its logits as values."
+        )
+    regression = problem == "regression"
     module = PixelClassifier(model, Preparation(*processor_pixels(str(folder), pixels)), lambda out: out.logits)
     task = "regression" if regression else "classification"
     return LoadedHead(module, task, tuple(labels), weights_digest(module), input="pixels", size=size)

@@ -96,7 +96,7 @@ def _made(module: nn.Module, name: str) -> LoadedHead:
     if task not in TASKS:
         raise ConfigError(f"heads.{name}.model: its task is {task!r}, but it must be one of {', '.join(TASKS)}.")
     return LoadedHead(
-        module, task, tuple(getattr(module, "classes", ())), module_digest(module), **stated, stride=int(getattr(module, "stride", 1)),
+        module, task, tuple(map(str, getattr(module, "classes", ()))), module_digest(module), **stated, stride=int(getattr(module, "stride", 1)),
         context=int(getattr(module, "context", 0)),
         dim=getattr(module, "dim", None), streams=isinstance(module, Bag), untrained=bool(getattr(module, "untrained", False)),
     )  # fmt: skip
@@ -112,4 +112,8 @@ def _with_classes(loaded: LoadedHead, head: Head, name: str) -> LoadedHead:
         )
     if NOT_COMPUTED in classes:
         raise ConfigError(f"heads.{name}.classes: {NOT_COMPUTED!r} is what tiles without an answer get. Name the class otherwise.")
+    if twice := next((each for k, each in enumerate(classes) if each in classes[:k]), None):
+        raise ConfigError(
+            f"heads.{name}.classes: {head.model} has two classes {twice!r}, which no reader could tell apart. Name all {len(classes)} here."
+        )
     return replace(loaded, classes=classes)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tilestream.errors import ConfigError
 from tilestream.fitting.metrics import Floats, Ints
 from tilestream.fitting.targets import Cases
 from tilestream.fitting.training.bags import MOST, Bags, Prepare, some_of
@@ -114,7 +115,10 @@ def train_together(
 
     def make(outputs: int) -> Bag:
         kind: Any = AttentionBag if model == "abmil" else TransformerBag
-        made: Bag = kind(bags.dim, outputs, **own, seed=seed)
+        try:
+            made: Bag = kind(bags.dim, outputs, **own, seed=seed)
+        except ValueError as error:
+            raise ConfigError(f"head.args: {error}.") from error
         return made
 
     widths = [len(cases.classes) or 1 for cases in targets]

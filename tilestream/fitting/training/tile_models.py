@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ def settings_of(model: str, args: Mapping[str, Any], known: Mapping[str, Mapping
     Raises
     ------
     ConfigError
-        It has no such setting, or a value is no number above 0.
+        It has no such setting, or a value is no number above 0, or no whole one where things are counted.
     """
     defaults = known[model]
     for key, value in args.items():
@@ -50,6 +51,10 @@ def settings_of(model: str, args: Mapping[str, Any], known: Mapping[str, Mapping
             raise ConfigError(f"head.args.{key}: {model} has no such setting; it has {', '.join(defaults) or 'none'}.")
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise ConfigError(f"head.args.{key}: {value!r}, but it must be a number above 0.")
+        if not math.isfinite(value) or (isinstance(defaults[key], int) and value != int(value)):
+            raise ConfigError(
+                f"head.args.{key}: {value!r}, but it must be a {'whole' if isinstance(defaults[key], int) else 'finite'} number."
+            )
     return {**defaults, **{key: type(defaults[key])(value) for key, value in args.items()}}
 
 
