@@ -126,12 +126,34 @@ def test_a_csv_gives_ids_and_resolutions_and_paths_beside_it(folder):
     ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("told", [False, True])
+def test_a_list_may_be_saved_as_any_spreadsheet_saves_it(folder, encoding, end, mark, told):
+    """Decimals with a comma are what spreadsheets write where semicolons or tabs stand between cells."""
+    rows = [["path", "id", "mpp"], ["a.svs", "größe", "0.25" if mark == "," else "0,25"], ["b,c;d.svs", "", ""]]
+    quoted = [[f'"{cell}"' if {",", ";"} & set(cell) else cell for cell in row] for row in rows]
+    text = (f"sep={mark}{end}" if told else "") + end.join(mark.join(row) for row in quoted) + end
+    place = folder / "list"
+    assert csv_of(folder, text.encode(encoding)) == [
+        SlideRef("größe", str(place / "a.svs"), 0.25),
+        SlideRef("b,c;d", str(place / "b,c;d.svs")),
+    ]
+
+
+def test_a_list_of_paths_alone_has_nothing_between_cells(folder):
+    assert [ref.address for ref in csv_of(folder, "path\n/a/b;c.svs\n")] == ["/a/b;c.svs"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", r"slides\.csv has the columns \[\], but it needs one named path"),
         ("slide,id\na,b\n", r"has the columns \['slide', 'id'\], but it needs one named path"),
-        ("path;mpp\na;1\n", r"has the columns \['path;mpp'\].*with commas between"),
+        ("path|mpp\na|1\n", r"has the columns \['path\|mpp'\].*with commas, semicolons or tabs between"),
+        ("path;mpp\na;1,250\n", "row 2: mpp is '1,250', but it must be a number above 0"),
+        ("path;mpp\na;1.250,5\n", "row 2: mpp is '1.250,5', but it must be a number above 0"),
         ("path,mpp,mpp\na,1,2\n", r"at most one each named id, mpp and mask"),
         ("path\n", "has a header but no slides"),
         ("path,mpp\na.svs,1\nb.svs,abc\n", "row 3: mpp is 'abc', but it must be a number above 0"),
@@ -142,8 +164,8 @@ def test_a_csv_gives_ids_and_resolutions_and_paths_beside_it(folder):
         ("path,mpp\na.svs,0,25\n", "row 2: 3 cells, but there are 2 columns"),
         ("path,id\na.svs,../x\n", "has the id '../x', which has a path separator"),
         ("path\n../plain\n", "row 2: .*plain' is a folder, not a slide"),
-        ('path\n"a\n', "is not a CSV"),
-        (b"path\n\xff\n", r"is not UTF-8 text \(byte 5\)"),
+        ('path\n"a\n', "is not a table"),
+        (b"path\n\xff\n", r"is not text in UTF-8 \(byte 5\)\. Save it as CSV UTF-8"),
     ],
 )
 def test_a_csv_that_cannot_be_used_is_refused(folder, text, words):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import errno
 import io
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from tilestream.errors import ConfigError, InputError, TilestreamError
@@ -19,6 +22,8 @@ MOSAIC = "mosaic://"
 
 SMALL_FILE = 1024**2
 """Bytes of a file that a person or a program writes to say something short; a longer one is something else."""
+
+_SEPARATOR = re.compile(r"sep=([,;\t])[ \t]*(?:\r\n|\r|\n)", re.IGNORECASE)
 
 _KINDS = {
     stat.S_IFIFO: "a FIFO (named pipe)",
@@ -123,3 +128,27 @@ def read_small_file(path: str | os.PathLike[str], key: str, way_out: str, limit:
     if len(data) > limit:
         raise ConfigError(f"{where}{os.fspath(path)} is larger than {limit // 1024} KiB, so it is something else. {way_out}")
     return data
+
+
+def table_rows(data: bytes, path: str | os.PathLike[str], key: str) -> Iterator[list[str]]:
+    """The rows of a table as programs write them, the header first: cells with commas, semicolons or tabs between, in UTF-8 or Excel's "Unicode text".
+
+    What stands between cells is what the header has most of, or what a first line `sep=;` names, as Excel has it.
+
+    Raises
+    ------
+    ConfigError
+        It is no such text; names `key` and the file.
+    """
+    try:
+        text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+        if told := _SEPARATOR.match(text):
+            text, mark = text[told.end() :], told[1]
+        else:
+            header = next((line for line in text.splitlines() if line.strip()), "")
+            mark = max((",", ";", "\t") if not os.fspath(path).lower().endswith(".tsv") else ("\t",), key=header.count)
+        yield from csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}: {path} is not text in UTF-8 (byte {error.start}). Save it as CSV UTF-8.") from error
+    except csv.Error as error:
+        raise ConfigError(f"{key}: {path} is not a table: {error}.") from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import math
 import os
 import re
@@ -15,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, urlsplit
 
 from tilestream.config.dicom_series import holds_dicom, is_dicom
-from tilestream.config.local_files import MOSAIC, ZARR_MARKS, expand_path, read_small_file
+from tilestream.config.local_files import MOSAIC, ZARR_MARKS, expand_path, read_small_file, table_rows
 from tilestream.config.same_slide import NEVER_DICOM, merge_files
 from tilestream.config.urls.objects import is_url
 from tilestream.errors import ConfigError
@@ -32,6 +30,8 @@ COLUMNS = ("path", "id", "mpp", "mask")
 LARGEST_CSV = 64 * 1024**2
 """Bytes of a list of slides: some hundred thousand of them."""
 _DOUBLE_SUFFIX = re.compile(r"(\.ome)?\.zarr\.zip$|\.ome\.(zarr|tiff?|btf|tf[28]|zip)$", re.IGNORECASE)
+
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 
 
 @dataclass(frozen=True)
@@ -201,11 +201,12 @@ def _answers(check: Callable[[], bool]) -> bool:
 
 def _read_csv(path: Path) -> Iterator[SlideRef]:
     """Slides from a CSV with columns path[,id][,mpp][,mask]; other columns go with the slides, empty rows are left alone."""
-    rows = _csv_rows(path)
+    data = read_small_file(path, "slides", "Give a CSV with a column named path, a path or a glob.", LARGEST_CSV)
+    rows = table_rows(data, path, "slides")
     header = _columns(next(rows, []))
     if header.count("path") != 1 or any(header.count(name) > 1 for name in header if name):
         raise ConfigError(
-            f"slides: {path} has the columns {header}, but it needs one named path, and at most one each named id, mpp and mask (slide_id is id), no two of one name, with commas between."
+            f"slides: {path} has the columns {header}, but it needs one named path, and at most one each named id, mpp and mask (slide_id is id), no two of one name, with commas, semicolons or tabs between."
         )
     if taken := sorted(name for name in header if name.lower() in TAKEN or "/" in name):
         raise ConfigError(f"slides: {path} has a column {taken[0]!r}, a name that the output uses or cannot hold. Rename it.")
@@ -225,21 +226,12 @@ def _columns(names: list[str]) -> list[str]:
     return [known.get(name.lower(), name) for name in plain]
 
 
-def _csv_rows(path: Path) -> Iterator[list[str]]:
-    """The rows of a CSV, the header first. Raises ConfigError."""
-    data = read_small_file(path, "slides", "Give a CSV with a column named path, a path or a glob.", LARGEST_CSV)
-    try:
-        yield from csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"slides: {path} is not UTF-8 text (byte {error.start}).") from error
-    except csv.Error as error:
-        raise ConfigError(f"slides: {path} is not a CSV: {error}.") from error
-
-
 def _slide_from_row(path: Path, number: int, header: list[str], row: list[str]) -> SlideRef:
     where = f"slides: {path}, row {number}"
     if len(row) > len(header):
-        raise ConfigError(f"{where}: {len(row)} cells, but there are {len(header)} columns. Put quotes round a cell that holds a comma.")
+        raise ConfigError(
+            f"{where}: {len(row)} cells, but there are {len(header)} columns. Put quotes round a cell that holds what stands between cells."
+        )
     cells = {name: cell.strip() for name, cell in zip(header, row, strict=False)}
     address = cells.get("path", "")
     if not address:
@@ -267,7 +259,8 @@ def _mpp_from_cell(cell: str, where: str) -> float | None:
     if not cell:
         return None
     try:
-        mpp = math.nan if "_" in cell else float(cell)
+        # A comma begins decimals where semicolons stand between cells; of 1,250 nobody can tell whether it parts thousands.
+        mpp = math.nan if "_" in cell or _THOUSANDS.fullmatch(cell) else float(cell.replace(",", ".", 1))
     except ValueError:
         mpp = math.nan
     if not (math.isfinite(mpp) and mpp > 0):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
 import difflib
 import io
 import re
@@ -11,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tilestream.config.local_files import read_small_file
+from tilestream.config.local_files import read_small_file, table_rows
 from tilestream.errors import ConfigError, InputError
 
 LARGEST_TABLE = 64 * 1024**2
@@ -87,7 +85,7 @@ def read_table(path: str, key: str) -> Table:
         It cannot be read, has no header, two columns of one name, or rows that are longer than the header; names `key` and the file.
     """
     data = read_small_file(Path(path), key, "Give a CSV, TSV or XLSX with a header.", LARGEST_TABLE)
-    rows = _sheet(data, path, key) if data.startswith((SHEET, OLD_SHEET)) else _text_rows(data, path, key)
+    rows = _sheet(data, path, key) if data.startswith((SHEET, OLD_SHEET)) else table_rows(data, path, key)
     header = tuple(cell.strip() for cell in next(rows, []))
     named = [name for name in header if name]
     if not named:
@@ -104,18 +102,6 @@ def read_table(path: str, key: str) -> Table:
     if not body:
         raise ConfigError(f"{key}: {path} has a header but no rows.")
     return Table(path, tuple(named), tuple(body))
-
-
-def _text_rows(data: bytes, path: str, key: str) -> Iterator[list[str]]:
-    try:
-        text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
-        first = text.partition("\n")[0]
-        mark = max(("\t", ";", ",") if not path.lower().endswith(".tsv") else ("\t",), key=first.count)
-        yield from csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{key}: {path} is not text in UTF-8 (byte {error.start}). Save it as CSV UTF-8.") from error
-    except csv.Error as error:
-        raise ConfigError(f"{key}: {path} is not a table: {error}.") from error
 
 
 def _sheet(data: bytes, path: str, key: str) -> Iterator[list[str]]:
