@@ -217,3 +217,21 @@ def test_a_picture_that_is_nowhere_flat_is_all_tissue_however_small():
     found = find_tissue(Thumbnail(busy, 1.0), Tissue(), 0.5)
     assert found.mask.all()
     assert "all of it counts as tissue" in found.warnings[0]
+
+
+@pytest.mark.parametrize("level", [100, 121, 140, 180, 240])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.9])
+def test_flat_dark_tissue_on_dim_glass_is_found_or_doubted(level, share):
+    mask = shape_of(share)
+    grey = level * np.where(mask, 0.45, 1.0) + np.random.default_rng(3).normal(0, 0.5, mask.shape)
+    found = find_tissue(Thumbnail(grey.round().astype(np.uint8)[..., None].repeat(3, axis=2), 16.0), Tissue(method="otsu"), 16.0)
+    wrong = (found.mask != mask).mean()
+    assert wrong < 0.05 or any("look at the tissue, or give a mask" in words for words in found.warnings)
+
+
+def test_what_shines_on_a_dark_ground_is_no_doubt():
+    mask = shape_of(0.3)
+    grey = 12 + mask * (110 + 60 * np.random.default_rng(3).random(mask.shape)) + np.random.default_rng(4).normal(0, 0.5, mask.shape)
+    found = find_tissue(Thumbnail(grey.round().astype(np.uint8)[..., None].repeat(3, axis=2), 16.0), Tissue(method="otsu"), 16.0)
+    assert (found.mask != mask).mean() < 0.05
+    assert found.warnings == ()

@@ -57,6 +57,8 @@ PENS = f"more than {MOST_PEN:.0%} of what stands out has colours of marker pens 
 
 RATHER_UNSCANNED = "what stands out is white or black to the last bit, with straight borders, as parts that were never scanned are: look at the tissue, or give a mask."
 
+EITHER = "a dark and a bright part are flat, and the larger, dark one was taken for the ground: look at the tissue, or give a mask."
+
 NO_BACKGROUND = (
     "no part of the image is flat, so that nothing says what the glass looks like: all of it counts as tissue. Look at it, or give a mask."
 )
@@ -199,6 +201,8 @@ def _doubts(background: Background, typical: float, near: float, pale: float) ->
         yield f"much of the image lies between {name} and tissue ({near:.0%} of what stands out is near the limit): look at the tissue, or give a mask."
     elif background.quiet and typical < FAINT_STAIN and pale > MOST_PALE:
         yield f"the stain is faint, and things paler than what counts as tissue lie on {name} ({pale:.0%} of what stands out): look at the tissue, or give a mask."
+    if background.either:
+        yield EITHER
     if background.share < LEAST_SHARE:
         yield f"only {background.share:.1%} of the image shows {name}: look at the tissue, or give a mask."
 

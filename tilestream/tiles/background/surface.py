@@ -9,7 +9,7 @@ the last bit, with straight borders; they say nothing of the glass.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,8 @@ class Background:
     """Part of the image that it was estimated from."""
     structure: float
     """Standard deviation between its squares, grey levels; 0 where it is no more than their noise explains."""
+    either: bool = False
+    """Whether a smaller flat part could be glass, and what was taken for a dark ground be flat tissue on it."""
 
     @property
     def enough(self) -> float:
@@ -112,7 +114,7 @@ def find_background(pixels: Pixels, ignored: Mask, *, gaps: bool = True) -> Back
     dark = True in seeds
     if len(seeds) == 2:  # a dark part beside glass is a gap or a mark, unless it is the larger and lies around what shines
         dark = bool(seeds[True].sum() > seeds[False].sum()) and not (gaps and straight_share(seeds[True]) > STRAIGHT)
-    background = _fit(blocks, flat, seeds[dark], dark=dark)
+    background = replace(_fit(blocks, flat, seeds[dark], dark=dark), either=dark and len(seeds) == 2)
     darker, brighter = _sides(blocks, background)
     wrong, right = (darker, brighter) if dark else (brighter, darker)
     # Middling grey may be dim glass or a bright ground: what lies on it tells.
