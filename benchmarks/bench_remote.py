@@ -38,6 +38,7 @@ from tilestream.geometry import TileGrid
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.sources.storage.local import LocalBytes
+from tilestream.stages.hardware import settle_allocator
 from tilestream.stages.worker_settings import LANES
 from tilestream.store import zarr_chunks
 from tilestream.tiles.read_spec import ReadSpec
@@ -222,6 +223,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--rival-threads", type=int, default=2, help="threads that tiffslide reads with")
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
+    settle_allocator(computes=True)  # as a worker does before it reads
     rows = measure(chosen)
     if chosen.json:
         print(json.dumps(rows, indent=1))

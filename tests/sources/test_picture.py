@@ -85,9 +85,25 @@ def test_a_transparent_colour_is_alpha(tmp_path: Path) -> None:
     made.save(tmp_path / "a.png", transparency=5)
     with open_source(str(tmp_path / "a.png"), SourceOptions()) as source:
         found = source.read_region(0, ALL)
+    with open_source(str(tmp_path / "a.png"), SourceOptions(channels=(2, 1, 0))) as source:
+        np.testing.assert_array_equal(source.read_region(0, ALL), found[..., ::-1])
     hidden = np.asarray(made) == 5
     assert (found[hidden] == 255).all()
     np.testing.assert_array_equal(found[~hidden], np.asarray(made.convert("RGB"))[~hidden])
+
+
+def test_channels_that_are_chosen_lie_under_alpha(tmp_path: Path) -> None:
+    samples = np.random.default_rng(3).integers(0, 256, (60, 70, 4), np.uint8)
+    samples[:, :20, 3] = 0
+    Pillow.fromarray(samples).save(tmp_path / "a.png")
+    white = Pillow.new("RGBA", (70, 60), "white")
+    white.alpha_composite(Pillow.fromarray(samples))
+    for channels in ((2, 1, 0), (1,)):
+        with open_source(str(tmp_path / "a.png"), SourceOptions(channels=channels)) as source:
+            found = source.read_region(0, Region(0, 0, 60, 70)).astype(int)
+        assert np.abs(found - np.asarray(white)[..., list(channels)]).max() <= 1
+    with open_source(str(tmp_path / "a.png"), SourceOptions(channels=(3,))) as source:
+        np.testing.assert_array_equal(source.read_region(0, Region(0, 0, 60, 70))[..., 0], samples[..., 3])
 
 
 def test_sixteen_bits_need_a_window(tmp_path: Path) -> None:

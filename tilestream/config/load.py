@@ -54,7 +54,7 @@ def load_section(root: type[S], config: str | os.PathLike[str] | Mapping[str, An
 
 def _refuse_other_command(root: type[Section], draft: Draft) -> None:
     """Say which command a config is for, where its keys are those of the other one."""
-    told = {Config: "run", FitConfig: "fit"}
+    told: dict[type[Section], str] = {Config: "run", FitConfig: "fit"}
     given = set(draft.raw)
     own = len(given & set(root.model_fields))
     other = next((each for each in told if each is not root and len(given & set(each.model_fields)) > own), None)

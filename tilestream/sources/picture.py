@@ -155,7 +155,8 @@ class PictureSource(Source):
         if samples.shape[:2] != (header.size.height, header.size.width):
             raise ReadError(f"{self._address}: decoded to {samples.shape[0]} x {samples.shape[1]} px, not as its header says")
         if header.kind == "png" and samples.shape[-1] == header.samples + 1:  # a transparent colour, which became alpha
-            rule = SampleRule(self._rule.channels, self._rule.window, "straight" if self._rule.channels is None else "none")
+            chosen = self._rule.channels or tuple(range(header.samples))
+            rule = SampleRule.of_chosen(chosen, self._rule.window, "straight", header.samples)
         else:
             rule = self._rule
         pixels = np.ascontiguousarray(rule.rgb(samples))
@@ -212,7 +213,7 @@ def _sample_rule(header: PictureHeader, choices: Choices) -> SampleRule:
     choices.name_channels(PICTURE_CHANNELS.get(header.samples, ("",) * header.samples))
     choices.values(np.dtype(np.uint8 if header.bits <= 8 else np.uint16), header.bits)
     if choices.options.channels is not None:
-        return SampleRule(choices.channels(header.samples, "axis S"), window)
+        return SampleRule.of_chosen(choices.channels(header.samples, "axis S"), window, header.alpha, header.samples - 1)
     if header.alpha != "none" and header.samples in (2, 4):
         return SampleRule(None, window, header.alpha)
     if header.samples not in (1, 3):

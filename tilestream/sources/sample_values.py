@@ -27,17 +27,22 @@ class SampleRule:
     """How samples of one pixel become RGB."""
 
     channels: tuple[int, ...] | None = None
-    """One or three sample indices; None takes all."""
+    """One or three sample indices, and behind them that of alpha; None takes all."""
     window: Window | None = None
     """Sample values that become 0 and 255: of all samples, or of each that is left."""
     alpha: Alpha = "none"
-    """Meaning of the last sample."""
+    """Meaning of the last sample that is taken."""
     invert: bool = False
     """Whether 0 is white (TIFF photometric WhiteIsZero)."""
     nodata: float | None = None
     """The value that all colour samples of a pixel have where there is no image; such pixels are white, as under alpha 0. Of values, each band counts by itself."""
     values: BandValues | None = None
     """What becomes of samples where pixels are values of bands, not colours."""
+
+    @classmethod
+    def of_chosen(cls, chosen: tuple[int, ...], window: Window | None, alpha: Alpha, at: int, **more: Any) -> SampleRule:
+        """Samples that were chosen from a pixel whose sample `at` is alpha, under which they lie unless it is one of them."""
+        return cls((*chosen, at), window, alpha, **more) if alpha != "none" and at not in chosen else cls(chosen, window, **more)
 
     @property
     def trivial(self) -> bool:
@@ -88,10 +93,11 @@ class SampleRule:
         if self.channels is not None:
             samples = samples[..., list(self.channels)]
         absent = None if self.nodata is None else is_nodata(samples if self.alpha == "none" else samples[..., :-1], self.nodata)
-        if self.window is not None:
-            samples = map_window(samples, self.window)
-        assert samples.dtype == np.uint8, "a rule without a window is made for uint8 only"
         colour, alpha = (samples[..., :-1], samples[..., -1:]) if self.alpha != "none" else (samples, None)
+        if self.window is not None:
+            colour = map_window(colour, self.window)
+            alpha = None if alpha is None else map_window(alpha, _opaque(alpha.dtype))
+        assert colour.dtype == np.uint8, "a rule without a window is made for uint8 only"
         if self.invert:
             colour = 255 - colour
         if alpha is not None:
@@ -100,6 +106,11 @@ class SampleRule:
             colour = np.where(absent[..., np.newaxis], np.uint8(WHITE), colour)
         assert colour.shape[-1] in (1, 3), "a rule leaves grey or RGB"
         return colour if colour.shape[-1] == 3 else np.broadcast_to(colour, (*colour.shape[:2], 3))
+
+
+def _opaque(dtype: np.dtype[Any]) -> Window:
+    """The samples of alpha that hide everything and nothing: what a type can hold, of floats 0 and 1 (TIFF 6.0, section 18)."""
+    return (0, float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1)
 
 
 def is_nodata(samples: NDArray[Any], nodata: float) -> NDArray[np.bool_]:

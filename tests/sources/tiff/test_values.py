@@ -44,6 +44,51 @@ def test_alpha_is_what_the_file_says_is_alpha(tmp_path: Path, samples: int, extr
         assert np.abs(source.read_region(0, Region(0, 0, 64, 64)) - np.broadcast_to(exact, (64, 64, 3))).max() <= 1
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+@pytest.mark.parametrize(
+    "extra", [["assocalpha"], ["unassalpha"], ["unspecified", "unassalpha"], ["unspecified", "assocalpha", "unspecified"]]
+)
+@pytest.mark.parametrize("chosen", [(0, 1, 2), (2, 0, 1), (1,), "alpha"])
+def test_channels_that_are_chosen_lie_under_the_alpha_of_the_file(
+    tmp_path: Path, dtype: Any, tile: Any, extra: list[str], chosen: Any
+) -> None:
+    most, at = np.iinfo(dtype).max, 3 + next(k for k, name in enumerate(extra) if name != "unspecified")
+    pixels = np.random.default_rng(2).integers(0, most, (64, 96, 3 + len(extra)), endpoint=True).astype(dtype)
+    pixels[:, :16, at], pixels[:, 16:32, at] = 0, most
+    if "assocalpha" in extra:
+        pixels = np.where(np.arange(pixels.shape[-1]) == at, pixels, np.minimum(pixels, pixels[..., at : at + 1]))
+    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=tile, photometric="rgb", planarconfig="contig", extrasamples=extra, metadata=None)
+    channels = (at,) if chosen == "alpha" else chosen
+    colour, alpha = pixels[..., list(channels)] / most * 255, pixels[..., at : at + 1] / most * 255
+    under = colour + 255 - alpha if "assocalpha" in extra else colour * alpha / 255 + 255 - alpha
+    exact = colour if chosen == "alpha" else under  # who wants to see it sees it
+    window = None if dtype is np.uint8 else (0, most)
+    with TiffSource(str(tmp_path / "a.tif"), SourceOptions(channels=channels, window=window)) as source:
+        found = source.read_region(0, Region(0, 0, 64, 96))
+    assert np.abs(found - np.broadcast_to(exact, found.shape)).max() <= 2  # both are rounded before they meet
+    if chosen != "alpha":
+        assert (found[:, :16] == 255).all()
+
+
+def test_a_window_is_of_colours_and_not_of_alpha(tmp_path: Path) -> None:
+    pixels = np.zeros((64, 64, 4), np.uint16)
+    pixels[..., :3], pixels[..., 3] = 4095, 32768
+    pixels[:, :32, :3] = 0
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, tile=(64, 64), photometric="rgb", planarconfig="contig", extrasamples=["unassalpha"], metadata=None
+    )
+    for channels in (None, (0, 1, 2)):
+        with TiffSource(str(tmp_path / "a.tif"), SourceOptions(window=(0, 4095), channels=channels)) as source:
+            found = source.read_region(0, Region(0, 0, 64, 64)).astype(int)
+        assert (np.abs(found[:, :32] - 127) <= 1).all()
+        assert (found[:, 32:] == 255).all()
+    each = ((0, 4095), (0, 8190), (0, 16380))
+    with TiffSource(str(tmp_path / "a.tif"), SourceOptions(window=each, channels=(0, 1, 2))) as source:
+        found = source.read_region(0, Region(0, 0, 64, 64)).astype(int)
+    assert np.abs(found[0, 40] - [255, 191, 159]).max() <= 1
+
+
 @pytest.mark.parametrize("value", [0, 3, 65535])
 @pytest.mark.parametrize("tile", [None, (64, 64)])
 def test_samples_that_lie_nobody_knows_how_are_refused(tmp_path: Path, value: int, tile: Any) -> None:

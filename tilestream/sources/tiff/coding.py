@@ -52,11 +52,15 @@ def sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices) -
         if samples > 1:
             choices.refuse(f"each channel page has {samples} samples a pixel", "", "")
         return SampleRule(None, window, invert=invert, nodata=nodata, values=choices.band_values(channels, dtype, bits))
-    if choices.options.channels is not None or choices.options.normalise is not None:
-        chosen = choices.channels(samples, "axis S")
-        return SampleRule(chosen, window, invert=invert, nodata=nodata, values=choices.band_values(chosen, dtype, bits))
     colours = 3 if int(page.photometric) in (RGB, YCBCR) else 1
     extra = tuple(int(code) for code in page.extrasamples)
+    if choices.options.channels is not None or choices.options.normalise is not None:
+        chosen = choices.channels(samples, "axis S")
+        values = choices.band_values(chosen, dtype, bits)
+        place = next((k for k, code in enumerate(extra) if (code,) in ALPHA and values is None), None)
+        if place is None:
+            return SampleRule(chosen, window, invert=invert, nodata=nodata, values=values)
+        return SampleRule.of_chosen(chosen, window, ALPHA[extra[place : place + 1]], colours + place, invert=invert, nodata=nodata)
     if samples == colours + 1 and extra in ALPHA:
         return SampleRule(None, window, ALPHA[extra], invert, nodata)
     if samples != colours:
