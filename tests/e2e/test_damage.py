@@ -12,6 +12,7 @@ from tests.support.runs import config, opened
 from tilestream.errors import IncompleteError, TilestreamError
 from tilestream.interop.exports import export_slides
 from tilestream.store.cohort import verify_output
+from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
 
 SECTIONS = {
@@ -124,3 +125,16 @@ def test_an_export_names_damaged_rows_and_does_the_other_slides(finished, tmp_pa
     with pytest.raises(IncompleteError, match=r"1 of 2 slides left out: .*tables/tiles/X/c/1/0: bytes differ.*verify --repair"):
         list(lines)
     assert [path.stem for path in (tmp_path / "exported").iterdir() if not path.name.startswith(".")] == ["b"]
+
+
+def test_a_store_under_the_name_of_another_slide_is_found(finished, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(finished[0] / "out", output)
+    said = []
+    assert verify_output(str(output), said.append) == 0
+    shutil.copytree(output / "a.zarr", output / "b.zarr")
+    for repair in (False, True):  # nothing in it is damaged: what makes a slide again would not help
+        said.clear()
+        assert verify_output(str(output), said.append, repair=repair) == 4
+        assert said[:3] == ["a: ok", "b: 1 problem", "  holds the rows of slide a: rename it to a.zarr"]
+    assert SlideStore(Folder(str(output / "b.zarr"))).completion is not None

@@ -1,6 +1,7 @@
 """Finished stores made without a run: embeddings of any number, places on a grid."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -63,7 +64,7 @@ def make_store(
     tissue = np.linspace(0.1, 1, len(row), dtype=np.float32) if len(row) else np.empty(0, np.float32)
     columns = TileColumns(row, col, y, x, tissue, tile * scale)
     store.create(
-        layout, columns, {"recipe": recipe, "source": about}, uns={"slide": "made_up"},
+        layout, columns, {"recipe": recipe, "source": about}, uns={"slide": Path(store.folder.address).stem},
         objects={"thumbnail.png": png(picture), "tissue.png": png(mask)},
     )  # fmt: skip
     random = np.random.default_rng(0)
@@ -85,4 +86,10 @@ def begin_store(store, rows, cols, shard_tiles, stages, context):
     row, col = (places.ravel().astype(np.int64) for places in np.mgrid[:rows, :cols])
     columns = TileColumns(row, col, row * 64, col * 64, np.ones(len(row), np.float32), 64.0)
     layout = Layout(len(row), 6, shard_tiles, "float32", context)
-    store.create(layout, columns, {"recipe": {}, "source": {}, "stages": stages}, uns={"slide": "made_up"}, objects={"thumbnail.png": b"a"})
+    store.create(
+        layout,
+        columns,
+        {"recipe": {}, "source": {}, "stages": stages},
+        uns={"slide": Path(store.folder.address).stem},
+        objects={"thumbnail.png": b"a"},
+    )

@@ -6,11 +6,15 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+import zarr
 
 from tilestream.buffers import counted
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, IncompleteError, InputError
 from tilestream.store.folder import Folder
+from tilestream.store.layout import TILES
 from tilestream.store.ownership import is_begun, is_ours, is_zarr
 from tilestream.store.slide import Slide
 from tilestream.store.slide_store import SlideStore
@@ -180,6 +184,13 @@ def open_output(path: str | os.PathLike[str], *, allow_unfinished: bool = False,
     return Cohort(path, allow_unfinished=allow_unfinished, verify=verify)
 
 
+def _named(folder: Folder) -> str | None:
+    """The slide that a whole store says it is of; None for one that says none."""
+    with suppress(FileNotFoundError):
+        return str(zarr.open_array(folder.store, path=f"{TILES}/uns/slide", mode="r", zarr_format=3)[()])
+    return None
+
+
 def verify_output(address: str, say: Callable[[str], None], *, repair: bool = False) -> int:
     """Check an output folder or one store in it; returns the exit code, 0 or 4.
 
@@ -195,9 +206,10 @@ def verify_output(address: str, say: Callable[[str], None], *, repair: bool = Fa
     for name, folder in stores.items():
         store = SlideStore(Folder(folder.address))
         found = store.damage()
-        damaged += bool(found)
-        say(f"{name}: {'ok' if not found else f'{len(found)} problems'}")
-        for line in found:
+        moved = [] if found or (own := _named(folder)) in (None, name) else [f"holds the rows of slide {own}: rename it to {own}.zarr"]
+        damaged += bool(found or moved)
+        say(f"{name}: {counted(len(found or moved), 'problem') if found or moved else 'ok'}")
+        for line in found or moved:
             say(f"  {line}")
         if repair and found:
             say(f"  {store.repair()}")
