@@ -17,6 +17,7 @@ from tilestream.fitting.splits import draw_folds, given_folds, join_groups
 from tilestream.fitting.tables import PATIENTS, SLIDES, Table, is_missing, match_slides, number, plain_column, read_table, said
 from tilestream.runner.recipe import context_sha256
 from tilestream.store.slide import Slide
+from tilestream.tiles.annotations.cover import GEOJSON, MARKUP
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -78,8 +79,7 @@ def annotation_file(pattern: str, slide: str) -> Path | None:
     if "{slide}" in pattern:
         path = Path(pattern.replace("{slide}", slide))
         return path if path.is_file() else None
-    endings = (".geojson", ".json", ".geojson.gz", ".json.gz", ".xml")
-    return next((path for ending in endings if (path := Path(pattern) / f"{slide}{ending}").is_file()), None)
+    return next((path for ending in (*GEOJSON, *MARKUP) if (path := Path(pattern) / f"{slide}{ending}").is_file()), None)
 
 
 def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:

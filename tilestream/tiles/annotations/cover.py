@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tilestream.config.schema import Tissue
 from tilestream.errors import InputError
-from tilestream.tiles.annotations.geojson import CLASS_KEYS, read_geojson
+from tilestream.tiles.annotations.geojson import CLASS_KEYS, ENDINGS, read_geojson
 from tilestream.tiles.annotations.markup import read_markup
 from tilestream.tiles.annotations.raster import Canvas, Mask
 from tilestream.tiles.annotations.shapes import Shape
 
-GEOJSON = (".geojson", ".json", ".geojson.gz", ".json.gz")
+GEOJSON = ENDINGS
 MARKUP = (".xml",)
 
 MOST_CLASSES = 64
@@ -73,13 +73,19 @@ def draw_tissue(
     """
     inside, outside = (Canvas(shape, downsample, corner) for _ in range(2))
     seen: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     for region in read_shapes(path):
+        left_out.update(region.left_out)
+        if not region.polygons:
+            continue
         seen[region.name] += len(region.polygons)
         counts = taken(region.name, tissue)
         if counts is not None:
             (inside if counts else outside).add(region)
     if not any(taken(name, tissue) for name in seen):
-        raise InputError(f"{path} has {_no_polygons(seen)}. Draw the tissue, or choose classes by tiles.tissue.include and exclude.")
+        raise InputError(
+            f"{path} has {_no_polygons(seen)}{_nothing(left_out)}. Draw the tissue, or choose classes by tiles.tissue.include and exclude."
+        )
     mask = inside.mask()
     if not mask.any():
         height, width = (round(side * downsample) for side in shape)
@@ -88,7 +94,8 @@ def draw_tissue(
             "Is it another slide's? Polygons are in px of full resolution; those that count from OpenSlide's bounds need tiles.tissue.in_bounds."
         )
     mask &= ~outside.mask()
-    return mask, tuple(_unused(tissue, seen))
+    told = (f"{path.name}: left out for covering nothing: {_counted(left_out)}.",) if left_out else ()
+    return mask, (*_unused(tissue, seen), *told)
 
 
 def _unused(tissue: Tissue, seen: Counter[str]) -> Iterator[str]:
@@ -103,6 +110,14 @@ def _unused(tissue: Tissue, seen: Counter[str]) -> Iterator[str]:
 
 def _no_polygons(seen: Counter[str]) -> str:
     return f"no polygon of a class that counts; it has {_classes(seen)}" if seen else "no polygon"
+
+
+def _nothing(left_out: Counter[str]) -> str:
+    return f", but what covers nothing: {_counted(left_out)}" if left_out else ""
+
+
+def _counted(left_out: Counter[str]) -> str:
+    return ", ".join(f"{words} ({count})" for words, count in left_out.most_common())
 
 
 def _classes(seen: Counter[str]) -> str:
@@ -126,6 +141,8 @@ def draw_classes(path: Path, shape: tuple[int, int], downsample: float, corner: 
     """
     canvases: dict[str, Canvas] = {}
     for region in read_shapes(path):
+        if not region.polygons:
+            continue
         if region.name not in canvases and len(canvases) == MOST_CLASSES:
             raise InputError(f"{path} has more than {MOST_CLASSES} classes: {', '.join([*canvases][:8])}, ... Name fewer.")
         canvases.setdefault(region.name, Canvas(shape, downsample, corner)).add(region)

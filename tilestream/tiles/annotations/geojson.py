@@ -1,4 +1,7 @@
-"""Regions of GeoJSON files as QuPath and others write them: collection, bare list, single feature or geometry; plain or gzip, with BOM or without."""
+"""Regions of GeoJSON files as QuPath, GDAL and others write them: collection, bare list, single feature or geometry, or a sequence of them.
+
+Plain or gzip, with BOM or without. A sequence (GeoJSONSeq, RFC 8142, newline-delimited) is one feature after the other, each with the byte RS before it or none.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tilestream.errors import InputError
-from tilestream.tiles.annotations.shapes import Shape, ring_from_corners
+from tilestream.tiles.annotations.shapes import FLAT, Ring, Shape, covers_nothing, ring_from_corners
+
+_PLAIN = (".geojson", ".json", ".geojsonl", ".geojsons", ".ndjson")
+ENDINGS = (*_PLAIN, *(f"{ending}.gz" for ending in _PLAIN))
+"""Ends of the names of such files, in small letters."""
 
 CHUNK = 1 << 20
 """Letters read at once."""
@@ -27,11 +34,14 @@ CLASS_KEYS = ("class", "label", "class_name")
 
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
+_RECORD = "\x1e"
+"""RS, before each text of a sequence."""
+_NO_GEOMETRY = "features without a geometry"
 _NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 
 
 def read_geojson(path: Path) -> Iterator[Shape]:
-    """The regions of a file, feature by feature; points, lines and features without a geometry are passed over.
+    """The regions of a file, feature by feature; what covers nothing (points, lines, flat rings, no geometry) stands in their `left_out`.
 
     Memory bound: the text of the largest feature, at most `LARGEST_FEATURE`, and its numbers, about ten times that; and two chunks.
 
@@ -84,6 +94,12 @@ class _Text:
                 return self.text[self.place : self.place + 1]
             self._read()
 
+    def skip_record_marks(self) -> str:
+        """Step over marks of records, of which several are as one; the next letter behind them that is no space."""
+        while self.peek() == _RECORD:
+            self.place += 1
+        return self.peek()
+
     def expect(self, *letters: str) -> str:
         """Step over the next letter, which must be one of these."""
         letter = self.peek()
@@ -130,13 +146,16 @@ def _elements(text: _Text) -> Iterator[Any]:
     if text.peek() == "[":
         yield from text.elements()
     else:
+        text.skip_record_marks()
         yield from _members(text)
+        while text.skip_record_marks() == "{":
+            yield from _members(text)
     if text.peek():
         raise text.error(f"expected the end of the file, found {text.peek()}")
 
 
 def _members(text: _Text) -> Iterator[Any]:
-    """The features of a collection, or the one feature or geometry that the file is."""
+    """The features of a collection, or the one feature or geometry that an object is."""
     told: dict[str, Any] = {}
     streamed = False
     text.expect("{")
@@ -163,12 +182,14 @@ def _members(text: _Text) -> Iterator[Any]:
 def _shapes(node: Any, where: str, name: str) -> Iterator[Shape]:
     kind = node.get("type") if isinstance(node, dict) else None
     if kind in _NO_AREA:
-        return
-    if kind == "FeatureCollection":
+        yield Shape(name, (), left_out=(kind,))
+    elif kind == "FeatureCollection":
         for each in _list(node, "features", where):
             yield from _shapes(each, where, name)
     elif kind == "Feature":
-        if node.get("geometry") is not None:
+        if node.get("geometry") is None:
+            yield Shape("", (), left_out=(_NO_GEOMETRY,))
+        else:
             yield from _shapes(node["geometry"], where, class_of(node, where))
     elif kind == "GeometryCollection":
         for each in _list(node, "geometries", where):
@@ -178,12 +199,25 @@ def _shapes(node: Any, where: str, name: str) -> Iterator[Shape]:
         parts = [coordinates] if kind == "Polygon" else coordinates
         if not all(isinstance(part, list) for part in parts):
             raise InputError(f"{where}: a MultiPolygon is a list of polygons, each a list of rings, but here is {str(coordinates)[:60]}.")
-        rings = (tuple(ring_from_corners(ring if isinstance(ring, list) else [ring], where) for ring in part) for part in parts)
-        if polygons := tuple(part for part in rings if part):
-            yield Shape(name, polygons)
+        rings = [[ring_from_corners(ring if isinstance(ring, list) else [ring], where) for ring in part] for part in parts]
+        yield _shape(name, rings)
     else:
         found = str(kind if kind is not None else node)[:60]
         raise InputError(f"{where}: is neither a feature nor a geometry of GeoJSON (RFC 7946): {found!r}.")
+
+
+def _shape(name: str, polygons: list[list[Ring]]) -> Shape:
+    """A region without what covers nothing: a polygon with its holes, or a hole; of no polygon at all the region itself."""
+    drawn: list[tuple[Ring, ...]] = []
+    flat = 0
+    for rings in polygons or [[]]:
+        if not rings or covers_nothing(rings[0]):
+            flat += 1
+            continue
+        kept = (rings[0], *(hole for hole in rings[1:] if not covers_nothing(hole)))
+        flat += len(rings) - len(kept)
+        drawn.append(kept)
+    return Shape(name, tuple(drawn), left_out=(FLAT,) * flat)
 
 
 def _list(node: dict[str, Any], key: str, where: str) -> list[Any]:

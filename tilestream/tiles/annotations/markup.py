@@ -10,7 +10,7 @@ from xml.parsers import expat
 import numpy as np
 
 from tilestream.errors import InputError
-from tilestream.tiles.annotations.shapes import Ring, Shape, ring_from_corners
+from tilestream.tiles.annotations.shapes import FLAT, Ring, Shape, covers_nothing, ring_from_corners
 
 CHUNK = 1 << 18
 """Bytes read at once."""
@@ -25,10 +25,11 @@ _ASAP_AREAS = ("polygon", "rectangle", "spline")
 _RECTANGLE, _ELLIPSE = "1", "2"
 _SCOPE_AREAS = ("0", _RECTANGLE, _ELLIPSE)
 """ImageScope's types of regions with an area; 3 is an arrow, 4 a ruler."""
+_NO_AREA = "dots, arrows and rulers"
 
 
 def read_markup(path: Path) -> Iterator[Shape]:
-    """The regions of a file, annotation by annotation; dots, arrows and rulers are passed over.
+    """The regions of a file, annotation by annotation; what covers nothing (dots, arrows, rulers, flat rings) stands in their `left_out`.
 
     Memory bound: the corners of the largest annotation, at most `MOST_CORNERS`, about 100 bytes each.
 
@@ -69,6 +70,7 @@ class _Reader:
         self.corners: list[tuple[int, float, float]] = []
         self.layer: list[tuple[str, Ring]] = []
         self.holes: list[Ring] = []
+        self.left_out: list[str] = []
         self.held = 0
 
     @property
@@ -94,7 +96,7 @@ class _Reader:
             asap = self.root == "ASAP_Annotations"
             group = attributes.get("PartOfGroup", "") if asap else attributes.get("Name", "")
             self.name, self.kind = ("" if asap and group == "None" else group), attributes.get("Type", "")
-            self.corners, self.layer, self.holes, self.held = [], [], [], 0
+            self.corners, self.layer, self.holes, self.left_out, self.held = [], [], [], [], 0
         elif tag == "Attribute" and not self.name and attributes.get("Name") == "Description":
             self.name = attributes.get("Value", "")
         elif tag == "Region":
@@ -118,17 +120,27 @@ class _Reader:
         if tag == "Region":
             if self.kind in _SCOPE_AREAS:
                 ring = self._ring()
-                if self.negative:
+                if covers_nothing(ring):
+                    self.left_out.append(FLAT)
+                elif self.negative:
                     self.holes.append(ring)
                 else:
                     self.layer.append((self.name or self.text, ring))
+            else:
+                self.left_out.append(_NO_AREA)
         elif tag == "Annotation" and self.root == "ASAP_Annotations":
             if self.kind.lower() in _ASAP_AREAS:
-                self.ready.append(Shape(self.name, ((self._ring(),),)))
+                ring = self._ring()
+                flat = covers_nothing(ring)
+                self.ready.append(Shape(self.name, () if flat else ((ring,),), left_out=(FLAT,) if flat else ()))
+            else:
+                self.ready.append(Shape(self.name, (), left_out=(_NO_AREA,)))
         elif tag == "Annotation":
             cuts = tuple((ring,) for ring in self.holes)
             for name in dict.fromkeys(name for name, _ in self.layer):
                 self.ready.append(Shape(name, tuple((ring,) for other, ring in self.layer if other == name), cuts))
+            if self.left_out:
+                self.ready.append(Shape(self.name, (), left_out=tuple(self.left_out)))
 
     def _ring(self) -> Ring:
         """The ring of the corners read last: as drawn, or of the box that they span."""

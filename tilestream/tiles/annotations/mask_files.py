@@ -10,11 +10,12 @@ from tilestream.config.slide_list import SlideRef
 from tilestream.errors import InputError
 from tilestream.sources import open_source
 from tilestream.sources.base import SlideInfo, SourceOptions
+from tilestream.tiles.annotations.cover import GEOJSON, MARKUP
 
 SLIDE = "{slide}"
 """Stands for a slide's id in `tiles.tissue.mask`."""
 
-SUFFIXES = (".geojson", ".json", ".geojson.gz", ".json.gz", ".xml", ".png", ".tif", ".tiff")
+SUFFIXES = (*GEOJSON, *MARKUP, ".png", ".tif", ".tiff")
 """Behind a slide's id, or the name of its file, in a folder of masks."""
 
 
