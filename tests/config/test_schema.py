@@ -120,7 +120,7 @@ def test_tissue_takes_its_documented_forms(written, method, key, value):
     ("written", "words"),
     [
         ("otus", "tiles.tissue: 'otus' is not one of otsu, none, 'module:function', {method: otsu"),
-        (False, "tiles.tissue: false is not a mapping of keys"),
+        (False, "tiles.tissue: false is not taken; YAML reads no and off as false. Write none."),
         ({"method": "mask"}, "tiles.tissue.method: mask needs tiles.tissue.mask"),
         ({"method": "otsu", "mask": "a.png"}, "tiles.tissue.method: otsu, but tiles.tissue.mask is given"),
         ({"function": "no colon"}, "tiles.tissue.function: 'no colon' is not of the form module:function"),

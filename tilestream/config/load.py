@@ -139,9 +139,40 @@ ELSEWHERE_CALLED = {
 
 def _problem(root: type[Section], draft: Draft, detail: Mapping[str, Any]) -> str:
     key: Key = detail["loc"]
-    words, named = _words(root, key, detail), dotted_key(key)
+    meant = _instead_of_no(root, draft.raw, key) if detail["input"] is False else ""
+    words = f"false is not taken; YAML reads no and off as false. {meant}" if meant else _words(root, key, detail)
+    named = dotted_key(key)
     told = words if named and words.startswith(f"{named}.") else f"{named}: {words}"  # a section names its own key
     return f"{draft.place(key)}{told}{'' if words.endswith('?') else '.'}"
+
+
+def _instead_of_no(root: type[Section], raw: Any, key: Key) -> str:
+    """What says that something is not wanted, where `no` was written for it: the word none, or that the key is left out; "" where a key takes neither."""
+    if _takes(root, raw, key, "none") and not _takes(root, raw, key, "neither"):  # a key that takes any text takes none as a name
+        return "Write none"
+    part, _, name = dotted_key(key).rpartition(".")
+    section = ({"": root} | _sections(root)).get(re.sub(r"^heads\.\w+$", "heads.*", part))
+    fields = section.model_fields if section is not None else {}
+    field = next((field for each, field in fields.items() if name in (each, field.alias)), None)
+    absent = field is not None and not field.is_required() and field.get_default(call_default_factory=True) in (None, {})
+    return "Leave the key out, or write null" if absent else ""
+
+
+def _takes(root: type[Section], raw: Any, key: Key, word: str) -> bool:
+    """Whether nothing is wrong with a key where a word stands in place of its value."""
+    trial: Any = _copied(raw)
+    holder, inner = None, trial
+    for part in key:
+        if not (part in inner if isinstance(inner, dict) else isinstance(inner, list) and part in range(len(inner))):
+            return False  # a shorthand stands in place of the section
+        holder, inner = inner, inner[part]
+    if holder is not None:
+        holder[key[-1]] = word
+    try:
+        root.model_validate(trial)
+    except ValidationError as error:
+        return all(each["loc"][: len(key)] != key for each in error.errors(include_url=False))
+    return True
 
 
 def _words(root: type[Section], key: Key, detail: Mapping[str, Any]) -> str:
