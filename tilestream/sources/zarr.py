@@ -24,7 +24,7 @@ from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.storage.chunks import ChunksAhead
 from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.storage.zipped import RemoteZip
-from tilestream.sources.zarr_meta import ZarrImage, find_image, fingerprint_of, resolution_of
+from tilestream.sources.zarr_meta import ZarrImage, doubts_of_levels, find_image, fingerprint_of, resolution_of
 from tilestream.store.folder import LocalObjects
 from tilestream.store.object_store import open_remote
 from tilestream.store.zarr_chunks import ChunkReader, chunk_reader
@@ -327,6 +327,6 @@ def _info(address: str, reason: str, node: Any, image: ZarrImage, choices: Choic
             **image.facts,
             **({"channels": listed} if (listed := list_channels(choices.names)) else {}),
         },
-        warnings=stated.warnings,
+        warnings=(*image.warnings, *doubts_of_levels(image), *stated.warnings),
         channels=choices.names,
     )

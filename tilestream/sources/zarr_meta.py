@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,9 @@ CHANNEL_NAMES = dict.fromkeys(("channel", "channels", "band", "bands", "s", "sam
 """Names that plain arrays give to their channel axis."""
 
 
+ROUNDING = 1e-6
+"""Part of a side that scales written with few digits may be off."""
+
 OBJECTS = 256
 """Objects of a Zarr that go into its fingerprint."""
 
@@ -47,6 +51,10 @@ class ZarrImage:
     """Length of a level-0 pixel in y and x, in `units`."""
     units: tuple[str, str] = ("", "")
     """Units of y and x."""
+    scales: tuple[tuple[float, float] | None, ...] = ()
+    """Length of a pixel of each level in y and x as the level states it, None of one that does not."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with the scales as they are written."""
     version: str = ""
     """OME-Zarr version, "" for a plain array."""
     facts: dict[str, str] = field(default_factory=dict)
@@ -165,7 +173,7 @@ def _malformed(entry: Any) -> str:
     names = [axis.get("name") if isinstance(axis, Mapping) else axis for axis in axes] if isinstance(axes, list) else [None]
     if not all(isinstance(name, str) for name in names):
         return f"axes must be a list of names, but it is {str(axes)[:80]!r}"
-    for steps in (datasets[0].get("coordinateTransformations"), entry.get("coordinateTransformations")):
+    for steps in (each.get("coordinateTransformations") for each in (*datasets, entry)):
         if steps is not None and not (isinstance(steps, list) and all(isinstance(step, Mapping) for step in steps)):
             return f"coordinateTransformations must be a list of objects, but it is {str(steps)[:40]!r}"
         for step in steps or ():
@@ -186,15 +194,55 @@ def _from_multiscale(group: Any, entry: Mapping[str, Any], address: str) -> Zarr
         if not isinstance(array, zarr.Array):
             raise InputError(f"{address}: the metadata names an array {dataset['path']!r} that is not in the store.")
         arrays.append(array)
-    scale = np.ones(len(axes))
-    known = False
-    for step in (*(entry["datasets"][0].get("coordinateTransformations") or ()), *(entry.get("coordinateTransformations") or ())):
-        if step.get("type") == "scale" and len(step.get("scale", ())) == len(axes):
-            scale, known = scale * np.asarray(step["scale"], np.float64), True
+    places = [(f"level {k}", dataset) for k, dataset in enumerate(entry["datasets"])]
+    found = [_scale(dataset, axes, place) for place, dataset in (*places, ("all levels", entry))]
+    scales, warnings = [scale for scale, _ in found], tuple(words for _, words in found if words)
+    l0_stated = [scale for scale, _ in (found[0], found[-1]) if scale is not None]
+    whole = not found[0][1] and not found[-1][1]  # of two factors one alone would be a wrong length
+    sides = (math.prod(y for y, _ in l0_stated), math.prod(x for _, x in l0_stated)) if l0_stated and whole else None
     version = str(entry.get("version") or _ome(group).get("version", ""))
-    sides = (float(scale[axes.index("y")]), float(scale[axes.index("x")])) if known and {"y", "x"} <= set(axes) else None
     facts = {"zarr.group": group.path or "/", "zarr.name": str(entry.get("name", ""))}
-    return ZarrImage(tuple(arrays), axes, sides, (units.get("y", ""), units.get("x", "")), version, facts, _labels(group))
+    return ZarrImage(
+        tuple(arrays), axes, sides, (units.get("y", ""), units.get("x", "")), tuple(scales[:-1]), warnings, version, facts, _labels(group)
+    )
+
+
+def _scale(part: Mapping[str, Any], axes: tuple[str, ...], place: str) -> tuple[tuple[float, float] | None, str]:
+    """The scale in y and x that a level, or all together, states; and what is wrong with it, in words: then there is none."""
+    stated = [step["scale"] for step in part.get("coordinateTransformations") or () if step.get("type") == "scale" and "scale" in step]
+    if wrong := next((scale for scale in stated if len(scale) != len(axes)), None):
+        return (
+            None,
+            f"the OME-Zarr metadata state a scale of {len(wrong)} values for {place}, but there are {len(axes)} axes ({', '.join(axes)}); it is not used.",
+        )
+    if not stated or not {"y", "x"} <= set(axes):
+        return None, ""
+    y, x = axes.index("y"), axes.index("x")
+    return (math.prod(float(scale[y]) for scale in stated), math.prod(float(scale[x]) for scale in stated)), ""
+
+
+def doubts_of_levels(image: ZarrImage) -> tuple[str, ...]:
+    """Which levels state another ratio to level 0 than their arrays have, by more than a pixel of rounding; arrays are right."""
+    first = image.scales[0] if image.scales else None
+    if first is None or not all(math.isfinite(side) and side > 0 for side in first):
+        return ()
+    l0_size = image.levels[0].size
+    told = []
+    for k, (level, scale) in enumerate(zip(image.levels, image.scales, strict=True)):
+        if scale is None:
+            continue
+        stated = [side / l0_side for side, l0_side in zip(scale, first, strict=True)]
+        sides = [(l0_size.height, level.size.height), (l0_size.width, level.size.width)]
+        if all(
+            ratio > 0 and abs(l0_side / ratio - side) <= 1 + ROUNDING * side for ratio, (l0_side, side) in zip(stated, sides, strict=True)
+        ):
+            continue
+        real = " x ".join(f"{l0_side / side:.4g}" for l0_side, side in sides)
+        told.append(
+            f"the OME-Zarr metadata state that a pixel of level {k} is {' x '.join(f'{ratio:.4g}' for ratio in stated)} pixels of level 0 (height x width), "
+            f"but by the sizes of the arrays it is {real}, which is taken."
+        )
+    return tuple(told)
 
 
 def _labels(group: Any) -> tuple[str, ...]:
