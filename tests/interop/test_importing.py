@@ -53,6 +53,7 @@ def test_an_import_that_was_cut_short_is_done_again_and_a_run_that_was_is_not(tm
         import_features(str(tmp_path / "a.h5"), "a", str(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_clam_files_of_a_coarse_level_need_the_image(tmp_path):
     write_pyramid(tmp_path / "a.tif", make_image(2000, 2600, seed=1), compression="jpeg", levels=2, mpp=0.25)
     embed(tmp_path / "a.tif", tmp_path / "out", tiles={"size": 128, "level": 1, "tissue": "none"})

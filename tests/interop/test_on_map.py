@@ -164,6 +164,7 @@ ODD_MAPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ODD_MAPS)
 def test_a_map_that_a_format_cannot_hold_keeps_no_other_slide_back(tmp_path: Path, name: str) -> None:
     crs, words, refused = ODD_MAPS[name]

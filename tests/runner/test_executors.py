@@ -123,7 +123,7 @@ def next_end(engine):
     [
         ({"scheduler": "inline"}, InlineEngine),
         ({"scheduler": "local", "device": "cpu"}, InlineEngine),
-        ({"scheduler": "local", "workers": 1}, DaskEngine),
+        pytest.param({"scheduler": "local", "workers": 1}, DaskEngine, marks=pytest.mark.slow),
     ],
 )
 def test_every_engine_keeps_one_contract(settings, kind, tmp_path):

@@ -82,6 +82,7 @@ def test_few_patients_are_all_kept_back_in_turn_and_many_as_far_as_is_enough():
     assert parts_in_turn(np.zeros(4, int), np.array([0, 0, 1, 1]), 0) == []
 
 
+@pytest.mark.slow
 def test_the_penalty_is_chosen_by_all_patients_of_a_few():
     """Judged by cross-validation that scikit-learn does: one quarter of ten patients often chose otherwise."""
     for seed in range(4):
