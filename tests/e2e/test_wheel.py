@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -59,25 +58,6 @@ def test_the_wheel_carries_the_encoder_and_is_small(wheel):
     } <= set(names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "pipelines"))]
     assert wheel.stat().st_size < LARGEST_WHEEL
-
-
-def test_the_source_archive_holds_tests_and_docs_whole_and_nothing_made(tmp_path):
-    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    tree = tmp_path / "tree"
-    for name in kept:
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tree / name)
-    (tree / "tests" / "__pycache__").mkdir()
-    (tree / "tests" / "__pycache__" / "x.cpython-311.pyc").write_bytes(b"made")
-    build = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", build], cwd=tree, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (archive,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(archive) as file:
-        held = {member.name.partition("/")[2] for member in file if member.isfile()}
-    for_developers = {".gitignore", ".pre-commit-config.yaml", *(name for name in kept if name.startswith(".ci/"))}
-    assert set(kept) - held == for_developers
-    assert {name for name in held - set(kept) if "egg-info/" not in name} == {"PKG-INFO", "setup.cfg"}
 
 
 def test_the_demo_runs_from_the_wheel_without_a_network(wheel, tmp_path):
