@@ -25,6 +25,7 @@ from tilestream.runner.summary import SlideResult, Summary, refusal_of
 from tilestream.sources.base import Source
 from tilestream.stages.embed_tiles import compile_ahead
 from tilestream.stages.encoding.aside import tiles_aside
+from tilestream.stages.shares import plans_here
 from tilestream.stages.slide_task import outlast_outages
 from tilestream.store.lock import Claims
 from tilestream.store.slide_store import SlideStore
@@ -78,8 +79,9 @@ class Planner:
     ) -> None:  # fmt: skip
         self.cohort, self.setup, self.recipes, self.claims, self.summary, self.engine = cohort, setup, recipes, claims, summary, engine
         own_code = setup.config.tiles.tissue.function is not None
-        self.at_once = 1 if engine.in_process or own_code else max(1, min(MOST_AT_ONCE, len(os.sched_getaffinity(0)) // 2))
-        """One, where planning shares cores and memory with the encoder, or calls a function of the user's, which need not bear threads."""
+        cores, cuda = len(os.sched_getaffinity(0)), setup.facts.device.startswith("cuda")
+        self.at_once = 1 if own_code else plans_here(on_device=cuda) if engine.in_process else max(1, min(MOST_AT_ONCE, cores // 2))
+        """One, where it calls a function of the user's, which need not bear threads."""
         self._results = {result.id: result for result in summary.slides}
         self._news = news
         self._looked, todo = looked, looked.todo

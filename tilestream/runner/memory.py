@@ -18,7 +18,7 @@ from tilestream.models.context_spec import BAND_BYTES, ContextSpec, choose_sched
 from tilestream.runner.compiling import compiler_bytes
 from tilestream.runner.slide_plan import SlidePlan
 from tilestream.stages.hardware import peak_memory
-from tilestream.stages.shares import drawing_bytes, results_bytes, rows_bytes
+from tilestream.stages.shares import drawing_bytes, plans_here, results_bytes, rows_bytes, shards_open
 from tilestream.stages.worker_settings import LANES, EncoderFacts, works_here
 from tilestream.store.layout import Layout
 from tilestream.tiles.buffer_limits import CIRCULATING, average_bytes, count_open, device_group_bytes, read_batch
@@ -109,10 +109,10 @@ def project_memory(
         program=facts.peak_bytes
         + (DEVICE_LIBRARIES if cuda else 0)
         + compiler_bytes(facts, len(plan), auto=config.compute.compile == "auto", alone=alone),
-        planning=0 if not here else plan.kept_bytes if alone else plan.planning_bytes,
+        planning=0 if not here else plan.kept_bytes if alone else plans_here(on_device=cuda) * plan.planning_bytes,
         tiles=tiles,
         decoding=decoding,
-        shards=(LANES + 1) * layout.shard_bytes,
+        shards=shards_open(on_device=cuda) * layout.shard_bytes,
         context=0,
         heads=heads,
         finishing=drawing_bytes(len(plan), facts.dim, facts.threads)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -182,13 +183,15 @@ def embed_tiles(task: SlideTask, shards: range) -> Report:
     errors: dict[int, str] = {}
     for shard in shards:
         embed_shard = partial(_embed_in_turn, worker, store, task, shard, clock)
-        arrays, failed, redone = outlast_outages(embed_shard, partial(worker.images.forget, task.image))
-        # The lane is free for the next shard while this one is written.
-        if failed and task.line.fail_tiles:
-            refuse_tile(task.slide, failed)
-        found = count_statuses(arrays[CODES])
-        with clock.timed("write"):
-            store.write_shard(shard, arrays, shard_record(found, failed, redone))
+        with worker.open_shards:
+            arrays, failed, redone = outlast_outages(embed_shard, partial(worker.images.forget, task.image))
+            # The lane is free for the next shard while this one is written.
+            if failed and task.line.fail_tiles:
+                refuse_tile(task.slide, failed)
+            found = count_statuses(arrays[CODES])
+            with clock.timed("write"):
+                store.write_shard(shard, arrays, shard_record(found, failed, redone))
+            del arrays
         counts, errors = add_counts(counts, found), errors | failed
     return Report(task.slide, shards, clock.seconds, counts, errors)
 
@@ -220,11 +223,11 @@ def refuse_tile(slide: str, errors: dict[int, str]) -> NoReturn:
 
 
 def _embed_in_turn(worker: Worker, store: SlideStore, task: SlideTask, shard: int, clock: Clock) -> _Embedded:
-    with worker.lanes:
-        return _embed_shard(worker, store, task, shard, clock)
+    with worker.lane() as leave:
+        return _embed_shard(worker, store, task, shard, clock, leave)
 
 
-def _embed_shard(worker: Worker, store: SlideStore, task: SlideTask, shard: int, clock: Clock) -> _Embedded:
+def _embed_shard(worker: Worker, store: SlideStore, task: SlideTask, shard: int, clock: Clock, when_read: Callable[[], None]) -> _Embedded:
     """Arrays of a shard by path, why tiles failed by output row, at most 20, and how many were computed again in fp32."""
     layout = store.layout
     rows = layout.rows(shard)
@@ -238,7 +241,7 @@ def _embed_shard(worker: Worker, store: SlideStore, task: SlideTask, shard: int,
     y, x = task.grid.l0_y(tile_row[todo]), task.grid.l0_x(tile_col[todo])
     source = worker.images.get(task.image)
     listed = TileList(task.slide, rows.start, task.compiled, todo)
-    with closing(worker.embed_tiles(source, task.spec, y, x, clock, listed=listed)) as embedded:
+    with closing(worker.embed_tiles(source, task.spec, y, x, clock, listed=listed, when_read=when_read)) as embedded:
         try:
             for part in embedded:
                 part = placed(part, todo)  # noqa: PLW2901  # the same results, by their rows

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import math
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
@@ -294,36 +292,6 @@ def resident_memory() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
     except OSError:
         return 0
-
-
-def children_memory() -> int:
-    """Bytes of resident memory that this process's children hold now, without shared memory (`RssAnon` and `RssFile` of proc(5))."""
-    total = 0
-    with contextlib.suppress(OSError):
-        for thread in Path("/proc/self/task").iterdir():
-            for child in (thread / "children").read_text().split():
-                with contextlib.suppress(OSError):
-                    lines = Path(f"/proc/{child}/status").read_text().splitlines()
-                    total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon", "RssFile")))
-    return total
-
-
-class ChildrenWatch:
-    """`children_memory`, looked at twice a second at most: with sixteen children and many threads it takes 50 ms."""
-
-    AGAIN = 0.5
-    """Seconds."""
-
-    def __init__(self) -> None:
-        self._looked, self._bytes = -math.inf, 0
-
-    def __call__(self) -> int:
-        if (now := time.monotonic()) >= self._looked + self.AGAIN:
-            self._looked, self._bytes = now, children_memory()
-        return self._bytes
-
-
-children_lately = ChildrenWatch()
 
 
 def settle_allocator(*, computes: bool) -> None:

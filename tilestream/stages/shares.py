@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilestream.stages.hardware import THREAD_BYTES
-from tilestream.stages.worker_settings import EncoderFacts
+from tilestream.stages.worker_settings import LANES, EncoderFacts
 from tilestream.store.layout import BLOCK_ROWS, BLOCKS_AHEAD
 from tilestream.tiles.read_spec import READ_TILES
 
@@ -18,6 +18,16 @@ PICTURE_BYTES = 40 * 1024**2
 
 OVERVIEW_ROWS, OVERVIEW_THREADS = 1024, 8
 """Rows of a block that the overview reads, and threads that do it, at most: more of either took longer."""
+
+
+def shards_open(*, on_device: bool) -> int:
+    """Shards whose rows a worker holds at once: in lanes, and one that is written; on a device one more, which is computed and all read."""
+    return LANES + 1 + on_device
+
+
+def plans_here(*, on_device: bool) -> int:
+    """Slides that are planned at once in the process that embeds: on a processor all cores are the encoder's, and a device may be through with a slide before the next one is planned."""
+    return 2 if on_device else 1
 
 
 def results_bytes(facts: EncoderFacts) -> int:

@@ -15,7 +15,8 @@ from tilestream.config.schema import Context, Pool, Windows
 from tilestream.errors import InterruptedRunError, OutageError
 from tilestream.geometry import Level, TileGrid
 from tilestream.sources.base import ImageAddress
-from tilestream.stages.hardware import children_lately, peak_memory
+from tilestream.stages.encoding.children import children_lately
+from tilestream.stages.hardware import peak_memory
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.worker_settings import Digests, EncoderFacts, WorkerSettings
 from tilestream.store.blocks import read_rows

@@ -7,11 +7,13 @@ another, and results come back while the next batch computes.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -29,16 +31,17 @@ from tilestream.errors import ConfigError, user_code
 from tilestream.sources.base import Pixels, Source
 from tilestream.sources.open_images import OpenImages
 from tilestream.stages.clock import Clock, Wall
+from tilestream.stages.encoding.children import children_memory
 from tilestream.stages.encoding.device import DeviceEncoder
 from tilestream.stages.encoding.embedded import ALL_TILES, Embedded, TileList
 from tilestream.stages.encoding.host import HostEncoder
 from tilestream.stages.encoding.reading import Batch, DeviceReading, HostReading
 from tilestream.stages.encoding.wide import WideTwin, beyond_range
-from tilestream.stages.hardware import cast_encoder, children_memory, peak_memory, pick_device, settle_allocator
+from tilestream.stages.hardware import cast_encoder, peak_memory, pick_device, settle_allocator, worker_address
 from tilestream.stages.pinning import begin_digest, check_alike, check_machine, pin_settings, unfit
 from tilestream.stages.prefetch import read_ahead
-from tilestream.stages.shares import CPU_BATCH
-from tilestream.stages.worker_settings import LANES, EncoderFacts, WorkerSettings
+from tilestream.stages.shares import CPU_BATCH, shards_open
+from tilestream.stages.worker_settings import LANES, TASKS, EncoderFacts, WorkerSettings
 from tilestream.tiles.buffer_limits import read_batch
 from tilestream.tiles.decode_processes import CHILD_BYTES, DecodeProcesses
 from tilestream.tiles.device_reader import DeviceTileBatch
@@ -63,6 +66,10 @@ class _Launched:
     """In pinned memory on CUDA, filled once `finish` has returned."""
     finish: Callable[[], float]
     """Waits for `out`, and gives the seconds that computing it took."""
+
+
+def _go_on() -> None:
+    """Nothing is to be done."""
 
 
 class Worker:
@@ -130,10 +137,18 @@ class Worker:
         host = HostReading(settings, self.pool, self.buffers, read_at_once)
         self.reading = DeviceReading(host, self.device, self.processes) if on_device else host
         self.lanes = threading.BoundedSemaphore(LANES)
+        self.open_shards = threading.BoundedSemaphore(shards_open(on_device=on_device))
         self.device_lock = threading.Lock()
-        self.images = OpenImages(LANES)
+        self.images = OpenImages(TASKS - 1)
         self.facts: EncoderFacts | None = None
         """What is known of the encoder, once it was asked for."""
+
+    @contextmanager
+    def lane(self) -> Iterator[Callable[[], None]]:
+        """A lane, to the end of the block; on a device until what the block is given is called: all its tiles are read, and the next list may be."""
+        with ExitStack() as held:
+            held.enter_context(self.lanes)
+            yield held.close if self.graphs is not None else _go_on
 
     def close(self) -> None:
         """Let go of threads, processes and open images."""
@@ -173,15 +188,17 @@ class Worker:
         cuts: Sequence[int] = (),
         *,
         listed: TileList = ALL_TILES,
+        when_read: Callable[[], None] = _go_on,
     ) -> Generator[Embedded, None, None]:
         """Read tiles and run them through the encoder, one caller at a time; reading starts before the caller's turn.
 
         Tiles come as their last piece is decoded, in any order. A list is read in parts that end at `cuts`, one after another: every tile
-        of a part comes before any of the next. Closing the generator stops the reading.
+        of a part comes before any of the next. Closing the generator stops the reading. `when_read` is called by the thread that reads, after
+        the last tile.
 
         Where the encoder fails, CodeError names it, whose tiles these are, and their rows.
         """
-        batches = read_ahead(self._read_parts(source, spec, l0_y, l0_x, cuts), clock)
+        batches = read_ahead(self._read_parts(source, spec, l0_y, l0_x, cuts, when_read), clock)
         try:
             first = next(batches, None)
             pending: deque[_Launched] = deque()
@@ -201,13 +218,15 @@ class Worker:
             batches.close()
 
     def _read_parts(
-        self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64], cuts: Sequence[int]
-    ) -> Generator[Batch, None, None]:
+        self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64], cuts: Sequence[int],
+        when_read: Callable[[], None],
+    ) -> Generator[Batch, None, None]:  # fmt: skip
         """The batches of each part, numbered through."""
         for start, end in pairwise([0, *cuts, len(l0_y)]):
             for batch in self.reading.read(source, spec, l0_y[start:end], l0_x[start:end]):
                 failed = {start + k: message for k, message in batch.failed.items()}
                 yield replace(batch, index=batch.index + start, failed=failed) if start else batch
+        when_read()
 
     def compile(self) -> bool:
         """Compile the encoder, where it is not by now; whether it is. There is nothing to compile on a processor."""
@@ -303,5 +322,10 @@ def worker_for(settings: WorkerSettings) -> Worker:
             if _worker is not None and _worker.processes is not None:
                 _worker.processes.close()
             _worker = None  # let go of the old encoder before the new one is built
+            ours = bool(worker_address())  # a process that does nothing else; elsewhere it is the run's to say
+            if ours:
+                gc.unfreeze()
             _worker = Worker(settings)
+            if ours:
+                gc.freeze()  # a round over all that libraries made keeps the interpreter for 0.1 s, about once a slide
         return _worker

@@ -141,7 +141,10 @@ class WorkerSettings:
 
 
 LANES = 2
-"""Shards that a worker has open at once: one computes while the next one reads."""
+"""Shards that a worker reads at once: one computes while the next one reads."""
+
+TASKS = LANES + 2
+"""Tasks that a worker has in hand at once: those in lanes, one that is written, and one that a device still computes and that is read by then."""
 
 
 @dataclass(frozen=True)

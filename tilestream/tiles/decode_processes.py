@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from tilestream.errors import InputError, OutageError, ReadError
 from tilestream.sources.base import ImageAddress, Source
 from tilestream.sources.open_images import OpenImages
+from tilestream.tiles.turns import give_way
 
 CHILD_BYTES = 64 * 1024**2
 """What a process holds beside the shared memory: an interpreter, numpy, and the indices of two slides."""
@@ -186,6 +187,7 @@ def serve(number: int) -> None:
     """What a process does: decode what is asked for through socket `number` until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all processes; the one that asks decides
     asked = socket.socket(fileno=number)
+    give_way()
     # zarr imports cupy where it is installed, 180 MB a process; pieces are decoded on the host.
     sys.modules.setdefault("cupy", None)  # type: ignore[arg-type]
     for name in NEEDED:  # while nobody waits yet

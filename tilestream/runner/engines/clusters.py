@@ -26,7 +26,7 @@ from tilestream.config.load import secret_texts
 from tilestream.config.local_files import read_small_file
 from tilestream.errors import HIDDEN, LONGEST_REASON, ConfigError
 from tilestream.runner.engines.fork_server import begin_server
-from tilestream.stages.worker_settings import LANES, worker_count
+from tilestream.stages.worker_settings import TASKS, worker_count
 
 ANSWER = 5.0
 """Seconds within which a scheduler must take a connection."""
@@ -240,7 +240,7 @@ def _start_local_cluster(workers: int) -> Any:
         # The nanny's own memory limit is off: the plan refuses what does not fit, and a kill would only repeat the shard.
         # Left alone, the scheduler would open port 8787 of every address, for one run a machine.
         return distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=LANES + 1, processes=True, memory_limit=None, dashboard_address=None,
+            n_workers=workers, threads_per_worker=TASKS, processes=True, memory_limit=None, dashboard_address=None,
             scheduler_kwargs={"dashboard_address": "127.0.0.1:0"}, security=distributed.Security.temporary(), protocol="tls://",
             env=dict(os.environ),  # as it is now: the server has that of this process's first run
         )  # fmt: skip

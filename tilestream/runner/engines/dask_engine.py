@@ -21,7 +21,7 @@ from tilestream.runner.engines.engine import Engine, Outcome, run_heard, run_tas
 from tilestream.runner.engines.interrupts import interrupts_held
 from tilestream.runner.engines.patience import Patience
 from tilestream.stages.encoding.in_work import Told
-from tilestream.stages.worker_settings import LANES
+from tilestream.stages.worker_settings import TASKS
 from tilestream.store.cohort import some
 
 RETRIES = 2
@@ -113,7 +113,7 @@ class DaskEngine(Engine):
     @property
     def capacity(self) -> int:  # type: ignore[override]
         """Tasks in flight: what keeps the workers busy that are ready; where more come by themselves once there is work, as many as that takes."""
-        return (self._cluster.most or len(self._ready)) * max(LANES + 2, self._threads if self._cluster.most else 0)
+        return (self._cluster.most or len(self._ready)) * max(TASKS + 1, self._threads if self._cluster.most else 0)
 
     # -- tasks ------------------------------------------------------------------------------------------------------
 
@@ -298,6 +298,9 @@ class DaskEngine(Engine):
         if now != (self.record[-1] if self.record else (0, 0)):
             self.record.append(now)
             self.wake()  # there may be room for more tasks
+
+    def settle(self) -> None:
+        pass
 
     def close(self) -> None:
         if self._client.status == "running":

@@ -76,6 +76,10 @@ class Engine(ABC):
         """Run one task on every worker at once and return the values, raising the first error; workers that come later do it before any other."""
 
     @abstractmethod
+    def settle(self) -> None:
+        """All is imported and built: from now on, the garbage collector need not look at that again. In workers, each does it for itself."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of what was started here; tasks still running are abandoned."""
 
