@@ -15,7 +15,7 @@ from tests.support.images import make_image, write_pyramid
 from tilestream.errors import OutageError, ReadError
 from tilestream.sources.base import ImageAddress, SourceOptions
 from tilestream.sources.tiff.source import TiffSource
-from tilestream.stages.hardware import children_memory
+from tilestream.stages.encoding.children import children_memory
 from tilestream.tiles.decode_processes import DecodeProcesses, SharedPixels
 from tilestream.tiles.device_decoding import HostDecoder
 from tilestream.tiles.device_reader import DeviceTileReader

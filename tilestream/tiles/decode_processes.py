@@ -12,9 +12,11 @@ import importlib
 import mmap
 import os
 import pickle
+import platform
 import queue
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -27,7 +29,6 @@ from numpy.typing import NDArray
 from tilestream.errors import InputError, OutageError, ReadError
 from tilestream.sources.base import ImageAddress, Source
 from tilestream.sources.open_images import OpenImages
-from tilestream.tiles.turns import give_way
 
 CHILD_BYTES = 64 * 1024**2
 """What a process holds beside the shared memory: an interpreter, numpy, and the indices of two slides."""
@@ -49,6 +50,15 @@ NEEDED = (
     "tilestream.sources.tiff.chain",
 )  # fmt: skip
 """What most images need to be opened."""
+
+SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+"""Number of the system call by machine; the C library has no function for it."""
+
+LONGEST_TURN_NS = 100_000_000
+"""Of what the kernel takes for a turn."""
+
+_ATTRIBUTES = struct.Struct("=IIQiIQQQ")
+"""`struct sched_attr` of sched_setattr(2): size, policy, flags, nice, priority, runtime, deadline, period."""
 
 Decoded = int | ReadError | None
 """The number of a decoded piece; why there is none; None for background."""
@@ -214,6 +224,27 @@ def serve(number: int) -> None:
         except InputError as error:
             found = [ReadError(str(error)[:REASON_CHARACTERS])] * len(places)
         asked.send(pickle.dumps(found))
+
+
+def give_way() -> None:
+    """Have this process, a decoder, leave its core at once to any that wakes up; what it computes in all is not less. Without effect where the system has no such thing.
+
+    Threads that feed a device work for microseconds at a time and sleep in between. When all cores decode, each of their turns began up to
+    3 ms late, a turn of the scheduler's, and the device waited for a tenth of its time. A process with long turns is due later than one
+    with short ones that wakes, and yields to it (Linux 6.12 and later, `Documentation/scheduler/sched-eevdf.rst`); one of the batch policy
+    never takes a core from others by waking (sched(7)). Neither changes its share, as a lower priority would: next to somebody else's
+    program, an idle one would decode nothing.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    number = SCHED_SETATTR.get(platform.machine())
+    if number is None:
+        return
+    attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_BATCH, 0, os.nice(0), 0, LONGEST_TURN_NS, 0, 0)
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).syscall(number, 0, attributes, 0)
 
 
 def _decode(source: Source, level: int, row: int, col: int, number: int, out: NDArray[np.uint8]) -> Decoded:

@@ -22,7 +22,7 @@ def _children() -> list[str]:
     """Numbers of the processes that threads of this one have started."""
     found: list[str] = []
     with contextlib.suppress(OSError):
-        for thread in os.listdir("/proc/self/task"):
+        for thread in os.listdir("/proc/self/task"):  # noqa: PTH208
             with contextlib.suppress(OSError):
                 found += _read(f"self/task/{thread}/children").split()
     return found
