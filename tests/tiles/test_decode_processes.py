@@ -1,8 +1,11 @@
 """Pieces decoded in processes of their own: the same tiles, and a process that dies costs one piece at most."""
 
+import ctypes
 import os
+import platform
 import re
 import signal
+import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +19,7 @@ from tilestream.errors import OutageError, ReadError
 from tilestream.sources.base import ImageAddress, SourceOptions
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.stages.encoding.children import children_memory
-from tilestream.tiles.decode_processes import DecodeProcesses, SharedPixels
+from tilestream.tiles.decode_processes import LONGEST_TURN_NS, DecodeProcesses, SharedPixels
 from tilestream.tiles.device_decoding import HostDecoder
 from tilestream.tiles.device_reader import DeviceTileReader
 from tilestream.tiles.read_spec import ReadSpec
@@ -144,3 +147,18 @@ def test_processes_end_with_the_one_that_asks(tmp_path):
 
 def test_their_memory_is_counted(processes):
     assert children_memory() > 2 * 8 * 1024**2
+
+
+def test_they_leave_their_cores_to_whoever_wakes_up_and_this_process_does_not(processes):
+    attributes = struct.Struct("=IIQiIQQQ")  # sched_getattr(2)
+    child = processes._free.queue[-1]._process.pid
+    with pytest.raises(OutageError, match="/none"):  # it serves once it answers
+        processes.decode(ImageAddress("/none", SourceOptions(), ""), 0, np.array([[0, 0]]), 0, SharedPixels(3), (1, 1, 1, 3))
+    assert os.sched_getscheduler(child) == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert os.getpriority(os.PRIO_PROCESS, child) == os.getpriority(os.PRIO_PROCESS, 0)  # its share is its share
+    release = tuple(int(number) for number in platform.release().split("-")[0].split(".")[:2])
+    if platform.machine() == "x86_64" and release >= (6, 12):
+        found = ctypes.create_string_buffer(attributes.size)
+        assert ctypes.CDLL(None).syscall(315, child, found, attributes.size, 0) == 0
+        assert attributes.unpack(found.raw)[5] == LONGEST_TURN_NS

@@ -8,6 +8,7 @@ some pieces at a time, and pixels come back through shared memory. Linux only (m
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import mmap
 import os
