@@ -7,7 +7,6 @@ another, and results come back while the next batch computes.
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections import deque
@@ -36,6 +35,7 @@ from tilestream.stages.encoding.device import DeviceEncoder
 from tilestream.stages.encoding.embedded import ALL_TILES, Embedded, TileList
 from tilestream.stages.encoding.host import HostEncoder
 from tilestream.stages.encoding.reading import Batch, DeviceReading, HostReading
+from tilestream.stages.encoding.settled import settle
 from tilestream.stages.encoding.wide import WideTwin, beyond_range
 from tilestream.stages.hardware import cast_encoder, peak_memory, pick_device, settle_allocator, worker_address
 from tilestream.stages.pinning import begin_digest, check_alike, check_machine, pin_settings, unfit
@@ -257,7 +257,10 @@ class Worker:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(batch.ready)
             batch.pixels.record_stream(stream)
-        started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        started, ended = (
+            torch.cuda.Event(enable_timing=True),
+            torch.cuda.Event(enable_timing=True, blocking=True),
+        )  # cores are the decoders'
         started.record()
         found = self.encode(batch.pixels, rows, compiled=listed.compiled).float()
         out = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
@@ -307,6 +310,7 @@ class Worker:
 
 
 _worker: Worker | None = None
+_unsettle: Callable[[], None] = _go_on
 _WORKER_LOCK = threading.Lock()
 
 
@@ -315,17 +319,15 @@ def worker_for(settings: WorkerSettings) -> Worker:
 
     One that chose for its run serves what it chose too.
     """
-    global _worker  # noqa: PLW0603  # one encoder a process
+    global _worker, _unsettle  # noqa: PLW0603  # one encoder a process
     with _WORKER_LOCK:
         known = _worker is not None and settings in (_worker.settings, _worker.pinned)
         if _worker is None or not known or (settings.pinned is None and _worker.made_of != files_of(settings.spec)):
             if _worker is not None and _worker.processes is not None:
                 _worker.processes.close()
             _worker = None  # let go of the old encoder before the new one is built
-            ours = bool(worker_address())  # a process that does nothing else; elsewhere it is the run's to say
-            if ours:
-                gc.unfreeze()
+            _unsettle()  # which holds cycles
             _worker = Worker(settings)
-            if ours:
-                gc.freeze()  # a round over all that libraries made keeps the interpreter for 0.1 s, about once a slide
+            if worker_address():  # a process that does nothing else; in one of the user's, it is the run's to say
+                _unsettle = settle(on_device=_worker.graphs is not None)
         return _worker

@@ -124,7 +124,7 @@ class HostDecoder:
         count = places[-1] + 1
         pixels = memory[:count].to(self.device, non_blocking=True)
         if self.device.type == "cuda":
-            self._sent[turn] = torch.cuda.Event()
+            self._sent[turn] = torch.cuda.Event(blocking=True)
             self._sent[turn].record()  # type: ignore[union-attr]
         return pixels if count == len(places) else pixels[torch.tensor(places, device=self.device)]
 

@@ -299,8 +299,8 @@ class DaskEngine(Engine):
             self.record.append(now)
             self.wake()  # there may be room for more tasks
 
-    def settle(self) -> None:
-        pass
+    def settle(self, *, on_device: bool) -> None:
+        """Workers do so themselves."""
 
     def close(self) -> None:
         if self._client.status == "running":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import queue
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from tilestream.runner.engines.clusters import check_main_guard
 from tilestream.runner.engines.dask_engine import DaskEngine
 from tilestream.runner.engines.engine import Engine, Outcome, run_heard
 from tilestream.stages.encoding.in_work import Told
+from tilestream.stages.encoding.settled import settle
 from tilestream.stages.slide_task import STOP
 from tilestream.stages.worker_settings import TASKS, works_here
 
@@ -29,7 +29,7 @@ class InlineEngine(Engine):
         self.workers = 1
         self.capacity = TASKS
         self.told = deque()
-        self._settled = False
+        self._unsettle: Callable[[], None] = lambda: None
         self._pool = ThreadPoolExecutor(TASKS + 1, thread_name_prefix="lane")
         self._done: queue.SimpleQueue[tuple[Any, Future[Outcome]] | None] = queue.SimpleQueue()
 
@@ -58,20 +58,14 @@ class InlineEngine(Engine):
     def call_all(self, function: Callable[[Any], Any], task: Any) -> list[Any]:
         return [function(task)]
 
-    def settle(self) -> None:
-        # A round over all that libraries made keeps the interpreter for 0.1 s, about once a slide.
-        if self._settled or gc.get_freeze_count():  # who runs us did so, and knows why
-            return
-        gc.freeze()
-        self._settled = True
+    def settle(self, *, on_device: bool) -> None:
+        self._unsettle = settle(on_device=on_device)
 
     def close(self) -> None:
         STOP.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         STOP.clear()
-        if self._settled:
-            gc.unfreeze()
-            self._settled = False
+        self._unsettle()
 
 
 def open_engine(compute: Compute, say: Callable[[str], None] | None = None) -> Engine:
