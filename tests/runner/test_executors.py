@@ -1,5 +1,6 @@
 """One process, worker processes and an external cluster give equal outputs, and no pixel crosses the scheduler."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from tilestream.config.schema import Config
 from tilestream.errors import ConfigError, InputError, InterruptedRunError, UnfitWorkerError
 from tilestream.runner.engines.dask_engine import DaskEngine, _outcome
 from tilestream.runner.engines.executors import InlineEngine, open_engine
+from tilestream.runner.reporter import Reporter
 
 LINE = {
     "encoder": {"name": "vit_tiny_patch16_224", "precision": "fp32"},
@@ -231,3 +233,25 @@ def test_an_error_that_is_not_ours_ends_the_run_with_our_own():
             engine.call(fail, 5)
         with pytest.raises(UnfitWorkerError, match=r"is refused: .*RuntimeError: task 6 failed in a way of its own"):
             engine.call_all(fail, 6)
+
+
+def test_what_was_there_before_a_run_is_out_of_the_collectors_way_while_it_lasts_and_no_longer(image_path, tmp_path):
+    class Watch(Reporter):
+        frozen = 0
+
+        def slide_done(self, result):
+            self.frozen = gc.get_freeze_count()
+
+    before, watch = gc.get_freeze_count(), Watch()
+    assert tilestream.run(config(image_path, tmp_path / "out"), reporter=watch).exit_code == 0
+    assert watch.frozen > 50_000
+    assert gc.get_freeze_count() == before
+
+
+def test_what_a_caller_froze_stays_so(image_path, tmp_path):
+    gc.freeze()
+    try:
+        assert tilestream.run(config(image_path, tmp_path / "out")).exit_code == 0
+        assert gc.get_freeze_count() > 50_000
+    finally:
+        gc.unfreeze()

@@ -1,5 +1,7 @@
 """Tiles through a worker: whichever way they are read, and whatever is closed early."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -15,7 +17,7 @@ from tilestream.sources.tiff.source import TiffSource
 from tilestream.stages.clock import Clock
 from tilestream.stages.encoding.reading import DeviceReading
 from tilestream.stages.worker import Worker
-from tilestream.stages.worker_settings import WorkerSettings
+from tilestream.stages.worker_settings import LANES, WorkerSettings
 from tilestream.tiles.read_spec import ReadSpec
 
 
@@ -80,6 +82,52 @@ def test_a_batch_that_is_given_up_leaves_the_worker_usable(path):
     with closing(worker.embed_tiles(source, ReadSpec(0, 1.0, 96, 1.0), y, x, Clock())) as parts:
         next(parts)
     assert np.isfinite(embed(worker, source, Clock())).all()
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_on_a_device_the_next_list_is_read_once_all_tiles_of_this_one_are_and_elsewhere_once_they_are_computed(path, on_device):
+    worker, source = Worker(settings()), TiffSource(path, SourceOptions())
+    if on_device:
+        worker.reading = DeviceReading(worker.reading, worker.device, None)
+    y, x = (a.ravel().astype(np.int64) for a in np.mgrid[0:500:16, 0:700:16])
+    read = threading.Event()
+
+    def all_are_read(leave):
+        leave()
+        read.set()
+
+    with worker.lane() as leave:
+        tiles = worker.embed_tiles(source, ReadSpec(0, 1.0, 96, 1.0), y, x, Clock(), when_read=lambda: all_are_read(leave))
+        with closing(tiles) as parts:
+            assert not read.is_set()
+            assert len(next(parts).index)
+            assert worker.lanes._value == LANES - 1  # some twenty batches are not read yet
+            rest = list(parts)
+            assert len(rest) > 2 * LANES
+            assert read.is_set()
+            assert worker.lanes._value == LANES - (not on_device)
+    assert worker.lanes._value == LANES
+
+
+def test_many_lists_at_once_each_give_their_own_rows(path):
+    worker, source = Worker(settings()), TiffSource(path, SourceOptions())
+    expected = embed(worker, source, Clock())
+    worker.reading = DeviceReading(worker.reading, worker.device, None)
+
+    def one(_):
+        out, (y, x) = np.full_like(expected, np.nan), (a.ravel().astype(np.int64) for a in np.mgrid[0:500:96, 0:700:96])
+        with (
+            worker.lane() as leave,
+            closing(worker.embed_tiles(source, ReadSpec(0, 1.0, 96, 1.0), y, x, Clock(), when_read=leave)) as parts,
+        ):
+            for part in parts:
+                out[part.index] = part.out
+        return out
+
+    with ThreadPoolExecutor(6) as pool:
+        for found in pool.map(one, range(24)):
+            np.testing.assert_array_equal(found, expected)
+    assert worker.lanes._value == LANES
 
 
 def test_decoding_on_a_device_that_is_not_there_is_refused():

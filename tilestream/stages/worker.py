@@ -43,7 +43,7 @@ from tilestream.stages.prefetch import read_ahead
 from tilestream.stages.shares import CPU_BATCH, shards_open
 from tilestream.stages.worker_settings import LANES, TASKS, EncoderFacts, WorkerSettings
 from tilestream.tiles.buffer_limits import read_batch
-from tilestream.tiles.decode_processes import CHILD_BYTES, DecodeProcesses
+from tilestream.tiles.decoding.processes import CHILD_BYTES, DecodeProcesses
 from tilestream.tiles.device_reader import DeviceTileBatch
 from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.tile_reader import TileBatch
@@ -148,7 +148,7 @@ class Worker:
         """A lane, to the end of the block; on a device until what the block is given is called: all its tiles are read, and the next list may be."""
         with ExitStack() as held:
             held.enter_context(self.lanes)
-            yield held.close if self.graphs is not None else _go_on
+            yield held.close if isinstance(self.reading, DeviceReading) else _go_on
 
     def close(self) -> None:
         """Let go of threads, processes and open images."""
@@ -329,5 +329,5 @@ def worker_for(settings: WorkerSettings) -> Worker:
             _unsettle()  # which holds cycles
             _worker = Worker(settings)
             if worker_address():  # a process that does nothing else; in one of the user's, it is the run's to say
-                _unsettle = settle(on_device=_worker.graphs is not None)
+                _unsettle = settle()
         return _worker

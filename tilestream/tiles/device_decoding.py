@@ -14,7 +14,7 @@ from torch import Tensor
 from tilestream.errors import ConfigError, ReadError
 from tilestream.sources.base import Pixels
 from tilestream.sources.tiff.jpeg import EOI, decode_stream, scan_markers
-from tilestream.tiles.decode_processes import DecodeProcesses, SharedPixels
+from tilestream.tiles.decoding.processes import DecodeProcesses, SharedPixels
 from tilestream.tiles.read_spec import GROUPS_IN_WORK
 
 RESERVE_IMAGES = 256

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tilestream.errors import ReadError
 from tilestream.sources.base import WHITE, Source
-from tilestream.tiles.decode_processes import Decoded, DecodeProcesses, SharedPixels
+from tilestream.tiles.decoding.processes import Decoded, DecodeProcesses, SharedPixels
 from tilestream.tiles.device_decoding import HostDecoder, StreamDecoder
 from tilestream.tiles.device_gather import GATHER_PIXELS, copy_pieces, gather_tiles
 from tilestream.tiles.read_spec import GROUPS_IN_WORK, UNIT_PIECES, ReadSpec, group_pieces, host_group

@@ -28,7 +28,7 @@ from tilestream.geometry import Region
 from tilestream.sources import open_source
 from tilestream.sources.base import RGB, ImageAddress, PixelKind, Pixels, SegmentGrid, Source, SourceOptions
 from tilestream.store.layout import TIMEOUT
-from tilestream.tiles.decode_processes import CHILD_BYTES
+from tilestream.tiles.decoding.processes import CHILD_BYTES
 from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.tile_reader import Failure, TileBatch, TileReader
 

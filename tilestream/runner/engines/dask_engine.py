@@ -299,7 +299,7 @@ class DaskEngine(Engine):
             self.record.append(now)
             self.wake()  # there may be room for more tasks
 
-    def settle(self, *, on_device: bool) -> None:
+    def settle(self) -> None:
         """Workers do so themselves."""
 
     def close(self) -> None:

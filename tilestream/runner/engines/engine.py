@@ -76,7 +76,7 @@ class Engine(ABC):
         """Run one task on every worker at once and return the values, raising the first error; workers that come later do it before any other."""
 
     @abstractmethod
-    def settle(self, *, on_device: bool) -> None:
+    def settle(self) -> None:
         """All is imported and built, and the work begins: where that is done in this process, set its interpreter for it until `close`."""
 
     @abstractmethod

@@ -58,8 +58,8 @@ class InlineEngine(Engine):
     def call_all(self, function: Callable[[Any], Any], task: Any) -> list[Any]:
         return [function(task)]
 
-    def settle(self, *, on_device: bool) -> None:
-        self._unsettle = settle(on_device=on_device)
+    def settle(self) -> None:
+        self._unsettle = settle()
 
     def close(self) -> None:
         STOP.set()

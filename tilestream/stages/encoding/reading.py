@@ -15,7 +15,7 @@ from tilestream.sources.base import Source
 from tilestream.stages.prefetch import side_stream
 from tilestream.stages.shares import IN_FLIGHT
 from tilestream.stages.worker_settings import WorkerSettings
-from tilestream.tiles.decode_processes import DecodeProcesses
+from tilestream.tiles.decoding.processes import DecodeProcesses
 from tilestream.tiles.device_decoding import HostDecoder, NvImageCodecDecoder, StreamDecoder
 from tilestream.tiles.device_reader import DeviceTileBatch, DeviceTileReader, can_decode_on_device
 from tilestream.tiles.isolation import IsolatedReader, Job

@@ -23,7 +23,7 @@ from tilestream.stages.prefetch import read_ahead
 from tilestream.stages.slide_task import SlideTask
 from tilestream.stages.worker import worker_for
 from tilestream.stages.worker_settings import WorkerSettings
-from tilestream.tiles.decode_processes import DecodeProcesses
+from tilestream.tiles.decoding.processes import DecodeProcesses
 from tilestream.tiles.device_reader import DeviceTileBatch
 from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.tile_reader import Failure

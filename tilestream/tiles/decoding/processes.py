@@ -8,16 +8,13 @@ some pieces at a time, and pixels come back through shared memory. Linux only (m
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import mmap
 import os
 import pickle
-import platform
 import queue
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -30,6 +27,7 @@ from numpy.typing import NDArray
 from tilestream.errors import InputError, OutageError, ReadError
 from tilestream.sources.base import ImageAddress, Source
 from tilestream.sources.open_images import OpenImages
+from tilestream.tiles.decoding.turns import Turns
 
 CHILD_BYTES = 64 * 1024**2
 """What a process holds beside the shared memory: an interpreter, numpy, and the indices of two slides."""
@@ -46,20 +44,14 @@ MESSAGE_BYTES = 1 << 16
 REASON_CHARACTERS = 1000
 """Of each reason why a piece failed."""
 
+YIELDS = "yields"
+"""Of the command of a decoder that leaves its core to whoever wakes up."""
+
 NEEDED = (
     "simplejpeg", "openslide", "PIL.ImageCms", "tilestream.sources.containers", "tilestream.sources.picture", "tilestream.sources.tiff.source",
     "tilestream.sources.tiff.chain",
 )  # fmt: skip
 """What most images need to be opened."""
-
-SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
-"""Number of the system call by machine; the C library has no function for it."""
-
-LONGEST_TURN_NS = 100_000_000
-"""Of what the kernel takes for a turn."""
-
-_ATTRIBUTES = struct.Struct("=IIQiIQQQ")
-"""`struct sched_attr` of sched_setattr(2): size, policy, flags, nice, priority, runtime, deadline, period."""
 
 Decoded = int | ReadError | None
 """The number of a decoded piece; why there is none; None for background."""
@@ -92,15 +84,17 @@ class DecodeProcesses:
     count : int
         Number of processes.
     command : sequence of str
-        What runs in them, for tests; the number of a socket is added.
+        What runs in them, for tests; the number of a socket is added, and whether it yields.
     """
 
-    def __init__(self, count: int, command: Sequence[str] = (sys.executable, "-m", "tilestream.tiles.decode_processes")) -> None:
+    def __init__(self, count: int, command: Sequence[str] = (sys.executable, "-m", "tilestream.tiles.decoding.processes")) -> None:
         self.count = count
         self._command = tuple(command)
+        self._yields = True
+        """Whether decoders leave their cores to whoever wakes up; not where others would leave them nothing."""
         self._free: queue.LifoQueue[_Child] = queue.LifoQueue()
         self._closed = threading.Event()
-        self._free.put(_Child(self._command))
+        self._free.put(self._start())
         self._starting = threading.Thread(target=self._start_others, name="start-decoders", daemon=True)
         self._starting.start()
 
@@ -110,7 +104,10 @@ class DecodeProcesses:
             for _ in range(self.count - 1):
                 if self._closed.is_set():
                     return
-                self._free.put(_Child(self._command))
+                self._free.put(self._start())
+
+    def _start(self) -> _Child:
+        return _Child(self._command, yields=self._yields)
 
     def decode(
         self, image: ImageAddress, level: int, places: NDArray[np.int64], first: int, into: SharedPixels, shape: tuple[int, ...]
@@ -145,12 +142,13 @@ class DecodeProcesses:
         """Outcomes of a request; None where its process died, which is then replaced."""
         child = self._free.get()
         try:
-            answer = child.ask(request, into)
+            answer, starved = child.ask(request, into)
         except OSError:
-            answer = None
-        if answer is None:
+            answer, starved = None, False
+        self._yields = self._yields and not starved
+        if answer is None or (child.yields and not self._yields):
             child.close()
-            child = _Child(self._command)
+            child = self._start()
         self._free.put(child)
         for found in answer or ():
             if isinstance(found, OutageError):
@@ -161,16 +159,18 @@ class DecodeProcesses:
 class _Child:
     """One process, and this one's end of the socket to it."""
 
-    def __init__(self, command: tuple[str, ...]) -> None:
+    def __init__(self, command: tuple[str, ...], *, yields: bool) -> None:
+        self.yields = yields
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._known: dict[int, None] = {}
         with theirs:
             number = theirs.fileno()
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-            self._process = subprocess.Popen([*command, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL, env=environment)  # noqa: S603  # our own interpreter
+            line = [*command, str(number), YIELDS if yields else ""]
+            self._process = subprocess.Popen(line, pass_fds=[number], stdin=subprocess.DEVNULL, env=environment)  # noqa: S603  # our own interpreter
 
-    def ask(self, request: tuple[Any, ...], into: SharedPixels) -> list[Any] | None:
-        """Send a request and wait for its outcomes; None where the process ended. Raises OSError likewise."""
+    def ask(self, request: tuple[Any, ...], into: SharedPixels) -> tuple[list[Any] | None, bool]:
+        """Send a request and wait for its outcomes, and whether the process hardly had a turn; None where it ended. Raises OSError likewise."""
         message = pickle.dumps((into.number, *request))
         if into.number in self._known:
             self._socket.send(message)
@@ -178,7 +178,7 @@ class _Child:
             _remember(self._known, into.number, None, KNOWN_MEMORIES)
             socket.send_fds(self._socket, [message], [into.fd])
         answer = self._socket.recv(MESSAGE_BYTES)
-        return pickle.loads(answer) if answer else None  # noqa: S301  # written by our own process
+        return pickle.loads(answer) if answer else (None, False)  # noqa: S301  # written by our own process
 
     def close(self) -> None:
         """End the process."""
@@ -194,11 +194,11 @@ def _remember(known: dict[Any, Any], key: Any, value: Any, most: int) -> None:
     known[key] = value
 
 
-def serve(number: int) -> None:
-    """What a process does: decode what is asked for through socket `number` until the other end closes."""
+def serve(number: int, *, yields: bool = False) -> None:
+    """What a process does: decode what is asked for through socket `number` until the other end closes; with `yields`, when nobody else wants the core."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all processes; the one that asks decides
     asked = socket.socket(fileno=number)
-    give_way()
+    turns = Turns(yields=yields)
     # zarr imports cupy where it is installed, 180 MB a process; pieces are decoded on the host.
     sys.modules.setdefault("cupy", None)  # type: ignore[arg-type]
     for name in NEEDED:  # while nobody waits yet
@@ -224,28 +224,7 @@ def serve(number: int) -> None:
             found = [OutageError(str(error)[:REASON_CHARACTERS])]
         except InputError as error:
             found = [ReadError(str(error)[:REASON_CHARACTERS])] * len(places)
-        asked.send(pickle.dumps(found))
-
-
-def give_way() -> None:
-    """Have this process, a decoder, leave its core at once to any that wakes up; what it computes in all is not less. Without effect where the system has no such thing.
-
-    Threads that feed a device work for microseconds at a time and sleep in between. When all cores decode, each of their turns began up to
-    3 ms late, a turn of the scheduler's, and the device waited for a tenth of its time. A process with long turns is due later than one
-    with short ones that wakes, and yields to it (Linux 6.12 and later, `Documentation/scheduler/sched-eevdf.rst`); one of the batch policy
-    never takes a core from others by waking (sched(7)). Neither changes its share, as a lower priority would: next to somebody else's
-    program, an idle one would decode nothing.
-    """
-    if sys.platform != "linux":
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    number = SCHED_SETATTR.get(platform.machine())
-    if number is None:
-        return
-    attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_BATCH, 0, os.nice(0), 0, LONGEST_TURN_NS, 0, 0)
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).syscall(number, 0, attributes, 0)
+        asked.send(pickle.dumps((found, turns.starved())))
 
 
 def _decode(source: Source, level: int, row: int, col: int, number: int, out: NDArray[np.uint8]) -> Decoded:
@@ -262,4 +241,4 @@ def _decode(source: Source, level: int, row: int, col: int, number: int, out: ND
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), yields=sys.argv[2] == YIELDS)

@@ -1,11 +1,9 @@
 """Pieces decoded in processes of their own: the same tiles, and a process that dies costs one piece at most."""
 
-import ctypes
 import os
-import platform
 import re
 import signal
-import struct
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,7 +17,7 @@ from tilestream.errors import OutageError, ReadError
 from tilestream.sources.base import ImageAddress, SourceOptions
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.stages.encoding.children import children_memory
-from tilestream.tiles.decode_processes import LONGEST_TURN_NS, DecodeProcesses, SharedPixels
+from tilestream.tiles.decoding.processes import DecodeProcesses, SharedPixels
 from tilestream.tiles.device_decoding import HostDecoder
 from tilestream.tiles.device_reader import DeviceTileReader
 from tilestream.tiles.read_spec import ReadSpec
@@ -111,7 +109,7 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(tmp_path, image):
 
 POISON = """
 import os, sys
-import tilestream.tiles.decode_processes as module
+import tilestream.tiles.decoding.processes as module
 plain = module._decode
 def decode(source, level, row, col, number, out):
     if (row, col) == (1, 0):
@@ -132,8 +130,7 @@ def test_a_piece_that_kills_its_process_fails_alone(tmp_path, image):
 
 
 def test_processes_end_with_the_one_that_asks(tmp_path):
-    code = "from tilestream.tiles.decode_processes import DecodeProcesses as D; d = D(2); print([c._process.pid for c in d._free.queue], flush=True); import os; os._exit(9)"
-    import subprocess
+    code = "from tilestream.tiles.decoding.processes import DecodeProcesses as D; d = D(2); print([c._process.pid for c in d._free.queue], flush=True); import os; os._exit(9)"
     import time
 
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -149,16 +146,50 @@ def test_their_memory_is_counted(processes):
     assert children_memory() > 2 * 8 * 1024**2
 
 
-def test_they_leave_their_cores_to_whoever_wakes_up_and_this_process_does_not(processes):
-    attributes = struct.Struct("=IIQiIQQQ")  # sched_getattr(2)
-    child = processes._free.queue[-1]._process.pid
-    with pytest.raises(OutageError, match="/none"):  # it serves once it answers
-        processes.decode(ImageAddress("/none", SourceOptions(), ""), 0, np.array([[0, 0]]), 0, SharedPixels(3), (1, 1, 1, 3))
-    assert os.sched_getscheduler(child) == os.SCHED_BATCH
+def policies(made):
+    return [os.sched_getscheduler(child._process.pid) for child in made._free.queue]
+
+
+def test_they_leave_their_cores_to_whoever_wakes_up_and_this_process_does_not(tmp_path, image, processes):
+    source = TiffSource(str(write_pyramid(tmp_path / "a.tif", image, tile=128, levels=1)), SourceOptions())
+    read(source, ReadSpec(0, 1.0, TILE, 1.0), *reading.some_tiles(), HostDecoder("cpu", processes))
+    assert os.SCHED_IDLE in policies(processes)
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
-    assert os.getpriority(os.PRIO_PROCESS, child) == os.getpriority(os.PRIO_PROCESS, 0)  # its share is its share
-    release = tuple(int(number) for number in platform.release().split("-")[0].split(".")[:2])
-    if platform.machine() == "x86_64" and release >= (6, 12):
-        found = ctypes.create_string_buffer(attributes.size)
-        assert ctypes.CDLL(None).syscall(315, child, found, attributes.size, 0) == 0
-        assert attributes.unpack(found.raw)[5] == LONGEST_TURN_NS
+
+
+STARVING = """
+import sys
+import tilestream.tiles.decoding.processes as module
+module.Turns.starved = lambda turns: turns._watched
+module.serve(int(sys.argv[1]), yields=sys.argv[2] == module.YIELDS)
+"""
+
+
+def test_those_that_hardly_have_a_turn_are_replaced_by_others_that_take_theirs(tmp_path, image):
+    source = TiffSource(str(write_pyramid(tmp_path / "a.tif", image, tile=128, levels=1)), SourceOptions())
+    made = DecodeProcesses(2, (sys.executable, "-c", STARVING))
+    made._starting.join()
+    places, memory = np.array([[0, 0], [0, 1]]), SharedPixels(2 * 128 * 128 * 3)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):  # each of them is asked
+            for found in pool.map(lambda _: made.decode(image_of(source), 0, places, 0, memory, (2, 128, 128, 3)), range(8)):
+                assert found == [0, 1]
+    assert policies(made) == [os.SCHED_OTHER] * 2
+    made.close()
+
+
+@pytest.mark.slow
+def test_next_to_programs_that_want_all_cores_they_take_their_turn(tmp_path, image):
+    source = TiffSource(str(write_pyramid(tmp_path / "a.tif", image, tile=128, levels=1)), SourceOptions())
+    made, memory = DecodeProcesses(1), SharedPixels(128 * 128 * 3)
+    made.decode(image_of(source), 0, np.array([[0, 0]]), 0, memory, (1, 128, 128, 3))
+    assert policies(made) == [os.SCHED_IDLE]
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * os.cpu_count())]
+    try:
+        while os.SCHED_OTHER not in policies(made):  # the time limit of tests ends it
+            assert made.decode(image_of(source), 0, np.array([[0, 0]]), 0, memory, (1, 128, 128, 3)) == [0]
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        made.close()
