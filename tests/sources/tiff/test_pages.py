@@ -169,6 +169,34 @@ def test_sub_ifds_are_levels_in_whatever_order(tmp_path: Path, order: tuple[int,
     assert levels_of(tmp_path / "a.tif") == [(512 // k, 640 // k, list(colour)) for k, colour in colours.items()]
 
 
+def write_stack(path: Path, planes: Image, orders: list[tuple[int, ...]], writer: str) -> Path:
+    """Planes with SubIFDs in orders of their own: as tifffile describes stacks, as OME-TIFF, or without a description."""
+    common: dict[str, Any] = {"tile": (64, 64), "photometric": "minisblack"}
+    told: dict[str, Any] = {"metadata": {"axes": "ZYX"} if writer != "plain" else None}
+    with tifffile.TiffWriter(path, ome=writer == "ome") as tif:
+        for each, order in [(planes, orders[0])] if writer != "plain" else zip(planes, orders, strict=True):
+            tif.write(each, subifds=len(order), **common, **told)
+            for k in order:
+                tif.write(np.ascontiguousarray(each[..., ::k, ::k]), subfiletype=1, **common, **told)
+    return path
+
+
+@pytest.mark.parametrize("writer", ["plain", "shaped", "ome"])
+@pytest.mark.parametrize("turns", [(0, 0, 0), (0, 1, 2)])
+@pytest.mark.parametrize("order", list(itertools.permutations((2, 4, 8))))
+def test_sub_ifds_of_every_plane_of_a_stack_are_levels_in_whatever_order(
+    tmp_path: Path, writer: str, turns: tuple[int, ...], order: tuple[int, ...]
+) -> None:
+    planes = np.random.default_rng(0).integers(0, 256, (3, 256, 320), np.uint8)
+    path = write_stack(tmp_path / "a.tif", planes, [order[turn:] + order[:turn] for turn in turns], writer)
+    for z, plane in enumerate(planes):
+        with open_source(str(path), SourceOptions(z=z)) as source:
+            assert [level.downsample for level in source.info.levels] == [1.0, 2.0, 4.0, 8.0]
+            for k, level in enumerate(source.info.levels):
+                pixels = source.read_region(k, Region(0, 0, level.size.height, level.size.width))
+                np.testing.assert_array_equal(pixels[..., 0], plane[:: 2**k, :: 2**k])
+
+
 def test_pages_of_one_shape_without_flags_stay_a_stack(tmp_path: Path) -> None:
     stack = np.stack([make_image(100, 120, seed) for seed in range(3)])
     tifffile.imwrite(tmp_path / "a.tif", stack, photometric="rgb", metadata=None)

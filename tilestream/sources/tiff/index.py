@@ -150,7 +150,7 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     choices.settle()
     check_files(tif, series, leading, address)
     files: list[str] = []
-    levels = tuple(_level(level, found, leading, files, address) for level, found in pick_levels(tif, series))
+    levels = tuple(_level(level, found, leading, files, address) for level, found in pick_levels(tif, series, leading))
     masks = tuple(_level(level, found, (0,), files, address) for level, found in mask_levels(series))
     if choices.options.reduced:
         levels = reduced_levels(levels, _can_reduce)

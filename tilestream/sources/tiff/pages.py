@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,12 +50,14 @@ class Pages:
     """Pages with the reduced-resolution bit that follow it."""
     masks: list[Any] = field(default_factory=list)
     """Pages with the mask bit that follow it."""
+    planes: dict[int, Any] = field(default_factory=dict)
+    """Of a level of a stack, the pages of those planes that are wanted, by their numbers."""
 
     name = ""
 
     @property
-    def pages(self) -> list[Any]:
-        return [self.keyframe]
+    def pages(self) -> Mapping[int, Any]:
+        return self.planes or {0: self.keyframe}
 
     @property
     def axes(self) -> str:
@@ -169,12 +171,12 @@ def _is_mask(page: Any) -> bool:
     return bool(int(page.subfiletype) & MASK_BIT)
 
 
-def pick_levels(tif: tifffile.TiffFile, series: Any) -> list[tuple[Level, Any]]:
-    """Geometry and series of each level, finest first, each coarser than the one before."""
+def pick_levels(tif: tifffile.TiffFile, series: Any, wanted: Sequence[int] = (0,)) -> list[tuple[Level, Any]]:
+    """Geometry and series of each level, finest first, each coarser than the one before; of a stack at least the `wanted` planes."""
     base = series.keyframe
     l0_size = Size(int(base.imagelength), int(base.imagewidth))
     found = [(Level(l0_size, 1.0), series.levels[0])]
-    candidates = _aperio_pages(tif, base) if series.kind == "svs" else [*series.levels[1:], *_inner_pages(series)]
+    candidates = _aperio_pages(tif, base) if series.kind == "svs" else [*series.levels[1:], *_inner_pages(tif, series, wanted)]
     for candidate in candidates:
         page = candidate.keyframe
         if _is_mask(page) or _area(candidate) == 0 or is_associated(page.description):
@@ -182,7 +184,8 @@ def pick_levels(tif: tifffile.TiffFile, series: Any) -> list[tuple[Level, Any]]:
         if (page.dtype, page.samplesperpixel) != (base.dtype, base.samplesperpixel):
             continue
         size = Size(int(page.imagelength), int(page.imagewidth))
-        if same_aspect(l0_size, size) and candidate.axes == series.axes:
+        axes = base.axes if isinstance(candidate, Pages) else series.axes
+        if same_aspect(l0_size, size) and candidate.axes == axes:
             found.append((Level(size, downsample_from_sizes(l0_size, size)), candidate))
     found.sort(key=lambda pair: pair[0].downsample)
     return [pair for k, pair in enumerate(found) if k == 0 or pair[0].downsample > found[k - 1][0].downsample]
@@ -193,10 +196,19 @@ def _aperio_pages(tif: tifffile.TiffFile, base: Any) -> list[Pages]:
     return [Pages(page, "svs") for page in _pages(tif) if page.is_tiled and page.index != base.index]
 
 
-def _inner_pages(series: Any) -> list[Pages]:
-    """The SubIFDs of an image of one page: tifffile takes them for levels only as long as each is smaller than the one before."""
-    single = len(series.pages) == 1 and series.kind in PLAIN_KINDS | {"ome"}
-    return [Pages(page.aspage(), series.kind) for page in series.keyframe.pages or ()] if single else []
+def _inner_pages(tif: tifffile.TiffFile, series: Any, wanted: Sequence[int]) -> Iterator[Pages]:
+    """The SubIFDs of an image: tifffile takes them for levels only in some orders. Those of the planes of a stack belong together by their shape."""
+    if series.kind not in PLAIN_KINDS | {"ome"} or any(series.pages[k].parent is not tif for k in wanted):
+        return
+    inner = [[page.aspage() for page in series.pages[k].aspage().pages or ()] for k in wanted]
+    for page in inner[0]:
+        alike = [next((other for other in plane if _made_alike(other, page)), None) for plane in inner]
+        if None not in alike:
+            yield Pages(page, series.kind, planes=dict(zip(wanted, alike, strict=True)))
+
+
+def _made_alike(page: Any, other: Any) -> bool:
+    return bool((page.shape, page.dtype, page.axes) == (other.shape, other.dtype, other.axes))
 
 
 def same_aspect(l0_size: Size, size: Size) -> bool:
