@@ -60,8 +60,10 @@ class SampleRule:
         """The rule by which people see what is read as values."""
         if self.values is None:
             return self
-        chosen = range(len(self.values.linear)) if self.channels is None else self.channels
-        return SampleRule(tuple(chosen[k] for k in self.values.shown), self.values.window, nodata=self.nodata)
+        count = len(self.values.linear)
+        chosen = range(count + (self.alpha != "none")) if self.channels is None else self.channels
+        shown = tuple(chosen[k] for k in self.values.shown)
+        return SampleRule(shown + tuple(chosen[count:]), self.values.window, self.alpha, nodata=self.nodata)
 
     @property
     def mapping_bytes(self) -> int:
@@ -74,7 +76,12 @@ class SampleRule:
         """(h, w, 3) uint8, or (h, w, bands) float32, from (h, w, s) samples; possibly a read-only view."""
         if self.values is None:
             return self.rgb(samples)
-        return self.values.of(samples if self.channels is None else samples[..., list(self.channels)], self.nodata)
+        taken = samples if self.channels is None else samples[..., list(self.channels)]
+        if self.alpha == "none":
+            return self.values.of(taken, self.nodata)
+        found = self.values.of(taken[..., :-1], self.nodata)
+        found[taken[..., -1] == 0] = np.nan
+        return found
 
     def rgb(self, samples: NDArray[Any]) -> Pixels:
         """(h, w, 3) uint8 from (h, w, s) samples; possibly a read-only view.

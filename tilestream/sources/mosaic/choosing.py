@@ -13,7 +13,7 @@ from tilestream.errors import InputError
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.files import NoGridError
 from tilestream.sources.mosaic.parts import Listed, Part
-from tilestream.sources.sample_values import Choices, SampleRule
+from tilestream.sources.sample_values import Alpha, Choices, SampleRule
 from tilestream.sources.storage.opened import open_bytes
 from tilestream.sources.tiff.index import TiffIndex
 from tilestream.sources.tiff.source import TiffSource
@@ -29,9 +29,10 @@ class Taken:
     bands: tuple[int, ...]
     """Of the file."""
     columns: tuple[int, ...]
-    """Where they go among the bands that come out."""
+    """Where they go among the bands that come out; of an alpha that is only looked at, none."""
     nodata: float | None
     alpha: bool = False
+    """Whether the last of `bands` says where the image is."""
     own: bool = False
     """Whether the file's own colours are those of the mosaic where it alone shows."""
 
@@ -85,7 +86,9 @@ def _as_they_are(listed: Listed, opened: dict[str, TiffSource]) -> bool:
     if len(counts) != 1 or 0 in counts:
         return False
     indexed = [_open(part.path, opened, ANYTHING).index for part in listed.parts]
-    same = {_samples(index) for index in indexed} == counts
+    same = {_samples(index) for index in indexed} == counts and (
+        listed.alpha is None or {_alpha_of(each) for each in indexed} == {listed.alpha}
+    )
     for source in opened.values():
         source.close()
     opened.clear()
@@ -94,6 +97,11 @@ def _as_they_are(listed: Listed, opened: dict[str, TiffSource]) -> bool:
 
 def _samples(index: TiffIndex) -> int:
     return index.levels[0].pages[0].samples
+
+
+def _alpha_of(index: TiffIndex) -> int | None:
+    """Which sample of a file opened for `ANYTHING` is alpha."""
+    return None if index.rule.alpha == "none" or index.rule.channels is None else index.rule.channels[-1]
 
 
 def _side_by_side(listed: Listed, opened: dict[str, TiffSource], options: SourceOptions) -> ChosenBands:
@@ -107,7 +115,7 @@ def _side_by_side(listed: Listed, opened: dict[str, TiffSource], options: Source
         bands = index.rule.channels or tuple(range(_samples(index)))
         nodata = index.rule.nodata if part.own_nodata else part.nodata
         own = (part.own_nodata and listed.nodata is None) or (nodata == index.rule.nodata == listed.nodata)
-        taken[id(part)] = Taken(bands, tuple(range(len(bands))), nodata, index.rule.alpha != "none", own)
+        taken[id(part)] = Taken(bands, tuple(range(len(bands))), nodata, part.masked and index.rule.alpha != "none", own)
     assert first is not None, "a mosaic has a file"
     assert first.kind is not None, "a rule is made for known samples"
     count = len(taken[id(listed.parts[0])].bands)
@@ -141,13 +149,16 @@ def _band_by_band(listed: Listed, opened: dict[str, TiffSource], address: str, o
     count = max(len(part.bands or ()) for part in listed.parts)
     choices = Choices(address, options)
     choices.know_bands(listed.bands if len(listed.bands) == count else (Band(),) * count)
-    said = choices.options.channels is not None or choices.options.normalise is not None or count not in (1, 3)
-    chosen = choices.channels(count, "bands") if said else tuple(range(count))
+    colours = tuple(band for band in range(count) if band != listed.alpha)
+    said = choices.options.channels is not None or choices.options.normalise is not None or len(colours) not in (1, 3)
+    chosen = choices.channels(count, "bands") if said else colours
+    over = () if listed.alpha is None or listed.alpha in chosen else (listed.alpha,)
+    alpha: Alpha = "straight" if over else "none"
     taken: dict[int, Taken] = {}
     wanted: list[Part] = []
     first: tuple[str, TiffIndex] | None = None
     for part in listed.parts:
-        pairs = [(band, column) for column, each in enumerate(chosen) if (band := (part.bands or ())[each]) is not None]
+        pairs = [(band, column) for column, each in enumerate((*chosen, *over)) if (band := (part.bands or ())[each]) is not None]
         if not pairs:
             continue
         index = _open(part.path, opened, ANYTHING).index
@@ -159,7 +170,12 @@ def _band_by_band(listed: Listed, opened: dict[str, TiffSource], address: str, o
         if max(band for band, _ in pairs) >= _samples(index):
             raise InputError(f"{address}: takes band {max(band for band, _ in pairs) + 1} of {part.path}, which has {_samples(index)}.")
         nodata = index.rule.nodata if part.own_nodata else part.nodata
-        taken[id(part)] = Taken(tuple(band for band, _ in pairs), tuple(column for _, column in pairs), nodata)
+        own = _alpha_of(index)
+        looked_at = () if own is None or not part.masked or pairs[-1][0] == own else (own,)
+        if over and pairs[-1] == (own, len(chosen)):
+            alpha = index.rule.alpha
+        bands, columns = (tuple(numbers) for numbers in zip(*pairs, strict=True))
+        taken[id(part)] = Taken((*bands, *looked_at), columns, nodata, own is not None and part.masked)
         wanted.append(part)
     if first is None:
         raise InputError(f"{address}: no file holds the bands {list(chosen)}.")
@@ -168,6 +184,6 @@ def _band_by_band(listed: Listed, opened: dict[str, TiffSource], address: str, o
     choices.values(kind, kind.itemsize * 8)
     choices.settle()
     values = choices.band_values(chosen, kind, kind.itemsize * 8)
-    rule = SampleRule(None, choices.window(chosen) if values is None else None, nodata=listed.nodata, values=values)
+    rule = SampleRule(None, choices.window(chosen) if values is None else None, alpha, nodata=listed.nodata, values=values)
     valued = () if values is None else tuple(choices.bands[number] for number in chosen)
-    return ChosenBands(replace(listed, parts=tuple(wanted)), taken, rule, kind, len(chosen), choices.bands, valued)
+    return ChosenBands(replace(listed, parts=tuple(wanted)), taken, rule, kind, len(chosen) + len(over), choices.bands, valued)

@@ -29,6 +29,8 @@ class Part:
     """Whether what the file itself calls nodata lets others show through."""
     nodata: float | None = None
     """The value that does, where `own_nodata` is not asked; None where nothing does."""
+    masked: bool = True
+    """Whether the file's alpha and its mask let others show through."""
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,5 @@ class Listed:
     """A code or WKT; "" where the files say."""
     nodata: float | None = None
     """The value that stands for nothing in what comes out."""
+    alpha: int | None = None
+    """Which band of the whole is said to be alpha; None where the files say."""

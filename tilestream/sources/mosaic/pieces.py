@@ -30,11 +30,11 @@ class Piece:
     bands: tuple[int, ...]
     """Of the file, to be read."""
     columns: tuple[int, ...]
-    """Where they go among the bands that come out."""
+    """Where they go among the bands that come out; of an alpha that is only looked at, none."""
     nodata: float | None
     mask: MaskedSource | None
     alpha: bool
-    """Whether the last band says where the image is."""
+    """Whether the last of `bands` says where the image is."""
     own: bool
     """Whether the file's own colours are those of the mosaic where it alone shows."""
 
@@ -114,13 +114,14 @@ def paste(piece: Piece, cut: Region, region: Region, into: tuple[NDArray[Any], N
 
 def _put(piece: Piece, found: NDArray[Any], region: Region, into: tuple[NDArray[Any], NDArray[np.bool_]]) -> None:
     """Put (h, w, b) samples of a region of the file's level where nothing is yet, as far as they are something."""
-    samples, held = into
+    (samples, held), inside = into, _inside(piece, found, region)
     valid: NDArray[np.bool_] | None = None
+    looked_at, found = len(piece.bands) > len(piece.columns), found[..., : len(piece.columns)]
     if piece.nodata is not None:
         valid = ~np.isnan(found) if np.isnan(piece.nodata) else found != piece.nodata
-        if piece.alpha:
+        if piece.alpha and not looked_at:
             valid[..., -1] = True
-    for where in _inside(piece, found, region):
+    for where in inside:
         valid = np.broadcast_to(where, found.shape) if valid is None else valid & where
     columns = list(piece.columns)
     whole = columns == list(range(samples.shape[-1]))

@@ -108,6 +108,11 @@ class MosaicSource(Source):
         held = sorted((piece.source.ahead_bytes(piece.number) for piece in self._levels[level]), reverse=True)
         return sum(held[:FETCHED_AT_ONCE])
 
+    @property
+    def _over(self) -> int:
+        """The band that is alpha, among those that come out; -1 where none is."""
+        return -1 if self._rule.alpha == "none" else self._count - 1
+
     def segment_grid(self, level: int) -> SegmentGrid:
         """The files' own tiles where those lie on one grid, else squares of at least `SIDE` px."""
         return self._grids[level]
@@ -142,6 +147,8 @@ class MosaicSource(Source):
                 one_tile(there[0][0], region, out) if there[0][1] == region and is_one_tile(there[0][0], region) else painted(there, region)
             )
         samples = np.full((region.height, region.width, self._count), self._fill, self._kind)
+        if self._rule.alpha != "none":
+            samples[..., self._over] = 0
         held = np.zeros(samples.shape, np.bool_)
         for number, (piece, cut) in enumerate(there):
             paste(piece, cut, region, (samples, held))
@@ -149,11 +156,10 @@ class MosaicSource(Source):
                 break
         pixels = self._rule.pixels(samples)
         if self.pixel.bands:
-            pixels[~held] = np.nan
+            pixels[~held[..., : self.pixel.bands]] = np.nan
             return pixels
-        empty = np.logical_not(
-            np.logical_or.reduce([held[..., band] for band in self._rule.channels or range(self._count)])
-        )  # five times as fast as any(axis=-1)
+        shown = [band for band in self._rule.channels or range(self._count) if band != self._over]
+        empty = np.logical_not(np.logical_or.reduce([held[..., band] for band in shown]))  # five times as fast as any(axis=-1)
         return np.where(empty[..., np.newaxis], np.uint8(WHITE), pixels) if empty.any() else pixels
 
 
@@ -174,7 +180,7 @@ def _levels(placed: tuple[Placed, ...], size: Size, taken: dict[int, Taken]) -> 
         found[factor] = [
             Piece(
                 each.source, number, _shrunk(each.taken, factor), _shrunk(each.place, factor), said.bands, said.columns, said.nodata,
-                masks.get(id(each.source)), said.alpha, said.own,
+                masks.get(id(each.source)) if each.part.masked else None, said.alpha, said.own,
             )
             for each in placed
             if (number := _number(each, factor, size)) is not None and (said := taken.get(id(each.part))) is not None
@@ -278,8 +284,15 @@ def _about(
 def _fingerprint(listed: Listed, opened: dict[str, TiffSource], placed: tuple[Placed, ...]) -> str:
     """Digest of the files, of their places and bands, and of the order in which they lie; the same wherever they are kept."""
     told = [
-        [opened[each.part.path].info.fingerprint, each.part.bands, each.part.nodata, astuple(each.taken), astuple(each.place)]
+        [
+            opened[each.part.path].info.fingerprint,
+            each.part.bands,
+            each.part.nodata,
+            each.part.masked,
+            astuple(each.taken),
+            astuple(each.place),
+        ]
         for each in placed
     ]
-    whole = [told, listed.nodata, listed.transform, None if listed.size is None else astuple(listed.size)]
+    whole = [told, listed.nodata, listed.alpha, listed.transform, None if listed.size is None else astuple(listed.size)]
     return hashlib.blake2b(json.dumps(whole).encode(), digest_size=16).hexdigest()

@@ -43,10 +43,12 @@ class _Source:
     taken: Region
     corner: tuple[int, int]
     nodata: float | None
+    masked: bool
+    """Whether what the file's alpha or mask leaves out lets others show through."""
 
     @property
     def key(self) -> tuple[object, ...]:
-        return self.path, self.taken, self.corner, self.nodata
+        return self.path, self.taken, self.corner, self.nodata, self.masked
 
 
 def read_vrt(path: str) -> Listed:
@@ -63,13 +65,14 @@ def read_vrt(path: str) -> Listed:
     told = [_number(band.findtext("NoDataValue")) for band in bands]
     return Listed(
         kind="a VRT",
-        parts=_parts(sources, path),
+        parts=_parts(sources, path, has_mask=root.find("MaskBand") is not None),
         order="the last source of the VRT on top, as GDAL has it",
         bands=tuple(_band(band) for band in bands),
         size=size,
         transform=_transform(root.findtext("GeoTransform"), path),
         crs=_crs(root.findtext("SRS")),
         nodata=next((value for value in told if value is not None), None),
+        alpha=next((number for number, band in enumerate(bands) if _interpreted(band) == "alpha"), None),
     )
 
 
@@ -120,7 +123,7 @@ def _source(element: ET.Element, path: str) -> _Source:
         raise _refused(path, f"{file}: {height:g} x {width:g} px are scaled to {to_height:g} x {to_width:g}; pixels are taken as they are")
     taken = [_near_whole(value, f"{path}: {file}: SrcRect and DstRect") for value in (y, x, height, width)]
     corner = [_near_whole(value, f"{path}: {file}: SrcRect and DstRect") for value in (to_y, to_x)]
-    return _Source(file, int(number) - 1, Region(*taken), (corner[0], corner[1]), _number(element.findtext("NODATA")))
+    return _Source(file, int(number) - 1, Region(*taken), (corner[0], corner[1]), _number(element.findtext("NODATA")), _uses_mask(element))
 
 
 def _file(element: ET.Element | None, path: str) -> str:
@@ -180,8 +183,16 @@ def _crs(text: str | None) -> str:
     return f"EPSG:{code[1]}" if code else words
 
 
+def _uses_mask(element: ET.Element) -> bool:
+    return (element.findtext("UseMaskBand") or "").strip().lower() in ("true", "1", "yes", "on")
+
+
+def _interpreted(band: ET.Element) -> str:
+    return (band.findtext("ColorInterp") or "").strip().lower()
+
+
 def _colour(band: ET.Element) -> str:
-    word = (band.findtext("ColorInterp") or "").strip().lower()
+    word = _interpreted(band)
     return word if word in ("red", "green", "blue") else ""
 
 
@@ -191,8 +202,8 @@ def _band(band: ET.Element) -> Band:
     return Band((band.findtext("Description") or _colour(band)).strip(), scale=scale or 1.0, offset=offset or 0.0)
 
 
-def _parts(sources: list[list[_Source]], path: str) -> tuple[Part, ...]:
-    """Sources of all bands by file and place, the last of each band first."""
+def _parts(sources: list[list[_Source]], path: str, *, has_mask: bool) -> tuple[Part, ...]:
+    """Sources of all bands by file and place, the last of each band first. Of masks only what the VRT asks for counts, as GDAL has it."""
     groups: dict[tuple[object, ...], dict[int, _Source]] = {}
     for number, of_band in enumerate(sources):
         for source in of_band:
@@ -206,5 +217,7 @@ def _parts(sources: list[list[_Source]], path: str) -> tuple[Part, ...]:
     for group in groups.values():
         first = next(iter(group.values()))
         bands = tuple(group[number].band if number in group else None for number in range(len(sources)))
-        made.append(Part(first.path, bands, first.taken, first.corner, own_nodata=False, nodata=first.nodata))
+        made.append(
+            Part(first.path, bands, first.taken, first.corner, own_nodata=False, nodata=first.nodata, masked=first.masked or has_mask)
+        )
     return tuple(reversed(made))

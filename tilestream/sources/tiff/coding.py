@@ -57,10 +57,11 @@ def sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices) -
     if choices.options.channels is not None or choices.options.normalise is not None:
         chosen = choices.channels(samples, "axis S")
         values = choices.band_values(chosen, dtype, bits)
-        place = next((k for k, code in enumerate(extra) if (code,) in ALPHA and values is None), None)
+        place = next((k for k, code in enumerate(extra) if (code,) in ALPHA), None)
         if place is None:
             return SampleRule(chosen, window, invert=invert, nodata=nodata, values=values)
-        return SampleRule.of_chosen(chosen, window, ALPHA[extra[place : place + 1]], colours + place, invert=invert, nodata=nodata)
+        alpha = ALPHA[extra[place : place + 1]]
+        return SampleRule.of_chosen(chosen, window, alpha, colours + place, invert=invert, nodata=nodata, values=values)
     if samples == colours + 1 and extra in ALPHA:
         return SampleRule(None, window, ALPHA[extra], invert, nodata)
     if samples != colours:
