@@ -1,8 +1,10 @@
 """Files that change while a run goes on, or between two tries of it: no store holds rows of both."""
 
+import importlib
 import json
 import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 import tilestream
+from tests.support.heads import head_file
 from tests.support.images import make_image, write_pyramid
 from tests.support.resuming import dask_workers, start, wait_for_shard, write_config
-from tests.support.runs import CORNERS, config, opened
+from tests.support.runs import CORNERS, bytes_of, config, opened
 from tilestream.encoders.weights import module_digest, weights_digest
 from tilestream.errors import ConfigError, InputError, OutputError, UnfitWorkerError
 from tilestream.models.context import ContextTransformer
@@ -100,6 +103,72 @@ def test_rows_of_other_code_are_not_added_to_a_slide_that_was_begun(image, tmp_p
             tilestream.run(settings)
         (code / f"mine{refused}.py").write_text(text)
     assert tilestream.run(settings).exit_code == 0
+
+
+def times(gain):
+    """An encoder without weights: only its code tells one from another."""
+    lines = ["from tests.support.encoders import corners", "def made():", "    module = corners()", "    plain = module.forward",
+             f"    module.forward = lambda x: {gain} * plain(x)", "    return module"]  # fmt: skip
+    return "\n".join(lines)
+
+
+def module_of(tmp_path, monkeypatch, name):
+    """A module of the user's, whose encoder and head are `made`; and what writes another into its file, as a process that starts then would find it."""
+    code = tmp_path / "code"
+    code.mkdir()
+    monkeypatch.syspath_prepend(str(code))
+
+    def write(text):
+        (code / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+
+    return write
+
+
+@pytest.mark.parametrize("more", ["nothing", "slide", "pool", "head", "retry"])
+def test_rows_of_a_finished_slide_are_not_taken_for_those_of_other_code(image, tmp_path, monkeypatch, more):
+    write = module_of(tmp_path, monkeypatch, f"own_{more}")
+    write(times(1))
+    name = f"own_{more}:made"
+    tilestream.run(given(image, tmp_path, encoder=name))
+    before = bytes_of(tmp_path / "out")
+    write(times(3))
+    second = write_pyramid(tmp_path / "b.tif", make_image(500, 500, 2), compression="deflate", levels=1, mpp=0.5)
+    head, _ = head_file(tmp_path / "h.safetensors")
+    own = {"pool": {"pool": "max"}, "head": {"heads": {"h": {"kind": "classify", "model": head}}}}.get(more, {})
+    slides = {"slides": [str(image), str(second)]} if more == "slide" else {}
+    settings = given(image, tmp_path, encoder=name, **own) | slides
+    with pytest.raises(
+        OutputError, match=rf"a: .*own_{more}\.py of {name} holds other code .* start the slide over with --restart"
+    ) as refused:
+        tilestream.run(settings, retry_failed=more == "retry")
+    assert refused.value.exit_code == 6
+    assert bytes_of(tmp_path / "out") == before
+    write(times(1))
+    assert tilestream.run(settings).exit_code == 0
+    write(times(3))
+    assert tilestream.run(settings, restart=True).exit_code == 0
+    rows = opened(tmp_path / "out", "a").embeddings[:]
+    tilestream.run(given(image, tmp_path / "plain"))
+    np.testing.assert_array_equal(rows, 3 * opened(tmp_path / "plain" / "out", "a").embeddings[:])
+
+
+def test_answers_of_a_head_are_not_taken_for_those_of_other_code(image, tmp_path, monkeypatch):
+    write = module_of(tmp_path, monkeypatch, "own_answers")
+    write("from tests.support.heads import WholeBag as made\n")
+    settings = given(image, tmp_path, heads={"bag": {"kind": "slide", "model": "own_answers:made"}})
+    tilestream.run(settings)
+    before = bytes_of(tmp_path / "out")
+    assert tilestream.run(settings).exit_code == 0
+    write("from tests.support.heads import PlacedBag as made\n")
+    with pytest.raises(OutputError, match=r"another head bag: heads\.bag\.model_code_sha256 was .* --restart heads:bag"):
+        tilestream.run(settings)
+    assert bytes_of(tmp_path / "out") == before
+    assert tilestream.run(settings, restart="heads:bag").new_tiles == 0
+    tilestream.run(given(image, tmp_path / "plain", heads={"bag": {"kind": "slide", "model": "tests.support.heads:placed_bag"}}))
+    one, other = (bytes_of(folder / "out" / "a.zarr" / "tables" / "slide") for folder in (tmp_path, tmp_path / "plain"))
+    assert one == other
 
 
 def weights(path, module):

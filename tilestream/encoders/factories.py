@@ -115,14 +115,19 @@ def _import_factory(name: str, module_name: str, attribute: str) -> Factory:
         hint = f"Did you mean {module_name}:{near[0]}?" if near else "Set it to module:factory."
         raise ConfigError(f"encoder.name: {module_name} has no {attribute!r}. {hint}")
     factory = _checked_callable(name, found)
+    refuse_stale("encoder.name", name, factory)
+    return factory
+
+
+def refuse_stale(key: str, name: str, factory: Any) -> None:
+    """Refuse what this process imported as `module:factory` where the module's file holds other code by now; `key` is the config's. Raises ConfigError."""
     code = code_sha256(name)
     known, was = _imported.get(name, (None, None))
     if known is factory and was != code:
         raise ConfigError(
-            f"encoder.name: {factory_file(name)} of {name} changed after this process had imported it. Start Python anew, or put the file back."
+            f"{key}: {factory_file(name)} of {name} changed after this process had imported it. Start Python anew, or put the file back."
         )
     _imported[name] = factory, code
-    return factory
 
 
 _imported: dict[str, tuple[Factory, str | None]] = {}

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from tilestream.config.restart import ALL
 from tilestream.config.slide_list import SlideRef
+from tilestream.encoders.factories import code_sha256
 from tilestream.errors import InputError, InterruptedRunError
 from tilestream.runner.cohort import Cohort, open_slide
 from tilestream.runner.compiling import CompileChoice
@@ -19,7 +21,7 @@ from tilestream.runner.heads.stored import StoredImage, lacks_answers_only
 from tilestream.runner.pipeline import Job, SlideRun, stages_of
 from tilestream.runner.prepare import PreparedSlide, Setup
 from tilestream.runner.recipe import Recipes
-from tilestream.runner.resume import Looked, finished, take_up
+from tilestream.runner.resume import Looked, finished, refuse_other_code, take_up
 from tilestream.runner.slide_plan import Seen
 from tilestream.runner.summary import SlideResult, Summary, refusal_of
 from tilestream.sources.base import Source
@@ -152,6 +154,8 @@ class Planner:
     def _plan_ours(self, planned: Planned) -> Planned:
         """Prepare a slide and make its store ready."""
         ref, store = planned.ref, planned.store
+        if self.cohort.restart != ALL:
+            refuse_other_code(store, ref, encoder := self.setup.config.encoder.name, partial(code_sha256, encoder))
         stored = lacks_answers_only(store, ref, self.recipes, self.cohort)
         if self.setup.stored and not stored:
             raise InterruptedRunError(f"{ref.id}: its store changed while heads were loaded. Run the same command again.")

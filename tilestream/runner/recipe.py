@@ -13,6 +13,7 @@ from tilestream.encoders.contexts.context_file import context_path
 from tilestream.encoders.heads.address import PROGRAM
 from tilestream.encoders.slides.files import slide_weights
 from tilestream.errors import OutputError, without_credentials
+from tilestream.runner.heads.head_code import CODE, code_of_factory, flat_head
 from tilestream.sources.files import FileDigests
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.worker_settings import Digests, EncoderFacts
@@ -122,7 +123,9 @@ class Recipes:
     def _head(self, name: str) -> Recipe:
         """The recipe of a head; what only it can say of itself is left out before it is known."""
         head, told = self.config.heads[name], self.config.heads[name].model_dump(mode="json").items()
-        own: Recipe = {key: value for key, value in told if value not in (None, [])} | {"save": list(head.save)}
+        own: Recipe = (
+            {key: value for key, value in told if value not in (None, [])} | {"save": list(head.save)} | code_of_factory(head.model)
+        )
         above = {"context": self.config.context, "vector": self.config.pool}.get(head.input)
         if above is not None and above.kept_as is not None:
             own["of"] = above.stage
@@ -192,8 +195,8 @@ class Recipes:
 
     def _other_head(self, was: Recipe, now: Recipe, name: str) -> dict[str, tuple[Any, Any]]:
         """What a store has otherwise of a head, by field; of one that it does not have, everything."""
-        old, new = (_flat_head(recipe.get(HEADS, {}).get(name)) for recipe in (was, now))
-        keys = new.keys() | old.keys() if name in self.heads else new.keys()
+        old, new = (flat_head(recipe.get(HEADS, {}).get(name), code=True) for recipe in (was, now))
+        keys = (new.keys() | old.keys() if name in self.heads else new.keys()) - ({CODE} - old.keys())
         return {key: (old.get(key), new.get(key)) for key in sorted(keys) if old.get(key) != new.get(key)}
 
     def refuse_other_heads(self, store: SlideStore, ref: SlideRef, restart: str = "") -> None:
@@ -280,7 +283,7 @@ def stage_digests(recipe: Recipe) -> dict[str, str]:
     flat = _flat(_without_later(recipe))
     del flat["output.save"]
     found = dict.fromkeys(("tiles", "picture"), digest_of(flat))
-    heads = {head_stage(name): _flat_head(own) for name, own in recipe.get(HEADS, {}).items()}
+    heads = {head_stage(name): flat_head(own) for name, own in recipe.get(HEADS, {}).items()}
     for stage, read in stages_read(recipe).items():
         found[stage] = digest_of([heads[stage] if stage in heads else _flat({stage: recipe[stage]}), found[read]])
     return found
@@ -328,12 +331,6 @@ def _flat(recipe: Recipe) -> Recipe:
     flat = flatten(recipe)
     digests = {_unnamed(key) for key in flat}
     return {key: value for key, value in flat.items() if PATHS.get(_unnamed(key)) not in digests}
-
-
-def _flat_head(own: Recipe | None) -> Recipe:
-    """A head's settings by dotted key; where the file of its model lies does not count."""
-    flat = flatten(own or {})
-    return {key: value for key, value in flat.items() if key != "model" or f"model{SHA256}" not in flat}
 
 
 def _said(flat: Recipe, key: str) -> str:

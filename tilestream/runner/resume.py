@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from tilestream.config.restart import ALL, restarts
@@ -20,7 +21,6 @@ from tilestream.runner.reporter import Reporter
 from tilestream.runner.summary import SlideResult, Summary, same_image
 from tilestream.sources.base import SlideInfo, Source
 from tilestream.stages.encoding.aside import tiles_aside
-from tilestream.store.cohort import some
 from tilestream.store.heads.columns import refuse_taken
 from tilestream.store.layout import TILES
 from tilestream.store.ledger import COMPLETE, count_failed
@@ -63,7 +63,6 @@ def finished(store: SlideStore, ref: SlideRef, source: Source, recipes: Recipes,
     changed = recipes.changed_stages(store, ref)
     recipes.refuse_other_heads(store, ref, cohort.restart)
     check_source(store, source.info, ref)
-    refuse_other_code(store, ref, recipes.config.encoder.name, retry=cohort.retry_failed)
     if recipes.config.tiles.tissue.function is not None:
         from tilestream.tiles.grid import choose_tiles
 
@@ -76,23 +75,23 @@ def finished(store: SlideStore, ref: SlideRef, source: Source, recipes: Recipes,
     return mark
 
 
-def refuse_other_code(store: SlideStore, ref: SlideRef, encoder: str, *, retry: bool) -> None:
-    """Refuse to add rows to a slide that was begun with other code of `module:factory`; of one that is finished, it is said.
+def refuse_other_code(store: SlideStore, ref: SlideRef, encoder: str, now: Callable[[], str | None]) -> None:
+    """Refuse a slide with rows that other code of `module:factory` made than `now` gives: what a module computes is not told by its weights alone.
 
     Raises
     ------
     OutputError
         Naming the file.
     """
-    was = (store.attributes or {}).get("encoder_code_sha256")
-    begun = store.completion is None and (0 < len(store.ledger()) < store.layout.shards or bool(tiles_aside(store, store.ledger())))
-    if was is None or not (begun or (retry and any(count_failed(entry["counts"]) for entry in store.ledger().values()))):
+    about = store.attributes or {}
+    was = about.get("encoder_code_sha256")
+    if was is None or about["recipe"]["encoder"]["name"] != encoder or not (store.ledger() or tiles_aside(store, {})) or was == now():
         return
-    if code_sha256(encoder) != was:
-        raise OutputError(
-            f"{ref.id}: {factory_file(encoder)} of {encoder} holds other code than when rows of {store.folder.address} were made. "
-            "Put the file back, or start the slide over with --restart (its embeddings are then deleted)."
-        )
+    raise OutputError(
+        f"{ref.id}: {factory_file(encoder)} of {encoder} holds other code than when rows of {store.folder.address} were made. "
+        "Put the file back, choose another output, or start the slide over "
+        "with --restart (its embeddings are then deleted)."
+    )
 
 
 def forget_asked(store: SlideStore, cohort: Cohort, recipes: Recipes) -> None:
@@ -183,12 +182,15 @@ def look_at_all(cohort: Cohort, recipes: Recipes, summary: Summary, reporter: Re
         A store was made by another recipe, or from other files.
     """
     there = set(cohort.output.children())
+    code = cache(partial(code_sha256, recipes.config.encoder.name))
 
     def look(ref: SlideRef) -> tuple[SlideStore, dict[str, Any] | None]:
         store = cohort.store(ref)
         if f"{ref.id}.zarr" not in there or store.attributes is None:
             return store, None
         try:
+            if cohort.restart != ALL:
+                refuse_other_code(store, ref, recipes.config.encoder.name, code)
             if lacks_answers_only(store, ref, recipes, cohort):
                 return store, None
             with open_slide(ref, recipes.config) as source:
@@ -247,7 +249,7 @@ def other_columns(store: SlideStore, listed: Mapping[str, str]) -> list[str]:
 
 
 def nothing_to_do(summary: Summary, cohort: Cohort, encoder: str) -> str:
-    """Why a run ends before it begins, in words; and whether an encoder of the user's own may be another one by now, which was not loaded to see."""
+    """Why a run ends before it begins, in words; and what of an encoder of the user's own was not looked at, as it was not loaded."""
     cause = next((cause for slide in summary.slides for cause in slide.tile_errors.values()), "")
     failed = summary.failed_tiles
     return (
@@ -261,13 +263,8 @@ def _code_words(cohort: Cohort, encoder: str) -> str:
     file = factory_file(encoder)
     if file is None:
         return ""
-    now = code_sha256(encoder)
-    kept = {ref.id: (cohort.store(ref).attributes or {}).get("encoder_code_sha256") for ref in cohort.refs}
-    changed = [slide for slide, was in kept.items() if was not in (None, now)]
-    if changed:
-        return f"; but {file} of {encoder} is not the file that {some(changed)} were embedded with. Embed them again with --restart, or keep them as they are"
-    by_name = "; its file is the same, what that imports or loads was not looked at" if all(kept.values()) else " only"
-    return f"; {encoder} is known by its name{by_name}"
+    kept = all((cohort.store(ref).attributes or {}).get("encoder_code_sha256") for ref in cohort.refs)
+    return f"; {encoder} is known by its name{'; its file is the same, what that imports or loads was not looked at' if kept else ' only'}"
 
 
 def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, attributes: dict[str, Any]) -> None:

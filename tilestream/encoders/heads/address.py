@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tilestream.encoders.factories import code_sha256
+
 PROGRAM = "instanseg:"
 """Before the file of a TorchScript program of InstanSeg: whoever writes it lets that program run."""
 
@@ -12,6 +14,11 @@ PROGRAM = "instanseg:"
 def is_factory(model: str) -> bool:
     """Whether a model's address is `module:factory`."""
     return not model.startswith(PROGRAM) and re.fullmatch(r"\w+(\.\w+)*:\w+", model) is not None and not Path(model).exists()
+
+
+def factory_code(model: str) -> str | None:
+    """The digest of the code of a head that is a `module:factory`, which its weights alone do not tell; None for others."""
+    return code_sha256(model) if is_factory(model) else None
 
 
 BOX = Path(__file__).parent / "box"

@@ -6,6 +6,7 @@ import importlib
 
 from torch import nn
 
+from tilestream.encoders.factories import refuse_stale
 from tilestream.errors import ConfigError, user_code
 
 
@@ -15,7 +16,7 @@ def load_factory(model: str, name: str) -> nn.Module:
     Raises
     ------
     ConfigError
-        It cannot be imported or called, or returns no module.
+        It cannot be imported or called, or returns no module; or its file holds other code than when this process imported it.
     """
     module_name, _, attribute = model.partition(":")
     key = f"heads.{name}.model"
@@ -28,6 +29,7 @@ def load_factory(model: str, name: str) -> nn.Module:
         ) from error
     if not callable(factory):
         raise ConfigError(f"{key}: {module_name} has no function {attribute!r}. Set it to module:factory.")
+    refuse_stale(key, model, factory)
     with user_code(f"{key}: {model}", "building the head"):
         module = factory()
     if not isinstance(module, nn.Module):

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from tilestream.config.heads import Head
+from tilestream.encoders.factories import factory_file
+from tilestream.encoders.heads.address import factory_code
 from tilestream.encoders.heads.load import load_head
 from tilestream.encoders.heads.loaded import LoadedHead, module_bytes
 from tilestream.errors import ConfigError, UnfitWorkerError, user_code
@@ -66,8 +68,15 @@ _LOCK = threading.Lock()
 
 
 @lru_cache(maxsize=LOADED)
-def _loaded(name: str, head: Head, device: torch.device, digest: str) -> LoadedHead:  # the digest tells files that changed apart
+def _loaded(
+    name: str, head: Head, device: torch.device, digest: str, code: str | None
+) -> LoadedHead:  # digests tell files that changed apart
     found = load_head(head, name)
+    if factory_code(head.model) != code:
+        raise UnfitWorkerError(
+            f"a worker has another head {name} than the run's first one: the code of {head.model} ({factory_file(head.model)}) is another there. "
+            "Put the same file there, or leave this worker out."
+        )
     if digest and found.digest != digest:
         raise UnfitWorkerError(
             f"a worker has another head {name} than the run's first one: {head.model} has weights {found.digest[:12]} there, not {digest[:12]}. "
@@ -79,7 +88,7 @@ def _loaded(name: str, head: Head, device: torch.device, digest: str) -> LoadedH
 def head_for(facts: HeadFacts, device: torch.device) -> LoadedHead:
     """The head of this process, on its device."""
     with _LOCK:
-        return _loaded(facts.name, facts.head, device, facts.digest)
+        return _loaded(facts.name, facts.head, device, facts.digest, facts.code)
 
 
 @torch.inference_mode()
@@ -91,7 +100,7 @@ def describe_heads(asked: HeadsAsked) -> tuple[HeadFacts, ...]:
     ConfigError, InputError
         As `load_head`; or what a head gives is not what its kind gives.
     """
-    return tuple(_describe(name, head, asked.seen_by(head)) for name, head in asked.heads)
+    return tuple(replace(_describe(name, head, asked.seen_by(head)), code=factory_code(head.model)) for name, head in asked.heads)
 
 
 def _describe(name: str, head: Head, asked: HeadsAsked) -> HeadFacts:

@@ -81,6 +81,8 @@ class HeadFacts:
     """What a person should know of it."""
     dense: DenseFacts | None = None
     """Of a head that segments."""
+    code: str | None = None
+    """SHA-256 over the code of the module of a `module:factory`."""
 
     @property
     def recipe(self) -> dict[str, Any]:
