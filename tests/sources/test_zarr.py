@@ -143,7 +143,7 @@ def test_images_of_bioformats2raw_are_scenes(tmp_path: Path) -> None:
     images = [make_image(60, 70, 1), make_image(50, 40, 2)]
     for k, image in enumerate(images):
         write_ome_zarr(root / str(k), image, levels=1)
-    with pytest.raises(InputError, match=r"holds 2 images\. .*source: \{scene: 0\}"):
+    with pytest.raises(InputError, match=r"holds 2 images \(0: 'made' 60 x 70, 1: 'made' 50 x 40\)\. .*source: \{scene: 0\}"):
         ZarrSource(str(root), SourceOptions())
     with ZarrSource(str(root), SourceOptions(scene=1)) as source:
         np.testing.assert_array_equal(source.read_region(0, Region(0, 0, 50, 40)), images[1])

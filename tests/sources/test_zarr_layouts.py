@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def test_a_plate_names_an_image_that_is_there_and_a_well_has_its_fields_as_scene
         write_ome_zarr(plate / "B" / "3" / name, image, levels=1, version=version)
     with pytest.raises(InputError, match=r"is a plate of wells\. Name one image in it, for example .*plate\.zarr/B/3/1\."):
         ZarrSource(str(plate), SourceOptions())
-    with pytest.raises(InputError, match=r"holds 2 images\. .*source: \{scene: 0\}"):
+    with pytest.raises(InputError, match=r"holds 2 images \(0: 'made' 60 x 70, 1: 'made' 60 x 70\)\. .*source: \{scene: 0\}"):
         ZarrSource(str(plate / "B" / "3"), SourceOptions())
     for scene, image in enumerate(fields.values()):
         with ZarrSource(str(plate / "B" / "3"), SourceOptions(scene=scene)) as source:
@@ -57,6 +58,91 @@ def test_series_are_read_under_the_names_and_in_the_order_that_are_listed(tmp_pa
     for scene, name in enumerate(("slide", "0")):
         with ZarrSource(str(root), SourceOptions(scene=scene)) as source:
             np.testing.assert_array_equal(source.read_region(0, Region(0, 0, 60, 70)), images[name])
+
+
+Series = tuple[str, str, tuple[int, int]]
+"""Path in the store, name in the OME-XML, height and width."""
+
+
+def write_converted(
+    root: Path, series: list[Series], version: str, *, listed: bool = True, size: str = "", mpp: float | None = 0.5
+) -> Path:
+    """A store as bioformats2raw writes it: series, their list, and the OME-XML of what was converted."""
+    write_group(root, version, {"bioformats2raw.layout": 3})
+    write_group(root / "OME", version, {"series": [path for path, _, _ in series]} if listed else {})
+    images = "".join(
+        f'<Image ID="Image:{k}" Name="{name}"><Pixels ID="Pixels:{k}" {size} SizeX="{width}" SizeY="{height}"/></Image>'
+        for k, (_, name, (height, width)) in enumerate(series)
+    )
+    xml = f'<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">{images}</OME>'
+    (root / "OME" / "METADATA.ome.xml").write_text(xml, encoding="utf-8")
+    for seed, (path, _, sides) in enumerate(series):
+        unit = None if mpp is None else "micrometer"
+        write_ome_zarr(root / path, make_image(*sides, seed), levels=1, version=version, mpp=mpp, unit=unit)
+    return root
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_series_have_the_names_of_the_ome_xml(tmp_path: Path, version: str, listed: bool, zipped: bool) -> None:
+    series = [("0", "tumour &lt;α&gt;", (60, 70)), ("1", "", (50, 80)), ("2", "macro image", (20, 30))]
+    path = write_converted(tmp_path / "a.zarr", series, version, listed=listed)
+    if zipped:
+        path = Path(shutil.make_archive(str(tmp_path / "a.zarr"), "zip", path))
+    words = r"holds 3 images \(0: 'tumour <α>' 60 x 70, 1: 'made' 50 x 80, 2: 'macro image' 20 x 30\)\. .*source: \{scene: 0\}"
+    with pytest.raises(InputError, match=words):
+        ZarrSource(str(path), SourceOptions())
+    with ZarrSource(str(path), SourceOptions(scene=2)) as source:
+        assert (source.info.size.height, source.info.properties["zarr.name"]) == (20, "macro image")
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_pictures_that_accompany_a_slide_are_not_asked_about_and_keep_their_numbers(tmp_path: Path, first: int) -> None:
+    series = [("0", "slide", (60, 70)), ("1", "label image", (30, 40)), ("2", "macro image", (20, 50))]
+    turned = [(str(k), *series[(k - first) % 3][1:]) for k in range(3)]
+    path = write_converted(tmp_path / "a.zarr", turned, "0.4")
+    with ZarrSource(str(path), SourceOptions()) as source:
+        np.testing.assert_array_equal(source.read_region(0, Region(0, 0, 60, 70)), make_image(60, 70, first))
+    for scene, (_, _, sides) in enumerate(turned):
+        with ZarrSource(str(path), SourceOptions(scene=scene)) as source:
+            assert (source.info.size.height, source.info.size.width) == sides
+
+
+def test_the_largest_series_is_the_slide_whatever_its_name(tmp_path: Path) -> None:
+    path = write_converted(tmp_path / "a.zarr", [("0", "label", (60, 70)), ("1", "macro", (20, 30))], "0.4")
+    with ZarrSource(str(path), SourceOptions()) as source:
+        assert source.info.size.height == 60
+
+
+@pytest.mark.parametrize(
+    ("size", "mpp", "expected"),
+    [
+        ('PhysicalSizeX="0.25" PhysicalSizeY="0.25"', None, 0.25),
+        ('PhysicalSizeX="250" PhysicalSizeY="250" PhysicalSizeXUnit="nm" PhysicalSizeYUnit="nm"', None, 0.25),
+        ('PhysicalSizeX="0.25" PhysicalSizeY="0.25"', 0.5, 0.5),  # the image's own statement goes first
+        ('PhysicalSizeX="0.25"', None, None),
+        ('PhysicalSizeX="3" PhysicalSizeY="3" PhysicalSizeXUnit="pixel" PhysicalSizeYUnit="pixel"', None, None),
+        ('PhysicalSizeX="x" PhysicalSizeY="0.25"', None, None),
+        ("", None, None),
+    ],
+)
+def test_series_without_a_scale_have_the_resolution_of_the_ome_xml(
+    tmp_path: Path, size: str, mpp: float | None, expected: float | None
+) -> None:
+    path = write_converted(tmp_path / "a.zarr", [("0", "", (60, 70)), ("1", "", (60, 70))], "0.4", size=size, mpp=mpp)
+    with ZarrSource(str(path), SourceOptions(scene=1)) as source:
+        assert source.info.mpp == expected
+    with ZarrSource(str(path), SourceOptions(scene=0, mpp=2.0)) as source:
+        assert source.info.mpp == 2.0
+
+
+@pytest.mark.parametrize("xml", ["", "<OME", "<a/>", '<?xml version="1.0" encoding="none"?><OME/>'])
+def test_an_ome_xml_that_cannot_be_read_says_nothing(tmp_path: Path, xml: str) -> None:
+    path = write_converted(tmp_path / "a.zarr", [("0", "a", (60, 70)), ("1", "b", (60, 70))], "0.5")
+    (path / "OME" / "METADATA.ome.xml").write_text(xml)
+    with pytest.raises(InputError, match=r"holds 2 images \(0: 'made' 60 x 70, 1: 'made' 60 x 70\)"):
+        ZarrSource(str(path), SourceOptions())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,9 @@ from tilestream.config.local_files import open_regular
 from tilestream.errors import InputError
 from tilestream.geometry import Level, Size, downsample_from_sizes
 from tilestream.sources.files import SAMPLE_BYTES, WHOLE_BYTES, fingerprint_file
+from tilestream.sources.ngff.scenes import Scene, ome_of, pick_scene
 from tilestream.sources.resolution import UNKNOWN, Resolution, micrometres_from_unit, resolution_from_config, resolution_from_file
 from tilestream.sources.sample_values import Choices
-
-MAX_SCENES = 1000
-
 
 CHANNEL_NAMES = dict.fromkeys(("channel", "channels", "band", "bands", "s", "sample", "samples", "rgb"), "c")
 """Names that plain arrays give to their channel axis."""
@@ -60,6 +58,8 @@ class ZarrImage:
     facts: dict[str, str] = field(default_factory=dict)
     channel_names: tuple[str, ...] = ()
     """Labels of the channels as OME-Zarr states them (omero), "" for one without."""
+    ome_um: tuple[float, float] | None = None
+    """Height and width of a level-0 pixel in µm as the OME-XML beside the image states them."""
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -75,8 +75,7 @@ def find_image(node: Any, choices: Choices) -> ZarrImage:
     if isinstance(node, zarr.Array):
         image = ZarrImage((node,), plain_axes(node, address))
     else:
-        group, scale = _pick_scene(node, choices)
-        image = _from_multiscale(group, scale, address)
+        image = _from_multiscale(pick_scene(node, choices), address)
     for axis in ("y", "x"):
         if image.axes.count(axis) != 1:
             raise InputError(f"{address}: axes {list(image.axes)} must hold {axis} once.")
@@ -90,64 +89,6 @@ def find_image(node: Any, choices: Choices) -> ZarrImage:
     if any(later[0] > before[0] or later[1] > before[1] or later == before for before, later in itertools.pairwise(downsamples)):
         raise InputError(f"{address}: levels of {downsamples} px (height, width) do not run from fine to coarse.")
     return image
-
-
-def _ome(group: Any) -> Mapping[str, Any]:
-    """The OME metadata of a group: under `ome` since 0.5, at the top before."""
-    attributes = dict(group.attrs)
-    inner = attributes.get("ome")
-    return inner if isinstance(inner, Mapping) else attributes
-
-
-def _pick_scene(group: Any, choices: Choices) -> tuple[Any, Mapping[str, Any]]:
-    """The group and multiscales entry of the scene to read."""
-    address, wanted = choices.address, choices.options.scene
-    if "plate" in _ome(group):
-        raise InputError(f"{address}: is a plate of wells. Name one image in it, for example {address}/{_example(group)}.")
-    scenes = [(group, entry) for entry in _multiscales(group)]
-    if not scenes:
-        scenes = [(child, _multiscales(child)[0]) for child in _inner_images(group)]
-    if not scenes:
-        raise InputError(f"{address}: the Zarr group holds no OME-Zarr image (no `multiscales`). Name the image group or the array in it.")
-    if wanted is not None and not 0 <= wanted < len(scenes):
-        raise InputError(f"{address}: source.scene: {wanted}, but the store has scenes 0 to {len(scenes) - 1}.")
-    if wanted is None and len(scenes) > 1:
-        choices.refuse(f"the store holds {len(scenes)} images", "scene", "0")
-    return scenes[wanted or 0]
-
-
-def _multiscales(group: Any) -> list[Any]:
-    stated = _ome(group).get("multiscales")
-    return stated if isinstance(stated, list) else []
-
-
-def _inner_images(group: Any) -> Iterator[Any]:
-    """The image groups in a group: the fields of a well, the series that bioformats2raw lists, else 0, 1, ... as far as they go."""
-    paths = _paths(_ome(group).get("well"), "images")
-    listing = group.get("OME")
-    if not paths and isinstance(listing, zarr.Group) and isinstance(series := _ome(listing).get("series"), list):
-        paths = [str(path) for path in series]
-    for path in itertools.islice(paths or map(str, itertools.count()), MAX_SCENES):
-        child = group.get(path)
-        if isinstance(child, zarr.Group) and _multiscales(child):
-            yield child
-        elif not paths:
-            return
-
-
-def _paths(node: Any, key: str) -> list[str]:
-    """The `path` of each object in a list of a plate or a well."""
-    each = node.get(key) if isinstance(node, Mapping) else None
-    return [str(item["path"]) for item in each if isinstance(item, Mapping) and "path" in item] if isinstance(each, list) else []
-
-
-def _example(plate: Any) -> str:
-    """The path of the first image of a plate; a pattern where none is there."""
-    for path in _paths(_ome(plate)["plate"], "wells"):
-        well = plate.get(path)
-        for child in _inner_images(well) if isinstance(well, zarr.Group) else ():
-            return str(child.path).removeprefix(plate.path).lstrip("/")
-    return "ROW/COLUMN/FIELD"
 
 
 def _check_multiscale(entry: Any, address: str) -> None:
@@ -183,7 +124,8 @@ def _malformed(entry: Any) -> str:
     return ""
 
 
-def _from_multiscale(group: Any, entry: Mapping[str, Any], address: str) -> ZarrImage:
+def _from_multiscale(scene: Scene, address: str) -> ZarrImage:
+    group, entry = scene.group, scene.entry
     _check_multiscale(entry, address)
     stated = entry.get("axes", list("tczyx"))  # before 0.3 all five were implied
     axes = tuple(str(axis["name"] if isinstance(axis, Mapping) else axis).lower() for axis in stated)
@@ -200,10 +142,19 @@ def _from_multiscale(group: Any, entry: Mapping[str, Any], address: str) -> Zarr
     l0_stated = [scale for scale, _ in (found[0], found[-1]) if scale is not None]
     whole = not found[0][1] and not found[-1][1]  # of two factors one alone would be a wrong length
     sides = (math.prod(y for y, _ in l0_stated), math.prod(x for _, x in l0_stated)) if l0_stated and whole else None
-    version = str(entry.get("version") or _ome(group).get("version", ""))
-    facts = {"zarr.group": group.path or "/", "zarr.name": str(entry.get("name", ""))}
+    version = str(entry.get("version") or ome_of(group).get("version", ""))
+    facts = {"zarr.group": group.path or "/", "zarr.name": scene.name}
     return ZarrImage(
-        tuple(arrays), axes, sides, (units.get("y", ""), units.get("x", "")), tuple(scales[:-1]), warnings, version, facts, _labels(group)
+        tuple(arrays),
+        axes,
+        sides,
+        (units.get("y", ""), units.get("x", "")),
+        tuple(scales[:-1]),
+        warnings,
+        version,
+        facts,
+        _labels(group),
+        None if scene.told is None else scene.told.um,
     )
 
 
@@ -246,7 +197,7 @@ def doubts_of_levels(image: ZarrImage) -> tuple[str, ...]:
 
 
 def _labels(group: Any) -> tuple[str, ...]:
-    omero = _ome(group).get("omero")
+    omero = ome_of(group).get("omero")
     channels = omero.get("channels") if isinstance(omero, Mapping) else None
     return tuple(str(channel.get("label") or "") if isinstance(channel, Mapping) else "" for channel in channels or ())
 
@@ -271,11 +222,11 @@ def resolution_of(image: ZarrImage, choices: Choices) -> Resolution:
     """The resolution of level 0, from the config or else from the scale and units of the axes; no unit, no resolution."""
     if choices.options.mpp is not None:
         return resolution_from_config(choices.options.mpp)
-    if image.l0_scale is None:
-        return UNKNOWN
     per_unit = [micrometres_from_unit(unit) for unit in image.units]
-    if per_unit[0] is None or per_unit[1] is None:
-        return UNKNOWN
+    if image.l0_scale is None or None in per_unit:
+        return (
+            UNKNOWN if image.ome_um is None else resolution_from_file(choices.address, *image.ome_um[::-1], "the OME-XML beside the image")
+        )
     y, x = (side * factor for side, factor in zip(image.l0_scale, per_unit, strict=True) if factor is not None)
     return resolution_from_file(choices.address, x, y, "the OME-Zarr metadata")
 

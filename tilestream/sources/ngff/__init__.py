@@ -1,0 +1,1 @@
+"""How images lie in an OME-Zarr store: scenes, plates and wells, and the OME-XML beside them."""
