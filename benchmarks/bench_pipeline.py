@@ -114,6 +114,7 @@ def measure(encoder: str, path: str, chosen: argparse.Namespace, folder: Path) -
     slides = copies(path, chosen.slides, folder)
     made = Config.model_validate(config(encoder, slides, folder / "out", chosen))
     worker = worker_for(worker_settings(made))
+    shutil.rmtree(folder / "out", ignore_errors=True)
     tilestream.run(config(encoder, slides[:1], folder / "out", chosen))  # starts its decoders, and compiles what puts tiles together
     rates, programs, summary = [], [], None
     for _ in range(chosen.rounds):
