@@ -1,6 +1,7 @@
 """What a run will need is begun at once, and nothing where it may have nothing to do."""
 
 import ctypes
+import subprocess
 import sys
 import types
 
@@ -10,7 +11,7 @@ import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config
 from tilestream.config.load import load_config
-from tilestream.runner.engines import early, fork_server
+from tilestream.runner.engines import early
 from tilestream.stages import worker
 from tilestream.stages.worker import Worker
 
@@ -133,13 +134,36 @@ def test_no_code_of_others_is_run_early(tmp_path, monkeypatch, name):
     early._build_encoder(load_config(config(tmp_path / "a.tif", tmp_path / "out", encoder=name)))
 
 
-def test_zarr_comes_without_cupy_and_whoever_wants_cupy_still_gets_it(monkeypatch):
-    seen = []
-    monkeypatch.setattr(fork_server.importlib, "import_module", lambda name: seen.append((name, sys.modules.get("cupy", "free"))))
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    fork_server.import_zarr()
-    assert seen == [("zarr", None)]
-    assert "cupy" not in sys.modules
-    monkeypatch.setitem(sys.modules, "cupy", types.ModuleType("cupy"))
-    fork_server.import_zarr()
-    assert len(seen) == 1
+SEEN = """
+import sys, types
+class Cupy:
+    @staticmethod
+    def find_spec(name, *_):
+        assert name != "cupy", "zarr has looked for it"
+sys.meta_path.insert(0, Cupy)
+from tilestream.runner.engines.fork_server import import_zarr
+import_zarr()
+import zarr
+assert "fsspec" not in sys.modules and "cupy" not in sys.modules
+sys.meta_path.remove(Cupy)
+array = zarr.create_array(zarr.storage.MemoryStore(), shape=(4,), dtype="i4")
+array[:] = 7
+import fsspec
+from fsspec.mapping import FSMap
+memory = fsspec.filesystem("memory")
+made = zarr.create_array(FSMap("there", memory), shape=(4,), dtype="i4")
+made[:] = 9
+assert zarr.open("memory://there", mode="r")[:].tolist() == [9] * 4
+assert zarr.open(FSMap("there", memory), mode="r")[:].tolist() == [9] * 4
+import_zarr()
+assert zarr.storage._common.FSMap is not None
+"""
+
+
+def test_zarr_comes_without_what_takes_long_and_still_takes_all_of_it():
+    subprocess.run([sys.executable, "-W", "ignore", "-c", SEEN], check=True)
+
+
+def test_where_fsspec_is_there_already_zarr_has_its_own_class():
+    code = "import fsspec.mapping; from tilestream.runner.engines.fork_server import import_zarr; import_zarr(); import zarr; assert zarr.storage._common.FSMap is fsspec.mapping.FSMap"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 T = TypeVar("T")
@@ -156,6 +155,8 @@ def _axes(parts: Iterable[Moments], most: int) -> NDArray[np.float64] | None:
 
 def _largest(scatter: Scatter, count: int) -> Scatter:
     """Eigenvectors (d, count) of the largest eigenvalues, largest first."""
+    import scipy.linalg
+
     dim = len(scatter)
     if count < dim and dim >= LANCZOS_FROM:
         from scipy.sparse.linalg import ArpackError, eigsh

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, UnidentifiedImageError
-from scipy import ndimage
 
 from tilestream.config.schema import Tissue
 from tilestream.errors import ConfigError, InputError
@@ -123,6 +122,8 @@ def find_tissue(
 
 def _stained(thumbnail: Thumbnail, tissue: Tissue, um_per_px: float | None) -> FoundTissue:
     """What differs from the background of the image, without specks and small holes."""
+    from scipy import ndimage
+
     pixels = thumbnail.pixels
     missing = np.zeros(pixels.shape[:2], np.bool_) if thumbnail.missing is None else thumbnail.missing
     mask, background, warnings = _apart(pixels, missing)
@@ -171,6 +172,8 @@ def _apart(pixels: Pixels, missing: Mask) -> tuple[Mask, Background | None, tupl
 
 def _beyond(pixels: Pixels, background: Background, ignored: Mask) -> tuple[Mask, tuple[str, ...]]:
     """What is further from the background than one step, or than a part of what is typical of tissue, so that borders lie where they are."""
+    from scipy import ndimage
+
     steps = distances(pixels, background)
     steps[ignored] = 0
     if not background.dark:
@@ -244,6 +247,8 @@ def _pen(line: Pixels, white: NDArray[np.float64]) -> Mask:
 
 def without_specks(mask: Mask, least_px: float) -> Mask:
     """The mask without 8-connected pieces of fewer than `least_px` pixels."""
+    from scipy import ndimage
+
     pieces, count = ndimage.label(mask, structure=np.ones((3, 3), np.bool_))
     area = np.zeros(count + 1, np.int64)
     for line in pieces:  # numpy widens what it counts to 8 bytes: a row at a time

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from tilestream.sources.base import Pixels
 
@@ -61,6 +60,8 @@ def unscanned(pixels: Pixels) -> Mask:
 
 def _large(mask: Mask) -> Mask:
     """The mask's parts that are not small."""
+    from scipy import ndimage
+
     parts, count = ndimage.label(mask)
     large = np.bincount(parts.ravel(), minlength=count + 1) >= LEAST_PART * mask.size
     large[0] = False
@@ -70,6 +71,8 @@ def _large(mask: Mask) -> Mask:
 
 def straight_share(part: Mask, other: Mask | None = None) -> float:
     """Share of a part's border that runs straight along an axis; where it meets the other part counts only if that is all of it."""
+    from scipy import ndimage
+
     straight = total = 0
     for turned, beside in ((part, other), (part.T, None if other is None else other.T)):
         border = turned[1:] ^ turned[:-1]
@@ -99,6 +102,8 @@ def cut_blocks(pixels: Pixels, ignored: Mask) -> Blocks:
 
 def find_flat(blocks: Blocks, noisier: int) -> Mask:
     """(h, w) bool: squares that differ within, and from their neighbours, by noise only."""
+    from scipy import ndimage
+
     spreads = blocks.spread[blocks.valid]
     spreads = spreads[spreads > 0.2]  # squares of one colour, as marks have, say nothing of the noise
     noise = min(float(np.quantile(spreads, 0.01)) if len(spreads) else 0.0, 1.2)
