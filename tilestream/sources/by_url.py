@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from tilestream.config.local_files import ZARR_MARKS
 from tilestream.config.same_slide import NEVER_DICOM
 from tilestream.config.urls.objects import beside_url, path_of
-from tilestream.errors import InputError, NotThereError
+from tilestream.errors import InputError, NotThereError, TilestreamError, outage
 from tilestream.sources.base import Source, SourceOptions
 from tilestream.sources.containers import foreign_words, refuse_overview
 from tilestream.sources.files import MASK_BESIDE, TIFF_STARTS, NoGridError, NotTiffError, join_fingerprints
@@ -216,4 +217,18 @@ def _may_be_slide(address: str) -> bool:
 def _open_zarr(address: str, options: SourceOptions, zipped: ByteSource | None = None) -> Source:
     from tilestream.sources.zarr import ZarrSource
 
-    return ZarrSource(address, options, zipped=zipped)
+    try:
+        return ZarrSource(address, options, zipped=zipped)
+    except (OSError, TilestreamError) as error:
+        words = _unfit_store(address) if zipped is None and outage(error, address) is not None else ""
+        if not words:
+            raise
+    raise InputError(words)  # of its own: what came of an outage is taken for one
+
+
+def _unfit_store(address: str) -> str:
+    """What is the matter with how a web server gives a Zarr's metadata; "" where nothing is."""
+    from tilestream.sources.storage.web_answers import unfit_answer
+
+    parts = (unfit_answer(beside_url(address.rstrip("/"), f"/{mark}")) for mark in ZARR_MARKS)
+    return next(filter(None, parts), "")

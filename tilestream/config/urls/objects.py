@@ -86,17 +86,22 @@ def open_object(address: str, **options: Any) -> tuple[Any, str]:
 
 
 def _web(address: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A web address without the user and password in it, and options of a client that sends them (RFC 7617): obstore leaves them out."""
-    parts = _split(address)
-    if parts.scheme == "http":
+    """A web address without the user and password in it, and options of a client that sends them: obstore leaves them out."""
+    if _split(address).scheme == "http":
         options = _with_client(options, allow_http=True)
+    address, headers = web_request(address)
+    return address, _with_client(options, default_headers=headers) if headers else options
+
+
+def web_request(address: str) -> tuple[str, dict[str, str]]:
+    """A web address without the user and password in it, and the headers that send them (RFC 7617)."""
+    parts = _split(address)
     access, at, host = parts.netloc.rpartition("@")
-    if at:
-        user, _, password = access.partition(":")
-        token = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
-        options = _with_client(options, default_headers={"authorization": f"Basic {token}"})
-        address = parts._replace(netloc=host).geturl()
-    return address, options
+    if not at:
+        return address, {}
+    user, _, password = access.partition(":")
+    token = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+    return parts._replace(netloc=host).geturl(), {"authorization": f"Basic {token}"}
 
 
 def _with_client(options: dict[str, Any], **choices: Any) -> dict[str, Any]:

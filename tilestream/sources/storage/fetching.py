@@ -16,6 +16,7 @@ from typing import Any
 
 from tilestream.config.urls.objects import missing_credentials, open_object, refusal_words, server_words
 from tilestream.errors import InputError, NotThereError, OutageError, ReadError, outage
+from tilestream.sources.storage.web_answers import unfit_answer
 
 PAUSES = (0.2, 0.6, 1.8, 4.0)
 """Seconds before the second request of a range and each one after it, about: a server that is asked less recovers sooner."""
@@ -63,6 +64,7 @@ class RangeFetcher:
     def __init__(self, address: str) -> None:
         self.address = address
         self.version: Version | None = None
+        self._answered = self._asked_why = False
         from obstore.exceptions import BaseError
 
         try:
@@ -121,6 +123,7 @@ class RangeFetcher:
         except exceptions.PreconditionError:
             raise self._changed() from None
         except exceptions.NotSupportedError:
+            self._refuse_unfit()
             raise NoRangesError(
                 f"{self.address}: the server does not give parts of a file (HTTP range requests), without which a slide cannot be read where it lies. "
                 "Copy it ahead: set source.stage to a folder."
@@ -130,10 +133,20 @@ class RangeFetcher:
                 raise self._lost(f"access is refused now ({server_words(error)})") from None
             raise InputError(f"{self.address}: access is refused ({server_words(error)}). {refusal_words(self.address)}") from None
         except (exceptions.BaseError, OSError) as error:
+            self._refuse_unfit()
             raise self._lost(server_words(error)) from None
         expected = min(end, self.version.size if self.version else end) - start
         if came != expected:
+            self._refuse_unfit()
             raise self._lost(f"{came} bytes came where {expected} were asked for")
+        self._answered = True
+
+    def _refuse_unfit(self) -> None:
+        """Refuse a web server whose first answer can never be read, however often it is asked. Raises InputError."""
+        if not self._answered and not self._asked_why:
+            self._asked_why = True
+            if words := unfit_answer(self.address):
+                raise InputError(words)
 
     def _check(self, meta: Any) -> None:
         stamp = meta["last_modified"].timestamp()
@@ -200,11 +213,15 @@ class RangeFetcher:
     def look(self) -> bool:
         """Pin the version; whether the server gives ranges. Raises as `fetch`."""
         import obstore
+        from obstore.exceptions import BaseError
 
         try:
             self.fetch(0, 1)
         except NoRangesError:
-            self._check(obstore.head(self._store, self._key))
+            try:
+                self._check(obstore.get(self._store, self._key).meta)  # not its head, which signed addresses and some servers refuse
+            except (BaseError, OSError) as error:
+                raise self._lost(server_words(error)) from None
             return False
         except OutageError:
             if self.is_empty():
