@@ -168,6 +168,16 @@ def test_the_same_bytes_at_another_place_are_the_same_input(place):
     assert tilestream.run(sections({"tiles": {"tissue": {"mask": "n.geojson"}}})).slides[0].status == "already done"
 
 
+@pytest.mark.parametrize(("first", "then"), [("auto", "dark"), ("bright", "auto"), ("bright", "dark")])
+def test_another_ground_of_tissue_is_another_input_and_one_that_is_not_stated_stands_in_no_recipe(place, first, then):
+    del place
+    tilestream.run(sections({"tiles": {"tissue": {"ground": first}}}))
+    assert opened("out", "a").recipe["tiles"]["tissue"].get("ground", "auto") == first
+    assert tilestream.run(sections({"tiles": {"tissue": {"ground": first}}})).slides[0].status == "already done"
+    with pytest.raises(OutputError, match=r"made by another recipe: tiles\.tissue\.ground"):
+        tilestream.run(sections({"tiles": {"tissue": {"ground": then}}}))
+
+
 def test_a_run_goes_on_with_the_rows_of_its_store(place, monkeypatch):
     given = sections({"tiles": {"tissue": f"{__name__}:left_half"}})
     (place / "part").write_text("0.5")

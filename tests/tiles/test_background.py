@@ -229,6 +229,46 @@ def test_flat_dark_tissue_on_dim_glass_is_found_or_doubted(level, share):
     assert wrong < 0.05 or any("look at the tissue, or give a mask" in words for words in found.warnings)
 
 
+def flat_picture(ground, tissue, share):
+    """A ground and flat tissue, and which is tissue."""
+    mask = shape_of(share)
+    grey = np.where(mask, tissue, ground) + np.random.default_rng(3).normal(0, 0.5, mask.shape)
+    return grey.round().clip(0, 255).astype(np.uint8)[..., None].repeat(3, axis=2), mask
+
+
+BRIGHT = [(level, 0.45 * level) for level in (60, 100, 180)]
+DARK = [(5, 40), (5, 120), (30, 90), (60, 180), (100, 150)]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(
+    ("stated", "ground", "tissue"),
+    [("bright", *levels) for levels in BRIGHT] + [("dark", *levels) for levels in (*DARK, (120, 180))],
+)
+def test_on_a_ground_that_is_stated_flat_tissue_is_found(stated, ground, tissue, share):
+    pixels, mask = flat_picture(ground, tissue, share)
+    found = find_tissue(Thumbnail(pixels, 16.0), Tissue(ground=stated), 16.0)
+    assert (found.mask != mask).mean() < 0.05
+    assert not any("was taken for the ground" in words for words in found.warnings)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(("right", "ground", "tissue"), [("bright", *levels) for levels in BRIGHT] + [("dark", *levels) for levels in DARK])
+def test_where_the_wrong_flat_part_is_taken_for_the_ground_what_to_write_is_told(right, ground, tissue, share):
+    pixels, mask = flat_picture(ground, tissue, share)
+    found = find_tissue(Thumbnail(pixels, 16.0), Tissue(), 16.0)
+    told = any(f"write tiles: {{tissue: {{ground: {right}}}}}" in words for words in found.warnings)
+    assert told or (found.mask != mask).mean() < 0.05
+
+
+@pytest.mark.parametrize("fraction", FRACTIONS)
+@pytest.mark.parametrize("tint", ["neutral", "amber"])
+def test_a_ground_that_is_stated_as_it_is_changes_nothing(tint, fraction):
+    pixels = bright_field(shape_of(fraction), tint=tint)
+    auto, stated = (find_tissue(Thumbnail(pixels, 16.0), Tissue(ground=ground), 8.0) for ground in ("auto", "bright"))
+    assert (auto.mask == stated.mask).all()
+
+
 def test_what_shines_on_a_dark_ground_is_no_doubt():
     mask = shape_of(0.3)
     grey = 12 + mask * (110 + 60 * np.random.default_rng(3).random(mask.shape)) + np.random.default_rng(4).normal(0, 0.5, mask.shape)

@@ -41,6 +41,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+UNSTATED = {"tiles.tissue.ground": "auto"}
+"""Settings that recipes leave out while they have this value, as stores had none of them before there were such settings."""
+
+
 class Output(Section):
     """Where results go, and which."""
 
@@ -121,6 +125,11 @@ class Tiles(Section):
         if edge != "pad" and info.data.get("chosen") is not None:
             raise ValueRefusedError(f"{edge}, but tiles.from says which tiles are wanted. Leave tiles.edge out")
         return edge
+
+    def recorded(self) -> dict[str, Any]:
+        """What numbers depend on, without what is `UNSTATED`."""
+        unstated = {"ground"} if self.tissue.ground == UNSTATED["tiles.tissue.ground"] else set()
+        return self.model_dump(mode="json", exclude={"chosen": True, "tissue": unstated})
 
 
 class Encoder(Section):

@@ -225,6 +225,8 @@ class Tissue(Section):
     """Smallest piece of tissue that counts, in µm²; smaller ones are taken for dust."""
     pens: Switch = False
     """Whether colours of marker pens are kept out of the tissue."""
+    ground: Literal["auto", "bright", "dark"] = "auto"
+    """What tissue lies on, for `otsu`: bright glass, or the dark ground of fluorescence; auto tells it by the flat parts of the image."""
 
     @classmethod
     def written_out(cls, data: Any) -> Any:
@@ -239,6 +241,16 @@ class Tissue(Section):
             method = next((key for key in ("mask", "function") if data.get(key) is not None), "otsu")
             return {**data, "method": method}
         return data
+
+    @field_validator("ground")
+    @classmethod
+    def _check_ground(cls, ground: str, info: ValidationInfo) -> str:
+        method = info.data.get("method", "otsu")
+        if ground != "auto" and method != "otsu":
+            raise ValueRefusedError(
+                f"{ground}, but only the method otsu looks for a ground, and tiles.tissue.method is {method}. Leave it out"
+            )
+        return ground
 
     @field_validator("exclude")
     @classmethod

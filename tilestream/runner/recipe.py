@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tilestream.config.restart import restarts
-from tilestream.config.schema import Config
+from tilestream.config.schema import UNSTATED, Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.encoders.contexts.context_file import context_path
 from tilestream.encoders.heads.address import PROGRAM
@@ -98,7 +98,7 @@ class Recipes:
             "format": FORMAT,
             "numerics": NUMERICS,
             "source": config.source.recorded(),
-            "tiles": config.tiles.model_dump(mode="json", exclude={"chosen"}),
+            "tiles": config.tiles.recorded(),
             "encoder": encoder,
             "context": None if config.context is None else config.context.recorded(),
             "pool": None,
@@ -173,7 +173,7 @@ class Recipes:
         was, now = attributes.get("recipe", {}), self.of(ref, kept_sha256)
         later = {name for name in later_of(now) if now[name] is not None and _flat({name: was.get(name)}) != _flat({name: now[name]})}
         later |= {head_stage(name) for name in now.get(HEADS, ()) if self._other_head(was, now, name)}
-        old, new = (_flat(_without_later(recipe)) for recipe in (was, now))
+        old, new = (UNSTATED | _flat(_without_later(recipe)) for recipe in (was, now))
         save = set(old.pop("output.save", ())), set(new.pop("output.save"))
         keys = set(new) if self.facts is None else set(old) | set(new)
         lines = self._differences(old, new, keys, ref)

@@ -18,7 +18,7 @@ from tilestream.geometry import TileGrid
 from tilestream.sources.base import Pixels
 from tilestream.tiles.annotations.cover import draw_tissue, is_drawn
 from tilestream.tiles.background.squares import BLOCKS, unscanned
-from tilestream.tiles.background.surface import Background, distances, find_background
+from tilestream.tiles.background.surface import CLEAR_GLASS, Background, Ground, distances, find_background
 from tilestream.tiles.thumbnail import THUMBNAIL_UM, Thumbnail
 
 DARK = 30
@@ -26,9 +26,6 @@ DARK = 30
 
 LEAST_TISSUE = 0.005
 """Share of the image that is more than specks of noise."""
-
-CLEAR_GLASS = 200
-"""Mean grey level of glass that is believed to be glass although nothing lies on it."""
 
 TYPICAL_PART, MOST_STEPS = 0.3, 2.5
 """The limit between background and tissue: this part of the distance that tissue typically has, at least 1 step and at most so many; fat has 3."""
@@ -56,7 +53,10 @@ PENS = f"more than {MOST_PEN:.0%} of what stands out has colours of marker pens 
 
 RATHER_UNSCANNED = "what stands out is white or black to the last bit, with straight borders, as parts that were never scanned are: look at the tissue, or give a mask."
 
-EITHER = "a dark and a bright part are flat, and the larger, dark one was taken for the ground: look at the tissue, or give a mask."
+EITHER = (
+    "a dark and a bright part are flat, and the {taken} one was taken for the ground: look at the tissue, or give a mask. "
+    "If the {other} one is the ground, write tiles: {{tissue: {{ground: {other}}}}}."
+)
 
 NO_BACKGROUND = (
     "no part of the image is flat, so that nothing says what the glass looks like: all of it counts as tissue. Look at it, or give a mask."
@@ -126,7 +126,7 @@ def _stained(thumbnail: Thumbnail, tissue: Tissue, um_per_px: float | None) -> F
 
     pixels = thumbnail.pixels
     missing = np.zeros(pixels.shape[:2], np.bool_) if thumbnail.missing is None else thumbnail.missing
-    mask, background, warnings = _apart(pixels, missing)
+    mask, background, warnings = _apart(pixels, missing, tissue.ground)
     if background is None:
         return FoundTissue(_with_missing(mask, thumbnail), warnings)
     if tissue.pens:
@@ -150,17 +150,17 @@ def _disk(radius: int) -> Mask:
     return found
 
 
-def _apart(pixels: Pixels, missing: Mask) -> tuple[Mask, Background | None, tuple[str, ...]]:
+def _apart(pixels: Pixels, missing: Mask, ground: Ground) -> tuple[Mask, Background | None, tuple[str, ...]]:
     """What differs from the background; parts that were never scanned are none of it, where the rest can be explained without them."""
     empty = unscanned(pixels)
     if empty.any():
-        background = find_background(pixels, empty | missing)
+        background = find_background(pixels, empty | missing, ground=ground)
         if background is not None:
             mask, warnings = _beyond(pixels, background, empty | missing)
             # A rest that is all background is rather tissue on a background that is black or white to the last bit.
             if mask.sum() > LEAST_TISSUE * (~empty).sum() or background.bright >= CLEAR_GLASS:
                 return mask, background, warnings
-    background = find_background(pixels, missing, gaps=False)
+    background = find_background(pixels, missing, gaps=False, ground=ground)
     if background is None:
         mask = ~missing
         return mask, None, (NO_BACKGROUND,) if mask.any() else ()
@@ -177,7 +177,7 @@ def _beyond(pixels: Pixels, background: Background, ignored: Mask) -> tuple[Mask
     steps = distances(pixels, background)
     steps[ignored] = 0
     if not background.dark:
-        steps[pixels.max(axis=2) < DARK] = 0
+        steps[pixels.max(axis=2) < DARK * (background.bright / 255 if background.stated else 1)] = 0
     one = 255 / background.enough
     counts = _counts(steps)
     beyond = np.where(np.arange(256) > one, counts, 0).cumsum()
@@ -190,7 +190,8 @@ def _beyond(pixels: Pixels, background: Background, ignored: Mask) -> tuple[Mask
         pale: Mask = (steps > one) & ~mask
         mask |= ndimage.grey_opening(pale.view(np.uint8), footprint=_disk(PALE_SIDE)).view(np.bool_)
     if mask.sum() <= LEAST_TISSUE * mask.size:
-        return mask, (FAINT_THINGS,) if background.structure > 1 else (NOTHING_SHINES,) if background.dark else ()
+        faint = (FAINT_THINGS,) if background.structure > 1 else (NOTHING_SHINES,) if background.dark else ()
+        return mask, (*faint, *_other_ground(background))
     pale_share = int(counts[int(0.6 * one) : int(one) + 1].sum()) / max(1, int(beyond[-1]))
     return mask, tuple(_doubts(background, typical / one, near, pale_share))
 
@@ -204,10 +205,16 @@ def _doubts(background: Background, typical: float, near: float, pale: float) ->
         yield f"much of the image lies between {name} and tissue ({near:.0%} of what stands out is near the limit): look at the tissue, or give a mask."
     elif background.quiet and typical < FAINT_STAIN and pale > MOST_PALE:
         yield f"the stain is faint, and things paler than what counts as tissue lie on {name} ({pale:.0%} of what stands out): look at the tissue, or give a mask."
-    if background.either:
-        yield EITHER
+    yield from _other_ground(background)
     if background.share < LEAST_SHARE:
         yield f"only {background.share:.1%} of the image shows {name}: look at the tissue, or give a mask."
+
+
+def _other_ground(background: Background) -> Iterator[str]:
+    """That another part of the image may be the ground, and what to write where it is."""
+    if background.either:
+        taken, other = ("dark", "bright") if background.dark else ("bright", "dark")
+        yield EITHER.format(taken=taken, other=other)
 
 
 def tissue_bytes(pixels: int, *, searched: bool) -> int:

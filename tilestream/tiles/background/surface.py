@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +39,21 @@ MOST_TINT = 0.3
 BRIGHTEST_GROUND = 110
 """Grey level of its brightest channel that the ground of fluorescence has at most."""
 
+CLEAR_GLASS = 200
+"""Mean grey level of glass that is believed to be glass although nothing lies on it."""
+
+LEAST_OTHER, LEAST_BESIDE_GLASS, LEAST_APART = 0.05, 0.25, 0.3
+"""What else may be the ground: so large, as a part of what is taken for it, more beside clear glass, on which marks lie;
+and so much brighter or darker, as a part of the brighter."""
+
 STIFFNESS = 0.005
 """How much a surface is held back from sloping, against squares spread over the whole image, whose variance is about 0.3."""
 
 LEAST_ABSORBED, LEAST_TINT, LEAST_GLOW = 0.04, 0.03, 3.0
 """The least that counts as tissue where there is no noise: light absorbed, difference of that between channels, grey levels above a dark ground."""
+
+
+Ground = Literal["auto", "bright", "dark"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,9 @@ class Background:
     structure: float
     """Standard deviation between its squares, grey levels; 0 where it is no more than their noise explains."""
     either: bool = False
-    """Whether a smaller flat part could be glass, and what was taken for a dark ground be flat tissue on it."""
+    """Whether another flat part could be the ground, and what was taken for it be flat tissue."""
+    stated: bool = False
+    """Whether a person said that it is the ground."""
 
     @property
     def enough(self) -> float:
@@ -90,7 +103,7 @@ def _terms(y: Floats, x: Floats) -> Floats:
     return np.stack([x, y, x * x, x * y, y * y], axis=-1)
 
 
-def find_background(pixels: Pixels, ignored: Mask, *, gaps: bool = True) -> Background | None:
+def find_background(pixels: Pixels, ignored: Mask, *, gaps: bool = True, ground: Ground = "auto") -> Background | None:
     """The background of a thumbnail, or None where nothing in it is flat.
 
     Parameters
@@ -101,20 +114,27 @@ def find_background(pixels: Pixels, ignored: Mask, *, gaps: bool = True) -> Back
         Pixels that say nothing.
     gaps : bool
         Whether a dark part with straight borders beside glass is a gap in the scan, however large it is.
+    ground : str
+        Whether it is bright glass or a dark ground, where a person says so.
     """
     blocks = cut_blocks(pixels, ignored)
     if not blocks.valid.any():
         return None
     for noisier in (1, 2, 4):
         flat = find_flat(blocks, noisier)
-        if seeds := _seeds(blocks, flat):
+        parts = _large_parts(blocks, flat)
+        if ground != "auto" and (stated := _stated_seed(parts, dark=ground == "dark")) is not None:
+            return replace(_fit(blocks, flat, stated, dark=ground == "dark"), stated=True)
+        if seeds := _seeds(parts):
             break
     else:
         return None
     dark = True in seeds
+    gap = gaps and dark and False in seeds and straight_share(seeds[True]) > STRAIGHT
     if len(seeds) == 2:  # a dark part beside glass is a gap or a mark, unless it is the larger and lies around what shines
-        dark = bool(seeds[True].sum() > seeds[False].sum()) and not (gaps and straight_share(seeds[True]) > STRAIGHT)
-    background = replace(_fit(blocks, flat, seeds[dark], dark=dark), either=dark and len(seeds) == 2)
+        dark = bool(seeds[True].sum() > seeds[False].sum()) and not gap
+    either = not gap and ((dark and len(seeds) == 2) or _is_other(parts, seeds[dark]))
+    background = replace(_fit(blocks, flat, seeds[dark], dark=dark), either=either)
     darker, brighter = _sides(blocks, background)
     wrong, right = (darker, brighter) if dark else (brighter, darker)
     # Middling grey may be dim glass or a bright ground: what lies on it tells.
@@ -123,21 +143,80 @@ def find_background(pixels: Pixels, ignored: Mask, *, gaps: bool = True) -> Back
     return background
 
 
-def _seeds(blocks: Blocks, flat: Mask) -> dict[bool, Mask]:
+@dataclass(frozen=True)
+class _Parts:
+    """The flat parts of an image that are large enough to be its background."""
+
+    number: NDArray[np.int64]
+    """(h, w) the number of the part that a square belongs to, 0 for none."""
+    numbers: NDArray[np.int64]
+    """(n,) those of the large ones."""
+    area: NDArray[np.int64]
+    """(n,) squares."""
+    level: Floats
+    """(n, 3) mean grey levels."""
+
+    @property
+    def bright(self) -> Floats:
+        bright: Floats = self.level.mean(axis=1)
+        return bright
+
+    @property
+    def high(self) -> Floats:
+        high: Floats = self.level.max(axis=1)
+        return high
+
+    @property
+    def untinted(self) -> NDArray[np.bool_]:
+        untinted: NDArray[np.bool_] = 1 - self.level.min(axis=1) / np.maximum(self.high, 1) <= MOST_TINT
+        return untinted
+
+    def largest(self, wanted: NDArray[np.bool_]) -> Mask:
+        """(h, w) the squares of the largest of the wanted parts."""
+        largest: Mask = self.number == self.numbers[np.argmax(np.where(wanted, self.area, 0))]
+        return largest
+
+
+def _large_parts(blocks: Blocks, flat: Mask) -> _Parts:
+    number, count = ndimage.label(flat, np.ones((3, 3)))
+    area = np.bincount(number.ravel(), minlength=count + 1)[1:]
+    numbers = 1 + np.flatnonzero(area >= max(6, LEAST_PART * blocks.valid.size))
+    level = np.stack([ndimage.mean(blocks.mean[..., c], number, numbers) for c in range(3)], axis=1).reshape(-1, 3)
+    return _Parts(number, numbers, area[numbers - 1], level)
+
+
+def _seeds(parts: _Parts) -> dict[bool, Mask]:
     """Squares of the flat part that is glass (False) and of that which is a dark ground (True), as far as there are such parts."""
-    parts, count = ndimage.label(flat, np.ones((3, 3)))
-    area = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-    level = np.stack([ndimage.mean(blocks.mean[..., c], parts, np.arange(1, count + 1)) for c in range(3)], axis=1).reshape(-1, 3)
-    large = area >= max(6, LEAST_PART * blocks.valid.size)
-    bright, high = level.mean(axis=1), level.max(axis=1)
-    glass = large & (bright >= DIMMEST_GLASS) & (1 - level.min(axis=1) / np.maximum(high, 1) <= MOST_TINT)
-    ground = large & ~glass & (high <= BRIGHTEST_GROUND)
+    bright, high = parts.bright, parts.high
+    glass = (bright >= DIMMEST_GLASS) & parts.untinted
+    ground = ~glass & (high <= BRIGHTEST_GROUND)
     seeds = {}
     if glass.any():
-        seeds[False] = parts == 1 + np.argmax(np.where(glass & (bright >= 0.9 * bright[glass].max()), area, 0))
+        seeds[False] = parts.largest(glass & (bright >= 0.9 * bright[glass].max()))
     if ground.any():
-        seeds[True] = parts == 1 + np.argmax(np.where(ground & (bright <= bright[ground].min() + 10), area, 0))
+        seeds[True] = parts.largest(ground & (bright <= bright[ground].min() + 10))
     return seeds
+
+
+def _stated_seed(parts: _Parts, *, dark: bool) -> Mask | None:
+    """Squares of the flat part that is the ground where a person says which kind it is: the darkest, or the brightest, which has no colour if it can."""
+    bright = parts.bright
+    if not len(bright):
+        return None
+    if dark:
+        return parts.largest(bright <= bright.min() + 10)
+    glass = parts.untinted if parts.untinted.any() else np.ones(len(bright), np.bool_)
+    return parts.largest(glass & (bright >= 0.9 * bright[glass].max()))
+
+
+def _is_other(parts: _Parts, seed: Mask) -> bool:
+    """Whether another flat part is large and unlike enough to be the ground: of two such parts in a dim image either may be."""
+    bright = parts.bright
+    own = float(bright[parts.numbers == parts.number[seed][0]][0])
+    low, high = np.minimum(bright, own), np.maximum(bright, own)
+    unlike = (low <= BRIGHTEST_GROUND) & (high - low > np.maximum(10, LEAST_APART * high))
+    large = parts.area >= (LEAST_BESIDE_GLASS if own >= CLEAR_GLASS else LEAST_OTHER) * seed.sum()
+    return bool((unlike & large).any())
 
 
 def _sides(blocks: Blocks, background: Background) -> tuple[int, int]:
