@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tilestream.errors import InputError
+from tilestream.tiles.annotations.holes import without_holes
 from tilestream.tiles.annotations.shapes import FLAT, Ring, Shape, covers_nothing, ring_from_corners
 
 _PLAIN = (".geojson", ".json", ".geojsonl", ".geojsons", ".ndjson")
@@ -216,7 +217,7 @@ def _shape(name: str, polygons: list[list[Ring]]) -> Shape:
             continue
         kept = (rings[0], *(hole for hole in rings[1:] if not covers_nothing(hole)))
         flat += len(rings) - len(kept)
-        drawn.append(kept)
+        drawn.extend(without_holes(kept) if len(kept) > 1 else [kept])
     return Shape(name, tuple(drawn), left_out=(FLAT,) * flat)
 
 
