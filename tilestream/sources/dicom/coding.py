@@ -17,6 +17,7 @@ from tilestream.sources.dicom.jfif import rgb_from_ycc
 from tilestream.sources.files import NoGridError
 from tilestream.sources.sample_values import Choices, SampleRule
 from tilestream.sources.tiff.jpeg import JpegDecoder
+from tilestream.sources.tiff.streams import refuse_cut_jpeg_2000
 
 JPEG = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
 JPEG_2000 = frozenset({"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"})
@@ -114,6 +115,7 @@ def _arranged(samples: NDArray[Any], found: Instance, *, planar: bool) -> NDArra
 
 def _from_jpeg_2000(data: bytes, found: Instance) -> NDArray[Any]:
     """By OpenJPEG, which knows HTJ2K as well; what a stream claims is compared with its place before memory is taken for it."""
+    refuse_cut_jpeg_2000(data)
     at = data.find(SIZ, 0, 4096)
     if at < 0 or len(data) < at + 24:
         raise ReadError(f"no JPEG 2000 stream: starts with {data[:4].hex(' ')}")

@@ -14,6 +14,7 @@ from tilestream.sources.sample_values import Alpha, Choices, SampleRule
 
 JPEG, JPEG_2000_YCBCR = 7, 33003
 JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
+JPEG_XR = frozenset({22610, 34934})
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6
 INTERLEAVED, SEPARATE = 1, 2
 """PlanarConfiguration."""

@@ -59,6 +59,8 @@ class JpegFrame:
     """Byte ranges of JFIF and Adobe segments."""
     end: int
     """Byte at which the scan, or the end of the image, begins."""
+    scanned: bool
+    """Whether it is the scan that begins there."""
 
 
 def scan_markers(data: bytes) -> JpegFrame:
@@ -84,7 +86,7 @@ def scan_markers(data: bytes) -> JpegFrame:
         elif code in (APP0, APP14):
             marked.append((at, at + 2 + length))
         at += 2 + length
-    return JpegFrame(*frame, tuple(marked), min(at, len(data)))
+    return JpegFrame(*frame, tuple(marked), min(at, len(data)), data[at : at + 2] == bytes((0xFF, SOS)))
 
 
 def _without(data: bytes, ranges: tuple[tuple[int, int], ...]) -> bytes:
@@ -161,6 +163,8 @@ class JpegDecoder:
             if segment.startswith(header.raw):
                 return header.clean + segment[len(header.raw) :], header.height, header.width
         frame = scan_markers(segment)
+        if not frame.scanned:  # what is cut off within its header begins as all others do
+            raise ReadError(f"JPEG without a scan: its {len(segment)} bytes end in its header")
         if frame.height > self.height or frame.width > self.width:
             raise ReadError(f"JPEG of {frame.height} x {frame.width} px in a file tile of {self.height} x {self.width}")
         raw = segment[: frame.end]

@@ -24,10 +24,11 @@ from tilestream.sources.storage.local import LocalBytes
 from tilestream.sources.storage.opened import open_beside
 from tilestream.sources.storage.pieces import FileTileSource, can_be_read, part_seen, read_piece, refuse_small
 from tilestream.sources.tiff.chain import walk_chain
-from tilestream.sources.tiff.coding import JPEG, JPEG_2000
+from tilestream.sources.tiff.coding import JPEG, JPEG_2000, JPEG_XR
 from tilestream.sources.tiff.index import TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, as_mask, index_tiff
 from tilestream.sources.tiff.jpeg import scan_markers
 from tilestream.sources.tiff.lzw import REVERSED, check_lzw
+from tilestream.sources.tiff.streams import refuse_cut_jpeg_2000, refuse_cut_jpeg_xr
 
 LZW = 5
 """In the Compression tag."""
@@ -270,7 +271,11 @@ def _mask_from(address: str, index: TiffIndex, remote: ByteSource | None) -> Mas
 
 
 def _check_claim(data: bytes, codec: int, grid: SegmentGrid) -> None:
-    """Refuse an image stream that claims more pixels than its place in the grid has, before memory is taken for it. Raises ReadError."""
+    """Refuse an image stream that is cut short, or claims more pixels than its place in the grid has, before memory is taken. Raises ReadError."""
+    if codec in JPEG_2000:
+        refuse_cut_jpeg_2000(data)
+    elif codec in JPEG_XR:
+        refuse_cut_jpeg_xr(data)
     if codec == JPEG:
         frame = scan_markers(data)
         height, width = frame.height, frame.width
