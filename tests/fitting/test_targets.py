@@ -11,6 +11,7 @@ from tilestream.config.fit_schema import FitConfig
 from tilestream.errors import ConfigError, InputError
 from tilestream.fitting.targets import find_cases, refuse_mixed_embeddings
 from tilestream.fitting.tile_labels import draw_tile_classes, label_tiles
+from tilestream.tiles.annotations.shapes import FLAT
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +202,30 @@ def test_tiles_get_the_class_that_covers_them(tmp_path):
     assert [slide.id for slide in cases.slides] == ["a"]
     assert labels[0].reshape(4, 4)[0].tolist() == [-1, 1, -1, -1]  # the failed tile is not learned from
     assert cases.left_out == ("b: no annotations",)
+
+
+def test_what_is_drawn_and_labels_nothing_is_told(tmp_path):
+    for name in "ab":
+        make_store(tmp_path / f"{name}.zarr", 4, 4, tile=100, fingerprint=name)
+    line = [[0, 0], [300, 0], [0, 0]]
+    sound = [square(0, 0, 200, 200, "tumour"), square(200, 0, 400, 400, "stroma")]
+    flat = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [line]}, "properties": {"classification": {"name": "tumour"}}}
+    bare = {**square(0, 0, 100, 100, ""), "properties": {}}
+    drawn = {"a": [*sound, flat, flat, bare], "b": [*sound, flat, square(900, 900, 999, 999, "fat")]}
+    for name, shapes in drawn.items():
+        (tmp_path / f"{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": shapes}))
+    both = [tilestream.open(tmp_path / f"{name}.zarr") for name in "ab"]
+    wanted = config(tmp_path, kind="classify", annotations=str(tmp_path / "{slide}.geojson"), classes=["stroma", "tumour", "fat"])
+    cases, _ = label_tiles(wanted, find_cases(wanted, both))
+    assert sorted(cases.told) == [
+        "Left out of the annotations: all polygons of the class 'fat', which lie outside of the image, 1 on 1 slide (b).",
+        f"Left out of the annotations: {FLAT}, 3 on 2 slides (a, b).",
+        "Left out of the annotations: polygons without a class, 1 on 1 slide (a).",
+    ]
+    for name in "ab":
+        (tmp_path / f"{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [sound[0], flat]}))
+    with pytest.raises(InputError, match=f"It takes two classes with tiles.*Left out of the annotations: {FLAT}, 2 on 2 slides"):
+        label_tiles(wanted, find_cases(wanted, both))
 
 
 def test_slides_of_which_no_image_is_known_are_not_one_image(folder, tmp_path):

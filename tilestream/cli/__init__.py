@@ -224,11 +224,14 @@ def import_command(
     slide: Annotated[str, typer.Option(help="The image they are of, or a name where there is none.", show_default=False)],
     out: Annotated[str, typer.Option(help="Output folder.", show_default=False)],
     patch_size_level0: Annotated[float | None, typer.Option(help="Side of a tile in level-0 px, where the file does not say.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Name of the encoder as a config has it, where the file names none or calls it otherwise.")
+    ] = None,
 ) -> None:
     """Make a finished store of features that another program computed."""
     from tilestream.interop.importing import import_features
 
-    print(import_features(features, slide, out, patch_size_level0=patch_size_level0))
+    print(import_features(features, slide, out, patch_size_level0=patch_size_level0, encoder=encoder))
 
 
 @app.command("report", cls=PlainCommand)

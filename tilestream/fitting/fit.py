@@ -23,7 +23,7 @@ from tilestream.fitting.evaluate import Evaluation, evaluate, majority
 from tilestream.fitting.held_out import Shared, Slides, Tiles
 from tilestream.fitting.masked.fit_context import ContextSummary, fit_context
 from tilestream.fitting.memory import FitMemory, project_memory
-from tilestream.fitting.outputs import open_slides, refuse_foreign, write_texts
+from tilestream.fitting.outputs import open_slides, refuse_foreign, refuse_other_resolutions, write_texts
 from tilestream.fitting.report import Fitted, beside, metrics_json, predictions_csv, report_html
 from tilestream.fitting.targets import Cases, find_cases, refuse_mixed_embeddings
 from tilestream.fitting.training.tile_models import linear_head
@@ -106,7 +106,9 @@ def _refuse_foreign(config: FitConfig) -> None:
 def _open(config: FitConfig) -> tuple[list[Slide], Mapping[str, object]]:
     """The slides, and what their embeddings have in common."""
     slides = _lightened(open_slides(config.embeddings))
-    return slides, refuse_mixed_embeddings(slides, config.head.input)
+    facts = refuse_mixed_embeddings(slides, config.head.input)
+    refuse_other_resolutions(slides)
+    return slides, facts
 
 
 def _fit_head(
@@ -132,7 +134,7 @@ def _fit_head(
     about = HeadAbout(
         checked.head.kind, model, checked.head.input, int(str(facts["dimensions"])), len(predictions.classes) or 1,
         task={"classes": "classification", "regression": "regression", "survival": "risk"}[predictions.task],
-        classes=predictions.classes, arguments=arguments, fitted=_fitted_on(cases.slides[0], checked.head.input),
+        classes=predictions.classes, arguments=arguments, fitted=_fitted_on(cases.slides, checked.head.input),
         metrics={name: {"value": metric.value, "low": metric.low, "high": metric.high} for name, metric in evaluation.metrics.items() if np.isfinite(metric.value)},
         notes=f"{evaluation.patients} {work.unit}, {evaluation.samples} {'tiles' if work.row is not None else 'slides'}, {checked.split.folds} folds",
     )  # fmt: skip
@@ -175,11 +177,11 @@ def _fit_clusters(config: FitConfig, slides: Sequence[Slide], facts: Mapping[str
     classes = tuple(f"cluster {k + 1}" for k in range(count))
     about = HeadAbout(
         head.kind, "linear", head.input, int(str(facts["dimensions"])), count, task="classification", classes=classes,
-        fitted=_fitted_on(slides[0], head.input), notes=f"{count} clusters of {int(found.counts.sum()):,} tiles of {len(slides)} slides, without labels",
+        fitted=_fitted_on(slides, head.input), notes=f"{count} clusters of {int(found.counts.sum()):,} tiles of {len(slides)} slides, without labels",
     )  # fmt: skip
     texts = clusters_texts(head.name, about.notes, slides, head.input, found, duplicates)
     lines = (about.notes, f"furthest out: {slides[found.outliers[0][0]].id}, tile {found.outliers[0][1]}" if found.outliers else "no outliers",
-             f"{len(duplicates)} pairs of tiles are nearly the same")  # fmt: skip
+             f"{len(duplicates)} pairs of tiles are nearly the same", *(f"note: {note}" for note in refuse_other_resolutions(slides)))  # fmt: skip
     return _write(config, linear_head(found.model), about, texts, (None, None), lines)
 
 
@@ -193,15 +195,17 @@ def _lightened(slides: list[Slide]) -> list[Slide]:
 
 
 def _notes(work: Tiles | Slides) -> tuple[str, ...]:
+    """What a person should know of what was learned from and how it was judged."""
+    held: list[str] = []
     if work.unit == "regions":
-        return (
-            "All labels are on slides of one patient: drawn regions were held out, not patients. Draw on slides of several patients to learn how it does there.",
+        held.append(
+            "All labels are on slides of one patient: drawn regions were held out, not patients. Draw on slides of several patients to learn how it does there."
         )
-    if work.cases.by_patient:
-        return ()
-    return (
-        "No column of patients is known: slides are held out one by one, and two slides of one patient may lie on both sides. Name it by split.patient.",
-    )
+    elif not work.cases.by_patient:
+        held.append(
+            "No column of patients is known: slides are held out one by one, and two slides of one patient may lie on both sides. Name it by split.patient."
+        )
+    return (*held, *work.cases.told, *refuse_other_resolutions(work.cases.slides))
 
 
 def _about(config: FitConfig, cases: Cases, facts: Mapping[str, object]) -> str:
@@ -216,20 +220,13 @@ def _about(config: FitConfig, cases: Cases, facts: Mapping[str, object]) -> str:
     )
 
 
-def _fitted_on(slide: Slide, what: str) -> FittedOn | None:
-    """What a head demands of what it is given; None for imported embeddings, whose encoder is not known by its weights."""
+def _fitted_on(slides: Sequence[Slide], what: str) -> FittedOn:
+    """What a head demands of what it is given; of imported embeddings their encoder is known by its name at most."""
+    slide = slides[0]
     encoder = slide.recipe["encoder"]
-    if "weights_sha256" not in encoder:
-        return None
-    mpp = None if slide.mpp is None else slide.mpp * slide.scale
-    return FittedOn(
-        slide.encoder,
-        encoder["weights_sha256"],
-        encoder["precision"],
-        slide.tile,
-        mpp,
-        context_sha256(slide.recipe) if what == "context" else None,
-    )
+    mpp = next((each.tile_mpp for each in slides if each.tile_mpp is not None), None)
+    context = context_sha256(slide.recipe) if what == "context" else None
+    return FittedOn(slide.encoder, encoder.get("weights_sha256"), encoder.get("precision"), slide.tile, mpp, context)
 
 
 def _write(

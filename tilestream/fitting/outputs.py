@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tilestream.errors import ConfigError, InputError
-from tilestream.store.cohort import Cohort, open_output
+from tilestream.runner.heads.fitting import TOLERANCE
+from tilestream.store.cohort import Cohort, open_output, some
 from tilestream.store.slide import Slide
 
 
@@ -29,6 +30,27 @@ def open_slides(outputs: Sequence[str]) -> list[Slide]:
     if not slides:
         raise InputError(f"embeddings: {', '.join(outputs)} has no finished slide. Run its command again.")
     return slides
+
+
+def refuse_other_resolutions(slides: Sequence[Slide]) -> tuple[str, ...]:
+    """Refuse tiles of different resolutions, which `tiles.level` gives of images that have different ones; what cannot be compared is told.
+
+    Raises
+    ------
+    InputError
+        Names the finest and the coarsest.
+    """
+    known = sorted(((slide.tile_mpp, slide.id) for slide in slides if slide.tile_mpp is not None), key=lambda each: each[0])
+    unknown = [slide.id for slide in slides if slide.tile_mpp is None]
+    if known and known[-1][0] - known[0][0] > TOLERANCE * known[0][0]:
+        (fine, one), (coarse, other) = known[0], known[-1]
+        raise InputError(
+            f"embeddings: tiles of {one} have {fine:.4g} µm/px and those of {other} {coarse:.4g}. Take slides of one resolution, or embed all at one by tiles.mpp."
+        )
+    if known and unknown:
+        fine, one = known[0]
+        return (f"The resolution of {some(unknown)} is not known: that it is that of {one}, {fine:.4g} µm/px, is taken for granted.",)
+    return ()
 
 
 def refuse_foreign(main: Path, beside: Sequence[Path], ours: Callable[[Path], bool], what: str) -> None:

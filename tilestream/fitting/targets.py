@@ -46,7 +46,9 @@ class Cases:
     died: NDArray[np.bool_]
     """(n,) whether the time is that of death."""
     left_out: tuple[str, ...]
-    """What was not used and why, in words."""
+    """Slides that were not used and why, in words."""
+    told: tuple[str, ...] = ()
+    """What else a person should know of the labels."""
 
     @property
     def known(self) -> NDArray[np.bool_]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tilestream.errors import InputError
 from tilestream.fitting.labels import in_order
 from tilestream.fitting.targets import Cases, Ints, annotation_file
 from tilestream.fitting.training.features import Labels
+from tilestream.store.cohort import some
 from tilestream.store.heads.columns import NOT_COMPUTED
 from tilestream.store.slide import Slide
 from tilestream.tiles.annotations.cover import draw_classes
@@ -24,8 +26,32 @@ PIXELS_A_TILE = 16
 """Side of a tile, in pixels of the raster on which regions are drawn: parts of it are known to about 1 %."""
 
 
-def draw_tile_classes(slide: Slide, path: Path, min_fraction: float, chosen: Sequence[str] = ()) -> tuple[list[str], Labels]:
+class Doubtful:
+    """What was drawn on slides and labels no tile, for people to hear of."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[str, int]] = {}
+
+    def note(self, slide: str, counts: Mapping[str, int]) -> None:
+        """Take up how many of each kind a slide has, by words on the kind."""
+        for words, count in counts.items():
+            self._found.setdefault(words, {})[slide] = count
+
+    def words(self) -> tuple[str, ...]:
+        """A sentence on each kind."""
+        return tuple(
+            f"Left out of the annotations: {words}, {sum(counts.values())} on {len(counts)} slide{'s' if len(counts) > 1 else ''} "
+            f"({some([*counts])})."
+            for words, counts in self._found.items()
+        )
+
+
+def draw_tile_classes(
+    slide: Slide, path: Path, min_fraction: float, chosen: Sequence[str] = (), doubtful: Doubtful | None = None
+) -> tuple[list[str], Labels]:
     """The classes of a file, and (n,) which of them each tile has; -1 where none covers `min_fraction` of it, or several do.
+
+    `doubtful` takes up polygons that cover nothing, or nothing of the image, and those that have no class.
 
     Memory bound: 5 bytes for each pixel of a raster with `PIXELS_A_TILE` a tile, and class.
 
@@ -37,7 +63,12 @@ def draw_tile_classes(slide: Slide, path: Path, min_fraction: float, chosen: Seq
     grid = slide.grid()
     downsample = max(1.0, slide.l0_extent / PIXELS_A_TILE)
     shape = (max(1, round(slide.size.height / downsample)), max(1, round(slide.size.width / downsample)))
-    masks = {name: mask for name, mask in draw_classes(path, shape, downsample).items() if name and (not chosen or name in chosen)}
+    counts: Counter[str] = Counter()
+    drawn = draw_classes(path, shape, downsample, doubtful=counts)
+    masks = {name: mask for name, mask in drawn.items() if name and (not chosen or name in chosen)}
+    counts.update(f"all polygons of the class {name!r}, which lie outside of the image" for name, mask in masks.items() if not mask.any())
+    if doubtful is not None:
+        doubtful.note(slide.id, counts)
     row, col = (slide.read_column(name).astype(np.int64) for name in ("row", "col"))
     names = sorted(masks)
     label = np.full(slide.layout.tiles, -1, np.int16)
@@ -65,11 +96,12 @@ def label_tiles(config: FitConfig, cases: Cases) -> tuple[Cases, list[Labels]]:
         ]
         return cases, good
     drawn: dict[str, tuple[list[str], Labels]] = {}
+    doubtful = Doubtful()
     for slide in cases.slides:
         if target.annotations is None:
             drawn[slide.id] = _answered(slide, str(target.obs), target.classes)
         elif (path := annotation_file(target.annotations, slide.id)) is not None:
-            drawn[slide.id] = draw_tile_classes(slide, path, target.min_fraction, target.classes)
+            drawn[slide.id] = draw_tile_classes(slide, path, target.min_fraction, target.classes, doubtful)
     classes = target.classes or tuple(in_order(itertools.chain.from_iterable(names for names, _ in drawn.values())))
     labels = [_renumbered(slide, *drawn[slide.id], classes) for slide in cases.slides]
     counts = np.array([[int((label == k).sum()) for k in range(len(classes))] for label in labels])
@@ -77,8 +109,8 @@ def label_tiles(config: FitConfig, cases: Cases) -> tuple[Cases, list[Labels]]:
         there = ", ".join(f"{name} {count}" for name, count in zip(classes, counts.sum(axis=0).tolist(), strict=True)) or "none"
         wanted = f" that {target.min_fraction:.0%} of one covers" if target.annotations is not None else ""
         key = "annotations" if target.annotations is not None else "obs"
-        raise InputError(f"target.{key}: tiles by class: {there}. It takes two classes with tiles{wanted}.")
-    return replace(cases, classes=classes), labels
+        raise InputError(" ".join([f"target.{key}: tiles by class: {there}. It takes two classes with tiles{wanted}.", *doubtful.words()]))
+    return replace(cases, classes=classes, told=(*cases.told, *doubtful.words())), labels
 
 
 def _answered(slide: Slide, head: str, chosen: Sequence[str]) -> tuple[list[str], Labels]:

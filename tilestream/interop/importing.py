@@ -27,7 +27,7 @@ SHARD_TILES = 2048
 """Rows of a shard of an imported store."""
 
 
-def import_features(path: str, slide: str, output: str, *, patch_size_level0: float | None = None) -> str:
+def import_features(path: str, slide: str, output: str, *, patch_size_level0: float | None = None, encoder: str | None = None) -> str:
     """Make `<output>/<slide id>.zarr`, a finished store, of an HDF5 file; returns words on what was made.
 
     Tiles are numbered row-major. Where they lie on no regular grid anchored at (0, 0), row and col are ranks among the y and x that
@@ -45,6 +45,8 @@ def import_features(path: str, slide: str, output: str, *, patch_size_level0: fl
         An output folder or its URL.
     patch_size_level0 : float, optional
         Side of a tile in level-0 px, for files that do not say.
+    encoder : str, optional
+        Name of the encoder as a config has it, which goes before the file's: heads that are fitted on the features are held to it.
 
     Raises
     ------
@@ -67,6 +69,7 @@ def import_features(path: str, slide: str, output: str, *, patch_size_level0: fl
     with open_hdf5(Path(path)) as opened, hold_lock(Folder(output), name):
         with hdf5_errors(path):
             file = FeatureFile(path, opened)
+            file.encoder = encoder or file.encoder
         if info is not None:
             check_image(file, info, name)
         check_places(path, file.y, file.x, info, name)

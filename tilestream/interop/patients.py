@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tilestream.errors import ConfigError, InputError
+from tilestream.fitting.outputs import refuse_other_resolutions
 from tilestream.store.cohort import Cohort, some
 from tilestream.store.slide import Slide
 
@@ -102,6 +103,7 @@ def _patients(cohort: Cohort, column: str) -> dict[str, str]:
 def _refuse_mixed(slides: list[Slide], what: str) -> None:
     """Refuse vectors of which some were made in another way: by another pool, of another encoder or other tiles."""
     stage = what.replace("slide", "pool", 1)
+    refuse_other_resolutions(slides)
     first = slides[0]
     for slide in slides[1:]:
         for section in ("encoder", "tiles", stage):

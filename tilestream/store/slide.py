@@ -118,6 +118,12 @@ class Slide(StoredHeads):
         return float(self.source["scale"])
 
     @property
+    def tile_mpp(self) -> float | None:
+        """µm/px of a tile: what the run asked for, else that of what was read; None where it is not known."""
+        wanted: float | None = self.recipe["tiles"].get("mpp")
+        return wanted if wanted is not None or self.mpp is None else self.mpp * self.scale
+
+    @property
     def tile(self) -> int:
         """Side of a tile, px."""
         return int(self.recipe["tiles"]["size"])

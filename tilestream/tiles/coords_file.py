@@ -26,6 +26,9 @@ NUMBERS = (
 LARGEST_NUMBER = 2**31 - 1
 """Largest place, side or level that is taken; no image is as large."""
 
+UNKNOWN = "unknown"
+"""The encoder of features whose file names none."""
+
 GRID_TOLERANCE = 1
 """Level-0 px that a tile may lie off its place on the grid: programs round places differently."""
 
@@ -172,7 +175,7 @@ class FeatureFile(PlaceFile):
             raise InputError(
                 f"{path}: features {self.features.shape} and coords {(len(self.x), 2)} are not (n, d) and (n, 2) of the same tiles."
             )
-        self.encoder = read_word(self.features, "encoder") or "unknown"
+        self.encoder = read_word(self.features, "encoder") or UNKNOWN
 
     @property
     def dtype(self) -> str:

@@ -31,11 +31,11 @@ class Fitted:
     """What a head was fitted on: nothing else may be given to it."""
 
     encoder: str
-    """Name of the encoder."""
-    encoder_sha256: str
-    """Over its weights in `precision`, as a store's recipe has it."""
-    precision: str
-    """fp32, bf16 or fp16."""
+    """Name of the encoder; of imported embeddings as their file had it."""
+    encoder_sha256: str | None
+    """Over its weights in `precision`, as a store's recipe has it; None of imported embeddings, whose encoder is known by its name at most."""
+    precision: str | None
+    """fp32, bf16 or fp16; None of imported embeddings."""
     tile: int
     """Side of a tile, px."""
     mpp: float | None

@@ -27,7 +27,7 @@ from tilestream.fitting.metrics import Floats, Ints
 from tilestream.fitting.outputs import open_slides, refuse_foreign, write_texts
 from tilestream.fitting.splits import draw_folds, join_groups
 from tilestream.fitting.targets import annotation_file, patient_of, refuse_mixed_embeddings
-from tilestream.fitting.tile_labels import draw_tile_classes
+from tilestream.fitting.tile_labels import Doubtful, draw_tile_classes
 from tilestream.models.context import ContextTransformer, WindowBlock
 from tilestream.models.positions import TableBias
 from tilestream.store.records import digest_of
@@ -125,18 +125,13 @@ def _refuse_unfit(slides: Sequence[Slide]) -> None:
     first = slides[0]
     for slide in slides:
         slide.grid()  # raises where there is none
-        for name, was, now in (("step between tiles", first.stride, slide.stride), ("µm/px", _mpp(first), _mpp(slide))):
+        for name, was, now in (("step between tiles", first.stride, slide.stride), ("µm/px", first.tile_mpp, slide.tile_mpp)):
             if was != now and (was is None or now is None or abs(was - now) > 0.05 * was):
                 raise InputError(f"{first.id} and {slide.id} have different embeddings: {name} {was} and {now}. Fit on one kind.")
 
 
-def _mpp(slide: Slide) -> float | None:
-    return None if slide.mpp is None else slide.mpp * slide.scale
-
-
 def _stride_um(slide: Slide) -> float | None:
-    mpp = _mpp(slide)
-    return None if mpp is None else slide.stride * mpp
+    return None if slide.mpp is None else slide.stride * slide.mpp * slide.scale
 
 
 def _share_out(config: FitConfig, slides: Sequence[Slide]) -> tuple[list[Slide], list[Slide]]:
@@ -164,9 +159,9 @@ def _share_out(config: FitConfig, slides: Sequence[Slide]) -> tuple[list[Slide],
 def _about(masked: Masked, dim: int, slide: Slide) -> ContextAbout:
     """The shape of the context and what it is fitted on."""
     encoder = slide.recipe["encoder"]
-    fitted = None
-    if "weights_sha256" in encoder:
-        fitted = FittedOn(slide.encoder, encoder["weights_sha256"], encoder["precision"], slide.tile, float(slide.stride), _mpp(slide))
+    fitted = FittedOn(
+        slide.encoder, encoder.get("weights_sha256"), encoder.get("precision"), slide.tile, float(slide.stride), slide.tile_mpp
+    )
     shape: dict[str, Any] = {key: getattr(masked, key) for key in ("window", "depth", "heads", "shift", "position", "width")}
     return ContextAbout(dim, fitted=fitted, **shape)
 
@@ -225,12 +220,13 @@ def _judged(
 ) -> Judged:  # fmt: skip
     """The context with its numbers, and words on what they hide."""
     train, held = slides
-    classes, labels = _labels(config, [*train, *held])
+    doubtful = Doubtful()
+    classes, labels = _labels(config, [*train, *held], doubtful)
     seen, unseen = (
         read_vectors(model, part, labels[start : start + len(own)], stride_um, MOST_SEEN)
         for part, own, start in ((blocks[0], train, 0), (blocks[1], held, len(train)))
     )
-    notes = lost_words(told, [slide.id for slide in held])
+    notes = [*lost_words(told, [slide.id for slide in held]), *doubtful.words()]
     if len(held) < 5:
         notes.append(
             f"{len(held)} {'slides are' if len(held) > 1 else 'slide is'} held out, which is few: on other slides the numbers may be far from these."
@@ -250,8 +246,8 @@ def _judged(
     return Judged(words, told, compare_neighbours(unseen, config.split.seed), probes, learned, trained_on, tuple(notes))
 
 
-def _labels(config: FitConfig, slides: Sequence[Slide]) -> tuple[list[str], list[Ints]]:
-    """The classes of drawn regions, and (n,) the class of each tile of each slide, -1 where there is none."""
+def _labels(config: FitConfig, slides: Sequence[Slide], doubtful: Doubtful) -> tuple[list[str], list[Ints]]:
+    """The classes of drawn regions, and (n,) the class of each tile of each slide, -1 where there is none; `doubtful` takes up what labels none."""
     pattern = config.target.annotations
     if pattern is None:
         return [], []
@@ -261,7 +257,7 @@ def _labels(config: FitConfig, slides: Sequence[Slide]) -> tuple[list[str], list
         if path is None:
             drawn.append(([], np.full(slide.layout.tiles, -1)))
         else:
-            names, label = draw_tile_classes(slide, path, config.target.min_fraction, config.target.classes)
+            names, label = draw_tile_classes(slide, path, config.target.min_fraction, config.target.classes, doubtful)
             drawn.append((names, label.astype(np.int64)))
     classes = sorted({name for names, _ in drawn for name in names})
     order = [np.array([classes.index(name) for name in names] + [-1]) for names, _ in drawn]

@@ -6,13 +6,21 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from tilestream.config.schema import Config
+from tilestream.encoders.presets import PRESETS
 from tilestream.errors import ConfigError, InputError, TilestreamError
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.worker_settings import EncoderFacts
+from tilestream.tiles.coords_file import UNKNOWN
 
 if TYPE_CHECKING:
     from tilestream.encoders.contexts.context_file import FittedOn
     from tilestream.encoders.heads.head_file import Fitted
+
+NAMES = {
+    "conch-v1": "conch", "conch-v15": "conch-v1.5", "hoptimus0": "h-optimus-0", "hoptimus1": "h-optimus-1", "midnight12k": "midnight-12k",
+    "uni-v1": "uni", "uni-v2": "uni2-h",
+}  # fmt: skip
+"""Encoders that TRIDENT calls otherwise than we do, as `our_name` writes them (https://github.com/mahmoodlab/TRIDENT, its list of encoders)."""
 
 OTHERWISE = "give another model"
 TOLERANCE = 0.05
@@ -59,7 +67,16 @@ def precision_notes(heads: Iterable[HeadFacts], facts: EncoderFacts) -> Iterator
     """What cannot be compared: weights in one number format and in another have other digests."""
     for head in heads:
         fitted = head.fitted
-        if fitted is not None and fitted.precision != facts.precision and head.head.input != "pixels":
+        if fitted is None or head.head.input == "pixels":
+            continue
+        if fitted.encoder_sha256 is None and fitted.encoder == UNKNOWN:
+            yield (
+                f"head {head.name} was fitted on imported embeddings whose file names no encoder: nothing tells whether it is {facts.name}. "
+                "Import them with --encoder and fit the head anew to have it compared."
+            )
+        elif fitted.encoder_sha256 is None:
+            yield f"head {head.name} was fitted on imported embeddings: that their encoder is {facts.name} is taken from its name, {fitted.encoder}."
+        elif fitted.precision != facts.precision:
             yield (
                 f"head {head.name} was fitted on embeddings in {fitted.precision}, and these are in {facts.precision}: that the encoder's weights are "
                 f"the same is taken from its name, {facts.name}. Set encoder.precision to {fitted.precision} to compare them."
@@ -67,7 +84,15 @@ def precision_notes(heads: Iterable[HeadFacts], facts: EncoderFacts) -> Iterator
 
 
 def check_fitted_encoder(whose: str, fitted: Fitted | FittedOn, facts: EncoderFacts, otherwise: str) -> None:
-    """Refuse an encoder that something was not fitted on, or other weights of it."""
+    """Refuse an encoder that something was not fitted on, or other weights of it; of imported embeddings all that is known is a name, or nothing."""
+    if fitted.encoder_sha256 is None:
+        named = our_name(fitted.encoder)
+        if named not in (UNKNOWN, facts.name):
+            raise ConfigError(
+                f"{whose} imported embeddings of {fitted.encoder}, but encoder.name is {facts.name}. Set encoder to {named}, or {otherwise}. "
+                f"Where both are one encoder, import them with --encoder {facts.name} and fit anew."
+            )
+        return
     if fitted.encoder != facts.name:
         raise ConfigError(f"{whose} {fitted.encoder}, but encoder.name is {facts.name}. Set encoder to {fitted.encoder}, or {otherwise}.")
     if fitted.precision == facts.precision and fitted.encoder_sha256 != facts.digest:
@@ -75,6 +100,13 @@ def check_fitted_encoder(whose: str, fitted: Fitted | FittedOn, facts: EncoderFa
             f"{whose} {fitted.encoder} with weights {fitted.encoder_sha256[:12]}, but these are {facts.digest[:12]}. "
             f"Set encoder.weights to the file that it was fitted with, or {otherwise}."
         )
+
+
+def our_name(imported: str) -> str:
+    """Our name for the encoder that the file of imported embeddings names; what we have no other name for stays as it is."""
+    plain = imported.strip().casefold().replace("_", "-")
+    named = NAMES.get(plain, plain)
+    return named if named in PRESETS else imported
 
 
 def _check_fitted(head: HeadFacts, fitted: Fitted, facts: EncoderFacts, config: Config, context_sha256: str | None) -> None:

@@ -17,6 +17,9 @@ from tilestream.tiles.annotations.shapes import Shape
 GEOJSON = ENDINGS
 MARKUP = (".xml",)
 
+NAMELESS = "polygons without a class"
+"""What no class can be learned from, in words."""
+
 MOST_CLASSES = 64
 """Classes that are drawn apart at once."""
 
@@ -127,10 +130,13 @@ def _classes(seen: Counter[str]) -> str:
     return ", ".join(f"{name or 'no class'} ({count})" for name, count in seen.most_common(8))
 
 
-def draw_classes(path: Path, shape: tuple[int, int], downsample: float, corner: tuple[float, float] = (0.0, 0.0)) -> dict[str, Mask]:
+def draw_classes(
+    path: Path, shape: tuple[int, int], downsample: float, corner: tuple[float, float] = (0.0, 0.0), doubtful: Counter[str] | None = None
+) -> dict[str, Mask]:
     """What each class covers, (h, w) bool by its name; polygons of several classes may lie over one another.
 
-    With `tile_fractions` of each mask, a tile gets the class that covers enough of it. Polygons without a class are under "".
+    With `tile_fractions` of each mask, a tile gets the class that covers enough of it. Polygons without a class are under "". `doubtful` is
+    given, in words, what covers nothing and what has no class, and how many of each there are.
 
     Memory bound: 5 bytes a pixel and class.
 
@@ -140,7 +146,10 @@ def draw_classes(path: Path, shape: tuple[int, int], downsample: float, corner: 
         The file is malformed, or has more than `MOST_CLASSES` classes.
     """
     canvases: dict[str, Canvas] = {}
+    found: Counter[str] = Counter() if doubtful is None else doubtful
     for region in read_shapes(path):
+        found.update(region.left_out)
+        found.update([] if region.name else [NAMELESS] * len(region.polygons))
         if not region.polygons:
             continue
         if region.name not in canvases and len(canvases) == MOST_CLASSES:
