@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import scipy.stats
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.metrics import mean_absolute_error, r2_score
 
 import tilestream
 from tests.support.cohorts import write_rows
@@ -116,3 +118,52 @@ def test_a_metric_that_has_no_value_is_said_to_have_none_and_is_not_compared(tas
     notes = evaluate(found, {"majority": found}, 0).notes
     assert any(note.startswith(words) for note in notes)
     assert not any("adds nothing" in note for note in notes)
+
+
+@pytest.mark.parametrize("kind", ["slide", "classify", "numbers"])
+def test_what_needs_no_head_knows_what_is_learned_from_only(tmp_path, kind):
+    """A table that says what is tested leaves one fold; the shares and the mean are those of the others, as a dummy of scikit-learn's has them."""
+    chance = np.random.default_rng(3)
+    label = (chance.random(24) < 0.7).astype(int)
+    value, test = chance.normal(size=24) + 5, np.arange(24) % 3 == 0
+    for i in range(24):
+        write_rows(tmp_path / "out" / f"s{i:02}.zarr", chance.normal(size=(36, 4)) + label[i], fingerprint=f"image{i}")
+    lines = [f"s{i:02},p{i},{'ab'[label[i]]},{value[i]},{'test' if test[i] else 'train'}" for i in range(24)]
+    (tmp_path / "labels.csv").write_text("\n".join(["slide,patient,kind,size,part", *lines]) + "\n")
+    column = {"column": "size", "regression": True} if kind == "numbers" else {"column": "kind"}
+    head = {"name": "h", "kind": "classify" if kind == "classify" else "slide", "model": "linear" if kind == "classify" else "mean"}
+    target = {"slides": str(tmp_path / "labels.csv"), **column}
+    found = fit(
+        {
+            "embeddings": str(tmp_path / "out"),
+            "target": target,
+            "head": head,
+            "split": {"column": "part"},
+            "save": str(tmp_path / "h.safetensors"),
+        }
+    )
+    told = found.evaluation.baselines["majority"]
+    if kind == "numbers":
+        dummy = DummyRegressor().fit(np.zeros((16, 1)), value[~test]).predict(np.zeros((8, 1)))
+        assert told["r2"].value == pytest.approx(r2_score(value[test], dummy))
+        assert told["mean_absolute_error"].value == pytest.approx(mean_absolute_error(value[test], dummy))
+    else:
+        shares = DummyClassifier(strategy="prior").fit(np.zeros((16, 1)), label[~test]).predict_proba(np.zeros((1, 1)))[0]
+        assert told["accuracy"].value == pytest.approx(np.mean(label[test] == shares.argmax()))
+        assert told["calibration_error"].value == pytest.approx(abs(np.mean(label[test] == shares.argmax()) - shares.max()))
+    assert not any("nan" in note for note in found.evaluation.notes)
+
+
+def test_numbers_that_are_all_one_are_refused(tmp_path):
+    for i in range(6):
+        write_rows(tmp_path / "out" / f"s{i}.zarr", np.random.default_rng(i).normal(size=(36, 4)), fingerprint=f"image{i}")
+    (tmp_path / "labels.csv").write_text("slide,patient,size\n" + "".join(f"s{i},p{i},{'2' if i % 2 else '2.0'}\n" for i in range(6)))
+    target = {"slides": str(tmp_path / "labels.csv"), "column": "size", "regression": True}
+    given = {
+        "embeddings": str(tmp_path / "out"),
+        "target": target,
+        "head": {"name": "h", "kind": "slide", "model": "mean"},
+        "split": {"folds": 2},
+    }
+    with pytest.raises(InputError, match=r"labels\.csv: size is 2 for all 6 slides: there is nothing to predict"):
+        fit({**given, "save": str(tmp_path / "h.safetensors")})

@@ -47,6 +47,13 @@ def test_classes_are_shared_out():
         assert {int((fold == k).sum()) for k in range(5)} <= {22, 24, 26}
 
 
+def test_a_patient_of_both_classes_is_dealt_before_those_of_one():
+    """Patients {a, b}, {a}, {b}: only the first against the two others has both classes on both sides."""
+    for seed in range(20):
+        fold = draw_folds(np.array([0, 0, 1, 2]), np.array([0, 1, 0, 1]), 2, seed)
+        assert (fold[0] != fold[2], fold[2] == fold[3]) == (True, True)
+
+
 def test_seeds_differ():
     groups, strata = np.arange(40), np.arange(40) % 2
     assert (draw_folds(groups, strata, 4, 0) != draw_folds(groups, strata, 4, 1)).any()

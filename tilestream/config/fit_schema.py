@@ -20,6 +20,7 @@ from tilestream.config.types import (
     Switch,
     Text,
     ValueRefusedError,
+    composed,
     yaml_word,
 )
 
@@ -100,6 +101,11 @@ class Target(Section):
 
     clusters: Annotated[int, Field(strict=True, ge=2, le=200)] | None = None
     """No labels: so many clusters of the tiles of all slides, by the model kmeans."""
+
+    @field_validator("classes")
+    @classmethod
+    def _composed(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(composed, classes))
 
     @model_validator(mode="after")
     def _one_kind(self) -> Target:

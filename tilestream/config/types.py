@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
@@ -33,6 +34,11 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 
 class ValueRefusedError(ValueError):
     """A value that a key does not take; the words go behind the key's name."""
+
+
+def composed(text: str) -> str:
+    """A text with its letters and their accents written as one: file systems and programs differ in that, and people see no difference (NFC of Unicode)."""
+    return unicodedata.normalize("NFC", text)
 
 
 def yaml_word(value: object) -> str:

@@ -186,20 +186,23 @@ def evaluate(predictions: Predictions, baselines: dict[str, Predictions], seed: 
     if not math.isfinite(found[first].value):
         told.append(f"{first} has no value: {UNDEFINED[predictions.task]}")
     for name, other in beside.items():
-        if math.isfinite(found[first].value) and not found[first].value > other[first].value:
+        if found[first].value <= other[first].value:
             told.append(
                 f"{first} is {found[first].value:.3f}, and {name} alone reaches {other[first].value:.3f}: the head adds nothing to it."
             )
     return Evaluation(found, by_fold, beside, table, patients, len(predictions.label), tuple(told))
 
 
-def majority(predictions: Predictions) -> Predictions:
-    """What is predicted without looking: the shares of the classes, or the mean, of the other folds; the same risk for all."""
+def majority(predictions: Predictions, label: Ints, value: Floats, fold: Ints) -> Predictions:
+    """What is predicted without looking: the shares of the classes, or the mean, of what each fold's head learned from; the same risk for all.
+
+    `label`, `value` and `fold` (n,) are of all samples: where a table says what is tested, most are learned from only, with fold -1.
+    """
     scores = np.zeros_like(predictions.scores)
     for k in range(int(predictions.fold.max()) + 1):
-        train = predictions.fold != k
+        train, test = fold != k, predictions.fold == k
         if predictions.task == "classes":
-            scores[~train] = np.bincount(predictions.label[train], minlength=len(predictions.classes)) / max(1, train.sum())
+            scores[test] = np.bincount(label[train], minlength=len(predictions.classes)) / train.sum()
         elif predictions.task == "regression":
-            scores[~train] = predictions.value[train].mean()
+            scores[test] = value[train].mean()
     return replace(predictions, scores=scores)

@@ -19,7 +19,7 @@ from tilestream.config.load import load_section
 from tilestream.encoders.heads.head_file import Fitted as FittedOn
 from tilestream.encoders.heads.head_file import HeadAbout, read_about, write_head
 from tilestream.errors import ConfigError
-from tilestream.fitting.evaluate import Evaluation, evaluate, majority
+from tilestream.fitting.evaluate import Evaluation, evaluate
 from tilestream.fitting.held_out import Shared, Slides, Tiles
 from tilestream.fitting.masked.fit_context import ContextSummary, fit_context
 from tilestream.fitting.memory import FitMemory, project_memory
@@ -119,7 +119,9 @@ def _fit_head(
     torch.manual_seed(checked.split.seed)  # nothing draws from it; what did, unseen, would draw the same
     work = Tiles(checked, cases) if checked.head.kind == "classify" else Slides(checked, cases, shared)
     predictions = work.predict_held_out()
-    evaluation = evaluate(predictions, {"majority": majority(predictions), **work.by_colour(predictions)}, checked.split.seed, _notes(work))
+    evaluation = evaluate(
+        predictions, {"majority": work.by_majority(predictions), **work.by_colour(predictions)}, checked.split.seed, _notes(work)
+    )
     module, model, arguments = work.train_all()
     fitted = Fitted(
         checked.head.name,

@@ -14,7 +14,7 @@ from torch import nn
 from tilestream.config.fit_schema import FitConfig
 from tilestream.errors import InputError
 from tilestream.fitting.colour import read_colours
-from tilestream.fitting.evaluate import Predictions, Unit
+from tilestream.fitting.evaluate import Predictions, Unit, majority
 from tilestream.fitting.memory import most_drawn
 from tilestream.fitting.metrics import Floats, Ints
 from tilestream.fitting.splits import draw_folds
@@ -85,6 +85,10 @@ class Tiles:
             "classes", self.cases.classes, self.drawn.label[tested], nothing, np.zeros(len(self.case), np.bool_), scores[tested], self.fold[tested],
             np.unique(self.cases.patient[self.case] if self.unit == "patients" else self.group[tested], return_inverse=True)[1], self.unit,
         )  # fmt: skip
+
+    def by_majority(self, predictions: Predictions) -> Predictions:
+        """The same without looking at anything."""
+        return majority(predictions, self.drawn.label, np.full(len(self.fold), np.nan), self.fold)
 
     def by_colour(self, predictions: Predictions) -> dict[str, Predictions]:
         """The same by logistic regression on the colours of the thumbnail."""
@@ -191,6 +195,11 @@ class Slides:
         found = np.full(self.cases.slides[i].layout.tiles, np.nan)
         found[rows] = shares.double().numpy()
         return found
+
+    def by_majority(self, predictions: Predictions) -> Predictions:
+        """The same without looking at anything."""
+        cases = self.cases
+        return majority(predictions, cases.label[cases.known], cases.value[cases.known], cases.fold[cases.known])
 
     def by_colour(self, predictions: Predictions) -> dict[str, Predictions]:
         """The same by a linear model of the mean colours of each slide's tiles on its thumbnail."""

@@ -44,19 +44,25 @@ def find_classes(config: FitConfig, cells: Sequence[str]) -> tuple[tuple[str, ..
     classes = target.classes or tuple(there)
     if len(there) < 2:
         raise InputError(f"{of} is {there[0]!r} for all {len(cells)} slides, but it takes two classes to learn from.")
-    alike: dict[str, list[str]] = {}
-    for name in there:
-        alike.setdefault(str(number(name, "")) if _is_number(name) else " ".join(name.casefold().split()), []).append(name)
-    if twice := next((names for names in alike.values() if len(names) > 1), None):
-        raise ConfigError(
-            f"{of} has {' and '.join(map(repr, twice))}, which differ only in case, in spaces or in how a number is written. Write them alike."
-        )
+    refuse_alike(there, of)
     many = len(there) > 20 and len(there) > len(cells) / 3
     if many or (len(there) > max(2, len(cells) / 2) and all(map(_is_number, there))):
         raise InputError(
             f"{of} has {len(there)} classes for {len(cells)} slides ({', '.join(there[:4])}, ...). Are these numbers? Then set target.regression to true."
         )
     return classes, np.array([classes.index(cell) for cell in cells], np.int64)
+
+
+def refuse_alike(names: Iterable[str], of: str, otherwise: str = "") -> None:
+    """Refuse names that people take for one, and that would count as two. Raises ConfigError."""
+    alike: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        alike.setdefault(str(number(name, "")) if _is_number(name) else " ".join(name.casefold().split()), []).append(name)
+    if twice := next((found for found in alike.values() if len(found) > 1), None):
+        raise ConfigError(
+            f"{of} {'has' if not otherwise else 'are'} {' and '.join(map(repr, twice))}, which differ only in case, in spaces or in how a number is written"
+            f"{f': {otherwise}' if otherwise else ''}. Write them alike."
+        )
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -71,6 +77,12 @@ def _is_number(cell: str) -> bool:
     except InputError:
         return False
     return True
+
+
+def check_numbers(value: Floats, what: str) -> None:
+    """Refuse numbers that are all one. Raises InputError."""
+    if len(value) and (value == value[0]).all():
+        raise InputError(f"{what} is {value[0]:g} for all {len(value)} slides: there is nothing to predict.")
 
 
 def check_survival(time: Floats, died: NDArray[np.bool_], names: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ def join_groups(*keys: Sequence[Hashable]) -> Ints:
 def draw_folds(groups: Ints, strata: Ints, folds: int, seed: int) -> Ints:
     """(n,) fold of each sample, 0 to folds - 1: a group lies in one fold, and the strata are shared out as evenly as that allows.
 
-    Groups are dealt one by one, the most lopsided first and equals in an order drawn from the seed, each to the fold in which the counts
+    Groups are dealt one by one, the most lopsided first, of equals the largest, then in an order drawn from the seed, each to the fold in which the counts
     of its strata, as shares of all there are, are smallest.
 
     Raises
@@ -57,7 +57,7 @@ def draw_folds(groups: Ints, strata: Ints, folds: int, seed: int) -> Ints:
     tie = np.random.default_rng(seed).random(count)
     held, taken = np.zeros((folds, table.shape[1])), np.zeros(folds)
     fold = np.zeros(count, np.int64)
-    for group in np.lexsort((tie, -share.max(axis=1))):
+    for group in np.lexsort((tie, -share.sum(axis=1), -share.max(axis=1))):
         here = share[group] > 0
         # Evenly by strata; of folds that are as even, the one with the fewest groups, then the first.
         load = [(round(float(held[k, here].sum()), 12), taken[k], k) for k in range(folds)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tilestream.config.local_files import read_small_file, table_rows
+from tilestream.config.types import composed
 from tilestream.errors import ConfigError, InputError
 
 LARGEST_TABLE = 64 * 1024**2
@@ -50,8 +51,8 @@ class Table:
         ConfigError
             There is none; the message has the nearest.
         """
-        if name in self.header:
-            return name
+        if composed(name) in self.header:
+            return composed(name)
         found = [column for column in self.header if plain_column(column) == plain_column(name)]
         if len(found) == 1:
             return found[0]
@@ -73,7 +74,7 @@ class Table:
 
 def plain_column(name: str) -> str:
     """A column's name without case, with _ for what else may stand between words: `Slide ID` and `slide-id` are slide_id."""
-    return re.sub(r"[\s\-_.]+", "_", name.strip().casefold())
+    return re.sub(r"[\s\-_.]+", "_", composed(name).strip().casefold())
 
 
 def read_table(path: str, key: str) -> Table:
@@ -86,7 +87,7 @@ def read_table(path: str, key: str) -> Table:
     """
     data = read_small_file(Path(path), key, "Give a CSV, TSV or XLSX with a header.", LARGEST_TABLE)
     rows = _sheet(data, path, key) if data.startswith((SHEET, OLD_SHEET)) else table_rows(data, path, key)
-    header = tuple(cell.strip() for cell in next(rows, []))
+    header = tuple(composed(cell).strip() for cell in next(rows, []))
     named = [name for name in header if name]
     if not named:
         raise ConfigError(f"{key}: {path} has no header. Its first row must name the columns, e.g. slide,label.")
@@ -96,7 +97,7 @@ def read_table(path: str, key: str) -> Table:
     for number, row in enumerate(rows, start=2):
         if any(cell.strip() for cell in row[len(header) :]):
             raise ConfigError(f"{key}: {path}, row {number} has {len(row)} cells, but there are {len(header)} columns.")
-        cells = {name: cell.strip() for name, cell in zip(header, row, strict=False) if name}
+        cells = {name: composed(cell).strip() for name, cell in zip(header, row, strict=False) if name}
         if any(cells.values()):
             body.append(dict.fromkeys(named, "") | cells)
     if not body:
@@ -131,12 +132,12 @@ def is_missing(cell: str) -> bool:
 
 def said(cell: str) -> str:
     """What a cell says, "" where it says nothing."""
-    return "" if is_missing(cell) else cell
+    return "" if is_missing(cell) else composed(cell)
 
 
 def plain_name(name: str) -> str:
     """A slide's name without folder and without the endings that programs add."""
-    return _SUFFIX.sub("", name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1])
+    return _SUFFIX.sub("", composed(name).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1])
 
 
 def match_slides(ids: Sequence[str], named: Sequence[str], path: str, key: str) -> dict[str, str]:

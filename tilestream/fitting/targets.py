@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.config.fit_schema import FitConfig
+from tilestream.config.types import composed
 from tilestream.errors import ConfigError, InputError
-from tilestream.fitting.labels import check_survival, find_classes, read_event
+from tilestream.fitting.labels import check_numbers, check_survival, find_classes, read_event, refuse_alike
 from tilestream.fitting.splits import draw_folds, given_folds, join_groups
 from tilestream.fitting.tables import PATIENTS, SLIDES, Table, is_missing, match_slides, number, plain_column, read_table, said
 from tilestream.runner.recipe import context_sha256
@@ -104,6 +105,7 @@ def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
             raise InputError(f"target.annotations: {target.annotations} has no file for any slide of the embeddings ({ids}, ...).")
     else:
         told, left_out = _from_obs(config, slides, target.obs)
+    refuse_alike({case.patient for case in told}, "patients", "as two they may lie on both sides of a fold")
     names = [case.slide.id for case in told]
     same_image = [case.slide.image for case in told]
     keys: list[Sequence[str]] = [[case.patient or case.slide.id for case in told], same_image]
@@ -121,6 +123,8 @@ def find_cases(config: FitConfig, slides: Sequence[Slide]) -> Cases:
         classes, label[known] = find_classes(config, [case.cell for case, has in zip(told, known, strict=True) if has])
     if task != "classes":
         value[known] = [number(case.cell, f"{where}the value of {case.slide.id}") for case, has in zip(told, known, strict=True) if has]
+    if task == "regression":
+        check_numbers(value[known], f"{where}{target.column}")
     if task == "survival":
         died = np.array([read_event(case.event, f"{where}the event of {case.slide.id}") for case in told])
         check_survival(value, died, names)
@@ -167,7 +171,8 @@ def _from_list(config: FitConfig, slide: Slide, column: str | None) -> _Told:
             f"target.obs: {slide.id} has no column {column!r} from the list of slides, and no head of that name; it has {there}. Add it to the CSV that "
             "`slides` names and run again, or name the labels by target.slides."
         )
-    return _Told(slide, patient_of(config, slide), slide.listed.get(config.split.site or "", ""), "", slide.listed.get(column or "", ""))
+    site, cell = (composed(slide.listed.get(name or "", "")) for name in (config.split.site, column))
+    return _Told(slide, patient_of(config, slide), site, "", cell)
 
 
 def patient_of(config: FitConfig, slide: Slide) -> str:

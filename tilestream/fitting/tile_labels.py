@@ -13,7 +13,7 @@ from skimage import measure
 
 from tilestream.config.fit_schema import FitConfig
 from tilestream.errors import InputError
-from tilestream.fitting.labels import in_order
+from tilestream.fitting.labels import in_order, refuse_alike
 from tilestream.fitting.targets import Cases, Ints, annotation_file
 from tilestream.fitting.training.features import Labels
 from tilestream.store.cohort import some
@@ -102,6 +102,10 @@ def label_tiles(config: FitConfig, cases: Cases) -> tuple[Cases, list[Labels]]:
             drawn[slide.id] = _answered(slide, str(target.obs), target.classes)
         elif (path := annotation_file(target.annotations, slide.id)) is not None:
             drawn[slide.id] = draw_tile_classes(slide, path, target.min_fraction, target.classes, doubtful)
+    refuse_alike(
+        itertools.chain.from_iterable(names for names, _ in drawn.values()),
+        f"target.{'obs' if target.annotations is None else 'annotations'}",
+    )
     classes = target.classes or tuple(in_order(itertools.chain.from_iterable(names for names, _ in drawn.values())))
     labels = [_renumbered(slide, *drawn[slide.id], classes) for slide in cases.slides]
     counts = np.array([[int((label == k).sum()) for k in range(len(classes))] for label in labels])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tilestream.config.schema import Tissue
+from tilestream.config.types import composed
 from tilestream.errors import InputError
 from tilestream.tiles.annotations.geojson import CLASS_KEYS, ENDINGS, read_geojson
 from tilestream.tiles.annotations.markup import read_markup
@@ -37,7 +39,8 @@ def read_shapes(path: Path) -> Iterator[Shape]:
     InputError
         Naming the file and the place in it.
     """
-    return read_markup(path) if path.name.lower().endswith(MARKUP) else read_geojson(path)
+    shapes = read_markup(path) if path.name.lower().endswith(MARKUP) else read_geojson(path)
+    return (replace(shape, name=composed(shape.name)) for shape in shapes)
 
 
 def taken(name: str, tissue: Tissue) -> bool | None:
@@ -48,7 +51,7 @@ def taken(name: str, tissue: Tissue) -> bool | None:
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name.casefold(), pattern.casefold()) for pattern in patterns)
+    return any(fnmatchcase(name.casefold(), composed(pattern).casefold()) for pattern in patterns)
 
 
 def draw_tissue(
