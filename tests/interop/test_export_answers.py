@@ -59,6 +59,21 @@ def test_tables_hold_class_and_probabilities_of_each_tile(output, tmp_path, head
         assert np.allclose(shapely.area(squares), 64**2)
 
 
+@pytest.mark.parametrize("name", ["csv", "parquet"])
+def test_tables_of_a_slide_without_tiles_have_the_same_columns(output, tmp_path, name):
+    image = write_pyramid(tmp_path / "white.tif", np.full((200, 200, 3), 255, np.uint8), compression="deflate", levels=1, mpp=0.5)
+    tiles, _ = head_file(tmp_path / "tiles.safetensors")
+    otsu = {"stride": 48, "tissue": "otsu"}
+    tilestream.run(given(image, tmp_path / "none", heads={"kinds": {"kind": "classify", "model": tiles}}, tiles=otsu))
+    found = []
+    for folder, slides in (("whole", output), ("empty", tmp_path / "none")):
+        (tmp_path / folder).mkdir()
+        path = exported(slides, tmp_path / folder, "kinds", name)
+        found.append(pd.read_csv(path) if name == "csv" else pd.read_parquet(path))
+    assert list(found[0]) == list(found[1])
+    assert (len(found[0]) > 0, len(found[1])) == (True, 0)
+
+
 def test_geojson_holds_valid_squares_with_measurements(output, tmp_path):
     found, table = read_qupath(exported(output, tmp_path, "failing", "geojson")), stored(output)
     assert len(found) == table.n_obs

@@ -27,6 +27,7 @@ from tilestream.fitting.training.linear import fit_cox, fit_logistic, fit_ridge
 from tilestream.fitting.training.slide_models import predict_slides, train_slides, train_together
 from tilestream.fitting.training.tile_models import scores_of, train_tiles
 from tilestream.models.heads.bags import Bag, BagRows, bag_attention, stream_bag
+from tilestream.store.cohort import some
 
 
 class Tiles:
@@ -135,7 +136,9 @@ def open_bags(config: FitConfig, cases: Cases) -> Bags:
     bags = Bags(cases.slides, config.head.input, config.memory_limit, positions=config.head.model == "transformer", device=device)
     empty = [slide.id for i, slide in enumerate(cases.slides) if not bags.count(i)]
     if empty:
-        raise InputError(f"{empty[0]} has no tile with an embedding. Leave it out of the table.")
+        raise InputError(
+            f"{some(empty)} {'have' if empty[1:] else 'has'} no tile with an embedding. Leave {'them' if empty[1:] else 'it'} out of the table."
+        )
     return bags
 
 

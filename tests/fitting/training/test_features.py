@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import tilestream
 from tests.support.stores import make_store
 from tilestream.errors import InputError
-from tilestream.fitting.training.features import draw_rows, pool_slides, read_drawn
+from tilestream.fitting.training.features import draw_rows, pool_slides, read_drawn, read_rows
 
 
 @given(st.lists(st.lists(st.integers(-1, 2), min_size=1, max_size=30), min_size=1, max_size=6), st.integers(1, 60), st.integers(0, 3))
@@ -54,3 +54,12 @@ def test_a_slide_without_a_good_tile_is_refused(tmp_path):
     make_store(tmp_path / "a.zarr", 1, 2, failed=(0, 1))
     with pytest.raises(InputError, match="a has no tile with an embedding"):
         pool_slides([tilestream.open(tmp_path / "a.zarr")], "tiles", "mean")
+
+
+@pytest.mark.parametrize("rows", [[], [0], [511], [512], [3, 600], [511, 512, 513], [0, 1, 2, 700], list(range(720))])
+def test_any_rows_are_read_none_among_them(tmp_path, rows):
+    make_store(tmp_path / "a.zarr", 24, 30)
+    array = tilestream.open(tmp_path / "a.zarr").vectors("tiles")
+    found = read_rows(array, np.array(rows, np.int64))
+    np.testing.assert_array_equal(found, array[:][rows])
+    assert found.shape == (len(rows), array.shape[1])

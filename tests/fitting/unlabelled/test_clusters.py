@@ -8,6 +8,7 @@ from sklearn.cluster import KMeans
 
 import tilestream
 from tests.support.cohorts import write_rows
+from tests.support.stores import make_store
 from tilestream.encoders.heads.head_file import read_head
 from tilestream.errors import ConfigError, InputError
 from tilestream.fitting.fit import fit
@@ -46,6 +47,26 @@ def test_clusters_are_those_of_the_dense_method(cohort):
     expected = np.stack([np.bincount(slide, minlength=K) for slide in own])[:, order]
     assert np.abs(found.counts - expected).max() <= 1
     assert found.outliers[0][:2] == (2, 7)
+
+
+def test_slides_without_tiles_change_nothing(cohort, tmp_path):
+    folder, _, slides = cohort
+    make_store(tmp_path / "none.zarr", 1, 1, dim=DIM, keep=np.zeros((1, 1), bool), fingerprint="none")
+    more = [*slides[:2], tilestream.open(tmp_path / "none.zarr"), *slides[2:]]
+    assert more[2].layout.tiles == 0
+    one, other = (cluster_slides(each, "tiles", K, 0) for each in (slides, more))
+    assert np.abs(np.sort(other.counts.sum(axis=0)) - np.sort(one.counts.sum(axis=0))).max() <= 1  # numbered otherwise, perhaps
+    assert other.counts[2].tolist() == [0] * K
+    assert [(i - (i > 2), k, j - (j > 2), m) for i, k, j, m, *_ in find_duplicates(more, "tiles", 0)] == [(1, 3, 4, 30)]
+    (tmp_path / "out").mkdir()
+    make_store(tmp_path / "out" / "none.zarr", 1, 1, dim=DIM, keep=np.zeros((1, 1), bool), fingerprint="none")
+    config = {
+        "target": {"clusters": K},
+        "head": {"name": "kinds", "kind": "classify", "model": "kmeans"},
+        "save": str(tmp_path / "k.safetensors"),
+    }
+    found = fit({"embeddings": [str(tmp_path / "out"), str(folder / "out")], **config})
+    assert f"{SLIDES * TILES} tiles of {SLIDES + 1} slides" in found.lines[0]
 
 
 def test_nearest_tiles_and_duplicates_are_exact(cohort):

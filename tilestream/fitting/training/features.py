@@ -79,8 +79,7 @@ def read_drawn(slides: Sequence[Slide], what: str, labels: Sequence[Labels], cla
     x = np.empty((int(starts[-1]), slides[0].vectors(what).shape[1]), np.float32)
 
     def read(i: int) -> None:
-        if len(rows[i]):
-            x[starts[i] : starts[i + 1]] = read_rows(slides[i].vectors(what), rows[i])
+        x[starts[i] : starts[i + 1]] = read_rows(slides[i].vectors(what), rows[i])
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="fit") as pool:
         list(pool.map(read, range(len(slides))))
@@ -95,7 +94,7 @@ def read_rows(array: zarr.Array[Any], rows: Ints, out: NDArray[np.floating] | No
     found = np.empty((len(rows), array.shape[1]), np.float32) if out is None else out
     chunks, height = chunk_reader(array), array.chunks[0]
     numbers, first = np.unique(rows // height, return_index=True)
-    for k, start, end in zip(numbers.tolist(), first.tolist(), [*first[1:].tolist(), len(rows)], strict=True):
+    for k, start, end in zip(numbers.tolist(), first.tolist(), np.append(first, len(rows))[1:].tolist(), strict=True):
         chunk = np.asarray(array[k * height : (k + 1) * height]) if chunks is None else chunks.chunk((k, 0))
         at = rows[start:end] - k * height
         widen(chunk[at[0] : at[-1] + 1] if (np.diff(at) == 1).all() else chunk[at], found[start:end])

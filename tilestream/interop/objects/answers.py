@@ -117,9 +117,8 @@ def write_answers_csv(slide: Slide, target: Target, *, head: str) -> Written:
             names, cells = found.of_slide()
             writer.writerows([names, [f"{cell:.9g}" if isinstance(cell, float) else cell for cell in cells]])
             return Written(1, what="answer")
-        for number, rows in enumerate(found.tiles()):
-            if number == 0:
-                writer.writerow([*PLACES, *(["class"] if rows.kinds is not None else []), *found.names])
+        writer.writerow([*PLACES, *(["class"] if slide.has(f"{TILES}/obs/{head}") else []), *found.names])
+        for rows in found.tiles():
             places = (rows.row.tolist(), rows.col.tolist(), rows.y.tolist(), rows.x.tolist(), rows.status)
             cells_of = [*places, *([] if rows.kinds is None else [rows.kinds])]
             for known, values in zip(zip(*cells_of, strict=True), rows.values.tolist(), strict=True):
