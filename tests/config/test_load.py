@@ -68,7 +68,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(write, key, words)
         ("tiles:\n\tmpp: 1\n", "config.yaml:2: not valid YAML: .* Indent with spaces"),
         ('slides: "C:\\slides"\n', "config.yaml:1: not valid YAML: .* Put single quotes round a text with backslashes"),
         ("a: b: c\n", "config.yaml:1: not valid YAML: mapping values are not allowed here"),
-        ("a: 1\n---\nb: 2\n", "config.yaml:2: not valid YAML"),
+        ("a: 1\n---\nb: 2\n", "config.yaml:2: not valid YAML: a second document begins here"),
+        ("---\na: 1\n...\n---\n", "config.yaml:4: not valid YAML: a second document begins here"),
         ("[" * 5000, "config.yaml:1: not valid YAML: more than 50 levels"),
         ("slides: [" + "1," * 30_000 + "]", "config.yaml:1: not valid YAML: more than 50 levels or 20000 values"),
         ("a: \0\n", "config.yaml: not valid YAML: a character that is not text, number 3"),
@@ -96,10 +97,66 @@ def test_yaml_that_is_no_plain_config_is_refused(write, text, words):
         ("tiles: 224", "tiles: 224 is not a mapping of keys, as in tiles: {size: 224, mpp: 0.5}."),
         ("encoder: 5", "encoder: 5 is not the name of a model, as in encoder: tilestream-lite."),
         ("compute: fast", "compute: 'fast' is not a mapping of keys."),
+        ("context: [no, 1]", "context: [false, 1] is not a mapping of keys, as in context: {window: 8, depth: 4}."),
+        ("compute: [{a: [yes, null]}]", "compute: [{a: [true, null]}] is not a mapping of keys."),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_told_what_belongs_there(write, text, words):
     assert f"config.yaml:1: {words}" in problems(write(f"{text}\n"))
+
+
+POOLS = "is not a pool, as in pool: mean, pool: [mean, max] or pool: {name: mean}."
+NO = "false is not taken; YAML reads no and off as false. Leave it out of the list."
+
+
+@pytest.mark.parametrize(
+    ("pools", "line", "words"),
+    [
+        ("[mean, no]", 5, f"pool[1]: {NO}"),
+        ("[no, mean]", 5, f"pool[0]: {NO}"),
+        ("[mean, max, off]", 5, f"pool[2]: {NO}"),
+        ("[mean, 3]", 5, f"pool[1]: 3 {POOLS}"),
+        ("[[max], mean]", 5, f"pool[0]: ['max'] {POOLS}"),
+        ("\n- mean\n- [max]\n", 7, f"pool[1]: ['max'] {POOLS}"),
+        ("\n- {nam: max}\n- mean\n", 6, "pool[0].nam: unknown key; did you mean pool.name?"),
+        ("\n- mean\n- as: a\n  nam: max\n", 8, "pool[1].nam: unknown key; did you mean pool.name?"),
+        ("[mean, none]", 5, "pool: none stands among other pools. Leave it out."),
+        ("yes", 5, f"pool: true {POOLS}"),
+    ],
+)
+def test_a_pool_of_a_list_is_told_by_its_place_in_the_file(write, pools, line, words):
+    assert problems(write(f"{LEAST}pool: {pools}\n")) == [f"config.yaml:{line}: {words}"]
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("size: 1e3", "size: 1000.0 is not a whole number as written; write 1000."),
+        (
+            "size: 0224",
+            "size: '0224' is not a whole number but text; write a number in plain digits, without quotes, prefixes or zeros in front.",
+        ),
+        (
+            "size: 0xe0",
+            "size: '0xe0' is not a whole number but text; write a number in plain digits, without quotes, prefixes or zeros in front.",
+        ),
+        (
+            "size: '224'",
+            "size: '224' is not a whole number but text; write a number in plain digits, without quotes, prefixes or zeros in front.",
+        ),
+        (
+            "mpp_tolerance: '.5'",
+            "mpp_tolerance: '.5' is not a number but text; write a number in plain digits, without quotes, prefixes or zeros in front.",
+        ),
+        ("mpp_tolerance: 0,5", "mpp_tolerance: '0,5' is not a number but text; decimals take a point, as in 0.5."),
+        ("tissue: {min_fraction: 0,5}", "tissue.5: unknown key; decimals take a point, and a comma between braces ends a value."),
+        ("size: 1.5", "size: 1.5 is not a whole number."),
+        ("size: 1.2.3", "size: '1.2.3' is not a whole number."),
+    ],
+)
+def test_what_is_meant_as_a_number_says_how_numbers_are_written(write, written, words):
+    text = LEAST.replace("tiles: {mpp: 0.5}", f"tiles:\n  mpp: 0.5\n  {written}")
+    assert problems(write(text)) == [f"config.yaml:5: tiles.{words}"]
 
 
 def test_a_config_of_the_other_command_is_said_to_be_one(write):

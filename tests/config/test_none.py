@@ -92,9 +92,11 @@ def test_overrides_and_lists_are_told_the_same(tmp_path):
     told = "pool: false is not taken; YAML reads no and off as false. Write none."
     with pytest.raises(ConfigError, match=f"--set pool=no: {told}"):
         load_section(Config, RUN, ["pool=no"])
-    assert problems(tmp_path, Config, "pool", "[no]") == [told]
-    assert problems(tmp_path, Config, "pool", "[mean, no]") == ["pool.beside[0]: false is not a mapping of keys."]
-    assert problems(tmp_path, Config, "pool", "[{name: no}]")[0].startswith("pool.name: false is not one of mean, max")
+    assert problems(tmp_path, Config, "pool", "[no]") == [told.replace("pool:", "pool[0]:")]
+    assert problems(tmp_path, Config, "pool", "[{name: no}]") == [told.replace("pool:", "pool[0].name:")]
+    left_out = "false is not taken; YAML reads no and off as false. Leave it out of the list."
+    for dotted, word, place in (("pool", "[mean, no]", 1), ("output.save", "[tiles, no]", 1), ("windows.sides", "[no, 16]", 0)):
+        assert f"{dotted}[{place}]: {left_out}" in problems(tmp_path, Config, dotted, word)
 
 
 def test_every_key_whose_schema_lists_none_is_tried():

@@ -231,6 +231,24 @@ def test_offline_the_way_out_is_said(monkeypatch, tmp_path):
             build_encoder(spec)
 
 
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:9"])
+def test_a_hub_out_of_reach_is_asked_once_and_told_without_the_librarys_lines(monkeypatch, tmp_path, caplog, proxy):
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    hub.close_session()  # a session keeps the proxy that it began with
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # the port that nobody listens on
+    monkeypatch.setattr(hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    if proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits {seconds} s to ask again"))
+    with pytest.raises(InputError, match=r"MahmoodLab/UNI: .* not in the cache .* does not answer \(.*Go online once .* encoder\.weights"):
+        build_encoder(EncoderSpec("uni"))
+    assert not [record for record in caplog.records if record.name.startswith("huggingface_hub")]
+    hub.close_session()
+
+
 def test_a_gated_model_names_the_page(monkeypatch):
     hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
     import httpx2
@@ -239,7 +257,8 @@ def test_a_gated_model_names_the_page(monkeypatch):
     def refuse(*_, **__):
         raise GatedRepoError("403", response=httpx2.Response(403, request=httpx2.Request("GET", "https://huggingface.co")))
 
-    monkeypatch.setattr(hub, "hf_hub_download", refuse)
+    for name in ("hf_hub_download", "get_hf_file_metadata"):
+        monkeypatch.setattr(hub, name, refuse)
     with pytest.raises(InputError, match=r"MahmoodLab/UNI is gated\. Accept its terms at https://huggingface\.co/MahmoodLab/UNI"):
         build_encoder(EncoderSpec("uni"))
 

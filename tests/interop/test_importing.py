@@ -174,9 +174,9 @@ def test_files_that_hold_no_features_are_refused(tmp_path, content):
 @pytest.mark.parametrize(
     ("coords", "about", "words"),
     [
-        ([[0, 0], [224, 0], [0, 0]], {}, "a: .*a.h5: the tile at x 0, y 0 is there 2 times"),
-        ([[0, 0], [2240, 0]], {}, "a.h5, row 1: a tile begins at x 2240, y 0, but the image is 600 x 500 px"),
-        ([[0, 0], [-224, 0]], {}, "row 1: a tile begins at x -224, y 0"),
+        ([[0, 0], [224, 0], [0, 0]], {}, "a: .*a.h5: the tile at y 0, x 0 is there 2 times"),
+        ([[0, 0], [2240, 0]], {}, "a.h5, row 1: a tile begins at y 0, x 2240, but the image is 500 x 600 px"),
+        ([[0, 0], [-224, 0]], {}, "row 1: a tile begins at y 0, x -224"),
         (
             [[0, 0], [224, 0]],
             {"level0_width": 5000, "level0_height": 500},

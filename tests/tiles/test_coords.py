@@ -110,10 +110,10 @@ def test_a_file_of_no_tiles_is_a_slide_of_no_rows(tmp_path, slide):
     ("xy", "attributes", "words"),
     [
         ([(0, 0)], {}, "does not say how large a tile is"),
-        ([(0, 0), (1300, 5)], {"patch_size": 224}, "row 1: a tile begins at x 1300, y 5, but the image is 1300 x 1500 px"),
-        ([(-1, 0)], {"patch_size": 224}, "row 0: a tile begins at x -1"),
+        ([(0, 0), (1300, 5)], {"patch_size": 224}, "row 1: a tile begins at y 5, x 1300, but the image is 1500 x 1300 px"),
+        ([(-1, 0)], {"patch_size": 224}, "row 0: a tile begins at y 0, x -1"),
         ([(0, 0)], {"patch_size": 224, "level0_width": 99, "level0_height": 1500}, "level0_width is 99, that of the slide 1300"),
-        ([(0, 0), (9, 9), (0, 0)], {"patch_size": 224}, "the tile at x 0, y 0 is there 2 times"),
+        ([(0, 0), (9, 9), (0, 0)], {"patch_size": 224}, "the tile at y 0, x 0 is there 2 times"),
         ([(0, 0)], {"patch_size": 100}, "Set tiles.size to 100 or less"),
         ([(0, 0)], {"patch_size": 224, "patch_level": 9}, "does not say how large a tile is"),
     ],

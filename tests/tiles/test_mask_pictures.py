@@ -48,5 +48,5 @@ def test_a_class_number_in_any_band_of_a_picture_is_tissue(tmp_path, mode, band,
 
 def test_a_picture_of_another_shape_is_refused(tmp_path):
     Image.fromarray(np.ones((50, 50), np.uint8)).save(tmp_path / "m.png")
-    with pytest.raises(InputError, match=r"m.png is a picture of 50 x 50 px, but the image is 61 x 47 thumbnail px"):
+    with pytest.raises(InputError, match=r"m.png is a picture of 50 x 50 px, but the image is 47 x 61 thumbnail px"):
         find_tissue(Thumbnail(np.zeros((47, 61, 3), np.uint8), 10.0), Tissue(), file=tmp_path / "m.png")

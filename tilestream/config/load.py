@@ -137,8 +137,18 @@ ELSEWHERE_CALLED = {
 """Words of other programs for what is called otherwise here."""
 
 
+def _key_as_written(raw: Any, key: Key) -> Key:
+    """The key of a problem as it stands in the file: `pool: [mean, max]` is checked as the first with the others beside it."""
+    pools = raw.get("pool") if isinstance(raw, Mapping) else None
+    if key[:1] != ("pool",) or not isinstance(pools, list) or not pools:
+        return key
+    if key[1:2] == ("beside",):
+        return ("pool", key[2] + 1, *key[3:]) if len(key) > 2 and isinstance(key[2], int) else ("pool",)
+    return ("pool", 0, *key[1:])
+
+
 def _problem(root: type[Section], draft: Draft, detail: Mapping[str, Any]) -> str:
-    key: Key = detail["loc"]
+    key = _key_as_written(draft.raw, detail["loc"])
     meant = _instead_of_no(root, draft.raw, key) if detail["input"] is False else ""
     words = f"false is not taken; YAML reads no and off as false. {meant}" if meant else _words(root, key, detail)
     named = dotted_key(key)
@@ -148,6 +158,8 @@ def _problem(root: type[Section], draft: Draft, detail: Mapping[str, Any]) -> st
 
 def _instead_of_no(root: type[Section], raw: Any, key: Key) -> str:
     """What says that something is not wanted, where `no` was written for it: the word none, or that the key is left out; "" where a key takes neither."""
+    if _among_others(raw, key):
+        return "" if _takes(root, raw, key, "neither") else "Leave it out of the list"
     if _takes(root, raw, key, "none") and not _takes(root, raw, key, "neither"):  # a key that takes any text takes none as a name
         return "Write none"
     part, _, name = dotted_key(key).rpartition(".")
@@ -156,6 +168,13 @@ def _instead_of_no(root: type[Section], raw: Any, key: Key) -> str:
     field = next((field for each, field in fields.items() if name in (each, field.alias)), None)
     absent = field is not None and not field.is_required() and field.get_default(call_default_factory=True) in (None, {})
     return "Leave the key out, or write null" if absent else ""
+
+
+def _among_others(raw: Any, key: Key) -> bool:
+    """Whether a key is that of one of several in a list."""
+    for part in key[:-1]:
+        raw = raw[part] if (part in raw if isinstance(raw, dict) else isinstance(raw, list) and part in range(len(raw))) else None
+    return isinstance(raw, list) and len(raw) > 1
 
 
 def _takes(root: type[Section], raw: Any, key: Key, word: str) -> bool:
@@ -171,7 +190,7 @@ def _takes(root: type[Section], raw: Any, key: Key, word: str) -> bool:
     try:
         root.model_validate(trial)
     except ValidationError as error:
-        return all(each["loc"][: len(key)] != key for each in error.errors(include_url=False))
+        return all(_key_as_written(trial, each["loc"])[: len(key)] != key for each in error.errors(include_url=False))
     return True
 
 
@@ -190,12 +209,29 @@ def _words(root: type[Section], key: Key, detail: Mapping[str, Any]) -> str:
         return f"{value} {_choices(context['expected'], str(detail['input']))}"
     if kind == "string_pattern_mismatch":
         return f"{value} is not of the form {_FORMS.get(str(key[-1]), 'package.Class')}"
-    wanted = _WANTED.get(dotted_key(key)) if kind in ("tuple_type", "model_type") else None
-    why = f" is not {wanted}" if wanted else f" {_KINDS[kind].format(**context)}" if kind in _KINDS else f": {detail['msg']}"
-    return f"{value}{why}"
+    plain = _plain_number(detail["input"], whole=kind == "int_type") if kind in ("int_type", "float_type") else ""
+    wanted = _WANTED.get(re.sub(r"\[\d+\]", "", dotted_key(key))) if kind in ("tuple_type", "model_type") else None
+    why = plain or (f"is not {wanted}" if wanted else _KINDS[kind].format(**context) if kind in _KINDS else "")
+    return f"{value} {why}" if why else f"{value}: {detail['msg']}"
+
+
+def _plain_number(value: object, *, whole: bool) -> str:
+    """How to write what is meant as a number and is read as something else; "" where it is none."""
+    if isinstance(value, float) and whole and value.is_integer():
+        return f"is not a whole number as written; write {value:.0f}"
+    kind = "a whole number" if whole else "a number"
+    if not isinstance(value, str):
+        return ""
+    if re.fullmatch(r"[-+]?\d+,\d+", value):
+        return f"is not {kind} but text; decimals take a point, as in {value.replace(',', '.')}"
+    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|0[xob][\da-fA-F]+", value):
+        return f"is not {kind} but text; write a number in plain digits, without quotes, prefixes or zeros in front"
+    return ""
 
 
 _WANTED = {
+    "pool": "a pool, as in pool: mean, pool: [mean, max] or pool: {name: mean}",
+    "context": "a mapping of keys, as in context: {window: 8, depth: 4}",
     "slides": "a path, a glob or a list of them",
     "output": "a folder, as in output: embeddings",
     "encoder": "the name of a model, as in encoder: tilestream-lite",
@@ -236,6 +272,8 @@ def _suggestion(root: type[Section], dotted: str) -> str:
     dotted = re.sub(r"\[\d+\]", "", dotted)  # places in lists
     keys = [(section, name) for section, _, name in (key.rpartition(".") for key in _known_keys(root))]
     section, _, name = dotted.rpartition(".")
+    if section and name.isdigit():
+        return "decimals take a point, and a comma between braces ends a value"
     beside = [known for place, known in keys if place == section]
     near = [f"{section}.{known}".removeprefix(".") for known in difflib.get_close_matches(name, beside, 1)]
     if not near and name in ELSEWHERE_CALLED and root is Config:

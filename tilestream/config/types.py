@@ -43,10 +43,18 @@ def composed(text: str) -> str:
 
 def yaml_word(value: object) -> str:
     """A value as one would write it in the config, shortened to one line."""
+    words = _flow_from_value(value)
+    return words if len(words) <= 80 else f"{words[:77]}..."
+
+
+def _flow_from_value(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
-    words = repr(value)
-    return words if len(words) <= 80 else f"{words[:77]}..."
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_flow_from_value, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_flow_from_value(inner)}' for key, inner in value.items())}}}"
+    return repr(value)
 
 
 def bytes_from_text(value: object) -> int:

@@ -48,6 +48,13 @@ class _Loader(yaml.SafeLoader):
     depth = 0
     nodes = 0
 
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = self.get_node() if self.check_node() else None
+        if self.check_node():
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="a second document begins here, and a config is one. Remove the line ---", problem_mark=mark)
+        return node
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         self.depth, self.nodes = self.depth + 1, self.nodes + 1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from tilestream.errors import ConfigError, InputError
@@ -60,7 +60,7 @@ def fetch_file(repository: str, name: str, revision: str | None = None, *, way: 
     """
     own = way or f"or fetch {name} on another machine and set encoder.weights to its path"
     try:
-        from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
         from huggingface_hub.errors import (
             EntryNotFoundError,
             GatedRepoError,
@@ -74,7 +74,15 @@ def fetch_file(repository: str, name: str, revision: str | None = None, *, way: 
             f"Run pip install 'tilestream[hf]', {own}."
         ) from error
     page = f"{constants.ENDPOINT}/{repository}"
+    family = HfHubHTTPError.__mro__
+    unreached: type[Exception] = family[
+        family.index(OSError) - 1
+    ]  # root of the errors of the HTTP library, which is another in other versions of the hub's
     try:
+        if not constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(repository, name, revision=revision), str):
+            with suppress(HfHubHTTPError):  # it answers; what it says is told by the download
+                # A download asks for half a minute before it gives up, with a line for each try.
+                get_hf_file_metadata(hf_hub_url(repository, name, revision=revision))
         return Path(hf_hub_download(repository, name, revision=revision))
     except LocalEntryNotFoundError as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
@@ -91,6 +99,15 @@ def fetch_file(repository: str, name: str, revision: str | None = None, *, way: 
         raise InputError(
             f"{repository}: no such repository at {constants.ENDPOINT}, or HF_TOKEN may not see it ({page}). Check the name, {own}."
         ) from error
-    except (HfHubHTTPError, OSError) as error:
-        offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise InputError(f"{repository}: {name} cannot be fetched ({type(error).__name__}: {error}).{offline} Go online, {own}.") from error
+    except HfHubHTTPError as error:
+        raise InputError(f"{repository}: {name} cannot be fetched ({type(error).__name__}: {error}). Try again later, {own}.") from error
+    except unreached as error:
+        raise InputError(
+            f"{repository}: {name} is not in the cache ({constants.HF_HUB_CACHE}) and {constants.ENDPOINT} does not answer ({error}). "
+            f"Go online once (HTTPS_PROXY names a proxy, HF_ENDPOINT a mirror), {own}."
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{repository}: {name} cannot be fetched into {constants.HF_HUB_CACHE} ({type(error).__name__}: {error}). "
+            f"Check that folder (HF_HOME names another) and the network, {own}."
+        ) from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tilestream.errors import ConfigError
-from tilestream.models.context_spec import CHUNK_WINDOWS, MLP_RATIO, ContextSpec
+from tilestream.models.context_spec import CHUNK_WINDOWS, MLP_RATIO, ContextSpec, heads_refused
 from tilestream.models.patch_embed import BlankLinear, freeze, seeded_init
 from tilestream.models.positions import Learned2D, LogBias, RoPE2D, TableBias, position_unit, sincos_2d, token_positions
 from tilestream.models.vit import Mlp
@@ -327,9 +327,8 @@ def _check_shape(dim: int, depth: int, heads: int, window: int) -> None:
     for key, value in (("depth", depth), ("heads", heads), ("window", window), ("width", dim)):
         if value < 1:
             raise ConfigError(f"context.{key}: {value}, but it must be 1 or more.")
-    if dim % heads:
-        fits = [h for h in range(1, dim + 1) if dim % h == 0 and h <= 2 * heads]
-        raise ConfigError(f"context.heads: {heads} does not divide the {dim} features of a token. Set it to one of {fits}.")
+    if refused := heads_refused(heads, dim):
+        raise ConfigError(f"context.heads: {refused}")
 
 
 def _check_position(dim: int, heads: int, position: str) -> None:

@@ -13,6 +13,12 @@ BAND_BYTES = 1 << 25
 """Tokens of one band in float32, about; whole rows of tiles, at least one."""
 
 
+def heads_refused(heads: int, dim: int) -> str:
+    """What is wrong with a number of heads for tokens of `dim` features, and which to set; "" where it divides them."""
+    fits = [str(count) for count in range(1, 2 * heads + 1) if dim % count == 0]
+    return "" if dim % heads == 0 else f"{heads} does not divide the {dim} features of a token. Set it to {' or '.join(fits[-3:])}."
+
+
 @dataclass(frozen=True)
 class ContextSpec:
     """Shape of a windowed transformer."""

@@ -9,6 +9,7 @@ from tilestream.config.slide_list import SlideRef
 from tilestream.encoders.earth.bands import refuse_other_bands
 from tilestream.errors import ConfigError, InputError, TilestreamError
 from tilestream.geometry import TileGrid
+from tilestream.models.context_spec import heads_refused
 from tilestream.sources.base import SegmentGrid, SlideInfo, Source
 from tilestream.stages.worker_settings import EncoderFacts
 from tilestream.store.layout import Layout, TileColumns
@@ -118,8 +119,9 @@ def check_encoder(facts: EncoderFacts, config: Config) -> None:
         raise ConfigError(
             f"output.save: windows, but {facts.name} gives patch tokens and there is no context to pass them through. Add a context, or leave windows out."
         )
-    if config.context is not None and config.context.width is None and facts.dim % config.context.heads:
-        raise ConfigError(f"context.heads: {config.context.heads} does not divide the encoder's dimension, {facts.dim}.")
+    context = config.context
+    if context is not None and context.width is None and (refused := heads_refused(context.heads, facts.dim)):
+        raise ConfigError(f"context.heads: {refused}")
     if config.encoder.allow_mismatch:
         return
     brought = facts.takes_larger_tiles and facts.tile_size is not None and config.tiles.size > facts.tile_size

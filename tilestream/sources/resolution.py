@@ -99,7 +99,7 @@ def resolution_from_file(address: str, x: float, y: float, source: str, *, limit
         x and y differ by more than 1 %.
     """
     if not all(math.isfinite(v) and v >= LEAST_MPP for v in (x, y)):
-        return Resolution(None, "", (f"{source}: {x:g} x {y:g} µm/px is no resolution; mpp is taken as unknown.",))
+        return Resolution(None, "", (f"{source}: {y:g} x {x:g} µm/px (y, x) is no resolution; mpp is taken as unknown.",))
     if limit < math.inf and (min(x, y) > limit or is_placeholder(x)):
         return Resolution(
             None, "", (f"{source}: {x:.4g} µm/px ({INCH / x:.4g} dpi) is a placeholder for printing; mpp is taken as unknown.",)

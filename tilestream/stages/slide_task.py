@@ -111,7 +111,7 @@ class SlideTask:
     def title(self) -> str:
         """The slide in one line, for its picture."""
         size, mpp = self.grid.l0_size, "no scale" if self.mpp is None else f"{self.mpp * self.grid.scale:.3g} µm/px"
-        return f"{self.slide}: {size.width} x {size.height} px, tiles of {self.grid.tile} px at {mpp}, {self.line.facts.name}"
+        return f"{self.slide}: {size.height} x {size.width} px (h x w), tiles of {self.grid.tile} px at {mpp}, {self.line.facts.name}"
 
 
 @dataclass(frozen=True)

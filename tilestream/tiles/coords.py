@@ -141,14 +141,14 @@ def check_places(path: Path | str, y: Index, x: Index, info: SlideInfo | None, s
         if len(outside):
             k = int(outside[0])
             raise InputError(
-                f"{slide}: {path}, row {k}: a tile begins at x {x[k]}, y {y[k]}, but the image is {info.size.width} x {info.size.height} px "
+                f"{slide}: {path}, row {k}: a tile begins at y {y[k]}, x {x[k]}, but the image is {info.size.height} x {info.size.width} px (h x w) "
                 f"({len(outside)} of {len(x)} tiles begin outside). Name the slide's own file; coords are x, y in level-0 px."
             )
     if len(x):
         places, counts = np.unique(np.stack([y, x], axis=1), axis=0, return_counts=True)
         if counts.max() > 1:
             top, left = places[counts.argmax()].tolist()
-            raise InputError(f"{slide}: {path}: the tile at x {left}, y {top} is there {counts.max()} times. Choose the tiles again.")
+            raise InputError(f"{slide}: {path}: the tile at y {top}, x {left} is there {counts.max()} times. Choose the tiles again.")
 
 
 def _ranks(places: Index) -> tuple[Index, Index]:

@@ -277,7 +277,7 @@ def _mask_from_file(path: Path, tissue: Tissue, thumbnail: Thumbnail, corner: tu
             slack = 1.02 * (1 + 0.5 / min(picture.height, height)) * (1 + 0.5 / min(picture.width, width))
             if not 1 / slack <= stretch <= slack:
                 raise InputError(
-                    f"{path} is a picture of {picture.width} x {picture.height} px, but the image is {width} x {height} thumbnail px: "
+                    f"{path} is a picture of {picture.height} x {picture.width} px, but the image is {height} x {width} thumbnail px (h x w): "
                     "their shapes differ by more than 2 %. A mask is a picture of the whole image; is it another slide's?"
                 )
             return FoundTissue(np.asarray(_marked(picture).resize((width, height), Image.Resampling.NEAREST)) > 0)
