@@ -37,6 +37,9 @@ def test_home_and_variables_are_filled_in(monkeypatch, tmp_path):
         "s3://bucket/~/$DATA": "s3://bucket/~//mnt/data",
         "https://u:pa$word@h/a": "https://u:pa$word@h/a",
         "cost 5$.svs": "cost 5$.svs",
+        "a://b": "a://b",
+        "c:lean.svs": "c:lean.svs",
+        r"back\slash": r"back\slash",
     }.items():
         assert expand_path(written) == meant
 
@@ -61,6 +64,9 @@ def test_every_path_of_a_config_is_expanded(key, monkeypatch):
         ("${NOT_SET_HERE}/x", "the environment variable NOT_SET_HERE, which is not set"),
         ("~no_such_user_here/x", "no user of this machine"),
         ("a\0b", "holds a NUL"),
+        ("C:\\slides\\a.svs", "is a path of Windows"),
+        ("d:/slides/*.svs", "is a path of Windows"),
+        (r"\\server\share\a.svs", "is a path of Windows"),
     ],
 )
 def test_what_cannot_be_filled_in_is_refused(path, words):

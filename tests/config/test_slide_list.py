@@ -101,7 +101,7 @@ def test_ids_are_readable_names(address, slide_id):
         ("a\\b", "has a path separator"),
         ("a\0b", "has control characters"),
         ("a\nb", "has control characters"),
-        ("a\udcffb", "has control characters"),
+        ("a\udcffb", "has bytes that are not UTF-8"),
         ("x" * 201, "is 201 bytes long, more than 200"),
         ("é" * 101, "is 202 bytes long, more than 200"),
     ],

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tilestream import __version__
-from tilestream.cli.help import PlainCommand, PlainGroup, fitted
+from tilestream.cli.help import PlainCommand, PlainGroup, fitted, name_refused, write_all_letters
 from tilestream.cli.interrupts import Interrupts, say_when_interrupted
 from tilestream.cli.options import AnnotationsOption, FitSetOption, SetOption, SlidesOption
 from tilestream.errors import ConfigError, InterruptedRunError, TilestreamError, place_error, storage_error
@@ -326,6 +326,7 @@ def schema_command() -> None:
 
 def main(arguments: list[str] | None = None, *, began: float | None = None) -> NoReturn:
     """Run the command line and leave with its exit code; its wall clock counts from `began`, of `time.perf_counter`."""
+    write_all_letters()
     interrupts = Interrupts()
     before = {number: signal.signal(number, interrupts) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -339,6 +340,9 @@ def main(arguments: list[str] | None = None, *, began: float | None = None) -> N
             raise
         print(fitted(f"tilestream: {meant}"), file=sys.stderr)
         sys.exit(meant.exit_code)
+    except UnicodeEncodeError as error:
+        print(fitted(f"tilestream: {name_refused(error)}"), file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
     except SystemExit:
         if interrupts.count:  # outside a run, where the command line makes an exit code of its own
             interrupts.leave_unbegun()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import textwrap
@@ -38,6 +39,21 @@ class PlainGroup(TyperGroup):
     def get_params(self, ctx: Any) -> Any:
         """Options before a command."""
         return plain_params(super().get_params(ctx))
+
+
+def write_all_letters() -> None:
+    """Have stdout and stderr write a letter that their encoding lacks by its number: no message is lost to a locale without µ, or to a file's name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def name_refused(error: UnicodeEncodeError) -> str:
+    """What is said of a file's name that cannot be written, and what to do."""
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        return f"{error.object!a}: a name holds bytes that are not UTF-8. Rename it."
+    return f"{error.object!a}: a name has letters that {encoding}, the encoding of file names here, lacks. Set PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8."
 
 
 def fitted(words: str) -> str:

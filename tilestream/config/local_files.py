@@ -57,10 +57,14 @@ def expand_path(path: str) -> str:
     Raises
     ------
     ValueError
-        A variable is not set, there is no such user, or the path holds a NUL; the words go behind the key's name.
+        It is a path of Windows and this is none, a variable is not set, there is no such user, or the path holds a NUL; the words go behind the key's name.
     """
     if "\0" in path:
         raise ValueError(f"{path!r} holds a NUL, which no path can")
+    if os.sep == "/" and re.match(r"[A-Za-z]:(\\|/(?!/))|\\\\\w", path) and not os.path.lexists(path):
+        raise ValueError(
+            f"{path!r} is a path of Windows, which this system does not know. Write it as it is here, in WSL e.g. /mnt/c/slides"
+        )
     expanded = os.path.expandvars(path)
     if "://" in path:
         return expanded

@@ -102,8 +102,9 @@ def id_problem(slide_id: str) -> str:
         return "means a folder"
     if "/" in slide_id or "\\" in slide_id:
         return "has a path separator"
-    if any(unicodedata.category(letter).startswith("C") for letter in slide_id):
-        return "has control characters"
+    kinds = {unicodedata.category(letter) for letter in slide_id}
+    if any(kind.startswith("C") for kind in kinds):
+        return "has bytes that are not UTF-8" if "Cs" in kinds else "has control characters"
     if len(slide_id.encode()) > LONGEST_ID:
         return f"is {len(slide_id.encode())} bytes long, more than {LONGEST_ID}"
     return ""

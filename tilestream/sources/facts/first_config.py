@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from tilestream.config.slide_list import SlideRef, list_slides
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources import open_source
 from tilestream.sources.base import SlideInfo, SourceOptions
+from tilestream.sources.facts.describe import one_line
 
 TARGET_MPP = 0.5
 """µm/px that most encoders of tissue were trained at: 20x."""
@@ -69,7 +71,7 @@ def write_first_config(slides: Sequence[str], path: Path, output: str, *, force:
         yield f"{name}: will be refused: {why.removeprefix(f'{name}: ')}"
     for names, why in left_out(seen):
         yield f"{', '.join(names)}: will be refused: {why}"
-    yield f"wrote {path}. Have a look at it, then: tilestream run {path}"
+    yield f"wrote {path}. Have a look at it, then: tilestream run {typed(path)}"
 
 
 def left_out(seen: LookedAt) -> list[tuple[list[str], str]]:
@@ -99,19 +101,24 @@ def look_at(refs: Sequence[SlideRef]) -> LookedAt:
     return seen
 
 
+def typed(path: Path | str) -> str:
+    """A path as it is typed in a shell, on one line."""
+    return one_line(shlex.quote(str(path)))
+
+
 def config_text(slides: Sequence[str], seen: LookedAt, output: str, path: Path) -> str:
     """The config as YAML with comments."""
     listed = json.dumps(slides[0] if len(slides) == 1 else list(slides), ensure_ascii=False)
     return f"""\
 # yaml-language-server: $schema={SCHEMA}
 #
-#   tilestream plan {path}    # levels, tiles, bytes, memory; writes nothing
-#   tilestream run {path}     # run it again after an interruption: it does what is missing
-#   tilestream view {output}
+#   tilestream plan {typed(path)}    # levels, tiles, bytes, memory; writes nothing
+#   tilestream run {typed(path)}     # run it again after an interruption: it does what is missing
+#   tilestream view {typed(output)}
 
 slides: {listed}   # a path, a folder, a glob, a list, or a CSV with the columns path[,id][,mpp][,mask]
 
-output: {json.dumps(output, ensure_ascii=False)}   # a folder, or an object store: s3://bucket/{posixpath.basename(output) or "embeddings"}
+output: {json.dumps(output, ensure_ascii=False)}   # a folder, or an object store: s3://bucket/{one_line(posixpath.basename(output)) or "embeddings"}
 
 tiles:
   size: 224                    # px a side, as the encoder gets them
