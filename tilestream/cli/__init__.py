@@ -335,14 +335,12 @@ def main(arguments: list[str] | None = None, *, began: float | None = None) -> N
     except TilestreamError as error:
         print("\n".join([fitted(f"tilestream: {error}"), *getattr(error, "__notes__", ())]), file=sys.stderr)
         sys.exit(error.exit_code)
-    except OSError as error:
-        if (meant := storage_error(error) or place_error(error)) is None:
+    except (OSError, UnicodeEncodeError) as error:
+        meant = name_refused(error) if isinstance(error, UnicodeEncodeError) else storage_error(error) or place_error(error)
+        if meant is None:
             raise
         print(fitted(f"tilestream: {meant}"), file=sys.stderr)
         sys.exit(meant.exit_code)
-    except UnicodeEncodeError as error:
-        print(fitted(f"tilestream: {name_refused(error)}"), file=sys.stderr)
-        sys.exit(ConfigError.exit_code)
     except SystemExit:
         if interrupts.count:  # outside a run, where the command line makes an exit code of its own
             interrupts.leave_unbegun()

@@ -10,6 +10,8 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from tilestream.errors import ConfigError
+
 
 def plain_params(params: Any) -> Any:
     """Parameters whose help shows a switch as a switch, and what is to be given by a name in capitals."""
@@ -48,12 +50,13 @@ def write_all_letters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def name_refused(error: UnicodeEncodeError) -> str:
-    """What is said of a file's name that cannot be written, and what to do."""
+def name_refused(error: UnicodeEncodeError) -> ConfigError:
+    """The refusal of a file's name that cannot be written, with what to do."""
     encoding = sys.getfilesystemencoding()
     if encoding == "utf-8":
-        return f"{error.object!a}: a name holds bytes that are not UTF-8. Rename it."
-    return f"{error.object!a}: a name has letters that {encoding}, the encoding of file names here, lacks. Set PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8."
+        return ConfigError(f"{error.object!a}: a name holds bytes that are not UTF-8. Rename it.")
+    lacks = f"a name has letters that {encoding}, the encoding of file names here, lacks"
+    return ConfigError(f"{error.object!a}: {lacks}. Set PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8.")
 
 
 def fitted(words: str) -> str:
