@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.table import Table
 
 from tilestream.buffers import counted, gib
 from tilestream.config.heads import NO_ENCODER
@@ -18,6 +17,7 @@ from tilestream.runner.prepare import PreparedSlide, Setup, prepare_slide, set_u
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.slide_plan import check_encoder
 from tilestream.runner.summary import same_image
+from tilestream.sources.facts.columns import print_rows, print_words
 from tilestream.stages.hardware import PROGRAM_BYTES, count_cuda, has_amx
 from tilestream.stages.shares import CPU_BATCH
 from tilestream.stages.slides.contract import check_slide_encoder
@@ -118,42 +118,32 @@ def _row(slide: PreparedSlide) -> tuple[str, ...]:
 def print_plan(planned: Planned, console: Console) -> None:
     """The table of a plan, and its totals."""
     wide = console.width >= LEAST_WIDE
-    table = Table(box=None, pad_edge=False)
-    for column in COLUMNS if wide else NARROW:
-        table.add_column(column, overflow="fold", no_wrap=column not in ("slide", "read from", "context"))
-    for slide in planned.slides:
-        row = dict(zip(COLUMNS, _row(slide), strict=True))
-        table.add_row(*row.values() if wide else (row[column] for column in NARROW))
-    console.print(table)
+    columns = COLUMNS if wide else NARROW
+    rows = [dict(zip(COLUMNS, _row(slide), strict=True)) for slide in planned.slides]
+    print_rows(console, columns, [[row[column] for column in columns] for row in rows], folded=("slide", "read from", "context"))
     seen: dict[str, str] = {}
     for slide in planned.slides:
         for warning in slide.plan.warnings + same_image(seen, slide.plan.ref.id, slide.plan.info.fingerprint):
-            console.print(f"warning: {slide.plan.ref.id}: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+            print_words(console, f"warning: {slide.plan.ref.id}: {warning}", style="yellow")
     for refused, reason in planned.refused.items():
-        console.print(f"refused: {named(refused, reason)}", style="yellow", highlight=False, markup=False)
+        print_words(console, f"refused: {named(refused, reason)}", style="yellow")
     tiles, size_bytes = sum(len(slide.plan) for slide in planned.slides), sum(slide.output_bytes for slide in planned.slides)
     peak = max((slide.projection.total for slide in planned.slides), default=0)
     facts, config = planned.setup.facts, planned.setup.config
-    console.print(
-        f"{counted(len(planned.slides), 'slide')}, {counted(tiles, 'tile')}, {gib(size_bytes)} of output before compression; {facts.name}, {facts.dim} dims, {facts.precision} on {facts.device}; "
-        f"at most {gib(peak)} of {gib(config.compute.memory_limit)} a worker",
-        highlight=False, markup=False,
-    )  # fmt: skip
+    print_words(
+        console,
+        f"{counted(len(planned.slides), 'slide')}, {counted(tiles, 'tile')}, {gib(size_bytes)} of output before compression; {facts.name}, {facts.dim} dims, "
+        f"{facts.precision} on {facts.device}; at most {gib(peak)} of {gib(config.compute.memory_limit)} a worker",
+    )
     for head in planned.setup.heads:
         left = sum(slide.heads[head.name] for slide in planned.slides)
         classes = f": {', '.join(head.answer.classes)}" if head.answer.classes else ""
-        console.print(
-            f"head {head.name}: {head.head.kind} on {head.head.input}, {head.answer.task}{classes}; {gib(left)} of output",
-            highlight=False,
-            markup=False,
-        )
+        print_words(console, f"head {head.name}: {head.head.kind} on {head.head.input}, {head.answer.task}{classes}; {gib(left)} of output")
     for note in planned.setup.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        print_words(console, f"note: {note}")
     if planned.built:
-        console.print(
-            "The encoder was loaded to know this; only for tilestream's own encoders on a processor can a plan do without.",
-            highlight=False,
-            markup=False,
+        print_words(
+            console, "The encoder was loaded to know this; only for tilestream's own encoders on a processor can a plan do without."
         )
     for part in planned.setup.untrained:
-        console.print(f"{part} has random, untrained weights.", style="yellow", highlight=False, markup=False)
+        print_words(console, f"{part} has random, untrained weights.", style="yellow")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from tilestream.errors import ReadError, without_credentials
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
+from tilestream.sources.facts.columns import print_rows, print_words
 from tilestream.sources.resolution import magnification_words
 
 
@@ -70,38 +70,35 @@ def print_description(facts: dict[str, Any], console: Console) -> None:
     mpp = facts["mpp"]
     told = {key: one_line(facts[key] or "unknown") for key in ("reason", "vendor", "compression", "mpp_source")}
     console.print(facts["address"], style="bold", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"opened by {told['reason']}", highlight=False, markup=False)
-    console.print(f"format {told['vendor']}, compression {told['compression']}", highlight=False, markup=False)
-    console.print(
+    print_words(console, f"opened by {told['reason']}")
+    print_words(console, f"format {told['vendor']}, compression {told['compression']}")
+    print_words(
+        console,
         f"resolution {_length(mpp)}/px ({told['mpp_source']})"
         if mpp is not None
         else f"resolution unknown: the file states none to rely on.{magnification_words(facts['properties'])}",
-        highlight=False,
-        markup=False,
     )
-    table = Table(box=None, pad_edge=False)
-    for column in ("level", "size (h x w)", "downsample", "µm/px", "file tiles (rows x columns)"):
-        table.add_column(column)
-    for level in facts["levels"]:
-        scale = "-" if level["mpp"] is None else _length(level["mpp"]).removesuffix(" µm")
-        table.add_row(
+    rows = [
+        [
             str(level["level"]),
             f"{level['height']} x {level['width']}",
             f"{level['downsample']:.6g}",
-            scale,
+            "-" if level["mpp"] is None else _length(level["mpp"]).removesuffix(" µm"),
             level["pieces"] or "read by region",
-        )
-    console.print(table)
+        ]
+        for level in facts["levels"]
+    ]
+    print_rows(console, ("level", "size (h x w)", "downsample", "µm/px", "file tiles (rows x columns)"), rows)
     for name, value in ((one_line(name), one_line(value)) for name, value in facts["properties"].items()):
-        console.print(f"  {name}: {value if len(value) <= 160 else value[:157] + '...'}", highlight=False, markup=False)
+        print_words(console, f"  {name}: {value if len(value) <= 160 else value[:157] + '...'}")
     for warning in facts["warnings"]:
-        console.print(f"warning: {one_line(warning)}", style="yellow", highlight=False, markup=False)
+        print_words(console, f"warning: {one_line(warning)}", style="yellow")
     if "geo.crs" in facts["properties"]:
-        console.print("in a config: tiles: {size: 224, level: 0, tissue: none}", highlight=False, markup=False)
+        print_words(console, "in a config: tiles: {size: 224, level: 0, tissue: none}")
         return
     advice = (
         f"tiles: {{size: 224, mpp: {max(0.5, round(mpp, 3)):g}}}"
         if mpp is not None
         else "tiles: {size: 224, level: 0}   # or source: {mpp: ...} and tiles.mpp"
     )
-    console.print(f"in a config: {advice}", highlight=False, markup=False)
+    print_words(console, f"in a config: {advice}")
