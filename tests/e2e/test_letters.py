@@ -80,3 +80,18 @@ def test_names_that_the_encoding_of_file_names_lacks_are_refused_in_a_line(slide
     )
     assert told.returncode == 2, told.stderr
     assert re.fullmatch(r"tilestream: .* the encoding of file names here, lacks\. Set PYTHONUTF8=1, .*\n", told.stderr), told.stderr
+
+
+def test_sizes_are_height_by_width_wherever_they_are_told(monkeypatch, slide):
+    from tilestream.stages import finish_slide
+
+    titles, draw = [], finish_slide.draw_overview
+    monkeypatch.setattr(
+        finish_slide, "draw_overview", lambda panel, colours, title, *more: titles.append(title) or draw(panel, colours, title, *more)
+    )
+    call(monkeypatch, "utf-8", "init", "slides", "--out", "c.yaml")
+    settings = ["--set", "encoder=patch_embed", "--set", "compute.scheduler=inline", "--set", "compute.device=cpu"]
+    told = [call(monkeypatch, "utf-8", *command)[1] for command in (["inspect", str(slide)], ["plan", "c.yaml", *settings])]
+    code, *_ = call(monkeypatch, "utf-8", "run", "c.yaml", *settings)
+    assert (code, len(titles)) == (0, 1)
+    assert all("300 x 260" in words and "h x w" in words and "260 x 300" not in words for words in [*told, *titles])
