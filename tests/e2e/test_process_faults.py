@@ -151,18 +151,23 @@ def test_a_poison_tile_ends_with_5_and_without_it_workers_live_on(tmp_path, undi
 
 
 @pytest.mark.parametrize(
-    ("encoder", "number", "times"),
+    ("encoder", "numbers", "compute"),
     [
-        ("counted_corners", signal.SIGINT, 1),
-        pytest.param("stuck", signal.SIGTERM, 1, marks=pytest.mark.slow),
-        pytest.param("counted_corners", signal.SIGTERM, 1, marks=pytest.mark.slow),
-        pytest.param("stuck", signal.SIGINT, 2, marks=pytest.mark.slow),
-        pytest.param("stuck", signal.SIGTERM, 2, marks=pytest.mark.slow),
+        ("counted_corners", [signal.SIGINT], {}),
+        ("stuck", [signal.SIGTERM], {}),
+        ("counted_corners", [signal.SIGTERM], {}),
+        ("counted_corners", [signal.SIGHUP], {}),
+        ("counted_corners", [signal.SIGHUP], {"scheduler": "local", "workers": 2}),
+        ("counted_corners", [signal.SIGHUP, signal.SIGHUP], {}),
+        ("stuck", [signal.SIGHUP], {}),
+        ("stuck", [signal.SIGINT, signal.SIGINT], {}),
+        ("stuck", [signal.SIGTERM, signal.SIGTERM], {}),
+        ("stuck", [signal.SIGHUP, signal.SIGTERM], {}),
     ],
 )
 @pytest.mark.slow
-def test_one_interrupt_ends_within_10_s_and_a_second_at_once(tmp_path, undisturbed, say, encoder, number, times):
-    write_config(undisturbed[0], tmp_path, encoder)
+def test_one_interrupt_ends_within_10_s_and_a_second_at_once(tmp_path, undisturbed, say, encoder, numbers, compute):
+    write_config(undisturbed[0], tmp_path, encoder, **compute)
     run = start(tmp_path, TILESTREAM_TEST_COUNT=str(tmp_path / "count"))
     if encoder == "stuck":
         while not (tmp_path / "out" / "a.zarr" / "overview.png").exists() and not (tmp_path / "out" / "a.zarr" / "zarr.json").exists():
@@ -170,14 +175,17 @@ def test_one_interrupt_ends_within_10_s_and_a_second_at_once(tmp_path, undisturb
         time.sleep(0.5)
     else:
         wait_for_shard(run, tmp_path)
-    began = time.monotonic()
-    for k in range(times):
-        time.sleep(0.3 * k)
-        os.kill(run.pid, number)
+    for k, number in enumerate(numbers):
+        time.sleep(k)  # what comes at once is the first one told again
+        began = time.monotonic()
+        if run.poll() is None:
+            run.send_signal(number)
     _, err = run.communicate(timeout=60)
     seconds = time.monotonic() - began
     assert run.returncode == 5, err
-    assert seconds < (2 if times > 1 else 10)
+    twice = len(numbers) > 1 and numbers[1] != signal.SIGHUP  # a terminal that closes may say so twice
+    assert seconds < (2 if twice else 10)
+    assert ("interrupted twice" in err) == twice
     assert "the same command resumes" in err
     write_config(undisturbed[0], tmp_path, "counted_corners" if encoder != "stuck" else encoder)
     if encoder != "stuck":
@@ -186,4 +194,31 @@ def test_one_interrupt_ends_within_10_s_and_a_second_at_once(tmp_path, undisturb
         again = start(tmp_path, TILESTREAM_TEST_COUNT=str(tmp_path / "count"))
         assert (again.communicate(timeout=60), again.returncode)[1] == 0
         assert same_store(opened(tmp_path / "out", "a"), undisturbed[1])
-    say(f"{number.name} x {times} ({encoder})", "5 within 10 s, work kept" if times == 1 else "5 at once", f"5 after {seconds:.1f} s")
+    names = " and ".join(number.name for number in numbers)
+    say(f"{names} ({encoder})", "5 at once" if twice else "5 within 10 s, work kept", f"5 after {seconds:.1f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compute", [{}, {"scheduler": "local", "workers": 2}], ids=["inline", "two workers"])
+@pytest.mark.parametrize("lost", ["nohup", "closed", "pipe", "terminal", "terminal and hang-up"])
+def test_a_run_goes_on_where_nobody_listens_any_more_and_a_hang_up_ends_it_in_order(tmp_path, undisturbed, say, lost, compute):
+    write_config(undisturbed[0], tmp_path, **compute)
+    heard, stderr = os.openpty() if "terminal" in lost else os.pipe()
+    through = {"nohup": ["nohup"], "closed": ["bash", "-c", 'exec "$@" 2>&-', "bash"]}.get(lost, [])
+    run = start(tmp_path, through=through, stderr=stderr)
+    os.close(stderr)
+    wait_for_shard(run, tmp_path)
+    if lost in ("pipe", "terminal", "terminal and hang-up"):
+        os.close(heard)
+    if lost in ("nohup", "terminal and hang-up"):
+        os.killpg(run.pid, signal.SIGHUP)
+    code = run.wait(120)
+    assert code == (5 if "hang-up" in lost else 0)
+    if lost in ("nohup", "closed"):
+        with os.fdopen(heard, encoding="utf-8") as words:
+            assert "Traceback" not in words.read()
+    if code:
+        again = start(tmp_path)
+        assert (again.communicate(timeout=120), again.returncode)[1] == 0
+    ends_equal(tmp_path / "out", undisturbed[1])
+    say(f"{lost}, {compute or 'inline'}", "5 and resumed after a hang-up, else to its end; equal", f"{code}, equal")

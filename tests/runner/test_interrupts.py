@@ -1,27 +1,30 @@
-"""Ctrl-C on a terminal, which reaches every process of the run: words of ours alone, at once, and nothing of the libraries below."""
+"""Ctrl-C on a terminal, and its end, which reach every process of the run: words of ours alone, at once, and nothing of the libraries below."""
 
+import contextlib
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.resuming import start, wait_for_shard, write_config
-from tilestream.cli.interrupts import Interrupts
+from tilestream.cli.interrupts import Interrupts, raise_again
 from tilestream.runner.engines.interrupts import interrupts_held
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize(
     "compute", [{"scheduler": "inline"}, pytest.param({"scheduler": "local", "workers": 2}, marks=pytest.mark.slow)], ids=["inline", "two workers"]
 )  # fmt: skip
-def test_an_interrupt_of_the_whole_group_says_at_once_what_is_kept_and_nothing_else(tmp_path, compute):
+def test_an_interrupt_of_the_whole_group_says_at_once_what_is_kept_and_nothing_else(tmp_path, compute, number):
     image = write_pyramid(tmp_path / "a.tif", make_image(1200, 1100, 5), tile=128, levels=1)
     settings = write_config(image, tmp_path, "slow_corners", **compute)
     run = start(tmp_path)
     wait_for_shard(run, tmp_path)
-    os.killpg(run.pid, signal.SIGINT)
+    os.killpg(run.pid, number)
     _, err = run.communicate(timeout=100)
     assert run.returncode == 5, err
     said = err.splitlines()
@@ -36,12 +39,21 @@ def test_an_interrupt_of_the_whole_group_says_at_once_what_is_kept_and_nothing_e
 
 
 @pytest.fixture
-def interrupts():
-    handler = Interrupts()
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield handler
+def heard():
+    """A hang-up is heard, whether or not it is where the tests run; what was is there again at the end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    yield
     for number, was in before.items():
         signal.signal(number, was)
+
+
+@pytest.fixture
+def interrupts(heard, monkeypatch):
+    """What hears signals, each for itself however soon it comes."""
+    monkeypatch.setattr("tilestream.cli.interrupts.AT_ONCE", -1.0)
+    handler = Interrupts().__enter__()
+    yield handler
     for timer in threading.enumerate():
         if isinstance(timer, threading.Timer):
             timer.cancel()
@@ -54,17 +66,22 @@ def hold(numbers, done):
         done.append("the block went on")
 
 
-def test_an_interrupt_that_is_held_is_heard_when_the_block_ends(interrupts):
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGHUP], [signal.SIGHUP] * 3, [signal.SIGTERM, signal.SIGHUP]])
+def test_an_interrupt_that_is_held_is_heard_when_the_block_ends_and_a_hang_up_behind_it_is_no_second_one(interrupts, numbers):
     done = []
     with pytest.raises(KeyboardInterrupt):
-        hold([signal.SIGINT], done)
+        hold(numbers, done)
+    os.kill(os.getpid(), signal.SIGHUP)
+    hold([signal.SIGHUP], [])
     assert (done, interrupts.count, signal.getsignal(signal.SIGINT)) == (["the block went on"], 1, interrupts)
     with interrupts_held():
         pass
     assert signal.getsignal(signal.SIGTERM) is interrupts
 
 
-def test_a_second_one_is_heard_at_once(interrupts):
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_one_is_heard_at_once(interrupts, first, second):
     class Left(BaseException):
         pass
 
@@ -73,8 +90,59 @@ def test_a_second_one_is_heard_at_once(interrupts):
 
     interrupts._leave, done = leave, []
     with pytest.raises(Left, match="interrupted twice"):
-        hold([signal.SIGTERM, signal.SIGINT], done)
+        hold([first, second], done)
     assert done == []
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_that_is_told_twice_at_once_is_one(interrupts, monkeypatch, second):
+    monkeypatch.setattr("tilestream.cli.interrupts.AT_ONCE", 3600.0)
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        hold([signal.SIGTERM, second, second], done)
+    os.kill(os.getpid(), second)
+    assert (done, interrupts.count) == (["the block went on"], 1)
+
+
+def test_an_interrupt_that_python_could_not_raise_comes_once_more_and_is_no_second_one(interrupts):
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+    raise_again(SimpleNamespace(exc_type=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        threading.Event().wait(60)
+    assert interrupts.count == 1
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(heard):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    done = []
+    with Interrupts() as handler:
+        os.kill(os.getpid(), signal.SIGHUP)
+        hold([signal.SIGHUP], done)
+    assert (done, handler.count, signal.getsignal(signal.SIGHUP)) == (["the block went on"], 0, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_an_interrupt_waits_for_nobody_who_reads_its_words(interrupts, monkeypatch, full):
+    interrupts.kept = lambda: "all"
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    if full:
+        with contextlib.suppress(BlockingIOError):
+            while os.write(writer, bytes(4096)):
+                pass
+    os.set_blocking(writer, True)
+    stderr = os.dup(2)
+    os.dup2(writer, 2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        os.dup2(stderr, 2)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as said:
+        assert (b"interrupted: all" in said.read()) == (not full)
+    os.close(stderr)
 
 
 def test_only_the_main_thread_holds_interrupts():

@@ -11,6 +11,7 @@ import psutil
 
 import tilestream
 from tests.support.runs import config, opened, same_store
+from tests.support.signals import HEARING
 from tilestream.store.folder import Folder
 from tilestream.store.slide_store import SlideStore
 
@@ -32,11 +33,11 @@ def write_config(path, folder, encoder="slow_corners", **compute):
     return given
 
 
-def start(folder, *before, **environment):
-    """The command as a process of its own group, so that a signal may be sent to all of it."""
-    command = [sys.executable, *(before or ("-m", "tilestream")), "run", str(folder / "c.yaml")]
+def start(folder, *before, through=(), stderr=subprocess.PIPE, **environment):
+    """The command as a process of its own group, so that a signal may be sent to all of it; `through` others, such as nohup."""
+    command = [*HEARING, *through, sys.executable, *(before or ("-m", "tilestream")), "run", str(folder / "c.yaml")]
     return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | environment
+        command, stdout=subprocess.DEVNULL, stderr=stderr, text=True, start_new_session=True, env=os.environ | environment
     )
 
 

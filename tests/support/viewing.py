@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 
 from tests.support.needs import without
+from tests.support.signals import HEARING
 from tilestream.store.folder import Folder
 from tilestream.viewer.catalogue import Catalogue
 from tilestream.viewer.server import Viewer
@@ -52,13 +53,13 @@ def ask(output, requests, *, host="127.0.0.1", annotations=None, roots=()):
 
 
 @contextmanager
-def running(*outputs, options=()):
-    """The address of a viewer in a process of its own, which is interrupted and must end quietly."""
-    command = [sys.executable, "-m", "tilestream", "view", *map(str, outputs), "--no-browser", *options]
+def running(*outputs, options=(), number=signal.SIGINT, through=()):
+    """The address of a viewer in a process of its own, which is interrupted and must end quietly; `through` others, such as nohup."""
+    command = [*HEARING, *through, sys.executable, "-m", "tilestream", "view", *map(str, outputs), "--no-browser", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process.stdout.readline().split()[0], process
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 0
         assert errors == ""

@@ -2,7 +2,10 @@
 
 import asyncio
 import io
+import os
+import signal
 import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -54,12 +57,19 @@ def test_the_command_ends_quietly_and_refuses_what_it_cannot_do(output, tmp_path
         assert words in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_it_with_0_and_torch_is_never_loaded(output):
-    with running(output) as (address, process):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_ends_it_with_0_and_torch_is_never_loaded(output, number):
+    with running(output, number=number) as (address, process):
         assert address.startswith("http://127.0.0.1:")
         maps = Path(f"/proc/{process.pid}/maps")
         if maps.exists():
             assert "libtorch" not in maps.read_text()
+
+
+def test_a_hang_up_that_is_ignored_does_not_end_it(output):
+    with running(output, through=["bash", "-c", 'trap "" HUP; exec "$@"', "bash"]) as (address, process):
+        os.kill(process.pid, signal.SIGHUP)
+        assert urllib.request.urlopen(address).status == 200
 
 
 def test_what_nobody_waits_for_any_more_is_not_begun(output, monkeypatch):

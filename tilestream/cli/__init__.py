@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -327,26 +326,21 @@ def schema_command() -> None:
 def main(arguments: list[str] | None = None, *, began: float | None = None) -> NoReturn:
     """Run the command line and leave with its exit code; its wall clock counts from `began`, of `time.perf_counter`."""
     write_all_letters()
-    interrupts = Interrupts()
-    before = {number: signal.signal(number, interrupts) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        given = sys.argv[1:] if arguments is None else arguments
-        app(_with_stages(given) if "--restart" in given else given, obj=began)
-    except TilestreamError as error:
-        print("\n".join([fitted(f"tilestream: {error}"), *getattr(error, "__notes__", ())]), file=sys.stderr)
-        sys.exit(error.exit_code)
-    except (OSError, UnicodeEncodeError) as error:
-        meant = name_refused(error) if isinstance(error, UnicodeEncodeError) else storage_error(error) or place_error(error)
-        if meant is None:
+    with Interrupts() as interrupts:
+        try:
+            given = sys.argv[1:] if arguments is None else arguments
+            app(_with_stages(given) if "--restart" in given else given, obj=began)
+        except TilestreamError as error:
+            print("\n".join([fitted(f"tilestream: {error}"), *getattr(error, "__notes__", ())]), file=sys.stderr)
+            sys.exit(error.exit_code)
+        except (OSError, UnicodeEncodeError) as error:
+            meant = name_refused(error) if isinstance(error, UnicodeEncodeError) else storage_error(error) or place_error(error)
+            if meant is None:
+                raise
+            print(fitted(f"tilestream: {meant}"), file=sys.stderr)
+            sys.exit(meant.exit_code)
+        except SystemExit:
+            if interrupts.count:  # outside a run, where the command line makes an exit code of its own
+                interrupts.leave_unbegun()
             raise
-        print(fitted(f"tilestream: {meant}"), file=sys.stderr)
-        sys.exit(meant.exit_code)
-    except SystemExit:
-        if interrupts.count:  # outside a run, where the command line makes an exit code of its own
-            interrupts.leave_unbegun()
-        raise
-    finally:
-        if not interrupts.count:
-            for number, handler in before.items():
-                signal.signal(number, handler)
     sys.exit(0)

@@ -9,7 +9,6 @@ import copy
 import importlib
 import os
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from tilestream.sources import open_source
 from tilestream.sources.base import RGB, ImageAddress, PixelKind, Pixels, SegmentGrid, Source, SourceOptions
 from tilestream.store.layout import TIMEOUT
 from tilestream.tiles.decoding.processes import CHILD_BYTES
+from tilestream.tiles.decoding.signals import kept_from_children
 from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.tile_reader import Failure, TileBatch, TileReader
 
@@ -90,7 +90,8 @@ class _Child:
             code = f"from tilestream.tiles.isolation import run_child; run_child({theirs.fileno()}, {self._serve!r})"
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
             command = [sys.executable, "-c", code]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)  # noqa: S603  # our own
+            with kept_from_children():
+                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)  # noqa: S603  # our own
         try:
             self._pipe.send(self._job)
             self.greeting = self.receive(START)
@@ -324,8 +325,7 @@ def _next_question(pipe: Connection) -> Any:
 
 
 def _follow_parent(number: int) -> None:
-    """Leave interrupts to the parent, and end with it even where a decoder hangs: when the other end of the socket is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End with the parent even where a decoder hangs: when the other end of the socket is closed."""
     hung_up = select.poll()
     hung_up.register(number, 0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 import threading
 import webbrowser
@@ -19,6 +18,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from tilestream.errors import ConfigError
+from tilestream.tiles.decoding.signals import stopping
 from tilestream.viewer.catalogue import Catalogue
 from tilestream.viewer.web.handlers import Nothing, Shared, routes
 
@@ -142,7 +142,7 @@ def serve(
         viewer = Viewer(Catalogue(outputs, slide, roots), host, port, annotations)
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in stopping():
             loop.add_signal_handler(number, ended.set)
         say(f"{viewer.address}  (Ctrl-C ends it)")
         if browser:

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-import signal
 import sys
 from multiprocessing import forkserver, resource_tracker
 
-PRELOADED = [
-    "tilestream.runner.engines.in_server", "distributed", "tilestream.stages.embed_tiles", "tilestream.stages.mix_context",
-    "tilestream.stages.finish_slide",
-]  # fmt: skip
+from tilestream.tiles.decoding.signals import FROM_TERMINALS, kept_from_children
+
+PRELOADED = ["distributed", "tilestream.stages.embed_tiles", "tilestream.stages.mix_context", "tilestream.stages.finish_slide"]
 """What the server imports, in order."""
 
 
 def begin_server() -> None:
     """Start the server, where it does not run yet; it imports while others go on. It ends with this process."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    resource_tracker.ensure_running()  # which would take the mask away
-    # A Ctrl-C reaches every process of a terminal: it is for the run, which ends its workers in order. They have the mask of what forks them.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["tilestream.runner.engines.in_server"])
+    with kept_from_children(FROM_TERMINALS):
+        resource_tracker.ensure_running()  # which takes Ctrl-C out of this thread's mask, and ignores it by itself
+        with kept_from_children(FROM_TERMINALS):
+            forkserver.ensure_running()
 
 
 def import_zarr() -> None:

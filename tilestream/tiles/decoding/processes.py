@@ -13,7 +13,6 @@ import mmap
 import os
 import pickle
 import queue
-import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from tilestream.errors import InputError, OutageError, ReadError
 from tilestream.sources.base import ImageAddress, Source
 from tilestream.sources.open_images import OpenImages
+from tilestream.tiles.decoding.signals import kept_from_children
 from tilestream.tiles.decoding.turns import Turns
 
 CHILD_BYTES = 64 * 1024**2
@@ -167,7 +167,8 @@ class _Child:
             number = theirs.fileno()
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
             line = [*command, str(number), YIELDS if yields else ""]
-            self._process = subprocess.Popen(line, pass_fds=[number], stdin=subprocess.DEVNULL, env=environment)  # noqa: S603  # our own interpreter
+            with kept_from_children():
+                self._process = subprocess.Popen(line, pass_fds=[number], stdin=subprocess.DEVNULL, env=environment)  # noqa: S603  # our own interpreter
 
     def ask(self, request: tuple[Any, ...], into: SharedPixels) -> tuple[list[Any] | None, bool]:
         """Send a request and wait for its outcomes, and whether the process hardly had a turn; None where it ended. Raises OSError likewise."""
@@ -196,7 +197,6 @@ def _remember(known: dict[Any, Any], key: Any, value: Any, most: int) -> None:
 
 def serve(number: int, *, yields: bool = False) -> None:
     """What a process does: decode what is asked for through socket `number` until the other end closes; with `yields`, when nobody else wants the core."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all processes; the one that asks decides
     asked = socket.socket(fileno=number)
     turns = Turns(yields=yields)
     # zarr imports cupy where it is installed, 180 MB a process; pieces are decoded on the host.
