@@ -1,7 +1,8 @@
-"""Buffers for pixels that are used again: one for each thread and shape, or taken and given back."""
+"""Buffers for pixels that are used again: one for each thread and shape, or taken and given back. And the bytes that pixels are made of."""
 
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
@@ -14,6 +15,21 @@ def empty_pixels(*shape: int) -> NDArray[np.uint8]:
     raw = np.empty(count + 32, np.uint8)
     offset = (8 - raw.ctypes.data) % 32
     return raw[offset : offset + count].reshape(shape)
+
+
+def read_at(file: int, count: int, start: int) -> bytes:
+    """`count` bytes of an open file from `start` on; fewer only where it ends.
+
+    One pread(2) may give less than is there: what lies before a page that a failing disk does not read, whose error only the next call
+    tells, or what a share sends at once.
+    """
+    data = os.pread(file, count, start)
+    while data and len(data) < count:
+        more = os.pread(file, count - len(data), start + len(data))
+        if not more:
+            break
+        data += more
+    return data
 
 
 class ThreadBuffers(threading.local):

@@ -11,7 +11,7 @@ from openslide import OpenSlideError
 
 import tilestream
 from tests.support.images import make_image, write_pyramid
-from tests.support.outages import Outage
+from tests.support.outages import Outage, Parts
 from tests.support.runs import config, opened, same_store
 from tilestream.errors import InterruptedRunError
 from tilestream.sources.openslide import OpenSlideSource
@@ -66,6 +66,24 @@ def test_an_outage_that_stays_ends_the_run_which_then_resumes(image, tmp_path, m
     summary = tilestream.run(line(name, image, tmp_path / "out"))
     assert (summary.exit_code, summary.failed_tiles) == (0, 0)
     assert 0 < summary.new_tiles < 80 or name == "one pass"
+    assert same_store(opened(tmp_path / "calm", "a"), opened(tmp_path / "out", "a"))
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_disk_that_gives_a_part_of_a_tile_and_then_fails_is_an_outage(image, tmp_path, monkeypatch, no_pauses, name):
+    tilestream.run(line(name, image, tmp_path / "calm"))
+    planned, failed = (tmp_path / "out" / "a.zarr").exists, []
+
+    def fails(path, start):
+        hit = path.name == "a.tif" and planned() and start % 500 == 0 and start not in failed and len(failed) < 3
+        failed.extend([start] if hit else [])
+        return hit
+
+    monkeypatch.setattr(os, "pread", Parts(500, fails))
+    pieces = {start - start % 500 for start in range(0, image.stat().st_size, 500)}
+    summary = tilestream.run(line(name, image, tmp_path / "out"))
+    assert set(failed) <= pieces
+    assert (summary.exit_code, summary.failed_tiles, summary.slides[0].counts["ok"]) == (0, 0, 80)
     assert same_store(opened(tmp_path / "calm", "a"), opened(tmp_path / "out", "a"))
 
 

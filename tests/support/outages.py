@@ -27,3 +27,15 @@ def corners_in_an_outage(count):
     slide_task.PAUSES = (0.0, 0.0, 0.0)
     os.pread = Outage(12, count, errno.ESTALE)
     return Corners()
+
+
+class Parts:
+    """In place of `os.pread`: of any read, no more than `most` bytes come at once; those behind them fail, if `fails` says so of the file and the place."""
+
+    def __init__(self, most, fails=lambda path, start: False):
+        self.most, self.fails, self.read = most, fails, os.pread
+
+    def __call__(self, number, size, offset):
+        if self.fails(Path(f"/proc/self/fd/{number}").readlink(), offset):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self.read(number, min(size, self.most), offset)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tilestream.buffers import read_at
 from tilestream.errors import InputError
 from tilestream.interop.target import Target, Written
 from tilestream.sources.hdf5_file import load_h5py
@@ -140,7 +141,7 @@ class Storage(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        held = os.pread(self.raw.fileno(), len(view), self.place)
+        held = read_at(self.raw.fileno(), len(view), self.place)
         view[:] = held + bytes(len(view) - len(held))
         for start, data in self._unwritten:
             first, last = max(start, self.place), min(start + len(data), self.place + len(view))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tilestream.buffers import read_at
 from tilestream.config.local_files import refuse_special
 from tilestream.errors import InputError, NotThereError
 
@@ -73,7 +74,7 @@ def fingerprint_file(path: Path) -> str:
             return digest.hexdigest()
         # One call a sample: each gives up the interpreter, and beside a device that is fed there is a queue for it.
         starts = np.linspace(0, size - SAMPLE_BYTES, SAMPLES).astype(np.int64).tolist()
-        digest.update(b"".join([os.pread(file.fileno(), SAMPLE_BYTES, start) for start in starts]))
+        digest.update(b"".join([read_at(file.fileno(), SAMPLE_BYTES, start) for start in starts]))
     return digest.hexdigest()
 
 

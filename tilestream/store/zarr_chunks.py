@@ -27,7 +27,7 @@ import numpy as np
 import zarr.storage
 from numpy.typing import NDArray
 
-from tilestream.buffers import ThreadBuffers
+from tilestream.buffers import ThreadBuffers, read_at
 from tilestream.store.object_store import failures_are_oserrors
 
 Decode = Callable[[bytes, NDArray[np.uint8]], object]
@@ -332,7 +332,7 @@ def _pread(path: str, offset: int, length: int | None) -> bytes | None:
         count = size - start if length is None else length
         if start < 0 or start + count > size:
             raise OSError(f"{path} has {size} bytes, {count} at {start} are wanted. The file is cut off")
-        return os.pread(file, count, start)
+        return read_at(file, count, start)
     finally:
         os.close(file)
 

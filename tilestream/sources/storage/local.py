@@ -1,10 +1,11 @@
-"""Local files as byte sources: one `pread` a range, without a lock."""
+"""Local files as byte sources: read by place, without a lock."""
 
 from __future__ import annotations
 
 import os
 import weakref
 
+from tilestream.buffers import read_at
 from tilestream.errors import ReadError, outage
 from tilestream.sources.storage.contract import ByteSource
 
@@ -26,7 +27,7 @@ class LocalBytes(ByteSource):
     def read(self, start: int, count: int) -> bytes:
         """Exactly `count` bytes from `start` on, of the file as it was opened."""
         try:
-            data = os.pread(self._file, count, start)
+            data = read_at(self._file, count, start)
         except OSError as error:
             raise outage(error, self.name) or ReadError(f"{count} bytes at {start}: {error.strerror or error}") from error
         if len(data) != count:
