@@ -85,6 +85,27 @@ def test_modules_of_the_same_weights_differ_by_the_numbers_they_hold():
     assert len({module_digest(module) for module in others}) == len(others)
 
 
+@pytest.mark.parametrize("hold", [lambda whole: [whole], lambda whole: {"whole": (whole,)}], ids=["list", "dict"])
+@pytest.mark.parametrize("whose", [lambda whole: whole, lambda whole: whole.body], ids=["whole", "part"])
+def test_a_module_that_refers_to_itself_is_known_by_its_numbers(hold, whose):
+    def made(number):
+        whole = type("Own", (torch.nn.Module,), {"dim": 2})()
+        whole.body = type("Body", (torch.nn.Module,), {})()
+        whole.number = number
+        whose(whole).held = hold(whole)
+        return whole
+
+    assert module_digest(made(1)) == module_digest(made(1)) != module_digest(made(2))
+
+
+def test_a_list_that_holds_itself_is_known_by_its_numbers():
+    whole = type("Own", (torch.nn.Module,), {"dim": 2})()
+    whole.held = [1]
+    before = module_digest(whole)
+    whole.held.append(whole.held)
+    assert module_digest(whole) == before
+
+
 @pytest.mark.parametrize(("change", "refused"), [("# a remark\n\n{}", False), ("{}\nADDED = 1\n", True)])
 def test_rows_of_other_code_are_not_added_to_a_slide_that_was_begun(image, tmp_path, monkeypatch, change, refused):
     code = tmp_path / "code"

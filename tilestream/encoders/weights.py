@@ -171,11 +171,13 @@ def state_digest(state: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def module_digest(module: nn.Module) -> str:
+def module_digest(module: nn.Module, within: frozenset[int] = frozenset()) -> str:
     """As `weights_digest`, and for what else a module of others computes with: buffers that are not saved, and numbers and arrays that it holds as attributes.
 
-    Two modules of the same digest may still differ in their code, and in what that reads when it runs.
+    Two modules of the same digest may still differ in their code, and in what that reads when it runs. `within` are the ids of what the
+    module was come upon in: parts may refer to the whole.
     """
+    within |= {id(module)}
     weights, digest = weights_digest(module), hashlib.sha256()
     kept, found = set(module.state_dict()), False
     for name, part in module.named_modules():
@@ -183,7 +185,7 @@ def module_digest(module: nn.Module) -> str:
         if not type(part).__module__.startswith("torch."):
             held |= {key: value for key, value in vars(part).items() if key not in _OURS and key not in _MODULE}
         for key in sorted(held):
-            for told in _numbers(held[key]):
+            for told in _numbers(held[key], within):
                 digest.update(f"{name}\0{key}\0".encode() + told)
                 found = True
     return hashlib.sha256(weights.encode() + digest.digest()).hexdigest() if found else weights
@@ -193,8 +195,10 @@ _MODULE = frozenset(vars(nn.Module()))
 """What every module has."""
 
 
-def _numbers(value: object) -> Iterable[bytes]:
-    """The numbers in a value as bytes, in a fixed order; none of what is no number."""
+def _numbers(value: object, within: frozenset[int]) -> Iterable[bytes]:
+    """The numbers in a value as bytes, in a fixed order; none of what is no number, or of what the value was come upon in."""
+    if id(value) in within:
+        return
     if isinstance(value, Tensor):
         yield (
             f"{value.dtype}{tuple(value.shape)}".encode()
@@ -205,10 +209,10 @@ def _numbers(value: object) -> Iterable[bytes]:
     elif isinstance(value, bool | int | float | complex):
         yield repr(value).encode()
     elif isinstance(value, nn.Module):
-        yield module_digest(value).encode()
+        yield module_digest(value, within).encode()
     elif isinstance(value, list | tuple):
         for k, each in enumerate(value):
-            yield from (str(k).encode() + told for told in _numbers(each))
+            yield from (str(k).encode() + told for told in _numbers(each, within | {id(value)}))
     elif isinstance(value, dict):
         for key in sorted(value, key=str):
-            yield from (str(key).encode() + told for told in _numbers(value[key]))
+            yield from (str(key).encode() + told for told in _numbers(value[key], within | {id(value)}))
