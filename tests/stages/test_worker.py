@@ -1,22 +1,29 @@
 """Tiles through a worker: whichever way they are read, and whatever is closed early."""
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 
 import numpy as np
 import pytest
 
+from tests.support.encoders import Corners
 from tests.support.images import make_image, write_pyramid
 from tests.support.rasters import write_raster
-from tilestream.errors import ConfigError
+from tilestream.errors import ConfigError, InterruptedRunError
 from tilestream.sources import open_image
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.openslide import OpenSlideSource
 from tilestream.sources.tiff.source import TiffSource
+from tilestream.stages import worker as worker_module
 from tilestream.stages.clock import Clock
 from tilestream.stages.encoding.reading import DeviceReading
-from tilestream.stages.worker import Worker
+from tilestream.stages.encoding.settled import settle
+from tilestream.stages.shares import RESULTS
+from tilestream.stages.slide_task import STOP
+from tilestream.stages.worker import Worker, worker_for
 from tilestream.stages.worker_settings import LANES, WorkerSettings
 from tilestream.tiles.read_spec import ReadSpec
 
@@ -84,10 +91,13 @@ def test_a_batch_that_is_given_up_leaves_the_worker_usable(path):
     assert np.isfinite(embed(worker, source, Clock())).all()
 
 
-@pytest.mark.parametrize("on_device", [False, True])
-def test_on_a_device_the_next_list_is_read_once_all_tiles_of_this_one_are_and_elsewhere_once_they_are_computed(path, on_device):
-    worker, source = Worker(settings()), TiffSource(path, SourceOptions())
-    if on_device:
+@pytest.mark.parametrize("make_source", [TiffSource, OpenSlideSource])
+@pytest.mark.parametrize("device", [False, True])
+def test_the_next_list_is_read_once_this_ones_tiles_lie_on_a_device_and_elsewhere_once_they_are_computed(path, device, make_source):
+    """Tiles that are made on the host take the memory of their lane, on whatever device they are computed."""
+    worker, source = Worker(settings(batch=64)), make_source(path, SourceOptions())
+    on_device = device and make_source is TiffSource
+    if device:
         worker.reading = DeviceReading(worker.reading, worker.device, None)
     y, x = (a.ravel().astype(np.int64) for a in np.mgrid[0:500:16, 0:700:16])
     read = threading.Event()
@@ -104,7 +114,7 @@ def test_on_a_device_the_next_list_is_read_once_all_tiles_of_this_one_are_and_el
             assert worker.lanes._value == LANES - 1  # some twenty batches are not read yet
             rest = list(parts)
             assert len(rest) > 2 * LANES
-            assert read.is_set()
+            assert read.is_set() == on_device
             assert worker.lanes._value == LANES - (not on_device)
     assert worker.lanes._value == LANES
 
@@ -128,6 +138,91 @@ def test_many_lists_at_once_each_give_their_own_rows(path):
         for found in pool.map(one, range(24)):
             np.testing.assert_array_equal(found, expected)
     assert worker.lanes._value == LANES
+
+
+def test_results_of_no_more_lists_are_in_flight_than_the_projection_counts(path):
+    worker, source = Worker(settings(batch=64)), TiffSource(path, SourceOptions())
+    worker.reading = DeviceReading(worker.reading, worker.device, None)
+    y, x = (a.ravel().astype(np.int64) for a in np.mgrid[0:500:16, 0:700:32])
+    parts = -(-len(y) // 64)
+    met = threading.Barrier(RESULTS + 1, timeout=1)
+
+    def one(_):
+        taken = 0
+        with (
+            worker.lane() as leave,
+            closing(worker.embed_tiles(source, ReadSpec(0, 1.0, 96, 1.0), y, x, Clock(), when_read=leave)) as given,
+        ):
+            for taken, _ in enumerate(given, 1):
+                if taken == parts - 1:  # all are launched, and one of them has not landed
+                    with suppress(threading.BrokenBarrierError):
+                        met.wait()
+                        return "more results than are counted"
+        return taken
+
+    with ThreadPoolExecutor(RESULTS + 1) as pool:
+        assert list(pool.map(one, range(RESULTS + 1))) == [parts] * (RESULTS + 1)
+    assert worker.lanes._value == LANES
+
+
+def test_who_waits_for_a_lane_begins_nothing_once_the_process_is_asked_to_stop():
+    worker = Worker(settings())
+    for _ in range(LANES):
+        worker.lanes.acquire()
+
+    def begin():
+        with worker.lane():
+            return "begun"
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(begin)
+        STOP.set()
+        try:
+            worker.lanes.release(LANES)
+            with pytest.raises(InterruptedRunError, match="stopped"):
+                waiting.result()
+        finally:
+            STOP.clear()
+    assert worker.lanes._value == LANES
+
+
+class Circle:
+    """Refers to itself, as encoders do: only the garbage collector ends it."""
+
+    def __init__(self):
+        self.own = self
+
+
+def test_what_nobody_has_any_more_is_gone_when_the_rest_is_put_out_of_the_collectors_way():
+    gc.disable()
+    try:
+        gone = weakref.ref(Circle())
+        assert gone() is not None
+        settle()()
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_the_encoder_of_another_run_is_gone_before_the_next_one_is_built(monkeypatch):
+    built = []
+
+    def build(spec):
+        assert all(each() is None for each in built)
+        encoder = Corners()
+        encoder.own = [encoder]
+        built.append(weakref.ref(encoder))
+        return encoder
+
+    monkeypatch.setattr(worker_module, "build_encoder", build)
+    monkeypatch.setattr(worker_module, "_worker", None)
+    gc.disable()
+    try:
+        for batch in (8, 16, 24):
+            assert worker_for(settings(batch=batch)).batch == batch
+    finally:
+        gc.enable()
+    assert len(built) == 3
 
 
 def test_decoding_on_a_device_that_is_not_there_is_refused():

@@ -18,7 +18,7 @@ from tilestream.models.context_spec import BAND_BYTES, ContextSpec, choose_sched
 from tilestream.runner.compiling import compiler_bytes
 from tilestream.runner.slide_plan import SlidePlan
 from tilestream.stages.hardware import peak_memory
-from tilestream.stages.shares import drawing_bytes, plans_here, results_bytes, rows_bytes, shards_open
+from tilestream.stages.shares import IN_FLIGHT, drawing_bytes, plans_here, results_bytes, rows_bytes, shards_open
 from tilestream.stages.worker_settings import LANES, EncoderFacts, works_here
 from tilestream.store.layout import Layout
 from tilestream.tiles.buffer_limits import CIRCULATING, average_bytes, count_open, device_group_bytes, read_batch
@@ -149,10 +149,11 @@ def _reading(plan: SlidePlan, layout: Layout, config: Config, facts: EncoderFact
         decoders = min(facts.threads, plan.pieces.rows * plan.pieces.cols)
         return results, LANES * (device_group_bytes(plan.pieces, facts.processes) + plan.ahead_bytes) + decoders * plan.held_bytes
     batch = facts.batch if there else read_batch(facts.batch, plan.spec.tile, pixel)
+    circulating = CIRCULATING + (IN_FLIGHT if there else 0)
     lanes: list[int] = []
     for y, x in _lists(plan, layout, config, facts, batch):
         opened = count_open(plan.spec, plan.pieces, plan.info.levels[plan.spec.level].size, y, x, batch=batch, threads=facts.threads)
-        batches = min(opened.batches + CIRCULATING, -(-len(y) // batch) + 1)
+        batches = min(opened.batches + circulating, -(-len(y) // batch) + 1)
         lanes.append(batches * batch * tile + opened.covers * plan.spec.cover**2 * pixel.bytes)
     lanes.sort(reverse=True)
     lanes += lanes[:1] * (LANES - len(lanes))  # other slides' lists, where this one has too few for all lanes

@@ -52,7 +52,7 @@ def embed_and_mix(task: SlideTask, shards: range) -> Report:
 
 @torch.inference_mode()
 def _pass_shards(worker: Worker, task: SlideTask, shards: range) -> Report:
-    with worker.lanes:
+    with worker.lane():
         source = worker.images.get(task.image)
         work = _Pass(task, shards, worker.device)
         if (rows := work.rows()) is not None:

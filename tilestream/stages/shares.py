@@ -10,6 +10,9 @@ from tilestream.tiles.read_spec import READ_TILES
 IN_FLIGHT = 2
 """Batches launched on a device before the results of the first are waited for."""
 
+RESULTS = 2
+"""Lists of tiles of which a device's results are in flight: one computes, and of the one before it they are put in their places."""
+
 CPU_BATCH = 16
 """Tiles a batch where the config leaves it open: a CPU gains nothing from more. On a GPU it is measured."""
 
@@ -32,7 +35,7 @@ def plans_here(*, on_device: bool) -> int:
 
 def results_bytes(facts: EncoderFacts) -> int:
     """Host memory of the results of the batches in flight, those of the next shard's among them, and of the ones that are put in their places."""
-    batches = 2 * IN_FLIGHT + 2 if facts.device.startswith("cuda") else 3 * max(1, READ_TILES // facts.batch)
+    batches = RESULTS * (IN_FLIGHT + 1) if facts.device.startswith("cuda") else 3 * max(1, READ_TILES // facts.batch)
     return batches * facts.batch * facts.tokens * facts.dim * 4
 
 

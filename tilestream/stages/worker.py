@@ -7,6 +7,7 @@ another, and results come back while the next batch computes.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import deque
@@ -40,7 +41,8 @@ from tilestream.stages.encoding.wide import WideTwin, beyond_range
 from tilestream.stages.hardware import cast_encoder, peak_memory, pick_device, settle_allocator, worker_address
 from tilestream.stages.pinning import begin_digest, check_alike, check_machine, pin_settings, unfit
 from tilestream.stages.prefetch import read_ahead
-from tilestream.stages.shares import CPU_BATCH, shards_open
+from tilestream.stages.shares import CPU_BATCH, RESULTS, shards_open
+from tilestream.stages.slide_task import check_stopped
 from tilestream.stages.worker_settings import LANES, TASKS, EncoderFacts, WorkerSettings
 from tilestream.tiles.buffer_limits import read_batch
 from tilestream.tiles.decoding.processes import CHILD_BYTES, DecodeProcesses
@@ -138,17 +140,24 @@ class Worker:
         self.reading = DeviceReading(host, self.device, self.processes) if on_device else host
         self.lanes = threading.BoundedSemaphore(LANES)
         self.open_shards = threading.BoundedSemaphore(shards_open(on_device=on_device))
-        self.device_lock = threading.Lock()
+        self.device_lock, self.results = threading.Lock(), threading.BoundedSemaphore(RESULTS)
         self.images = OpenImages(TASKS - 1)
         self.facts: EncoderFacts | None = None
         """What is known of the encoder, once it was asked for."""
 
     @contextmanager
     def lane(self) -> Iterator[Callable[[], None]]:
-        """A lane, to the end of the block; on a device until what the block is given is called: all its tiles are read, and the next list may be."""
+        """A lane, to the end of the block, or until what the block is given is called: all its tiles are read, and the next list may be.
+
+        Raises
+        ------
+        InterruptedRunError
+            The process was asked to stop while the lane was waited for.
+        """
         with ExitStack() as held:
             held.enter_context(self.lanes)
-            yield held.close if isinstance(self.reading, DeviceReading) else _go_on
+            check_stopped()
+            yield held.close
 
     def close(self) -> None:
         """Let go of threads, processes and open images."""
@@ -194,7 +203,7 @@ class Worker:
 
         Tiles come as their last piece is decoded, in any order. A list is read in parts that end at `cuts`, one after another: every tile
         of a part comes before any of the next. Closing the generator stops the reading. `when_read` is called by the thread that reads, after
-        the last tile.
+        the last tile, where tiles lie on a device: those on the host take the memory of their lane until they are computed.
 
         Where the encoder fails, CodeError names it, whose tiles these are, and their rows.
         """
@@ -202,18 +211,19 @@ class Worker:
         try:
             first = next(batches, None)
             pending: deque[_Launched] = deque()
-            with self.device_lock:
-                if listed.compiled:
-                    self._check_compiled()
-                while first is not None:
-                    for part in first.parts(self.batch) if isinstance(first, TileBatch) and self.graphs is None else (first,):
-                        pending.append(self._launch(part, listed))
-                        if len(pending) > self.reading.in_flight:
-                            yield self._land(pending.popleft(), clock)
-                    with clock.timed("wait"):
-                        first = next(batches, None)
-            for launched in pending:  # while the next caller launches: the device has no pause
-                yield self._land(launched, clock)
+            with self.results:
+                with self.device_lock:
+                    if listed.compiled:
+                        self._check_compiled()
+                    while first is not None:
+                        for part in first.parts(self.batch) if isinstance(first, TileBatch) and self.graphs is None else (first,):
+                            pending.append(self._launch(part, listed))
+                            if len(pending) > self.reading.in_flight:
+                                yield self._land(pending.popleft(), clock)
+                        with clock.timed("wait"):
+                            first = next(batches, None)
+                while pending:  # while the next caller launches: the device has no pause
+                    yield self._land(pending.popleft(), clock)
         finally:
             batches.close()
 
@@ -226,7 +236,8 @@ class Worker:
             for batch in self.reading.read(source, spec, l0_y[start:end], l0_x[start:end]):
                 failed = {start + k: message for k, message in batch.failed.items()}
                 yield replace(batch, index=batch.index + start, failed=failed) if start else batch
-        when_read()
+        if self.reading.on_device(source, spec):
+            when_read()
 
     def compile(self) -> bool:
         """Compile the encoder, where it is not by now; whether it is. There is nothing to compile on a processor."""
@@ -323,10 +334,12 @@ def worker_for(settings: WorkerSettings) -> Worker:
     with _WORKER_LOCK:
         known = _worker is not None and settings in (_worker.settings, _worker.pinned)
         if _worker is None or not known or (settings.pinned is None and _worker.made_of != files_of(settings.spec)):
-            if _worker is not None and _worker.processes is not None:
-                _worker.processes.close()
-            _worker = None  # let go of the old encoder before the new one is built
-            _unsettle()  # which holds cycles
+            if _worker is not None:
+                if _worker.processes is not None:
+                    _worker.processes.close()
+                _worker = None  # let go of the old encoder before the new one is built
+                _unsettle()
+                gc.collect()  # it holds cycles
             _worker = Worker(settings)
             if worker_address():  # a process that does nothing else; in one of the user's, it is the run's to say
                 _unsettle = settle()

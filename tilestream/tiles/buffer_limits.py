@@ -13,7 +13,7 @@ from tilestream.tiles.read_spec import GROUPS_IN_WORK, READ_PIXELS, READ_TILES, 
 from tilestream.tiles.tile_reader import Index, pair_pieces, pair_tiles
 
 CIRCULATING = 4
-"""Batches of a lane that were read and are not given back: two wait, one is on its way to them, one is computed."""
+"""Batches of a lane that were read and are not given back: two wait, one is on its way to them, one is computed; on a device more are in flight."""
 
 
 @dataclass(frozen=True)

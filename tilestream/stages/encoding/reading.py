@@ -34,6 +34,10 @@ class HostReading:
     def __init__(self, settings: WorkerSettings, pool: ThreadPoolExecutor, buffers: PixelBuffers, batch: int) -> None:
         self.settings, self.pool, self.buffers, self.batch = settings, pool, buffers, batch
 
+    def on_device(self, source: Source, spec: ReadSpec) -> bool:
+        """Whether tiles are put together on a device, and lie there."""
+        return False
+
     def read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of the tiles at (n,) level-0 places."""
         threads = self.settings.threads
@@ -53,9 +57,13 @@ class DeviceReading(HostReading):
         self.device, self.processes = device, processes
         self._free: dict[bool, list[StreamDecoder | HostDecoder]] = {True: [], False: []}
 
+    def on_device(self, source: Source, spec: ReadSpec) -> bool:
+        """Whether tiles are put together on the device, and lie there."""
+        return not self.settings.isolate and not spec.pixel.bands and source.segment_grid(spec.level) is not None
+
     def read(self, source: Source, spec: ReadSpec, l0_y: NDArray[np.int64], l0_x: NDArray[np.int64]) -> Generator[Batch, None, None]:
         """Batches of the tiles at (n,) level-0 places, each complete on its own stream once it is `ready`."""
-        if self.settings.isolate or spec.pixel.bands or source.segment_grid(spec.level) is None:
+        if not self.on_device(source, spec):
             yield from super().read(source, spec, l0_y, l0_x)
             return
         on_device = self.settings.decode == "gpu" and can_decode_on_device(source, spec.level)

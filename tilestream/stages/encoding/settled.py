@@ -12,8 +12,10 @@ OTHERS_FROZEN = 10_000
 def settle() -> Callable[[], None]:
     """Leave what libraries made so far out of the garbage collector's rounds (`gc.freeze`); what is returned takes it back in.
 
-    A round over all of it keeps the interpreter from every thread for 0.1 s, about once a slide.
+    A round over all of it keeps the interpreter from every thread for 0.1 s, about once a slide. So there is one before: what nobody has any
+    more, such as the encoder of an earlier run, would otherwise stay in memory for as long.
     """
     others = gc.get_freeze_count() > OTHERS_FROZEN
+    gc.collect()
     gc.freeze()
     return (lambda: None) if others else gc.unfreeze

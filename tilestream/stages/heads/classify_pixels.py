@@ -74,7 +74,7 @@ def _classify(task: SlideTask, worker: Worker, store: SlideStore, rows: slice, c
     values = np.full((len(tile_row), answer.columns), np.nan, np.float32)
     failed: dict[int, str] = {}
     y, x = task.grid.l0_y(tile_row), task.grid.l0_x(tile_col)
-    with worker.lanes:
+    with worker.lane():
         source = worker.images.get(task.image)
         with closing(worker.embed_tiles(source, task.spec, y, x, clock, listed=TileList(task.slide, rows.start))) as embedded:
             for part in embedded:
