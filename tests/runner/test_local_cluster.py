@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import dask
 import distributed
 import psutil
 import pytest
@@ -76,6 +77,16 @@ def test_an_open_cluster_would_have_served_the_outsider():
     with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                                   protocol="tcp://") as cluster:  # fmt: skip
         assert outsider(cluster.scheduler_address) == "ran 42"
+
+
+def test_workers_that_do_not_start_are_told_with_where_they_put_their_files(tmp_path):
+    (tmp_path / "file").touch()
+    with dask.config.set({"temporary-directory": str(tmp_path / "file" / "below")}):
+        words = (
+            rf"compute.scheduler: the 2 worker processes of this machine do not start: .*{tmp_path}/file/below, where they put their files"
+        )
+        with pytest.raises(ConfigError, match=words):
+            open_engine(compute_section(scheduler="local", workers=2))
 
 
 def test_a_schedulers_file_that_is_not_there_is_refused_at_once(tmp_path):

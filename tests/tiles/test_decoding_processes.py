@@ -1,5 +1,6 @@
 """Pieces decoded in processes of their own: the same tiles, and a process that dies costs one piece at most."""
 
+import errno
 import os
 import re
 import signal
@@ -13,7 +14,8 @@ import pytest
 
 import tests.tiles.test_device_reader as reading
 from tests.support.images import make_image, write_pyramid
-from tilestream.errors import OutageError, ReadError
+from tests.tiles.test_isolation import no_process
+from tilestream.errors import InterruptedRunError, OutageError, ReadError
 from tilestream.sources.base import ImageAddress, SourceOptions
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.stages.encoding.children import children_memory
@@ -107,6 +109,24 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(tmp_path, image):
     made.close()
 
 
+def test_one_that_cannot_be_replaced_ends_the_run_and_keeps_nobody_waiting(tmp_path, image, monkeypatch):
+    source = TiffSource(str(write_pyramid(tmp_path / "a.tif", image, tile=128, levels=1)), SourceOptions())
+    made, memory = DecodeProcesses(1), SharedPixels(128 * 128 * 3)
+    request = image_of(source), 0, np.array([[0, 0]]), 0, memory, (1, 128, 128, 3)
+    made._free.queue[0]._process.kill()
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", no_process(errno.EAGAIN))
+        for _ in range(3):
+            with pytest.raises(
+                InterruptedRunError, match=r"a process that decodes cannot be started on .*: Resource temporarily unavailable\."
+            ):
+                made.decode(*request)
+        with pytest.raises(InterruptedRunError, match=r"cannot be started"):
+            DecodeProcesses(1)
+    assert made.decode(*request) == [0]
+    made.close()
+
+
 POISON = """
 import os, sys
 import tilestream.tiles.decoding.processes as module
@@ -150,19 +170,23 @@ def policies(made):
     return [os.sched_getscheduler(child._process.pid) for child in made._free.queue]
 
 
-def test_they_leave_their_cores_to_whoever_wakes_up_and_this_process_does_not(tmp_path, image, processes):
-    source = TiffSource(str(write_pyramid(tmp_path / "a.tif", image, tile=128, levels=1)), SourceOptions())
-    read(source, ReadSpec(0, 1.0, TILE, 1.0), *reading.some_tiles(), HostDecoder("cpu", processes))
-    assert os.SCHED_IDLE in policies(processes)
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
-
-
-STARVING = """
+SERVING = """
 import sys
 import tilestream.tiles.decoding.processes as module
-module.Turns.starved = lambda turns: turns._watched
+module.Turns.starved = lambda turns: {}
 module.serve(int(sys.argv[1]), yields=sys.argv[2] == module.YIELDS)
 """
+PATIENT, STARVING = (SERVING.format(starved) for starved in ("False", "turns._watched"))
+"""Processes that never say that they had no turn, however busy the machine is; and such as do while they yield."""
+
+
+def test_they_leave_their_cores_to_whoever_wakes_up_and_this_process_does_not(tmp_path, image):
+    source = TiffSource(str(write_pyramid(tmp_path / "a.tif", image, tile=128, levels=1)), SourceOptions())
+    made = DecodeProcesses(1, (sys.executable, "-c", PATIENT))
+    read(source, ReadSpec(0, 1.0, TILE, 1.0), *reading.some_tiles(), HostDecoder("cpu", made))
+    assert policies(made) == [os.SCHED_IDLE]
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    made.close()
 
 
 def test_those_that_hardly_have_a_turn_are_replaced_by_others_that_take_theirs(tmp_path, image):
@@ -175,6 +199,18 @@ def test_those_that_hardly_have_a_turn_are_replaced_by_others_that_take_theirs(t
             for found in pool.map(lambda _: made.decode(image_of(source), 0, places, 0, memory, (2, 128, 128, 3)), range(8)):
                 assert found == [0, 1]
     assert policies(made) == [os.SCHED_OTHER] * 2
+    made.close()
+
+
+def test_one_that_hardly_has_a_turn_goes_on_where_no_other_can_be_started(tmp_path, image, monkeypatch):
+    source = TiffSource(str(write_pyramid(tmp_path / "a.tif", image, tile=128, levels=1)), SourceOptions())
+    made, memory = DecodeProcesses(1, (sys.executable, "-c", STARVING)), SharedPixels(128 * 128 * 3)
+    request = image_of(source), 0, np.array([[0, 0]]), 0, memory, (1, 128, 128, 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", no_process(errno.EAGAIN))
+        assert [made.decode(*request) for _ in range(3)] == [[0]] * 3
+    assert made.decode(*request) == [0]
+    assert policies(made) == [os.SCHED_OTHER]
     made.close()
 
 

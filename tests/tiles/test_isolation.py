@@ -1,6 +1,8 @@
 """Reading in a child process: what hangs or dies costs the tile that does it, and no other."""
 
+import errno
 import os
+import re
 import select
 import subprocess
 import sys
@@ -11,10 +13,10 @@ import pytest
 
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import embed, opened, same_store
-from tilestream.errors import InputError
+from tilestream.errors import InputError, InterruptedRunError
 from tilestream.sources.base import ImageAddress, SourceOptions
 from tilestream.store.layout import TIMEOUT
-from tilestream.tiles.isolation import IsolatedReader, Job
+from tilestream.tiles.isolation import IsolatedReader, IsolatedSource, Job
 from tilestream.tiles.read_spec import ReadSpec
 
 
@@ -47,6 +49,49 @@ def test_a_tile_that_hangs_is_given_up_after_its_time():
     failed = read("hang:480,0;hang:192,96", patience=1.0)
     assert list(failed) == [11]
     assert "more than 1 s" in failed[11].words
+
+
+NO_ROOM = [errno.EAGAIN, errno.ENOMEM, errno.EMFILE]
+
+
+def no_process(kind):
+    def start(*arguments, **options):
+        raise OSError(kind, os.strerror(kind))
+
+    return start
+
+
+@pytest.mark.parametrize("kind", NO_ROOM)
+def test_where_the_system_has_no_room_for_a_process_no_tile_is_given_up_for_it(monkeypatch, kind):
+    words = re.escape(f"a process that decodes cannot be started on {os.uname().nodename}: {os.strerror(kind)}.")
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", no_process(kind))
+        with pytest.raises(InterruptedRunError, match=words):
+            read("")
+        with pytest.raises(InterruptedRunError, match=words):
+            IsolatedSource("a.tif", SourceOptions())
+    assert read("") == {}
+
+
+@pytest.mark.slow
+def test_a_run_for_which_there_is_no_room_ends_with_5_and_resumes(tmp_path, monkeypatch):
+    path = write_pyramid(tmp_path / "a.tif", make_image(500, 700, 1), tile=128, levels=1)
+    sections = {"tiles": {"size": 96, "level": 0, "tissue": "none"}, "compute": {"shard_tiles": 16, "isolate": True}}
+    calm = embed(path, tmp_path / "calm", **sections)
+    start, started = subprocess.Popen, []
+
+    def some(*arguments, **options):
+        started.append(arguments)
+        return (start if len(started) < 4 else no_process(errno.EAGAIN))(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", some)
+        with pytest.raises(InterruptedRunError, match="cannot be started") as ended:
+            embed(path, tmp_path / "out", **sections)
+    assert ended.value.exit_code == 5
+    summary = embed(path, tmp_path / "out", **sections)
+    assert (summary.exit_code, summary.failed_tiles, calm.failed_tiles) == (0, 0, 0)
+    assert same_store(opened(tmp_path / "calm", "a"), opened(tmp_path / "out", "a"))
 
 
 def test_a_source_that_cannot_be_opened_is_refused():

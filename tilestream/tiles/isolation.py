@@ -27,8 +27,7 @@ from tilestream.geometry import Region
 from tilestream.sources import open_source
 from tilestream.sources.base import RGB, ImageAddress, PixelKind, Pixels, SegmentGrid, Source, SourceOptions
 from tilestream.store.layout import TIMEOUT
-from tilestream.tiles.decoding.processes import CHILD_BYTES
-from tilestream.tiles.decoding.signals import kept_from_children
+from tilestream.tiles.decoding.processes import CHILD_BYTES, start_child
 from tilestream.tiles.read_spec import ReadSpec
 from tilestream.tiles.tile_reader import Failure, TileBatch, TileReader
 
@@ -85,13 +84,15 @@ class _Child:
         """The way to the child. Raises InputError where the source is refused, or opening it makes the process hang or die."""
         if self._pipe is not None:
             return self._pipe
-        self._pipe, theirs = Pipe()
+        ours, theirs = Pipe()
         with theirs:
             code = f"from tilestream.tiles.isolation import run_child; run_child({theirs.fileno()}, {self._serve!r})"
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-            command = [sys.executable, "-c", code]
-            with kept_from_children():
-                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)  # noqa: S603  # our own
+            try:
+                self._process = start_child([sys.executable, "-c", code], theirs.fileno())
+            except BaseException:
+                ours.close()
+                raise
+        self._pipe = ours
         try:
             self._pipe.send(self._job)
             self.greeting = self.receive(START)

@@ -15,6 +15,7 @@ import shlex
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,7 @@ def open_cluster(compute: Compute) -> Cluster:
     ConfigError
         It cannot be reached or started.
     """
+    import dask
     import distributed
 
     _hush(on=True)
@@ -92,7 +94,13 @@ def open_cluster(compute: Compute) -> Cluster:
     if spec.kind in ("address", "file"):
         return Cluster(_connect(spec))
     if spec.kind == "local":
-        started = _start_local_cluster(worker_count(compute))
+        try:
+            started = _start_local_cluster(worker_count(compute))
+        except Exception as error:  # whatever keeps processes of a library's from starting
+            raise ConfigError(
+                f"compute.scheduler: the {worker_count(compute)} worker processes of this machine do not start: {first_line(error)}. Make room in memory and "
+                f"in {dask.config.get('temporary-directory') or tempfile.gettempdir()}, where they put their files, or set it to inline."
+            ) from error
     else:
         started = _start_class(spec, None if compute.workers == "auto" else int(compute.workers))
     try:

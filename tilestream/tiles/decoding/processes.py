@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilestream.errors import InputError, OutageError, ReadError
+from tilestream.errors import InputError, InterruptedRunError, OutageError, ReadError
 from tilestream.sources.base import ImageAddress, Source
 from tilestream.sources.open_images import OpenImages
 from tilestream.tiles.decoding.signals import kept_from_children
@@ -55,6 +55,25 @@ NEEDED = (
 
 Decoded = int | ReadError | None
 """The number of a decoded piece; why there is none; None for background."""
+
+
+def start_child(command: Sequence[str], number: int) -> subprocess.Popen[bytes]:
+    """Start an interpreter that imports what this one does, has its file descriptor `number`, and leaves signals to this one.
+
+    Raises
+    ------
+    InterruptedRunError
+        The system has no room for another process.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    try:
+        with kept_from_children():
+            return subprocess.Popen(command, pass_fds=[number], stdin=subprocess.DEVNULL, env=environment)  # noqa: S603  # our own interpreter
+    except OSError as error:
+        raise InterruptedRunError(
+            f"a process that decodes cannot be started on {os.uname().nodename}: {error.strerror}. What is finished is kept. Free memory, or raise the "
+            "number of processes that may be (ulimit -u; pids.max of a container), then run the same command again."
+        ) from error
 
 
 class SharedPixels:
@@ -100,7 +119,7 @@ class DecodeProcesses:
 
     def _start_others(self) -> None:
         """Start all but the first: each takes a while, in which this process builds its encoder. Where the system has no room, there are fewer."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(InterruptedRunError):
             for _ in range(self.count - 1):
                 if self._closed.is_set():
                     return
@@ -146,10 +165,17 @@ class DecodeProcesses:
         except OSError:
             answer, starved = None, False
         self._yields = self._yields and not starved
-        if answer is None or (child.yields and not self._yields):
-            child.close()
-            child = self._start()
-        self._free.put(child)
+        try:
+            if answer is None:
+                child.close()
+                child = self._start()
+            elif child.yields and not self._yields:
+                with contextlib.suppress(InterruptedRunError):  # slow is better than none
+                    other = self._start()
+                    child.close()
+                    child = other
+        finally:
+            self._free.put(child)  # be it dead: whoever is given that tries as well
         for found in answer or ():
             if isinstance(found, OutageError):
                 raise found
@@ -165,10 +191,11 @@ class _Child:
         self._known: dict[int, None] = {}
         with theirs:
             number = theirs.fileno()
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-            line = [*command, str(number), YIELDS if yields else ""]
-            with kept_from_children():
-                self._process = subprocess.Popen(line, pass_fds=[number], stdin=subprocess.DEVNULL, env=environment)  # noqa: S603  # our own interpreter
+            try:
+                self._process = start_child([*command, str(number), YIELDS if yields else ""], number)
+            except BaseException:
+                self._socket.close()
+                raise
 
     def ask(self, request: tuple[Any, ...], into: SharedPixels) -> tuple[list[Any] | None, bool]:
         """Send a request and wait for its outcomes, and whether the process hardly had a turn; None where it ended. Raises OSError likewise."""
