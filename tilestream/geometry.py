@@ -180,6 +180,11 @@ class TileGrid:
         right = self.l0_x(tile_col) + self.l0_extent > self.l0_size.width + EDGE_TOLERANCE
         return bottom | right
 
+    @property
+    def count(self) -> int:
+        """Number of all tiles that `edge` admits."""
+        return self.rows * self.cols if self.edge == "pad" else len(self.candidates()[0])
+
     def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(n,) rows and (n,) columns of all tiles that `edge` admits, row-major."""
         tile_row = np.repeat(np.arange(self.rows, dtype=np.int64), self.cols)

@@ -119,6 +119,33 @@ def test_failed_tiles_keep_their_causes_and_are_done_again_when_asked(image, tmp
     assert (state["failed_tiles"], state["slides"][0]["tile_errors"]) == (0, {})
 
 
+def state_of(output, *without):
+    slides = json.loads((output / "run.json").read_text())["slides"]
+    return [{key: value for key, value in slide.items() if key not in without} for slide in slides]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tiles", [{}, {"stride": 40}, {"edge": "drop"}, {"tissue": "otsu"}], ids=str)
+def test_the_state_tells_of_a_slide_what_it_told_before_another_run_found_it_done(image, tmp_path, tiles):
+    other = write_pyramid(tmp_path / "b.tif", make_image(300, 300, 2), compression="deflate", levels=1, mpp=0.5)
+    both, out = [str(image), str(other)], tmp_path / "out"
+    settings = given(image, out)
+    settings["tiles"] |= tiles
+    calm = settings | {"slides": both, "output": {**settings["output"], "path": str(tmp_path / "calm")}}
+    tilestream.run(calm)
+    tilestream.run(settings)
+    first = state_of(out)
+    assert first[0]["candidates"] >= first[0]["tiles"] > 0
+    assert first[0]["seconds"]["compute"] > 0
+    tilestream.run(settings | {"slides": both})
+    assert state_of(out)[0] == first[0]
+    assert state_of(out, "seconds") == state_of(tmp_path / "calm", "seconds")
+    (out / "run.json").unlink()  # of a run that was killed, nobody knows what it took
+    shutil.rmtree(out / "b.zarr")
+    tilestream.run(settings | {"slides": both})
+    assert state_of(out, "seconds", "context") == state_of(tmp_path / "calm", "seconds", "context")
+
+
 def test_records_are_added_and_the_state_is_of_all_slides(image, tmp_path):
     write_pyramid(tmp_path / "b.tif", make_image(300, 300, 2), compression="deflate", levels=1, mpp=0.5)
     tilestream.run(given(image, tmp_path / "out"))

@@ -16,6 +16,7 @@ from typing import Any
 
 from tilestream import __version__
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, without_credentials
+from tilestream.geometry import Size, TileGrid
 from tilestream.stages.clock import Wall
 from tilestream.store.cohort import LOOKS_AT_ONCE
 from tilestream.store.folder import Folder
@@ -230,8 +231,11 @@ def versions() -> dict[str, str]:
 STATE, RUNS, REFUSED = "run.json", "runs", ".tilestream/refused"
 
 
-TOLD = ("address", "seconds", "candidates", "context", "listed")
-"""Fields of a slide that only the run knows which did it."""
+TOLD = ("address", "listed")
+"""Fields of a slide that the last run knows which had it in its list."""
+
+DONE = ("seconds", "context")
+"""Fields of a slide that only a run knows which did something for it."""
 
 
 def write_records(output: Folder, summary: Summary) -> None:
@@ -239,10 +243,13 @@ def write_records(output: Folder, summary: Summary) -> None:
     record = json.loads(summary.to_json())
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}"
     output.put(f"{RUNS}/{name}.json", json.dumps(record, indent=1).encode())
-    told = {slide["id"]: slide for slide in ((_read(output, STATE) or {}).get("slides", []) + record["slides"])}
+    told: dict[str, dict[str, Any]] = {}
+    for slide in (_read(output, STATE) or {}).get("slides", []) + record["slides"]:
+        known = {key: value for key, value in slide.items() if key in TOLD or (key in DONE and value)}
+        told[slide["id"]] = told.get(slide["id"], {}) | known
     state = output_state(output, [slide["id"] for slide in record["slides"]])
     for slide in state["slides"]:
-        slide |= {key: value for key, value in told.get(slide["id"], {}).items() if key in TOLD}
+        slide.update(told.get(slide["id"], {}))
     output.put(STATE, json.dumps(without_credentials({**record, **state}), indent=1).encode())
 
 
@@ -289,12 +296,22 @@ def slide_state(output: Folder, slide: str) -> tuple[SlideResult, str] | None:
             found.counts[status] = found.counts.get(status, 0) + count
         found.tile_errors |= {int(row): cause for row, cause in entry.get("errors", {}).items()}
         found.redone += entry.get("redone", 0)
+    found.candidates = _candidates(attributes, found.tiles)
     found.warnings = list(source.get("warnings", ()))
     found.unanswered = store.unanswered
     found.note = nothing_kept(source) if mark and found.tiles == 0 else ""
     found.error = "" if mark else refusal_of(output, slide)
     found.status = "refused" if found.error else found.status
     return found, source.get("fingerprint", "")
+
+
+def _candidates(attributes: dict[str, Any], tiles: int) -> int:
+    """Tiles of the whole grid of a store; of places that somebody gave, those."""
+    source, recipe = attributes.get("source", {}), attributes.get("recipe", {})
+    if "scale" not in source or "grid" in source or "imported" in recipe:
+        return tiles
+    size, step = Size(source["height"], source["width"]), recipe["tiles"]
+    return TileGrid(size, step["size"], step["stride"] or step["size"], source["scale"], step.get("edge", "pad")).count
 
 
 def same_image(seen: dict[str, str], slide: str, fingerprint: str) -> tuple[str, ...]:

@@ -66,9 +66,7 @@ class TileSet:
     @property
     def candidates(self) -> int:
         """Number of tiles before tissue was looked at."""
-        if isinstance(self.grid, PlacedGrid):
-            return len(self)
-        return self.grid.rows * self.grid.cols if self.grid.edge == "pad" else len(self.grid.candidates()[0])
+        return len(self) if isinstance(self.grid, PlacedGrid) else self.grid.count
 
     @property
     def padded(self) -> NDArray[np.bool_]:
