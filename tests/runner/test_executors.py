@@ -22,6 +22,7 @@ from tilestream.errors import ConfigError, InputError, InterruptedRunError, Unfi
 from tilestream.runner.engines.dask_engine import DaskEngine, _outcome
 from tilestream.runner.engines.executors import InlineEngine, open_engine
 from tilestream.runner.reporter import Reporter
+from tilestream.stages.encoding.settled import settle
 
 LINE = {
     "encoder": {"name": "vit_tiny_patch16_224", "precision": "fp32"},
@@ -255,3 +256,13 @@ def test_what_a_caller_froze_stays_so(image_path, tmp_path):
         assert gc.get_freeze_count() > 50_000
     finally:
         gc.unfreeze()
+
+
+def test_where_rounds_are_rare_as_in_a_command_nothing_is_put_off():
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    gc.set_threshold(50_000, 20, 50)
+    try:
+        settle()
+        assert gc.get_freeze_count() == frozen
+    finally:
+        gc.set_threshold(*before)
