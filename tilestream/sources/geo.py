@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from tilestream.sources.resolution import SQUARE_TOLERANCE, UNKNOWN, Resolution
 
 Affine = tuple[float, float, float, float, float, float]
 """a, b, c, d, e, f: x = a col + b row + c, y = d col + e row + f."""
+
+IDENTITY: Affine = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 PROJECTED, GEOGRAPHIC = 1, 2
 """GTModelType."""
@@ -129,12 +132,10 @@ class GeoReference:
         }
 
 
-def read_geo(page: Any) -> GeoReference | None:
-    """Where the image of a tifffile page lies; None where its tags do not say."""
-    if not page.is_geotiff:
-        return None
-    tags = page.geotiff_tags or {}
-    transform = _transform(tags)
+def read_geo(page: Any, before: Affine | None = None, after: Affine | None = None) -> GeoReference | None:
+    """Where the image of a tifffile page lies; None where its tags do not say, nor an affine that counts before or after theirs."""
+    tags = (page.geotiff_tags or {}) if page.is_geotiff else _places_without_keys(page)
+    transform = before or _transform(tags) or after
     if transform is None:
         return None
     kind = int(tags.get("GTModelTypeGeoKey", 0))
@@ -142,6 +143,8 @@ def read_geo(page: Any) -> GeoReference | None:
     code = int(tags.get(key, 0))
     name = str(tags.get("GTCitationGeoKey") or tags.get("PCSCitationGeoKey") or tags.get("GeogCitationGeoKey") or "").strip(" |")
     name = "" if name.casefold() == "unknown" else name
+    if code in (0, USER_DEFINED) and not page.is_geotiff:
+        return None if transform == IDENTITY else GeoReference(transform)  # what programs write that have no place to write
     if code in (0, USER_DEFINED):
         return _asked_of_rasterio(page, GeoReference(transform, name=name))
     found = GeoReference(transform, f"EPSG:{code}", "", name)
@@ -153,8 +156,15 @@ def read_geo(page: Any) -> GeoReference | None:
     return replace(found, metres=LINEAR_METRES.get(stated, own))
 
 
-def place_warnings(page: Any) -> tuple[str, ...]:
-    """What a tifffile page says of its place that is not read, or is not read as it stands."""
+def has_place(page: Any) -> bool:
+    """Whether a tifffile page's own tags place it on a map."""
+    return _transform((page.geotiff_tags or {}) if page.is_geotiff else _places_without_keys(page)) is not None
+
+
+def place_warnings(page: Any, *, known: bool = False) -> tuple[str, ...]:
+    """What a tifffile page says of its place that is not read, or is not read as it stands; `known` where another file says it."""
+    if known:
+        return ()
     ties, scale = page.tags.valueof(33922, default=()), page.tags.valueof(33550)
     if scale and len(scale) > 1 and scale[1] < 0:
         words = f"the GeoTIFF tags say that pixels are {scale[1]:g} high, which is negative; row 0 is taken for the northern edge, as GDAL has it."
@@ -193,6 +203,14 @@ def _transform(tags: dict[str, Any]) -> Affine | None:
     return found if all(map(math.isfinite, found)) and a * e - b * d != 0 else None
 
 
+def _places_without_keys(page: Any) -> dict[str, Any]:
+    """The tags that place an image on a map that nothing is said of."""
+    scale, tie, matrix = (page.tags.valueof(code) for code in PLACE_TAGS[:3])
+    rows = None if matrix is None or len(matrix) != 16 else [matrix[k : k + 4] for k in range(0, 16, 4)]
+    found = {"ModelPixelScale": scale, "ModelTiepoint": tie, "ModelTransformation": rows}
+    return {name: value for name, value in found.items() if value}
+
+
 def _flat(values: Any) -> Any:
     for value in values:
         if isinstance(value, tuple | list):
@@ -213,6 +231,12 @@ def metres_of(code: int) -> float | None:
         return float(pyproj.CRS.from_epsg(code).axis_info[0].unit_conversion_factor)
     except (pyproj.exceptions.CRSError, IndexError):
         return None
+
+
+def crs_words(text: str) -> str:
+    """The code at the end of a WKT, else the text itself."""
+    code = re.search(r'(?:AUTHORITY|ID)\["EPSG",\s*"?(\d+)"?\]\]\s*$', text.strip())
+    return f"EPSG:{code[1]}" if code else text.strip()
 
 
 def geo_from_crs(crs: str, transform: Affine) -> GeoReference:

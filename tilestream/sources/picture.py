@@ -14,9 +14,10 @@ from PIL import Image
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Level, Region, Size
 from tilestream.sources.base import LARGEST_PROFILE, Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
-from tilestream.sources.files import checked_file, fingerprint_file
+from tilestream.sources.files import checked_file, fingerprint_file, join_fingerprints
 from tilestream.sources.resolution import INCH, PLACEHOLDER_MPP, UNKNOWN, Resolution, resolution_from_config, resolution_from_file
 from tilestream.sources.sample_values import Alpha, Choices, SampleRule
+from tilestream.sources.tiff.beside import read_beside
 from tilestream.sources.tiff.jpeg import decode_stream, scan_markers
 
 LARGEST_BYTES = 256 * 1024**2
@@ -101,12 +102,16 @@ class PictureSource(Source):
         choices.settle()
         facts = _PilFacts.of(address)
         self.icc_profile = facts.profile
-        stated = resolution_from_config(options.mpp) if options.mpp is not None else facts.resolution
+        beside = read_beside(address)
+        geo = beside.place()
+        own = facts.resolution if geo is None or not geo.crs else geo.resolution()
+        stated = resolution_from_config(options.mpp) if options.mpp is not None else own
         warnings = (f"its EXIF Orientation is {facts.orientation}; pixels are read in stored order.",) if facts.orientation != 1 else ()
         self.info = SlideInfo(
             address=address, backend="picture", reason=f"picture: {header.kind.replace('_', ' ').upper()} in one piece", levels=(Level(header.size, 1.0),),
-            mpp=stated.mpp, mpp_source=stated.source, vendor="picture", compression=header.kind, fingerprint=fingerprint_file(path),
-            properties={"icc_profile": f"{len(facts.profile)} bytes" if facts.profile is not None else "none"}, warnings=warnings + stated.warnings,
+            mpp=stated.mpp, mpp_source=stated.source, vendor="picture", compression=header.kind, fingerprint=join_fingerprints([fingerprint_file(path), beside.digest]) if beside.files else fingerprint_file(path), geo=geo,
+            properties={"icc_profile": f"{len(facts.profile)} bytes" if facts.profile is not None else "none", **beside.facts(), **({} if geo is None else geo.facts())},
+            warnings=warnings + stated.warnings + beside.warnings + beside.unread_nodata,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -35,9 +35,10 @@ def place_parts(listed: Listed, opened: dict[str, TiffSource], address: str) -> 
     corners: list[tuple[int, int]] = []
     for part in listed.parts:
         geo = geos[part.path]
-        if geo is None or base is None:
+        if geo is None or base is None or _has_crs(geo) != _has_crs(base):
+            unsaid = part.path if base is not None and (geo is None or _has_crs(base)) else listed.parts[0].path
             raise InputError(
-                f"{address}: {part.path} does not say where it lies on a map, and a mosaic is put together by that. Set its place: gdal_edit -a_srs -a_ullr."
+                f"{address}: {unsaid} does not say where it lies on a map, and a mosaic is put together by that. Set its place: gdal_edit -a_srs -a_ullr."
             )
         _refuse_other_crs((listed.parts[0].path, base), (part.path, geo))
         corners.append(_corner((listed.parts[0].path, base), (part.path, geo), opened[part.path].info.size))
@@ -92,6 +93,11 @@ def _refuse_other_crs(base: tuple[str, GeoReference], other: tuple[str, GeoRefer
         f"{path}: its CRS is {_told_crs(b)}, and that of {first} is {_told_crs(a)}; all files of a mosaic have one. "
         "Make a mosaic for each, or warp one to the other: gdalwarp -t_srs."
     )
+
+
+def _has_crs(geo: GeoReference) -> bool:
+    """Whether anything is said of the map that an image lies on; files of which nothing is said lie on one of their own."""
+    return bool(geo.crs or geo.name)
 
 
 def _told_crs(geo: GeoReference) -> str:

@@ -16,6 +16,7 @@ from tilestream.config.bands.band import Band
 from tilestream.config.local_files import read_small_file
 from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import Region, Size
+from tilestream.sources.geo import crs_words
 from tilestream.sources.mosaic.parts import Affine, Listed, Part
 
 LARGEST_VRT = 64 * 1024**2
@@ -70,7 +71,7 @@ def read_vrt(path: str) -> Listed:
         bands=tuple(_band(band) for band in bands),
         size=size,
         transform=_transform(root.findtext("GeoTransform"), path),
-        crs=_crs(root.findtext("SRS")),
+        crs=crs_words(root.findtext("SRS") or ""),
         nodata=next((value for value in told if value is not None), None),
         alpha=next((number for number, band in enumerate(bands) if _interpreted(band) == "alpha"), None),
     )
@@ -174,13 +175,6 @@ def _transform(text: str | None, path: str) -> Affine | None:
         raise InputError(f"{path}: GeoTransform is {text.strip()!r}, and not six numbers. Write the VRT again with gdalbuildvrt.")
     c, a, b, f, d, e = (float(value or 0.0) for value in found)
     return a, b, c, d, e, f
-
-
-def _crs(text: str | None) -> str:
-    """The code at the end of a WKT, else the text itself."""
-    words = (text or "").strip()
-    code = re.search(r'(?:AUTHORITY|ID)\["EPSG",\s*"?(\d+)"?\]\]\s*$', words)
-    return f"EPSG:{code[1]}" if code else words
 
 
 def _uses_mask(element: ET.Element) -> bool:

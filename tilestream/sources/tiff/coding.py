@@ -11,6 +11,7 @@ from tilestream.errors import InputError
 from tilestream.sources.files import NoGridError
 from tilestream.sources.geo import read_nodata
 from tilestream.sources.sample_values import Alpha, Choices, SampleRule
+from tilestream.sources.tiff.beside import NOTHING, Beside
 
 JPEG, JPEG_2000_YCBCR = 7, 33003
 JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
@@ -42,10 +43,10 @@ def check_coding(page: Any, address: str) -> None:
         raise InputError(f"{address}: colours are {name}; grey, RGB and YCbCr are read. Convert the file to RGB first.")
 
 
-def sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices) -> SampleRule:
+def sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices, beside: Beside = NOTHING) -> SampleRule:
     """How this page's samples become RGB; what cannot be known is noted in `choices`."""
     samples, window = int(page.samplesperpixel), None if choices.options.normalise is not None else choices.window(choices.numbers)
-    nodata = read_nodata(page)
+    nodata = beside.nodata if beside.says_nodata else read_nodata(page)
     invert = int(page.photometric) == WHITE_IS_ZERO
     dtype, bits = np.dtype(page.dtype) if page.dtype is not None else np.dtype("V"), bits_of(page)
     choices.values(dtype, bits)

@@ -24,10 +24,11 @@ from tilestream.sources.base import LARGEST_PROFILE, SegmentGrid, SourceOptions
 from tilestream.sources.channel_names import list_channels
 from tilestream.sources.containers import refuse_olympus
 from tilestream.sources.files import NoGridError, NotTiffError
-from tilestream.sources.geo import GeoReference, place_warnings, read_geo
+from tilestream.sources.geo import GeoReference, place_warnings
 from tilestream.sources.resolution import Resolution
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.storage.pieces import MAX_PIECE_BYTES
+from tilestream.sources.tiff.beside import NOTHING, read_beside
 from tilestream.sources.tiff.channel_names import read_bands
 from tilestream.sources.tiff.coding import JPEG, RGB, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
@@ -41,6 +42,9 @@ TIFFFILE_ERRORS = (
     *(AssertionError, RuntimeError, OSError, EOFError, MemoryError, SyntaxError),  # SyntaxError: ElementTree's ParseError
 )
 """What tifffile raises on damaged files: its parsers trust what they read and fail in whatever way the numbers lead to."""
+
+GDALS = ("geotiff", "generic-tiff")
+"""What GDAL may have written: of others nothing beside them is asked for."""
 
 LISTS = (324, 325, 273, 279)
 """Tags with a number for each piece: TileOffsets, TileByteCounts, StripOffsets, StripByteCounts."""
@@ -113,6 +117,8 @@ class TiffIndex:
     """What is known of the channels."""
     chosen: tuple[Band, ...] = ()
     """Of those whose values are read; empty where pixels are colours."""
+    beside: str = ""
+    """A digest of what files beside it say of place and bands; "" where they say nothing."""
 
 
 def index_tiff(address: str, options: SourceOptions, remote: BinaryIO | None = None) -> TiffIndex:
@@ -129,12 +135,12 @@ def index_tiff(address: str, options: SourceOptions, remote: BinaryIO | None = N
         with tifffile.TiffFile(address if remote is None else remote, name=None if remote is None else posixpath.basename(address)) as tif:
             if remote is not None:
                 refuse_several_files(tif, address)
-            return _index(tif, Choices(address, options))
+            return _index(tif, Choices(address, options), here=remote is None)
     except TIFFFILE_ERRORS as error:
         raise NotTiffError(f"{address}: cannot be read as TIFF: {str(error) or type(error).__name__}") from error
 
 
-def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
+def _index(tif: tifffile.TiffFile, choices: Choices, *, here: bool) -> TiffIndex:
     address = choices.address
     refuse_special_files(tif, address)
     refuse_companion(tif, address)
@@ -142,9 +148,11 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     page = series.keyframe
     refuse_olympus(page, address)
     check_coding(page, address)
-    choices.know_bands(read_bands(tif, number, series))
+    vendor = vendor_of(tif, series)
+    beside = read_beside(address, page) if here and vendor in GDALS else NOTHING
+    choices.know_bands(beside.known(read_bands(tif, number, series)))
     leading, channels = _choose_pages(series, choices)
-    rule = sample_rule(page, channels, choices)
+    rule = sample_rule(page, channels, choices, beside)
     if choices.problems:
         choices.problems.extend(name_files(tif, address))
     choices.settle()
@@ -154,13 +162,11 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
     masks = tuple(_level(level, found, (0,), files, address) for level, found in mask_levels(series))
     if choices.options.reduced:
         levels = reduced_levels(levels, _can_reduce)
-    geo = read_geo(page)
+    geo = beside.place(page)
     stated = read_resolution(tif, number, series, address, choices.options, geo)
-    warnings: tuple[str, ...] = ()
-    if int(page.tags.valueof(274, default=1)) != 1:
-        warnings = (f"the Orientation tag is {page.tags.valueof(274)}; pixels are read in stored order.",)
-    compression = tifffile.COMPRESSION(page.compression).name.lower()
-    facts = _facts(page, series) | (geo.facts() if geo is not None else {})
+    turned = f"the Orientation tag is {page.tags.valueof(274)}; pixels are read in stored order."
+    warnings = (turned,) if int(page.tags.valueof(274, default=1)) != 1 else ()
+    facts = _facts(page, series) | (geo.facts() if geo is not None else {}) | beside.facts()
     if listed := list_channels(choices.names):
         facts["channels"] = listed
     if rule.nodata is not None:
@@ -173,10 +179,10 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
         levels,
         rule,
         stated,
-        vendor_of(tif, series),
-        compression,
+        vendor,
+        tifffile.COMPRESSION(page.compression).name.lower(),
         facts,
-        warnings + stated.warnings + place_warnings(page),
+        warnings + stated.warnings + beside.warnings + place_warnings(page, known=bool(beside.transform or beside.world)),
         profile,
         tuple(files),
         masks,
@@ -184,6 +190,7 @@ def _index(tif: tifffile.TiffFile, choices: Choices) -> TiffIndex:
         None if page.dtype is None else np.dtype(page.dtype).newbyteorder("="),
         choices.bands,
         () if rule.values is None else tuple(choices.bands[number] for number in choices.numbers or ()),
+        beside.digest,
     )
 
 

@@ -25,7 +25,7 @@ from tilestream.sources.storage.opened import open_beside
 from tilestream.sources.storage.pieces import FileTileSource, can_be_read, part_seen, read_piece, refuse_small
 from tilestream.sources.tiff.chain import walk_chain
 from tilestream.sources.tiff.coding import JPEG, JPEG_2000, JPEG_XR
-from tilestream.sources.tiff.index import TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, as_mask, index_tiff
+from tilestream.sources.tiff.index import GDALS, TIFFFILE_ERRORS, TiffIndex, TiffLevel, TiffPlane, as_mask, index_tiff
 from tilestream.sources.tiff.jpeg import scan_markers
 from tilestream.sources.tiff.lzw import REVERSED, check_lzw
 from tilestream.sources.tiff.streams import refuse_cut_jpeg_2000, refuse_cut_jpeg_xr
@@ -71,7 +71,7 @@ class TiffSource(FileTileSource[TiffLevel]):
         self.icc_profile = index.icc_profile
         self._files: list[ByteSource] = [remote] if remote is not None else [LocalBytes(file) for file in index.files]
         self.fetched = remote is not None
-        self.info = _info(address, index, _fingerprint(address, index.files) if remote is None else remote.identity)
+        self.info = _info(address, index, _fingerprint(address, index.files, index.beside) if remote is None else remote.identity)
 
     def pictured(self) -> TiffSource:
         if not self.pixel.bands:
@@ -232,9 +232,6 @@ class TiffSource(FileTileSource[TiffLevel]):
 
 MASK_CHOICE = SourceOptions(window=(0, 1), channels=(0,))
 
-GDALS = ("geotiff", "generic-tiff")
-"""What GDAL may have written: of others no object beside them is asked for."""
-
 
 class MaskSource(TiffSource):
     """The transparency mask of a TIFF image, 255 where the image is; blocks of which the file holds no bytes are outside (GDAL's sparse blocks)."""
@@ -310,10 +307,12 @@ def _info(address: str, index: TiffIndex, fingerprint: str) -> SlideInfo:
     )
 
 
-def _fingerprint(address: str, files: tuple[str, ...]) -> str:
-    """Digest of the samples of a file; of several files, the same whichever of them was named, and with those of a mask beside it."""
+def _fingerprint(address: str, files: tuple[str, ...], beside: str) -> str:
+    """Digest of the samples of a file; of several files, the same whichever of them was named, and with those of a mask beside it and what others say."""
     held = sorted(files) if len(files) > 1 else [address]
     parts = [fingerprint_file(Path(file)) for file in held]
     if os.path.isfile(f"{address}{MASK_BESIDE}"):  # noqa: PTH113
         parts.append(fingerprint_file(Path(f"{address}{MASK_BESIDE}")))
+    if beside:
+        parts.append(beside)
     return parts[0] if len(parts) == 1 else hashlib.blake2b("".join(parts).encode(), digest_size=16).hexdigest()

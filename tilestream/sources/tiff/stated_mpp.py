@@ -32,7 +32,7 @@ def read_resolution(
     if vendor == "ome-tiff":
         stated = _from_ome(tif.ome_metadata or "", number, address)
         return _from_tags(page, address, PLACEHOLDER_MPP) if stated == UNKNOWN else stated
-    if geo is not None:
+    if geo is not None and (page.is_geotiff or geo.crs or geo.name):
         return geo.resolution()
     stated = UNKNOWN
     if is_aperio(page.description):

@@ -1,0 +1,206 @@
+"""World files and .aux.xml beside a raster place it, and say of its bands, what rasterio takes of them."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyproj
+import pytest
+import rasterio
+import tifffile
+from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.transform import Affine
+
+from tests.support.range_server import serving
+from tests.support.rasters import PICTURE, write_raster
+from tilestream.geometry import Region
+from tilestream.sources import open_source
+from tilestream.sources.base import Source, SourceOptions
+
+WORLD = "10\n0\n0\n-10\n500005\n4999995\n"
+PLACE = "<GeoTransform>500000, 10, 0, 5000000, 0, -10</GeoTransform>"
+WKT = f"<SRS>{pyproj.CRS.from_epsg(32633).to_wkt('WKT1_GDAL').replace('<', '&lt;')}</SRS>"
+OWN = {"crs": "EPSG:32634", "transform": Affine(20, 0, 1000, 0, -20, 2000)}
+
+
+def aux(*words: str) -> str:
+    return f"<PAMDataset>{''.join(words)}</PAMDataset>"
+
+
+def band(number: int, *words: str) -> str:
+    return f'<PAMRasterBand band="{number}">{"".join(words)}</PAMRasterBand>'
+
+
+def every(*words: str) -> str:
+    return "".join(band(number, *words) for number in (1, 2, 3))
+
+
+def make_plain(path: Path) -> None:
+    if path.suffix.lower() in (".tif", ".tiff"):
+        tifffile.imwrite(path, PICTURE, photometric="rgb", tile=(64, 64), metadata=None)
+    else:
+        Image.fromarray(PICTURE).save(path)
+
+
+def judged(path: Path) -> Any:
+    """Transform (None where there is none), CRS, nodata, descriptions, as rasterio has them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as file:
+            place = None if file.transform == Affine.identity() else tuple(file.transform)[:6]
+            return place, file.crs, file.nodatavals, file.descriptions
+
+
+def assert_placed(source: Source, path: Path) -> None:
+    place, crs, _, _ = judged(path)
+    geo = source.info.geo
+    assert (geo is None) == (place is None)
+    if geo is not None:
+        assert geo.transform == pytest.approx(place, rel=1e-12)
+        assert bool(geo.crs) == (crs is not None)
+        assert crs is None or pyproj.CRS.from_user_input(geo.crs).equals(pyproj.CRS.from_user_input(crs), ignore_axis_order=True)
+        side = None if crs is None else abs(place[0]) * 1e6
+        assert source.info.mpp == (side if side is None else pytest.approx(side))
+
+
+NAMES = [
+    *(("a.tif", name, WORLD) for name in ("a.tfw", "a.TFW", "a.tifw", "a.wld", "a.WLD", "a.twf", "a.tif.tfw", "b.tfw")),
+    *(("a.tiff", name, WORLD) for name in ("a.tfw", "a.tiffw", "a.tffw", "a.wld")),
+    *(("a.TIF", name, WORLD) for name in ("a.tfw", "a.TFW")),
+    *(("a.png", name, WORLD) for name in ("a.pgw", "a.pngw", "a.wld")),
+    *(("a.jpg", name, WORLD) for name in ("a.jgw", "a.jpgw")),
+    *(("a.jp2", name, WORLD) for name in ("a.j2w", "a.jp2w", "a.wld")),
+    *(("a.tif", "a.tfw", text) for text in (WORLD.replace("-10", "-10,5"), "\n10\n\n0\n0\n-10\n1\n2\nmore", "8\n6\n6\n-8\n5e5\n5e6\n")),
+    *(("a.tif", "a.tfw", text) for text in ("10 0 0 -10 1 2", "word\n" * 6, "", "0\n0\n0\n0\n1\n2\n", "\xff\xfe" * 9)),
+    *(("a.tif", "a.tif.aux.xml", aux(*words)) for words in ((PLACE,), (WKT,), (PLACE, WKT), ("<SRS>EPSG:32633</SRS>", PLACE))),
+    *(("a.png", "a.png.aux.xml", aux(*words)) for words in ((PLACE,), (PLACE, WKT))),
+    *(("a.tif", name, aux(PLACE, WKT)) for name in ("a.aux.xml", "a.tiff.aux.xml")),
+    *(("a.tif", "a.tif.aux.xml", text) for text in ("words", "", aux("<GeoTransform>1,2,3</GeoTransform>"), "<PAMDataset>")),
+]
+
+
+@pytest.mark.parametrize(("raster", "name", "text"), NAMES)
+def test_a_raster_without_a_place_lies_where_rasterio_says(tmp_path: Path, raster: str, name: str, text: str) -> None:
+    make_plain(tmp_path / raster)
+    with open_source(str(tmp_path / raster), SourceOptions()) as source:
+        alone = source.info.fingerprint
+    (tmp_path / name).write_text(text, encoding="latin-1")
+    with open_source(str(tmp_path / raster), SourceOptions()) as source:
+        assert_placed(source, tmp_path / raster)
+        assert (source.info.fingerprint == alone) == (source.info.properties.get("geo.beside") is None)
+        assert source.info.geo is None or source.info.properties["geo.beside"] == name
+    unread = [words for words in source.info.warnings if name in words]
+    assert len(unread) == (text in ("10 0 0 -10 1 2", "word\n" * 6, "", "0\n0\n0\n0\n1\n2\n", "\xff\xfe" * 9, "words", "<PAMDataset>"))
+
+
+@pytest.mark.parametrize("own", [OWN, {"crs": OWN["crs"], "transform": None}, {"crs": None, "transform": OWN["transform"]}])
+@pytest.mark.parametrize("words", [None, (PLACE,), (WKT,), (PLACE, WKT), ("<Metadata/>",)])
+@pytest.mark.parametrize("world", [False, True])
+def test_of_several_places_that_counts_which_counts_for_rasterio(tmp_path: Path, own: Any, words: Any, world: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        path = write_raster(tmp_path / "a.tif", PICTURE, **own)
+    if world:
+        (tmp_path / "a.tfw").write_text(WORLD)
+    if words is not None:
+        (tmp_path / "a.tif.aux.xml").write_text(aux(*words))
+    with open_source(str(path), SourceOptions()) as source:
+        assert_placed(source, path)
+        assert not source.info.warnings
+
+
+NODATA = {
+    "all the same": (None, every("<NoDataValue>7</NoDataValue>")),
+    "other than its own": (0, every("<NoDataValue>7</NoDataValue>")),
+    "its own in another place": (7, band(2, "<NoDataValue>7</NoDataValue>")),
+    "none that a byte can be": (0, every("<NoDataValue>300</NoDataValue>")),
+    "nan": (None, band(1, '<NoDataValue le_hex_equiv="000000000000F87F">nan</NoDataValue>')),
+    "none": (7, every("<Description>x</Description>")),
+}
+
+
+@pytest.mark.parametrize("name", NODATA)
+def test_nodata_is_what_rasterio_takes_for_it(tmp_path: Path, name: str) -> None:
+    own, words = NODATA[name]
+    picture = PICTURE.copy()
+    picture[10:30, 40:90], picture[50:70, 40:90] = 7, 0
+    path = write_raster(tmp_path / "a.tif", picture, nodata=own)
+    (tmp_path / "a.tif.aux.xml").write_text(aux(words))
+    (nodata,) = {repr(value) for value in judged(path)[2]}
+    with open_source(str(path), SourceOptions()) as source, rasterio.open(path) as file:
+        assert source.info.properties.get("geo.nodata", "None") == nodata.removesuffix(".0")
+        hidden = (file.read_masks() == 0).all(axis=0)
+        size = source.info.size
+        found = source.read_region(0, Region(0, 0, size.height, size.width))
+        np.testing.assert_array_equal(found, np.where(hidden[..., np.newaxis], 255, picture))
+        assert not source.info.warnings
+
+
+def test_nodata_that_differs_between_bands_is_told(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", PICTURE, nodata=3)
+    (tmp_path / "a.tif.aux.xml").write_text(aux(band(2, "<NoDataValue>7</NoDataValue>")))
+    with open_source(str(path), SourceOptions()) as source:
+        assert [words for words in source.info.warnings if "(3, 7, 3), which are not read; gdal_edit -a_nodata" in words]
+        assert source.info.properties["geo.nodata"] == "3"
+
+
+def test_bands_are_called_and_scaled_as_rasterio_says(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", PICTURE)
+    told = [band(k, f"<Description>{name}</Description><Scale>{k}</Scale><Offset>-{k}</Offset>") for k, name in ((1, "nir"), (3, "swir"))]
+    (tmp_path / "a.tif.aux.xml").write_text(aux(*told))
+    with (
+        rasterio.open(path) as file,
+        open_source(str(path), SourceOptions(channels=("swir", "nir"), normalise="none", bands="file")) as source,
+    ):
+        assert [name for name, said in zip(source.info.channels, file.descriptions, strict=True) if said] == ["nir", "swir"]
+        wanted = np.stack([file.read(k).astype(np.float32) * file.scales[k - 1] + file.offsets[k - 1] for k in (3, 1)], axis=-1)
+        np.testing.assert_allclose(source.read_region(0, Region(0, 0, file.height, file.width)), wanted, rtol=1e-6)
+
+
+def test_statistics_that_other_programs_leave_beside_it_change_nothing(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", PICTURE)
+    with open_source(str(path), SourceOptions()) as source:
+        before = source.info
+    said = '<Metadata><MDI key="STATISTICS_MEAN">127.5</MDI></Metadata><Histograms><HistItem><HistMin>0</HistMin></HistItem></Histograms>'
+    (tmp_path / "a.tif.aux.xml").write_text(aux(every(said)))
+    with open_source(str(path), SourceOptions()) as source:
+        assert source.info == before
+
+
+def test_points_that_are_not_read_are_told(tmp_path: Path) -> None:
+    make_plain(tmp_path / "a.tif")
+    points = "".join(f'<GCP Id="" Pixel="{x}" Line="{y}" X="{x}" Y="{-y}"/>' for x, y in ((0, 0), (10, 0), (0, 10)))
+    (tmp_path / "a.tif.aux.xml").write_text(aux(f'<GCPList Projection="EPSG:32633">{points}</GCPList>'))
+    with open_source(str(tmp_path / "a.tif"), SourceOptions()) as source:
+        assert source.info.geo is None
+        assert [words for words in source.info.warnings if "ground control points, which are not read; gdalwarp" in words]
+
+
+def test_what_declares_entities_is_not_parsed(tmp_path: Path) -> None:
+    make_plain(tmp_path / "a.tif")
+    (tmp_path / "a.tif.aux.xml").write_text(f'<!DOCTYPE x [<!ENTITY e "EPSG:32633">]>{aux("<SRS>&e;</SRS>", PLACE)}')
+    with open_source(str(tmp_path / "a.tif"), SourceOptions()) as source:
+        assert source.info.geo is None
+        assert [words for words in source.info.warnings if "is no XML of GDAL's" in words]
+
+
+def test_files_of_a_mosaic_lie_where_their_world_files_say(tmp_path: Path) -> None:
+    for number, left in enumerate((0, 192)):
+        tifffile.imwrite(tmp_path / f"{number}.tif", PICTURE[:128, left : left + 192], photometric="rgb", tile=(64, 64), metadata=None)
+        (tmp_path / f"{number}.tfw").write_text(f"10\n0\n0\n-10\n{500005 + 10 * left}\n4999995\n")
+    with open_source(f"mosaic://{tmp_path}", SourceOptions()) as source:
+        np.testing.assert_array_equal(source.read_region(0, Region(0, 0, 128, 384)), PICTURE[:128, :384])
+        assert source.info.geo is not None
+        assert source.info.geo.transform == (10, 0, 500000, 0, -10, 5000000)
+
+
+def test_over_a_network_nothing_beside_it_is_asked_for(tmp_path: Path) -> None:
+    make_plain(tmp_path / "a.tif")
+    (tmp_path / "a.tfw").write_text(WORLD)
+    with serving(tmp_path) as server, open_source(server.url("a.tif"), SourceOptions()) as source:
+        assert source.info.geo is None
+        assert {path for path, _, _ in server.asked} == {"a.tif"}
