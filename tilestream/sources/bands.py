@@ -23,6 +23,9 @@ BLOCK_PIXELS = 1 << 15
 
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(nm|um|µm|μm)", re.IGNORECASE)
 
+Nodata = float | tuple[float | None, ...] | None
+"""The value that stands for nothing: in all bands, or in each."""
+
 Window = tuple[float, float] | tuple[tuple[float, float], ...]
 """Values that become 0 and 255: of all channels, or of each."""
 
@@ -122,7 +125,7 @@ class BandValues:
         """What mapping `BLOCK_PIXELS` at once takes."""
         return BLOCK_PIXELS * len(self.linear) * 8 * 4
 
-    def of(self, samples: NDArray[Any], nodata: float | None) -> Pixels:
+    def of(self, samples: NDArray[Any], nodata: Nodata) -> Pixels:
         """(h, w, b) float32 of (h, w, b) samples, (value - mean) / std; NaN where a band's sample is nodata or not finite.
 
         Rows are mapped whole, all bands of all pixels in one line: a loop over the bands of each pixel takes four times as long.
@@ -131,7 +134,7 @@ class BandValues:
         out = np.empty((height, width * bands), np.float32)
         work = np.dtype(np.float32 if np.can_cast(samples.dtype, np.float32) else np.float64)
         factor, summand = (np.tile(numbers.astype(work), width) for numbers in np.asarray(self.linear, np.float64).T)
-        absent, step = sample_of(nodata, samples.dtype), max(1, BLOCK_PIXELS // max(1, width))
+        absent, step = _samples_of(nodata, samples.dtype, width), max(1, BLOCK_PIXELS // max(1, width))
         for row in range(0, height, step):
             block = np.ascontiguousarray(samples[row : row + step]).reshape(-1, width * bands)
             values = out[row : row + step]
@@ -143,8 +146,22 @@ class BandValues:
             if samples.dtype.kind == "f":
                 values[~np.isfinite(values)] = np.nan
             if absent is not None:
-                values[block == absent] = np.nan
+                values[(block == absent[0]) & absent[1]] = np.nan
         return out.reshape(height, width, bands)
+
+
+def _samples_of(nodata: Nodata, kind: np.dtype[Any], width: int) -> tuple[Any, Any] | None:
+    """What stands for nothing in samples of a row, and where anything does; None where nothing does."""
+    if not isinstance(nodata, tuple):
+        absent = sample_of(nodata, kind)
+        return None if absent is None else (absent, np.True_)
+    found = [sample_of(value, kind) for value in nodata]
+    return np.tile(np.array([value or 0 for value in found], kind), width), np.tile([value is not None for value in found], width)
+
+
+def nodata_of(values: Sequence[float | None]) -> Nodata:
+    """The value that stands for nothing in bands, of each of which it is given: one, where it is the same in all."""
+    return values[0] if len({repr(value) for value in values}) == 1 else tuple(values)
 
 
 def sample_of(value: float | None, kind: np.dtype[Any]) -> Any:

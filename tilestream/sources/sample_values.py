@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 
 from tilestream.config.bands.band import Band
 from tilestream.errors import ConfigError, InputError
-from tilestream.sources.bands import BLOCK_PIXELS, BandValues, Window, band_values, known_bands, number_of, stored_window, windows_of
+from tilestream.sources.bands import (
+    BLOCK_PIXELS,
+    BandValues,
+    Nodata,
+    Window,
+    band_values,
+    known_bands,
+    number_of,
+    stored_window,
+    windows_of,
+)
 from tilestream.sources.base import RGB, WHITE, PixelKind, Pixels, SourceOptions
 from tilestream.sources.channel_names import list_channels, number_channels
 
@@ -34,8 +44,8 @@ class SampleRule:
     """Meaning of the last sample that is taken."""
     invert: bool = False
     """Whether 0 is white (TIFF photometric WhiteIsZero)."""
-    nodata: float | None = None
-    """The value that all colour samples of a pixel have where there is no image; such pixels are white, as under alpha 0. Of values, each band counts by itself."""
+    nodata: Nodata = None
+    """The value that all colour samples of a pixel have where there is no image, or that each of those that are taken has; such pixels are white, as under alpha 0. Of values, each band counts by itself."""
     values: BandValues | None = None
     """What becomes of samples where pixels are values of bands, not colours."""
 
@@ -63,7 +73,8 @@ class SampleRule:
         count = len(self.values.linear)
         chosen = range(count + (self.alpha != "none")) if self.channels is None else self.channels
         shown = tuple(chosen[k] for k in self.values.shown)
-        return SampleRule(shown + tuple(chosen[count:]), self.values.window, self.alpha, nodata=self.nodata)
+        nodata = tuple(self.nodata[k] for k in self.values.shown) if isinstance(self.nodata, tuple) else self.nodata
+        return SampleRule(shown + tuple(chosen[count:]), self.values.window, self.alpha, nodata=nodata)
 
     @property
     def mapping_bytes(self) -> int:
@@ -120,11 +131,20 @@ def _opaque(dtype: np.dtype[Any]) -> Window:
     return (0, float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1)
 
 
-def is_nodata(samples: NDArray[Any], nodata: float) -> NDArray[np.bool_]:
-    """(h, w) bool: where all samples of a pixel are the value for "nothing here", which may be NaN."""
-    same = np.isnan(samples) if nodata != nodata else samples == nodata  # noqa: PLR0124  # NaN
-    absent: NDArray[np.bool_] = np.logical_and.reduce([same[..., k] for k in range(same.shape[-1])])  # five times as fast as all(axis=-1)
+def is_nodata(samples: NDArray[Any], nodata: float | tuple[float | None, ...]) -> NDArray[np.bool_]:
+    """(h, w) bool: where all samples of a pixel are the value for "nothing here", which may be NaN; None is no sample's."""
+    values = nodata if isinstance(nodata, tuple) else (nodata,) * samples.shape[-1]
+    same = [is_value(samples[..., k], value) for k, value in enumerate(values)]
+    absent: NDArray[np.bool_] = np.logical_and.reduce(same)  # five times as fast as all(axis=-1)
     return absent
+
+
+def is_value(samples: NDArray[Any], value: float | None) -> NDArray[np.bool_]:
+    """(...) bool: where samples are a value, which may be NaN; None is no sample's."""
+    if value is None:
+        return np.zeros(samples.shape, np.bool_)
+    same: NDArray[np.bool_] = np.isnan(samples) if value != value else samples == value  # noqa: PLR0124  # NaN
+    return same
 
 
 def composite_straight(colour: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:

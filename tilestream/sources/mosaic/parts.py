@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tilestream.config.bands.band import Band
 from tilestream.geometry import Region, Size
+from tilestream.sources.bands import Nodata
 
 MOST_FILES = 500
 """Files of a mosaic; each is open while it is read, and systems give a process about a thousand."""
@@ -51,7 +52,7 @@ class Listed:
     """Where the whole lies; None where the files say."""
     crs: str = ""
     """A code or WKT; "" where the files say."""
-    nodata: float | None = None
-    """The value that stands for nothing in what comes out."""
+    nodata: Nodata = None
+    """The value that stands for nothing in what comes out, in all bands or in each."""
     alpha: int | None = None
     """Which band of the whole is said to be alpha; None where the files say."""

@@ -16,6 +16,7 @@ from tilestream.config.bands.band import Band
 from tilestream.config.local_files import read_small_file
 from tilestream.errors import ConfigError, InputError
 from tilestream.geometry import Region, Size
+from tilestream.sources.bands import nodata_of
 from tilestream.sources.geo import crs_words
 from tilestream.sources.mosaic.parts import Affine, Listed, Part
 
@@ -72,7 +73,7 @@ def read_vrt(path: str) -> Listed:
         size=size,
         transform=_transform(root.findtext("GeoTransform"), path),
         crs=crs_words(root.findtext("SRS") or ""),
-        nodata=next((value for value in told if value is not None), None),
+        nodata=nodata_of(told),
         alpha=next((number for number, band in enumerate(bands) if _interpreted(band) == "alpha"), None),
     )
 

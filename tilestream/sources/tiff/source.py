@@ -197,6 +197,7 @@ class TiffSource(FileTileSource[TiffLevel]):
             return None
         # Of separately stored samples, those without bytes are nodata or else 0 (GDAL leaves out blocks that are all that).
         first = next(part for part in parts if part is not None)
+        assert not isinstance(self._rule.nodata, tuple), "a file says one for all of its bands"
         hole = sample_of(self._rule.nodata, first.dtype) or 0
         samples = [np.full_like(first, hole) if part is None else part for part in parts]
         joined = samples[0] if len(samples) == 1 else np.concatenate(samples, axis=-1)
