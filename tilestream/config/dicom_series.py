@@ -63,6 +63,11 @@ class DicomHeader:
         return self.sop_class == DIRECTORY
 
     @property
+    def is_deflated(self) -> bool:
+        """Whether its elements are compressed all together: only its file meta information is known."""
+        return self.syntax == DEFLATED
+
+    @property
     def rank(self) -> tuple[bool, int, str]:
         """Order within a series: the finest level of the slide itself is the largest."""
         return "VOLUME" in self.image_type, self.area, self.path.name
@@ -144,6 +149,8 @@ class _Elements:
             group, element = struct.unpack("<HH" if meta else f"{self.order}HH", head)
             if meta and group != 2:  # the file meta information ends: from here on the file's own coding holds
                 meta = False
+                if self._is_deflated():
+                    return self
                 self._choose_coding()
                 self.file.seek(start)
                 continue
@@ -161,10 +168,15 @@ class _Elements:
             else:
                 self.file.seek(length, 1)
 
+    def _syntax(self) -> str:
+        return self.kept.get(META_SYNTAX, b"").decode("ascii", "replace").strip(" \0")
+
+    def _is_deflated(self) -> bool:
+        """Whether nothing behind the file meta information can be read as it stands."""
+        return self._syntax() == DEFLATED
+
     def _choose_coding(self) -> None:
-        syntax = self.kept.get(META_SYNTAX, b"").decode("ascii", "replace").strip(" \0")
-        if syntax == DEFLATED:
-            raise ValueError("deflated data sets are not read")
+        syntax = self._syntax()
         self.order = ">" if syntax == BIG_ENDIAN else "<"
         self.implicit = syntax == IMPLICIT
 

@@ -92,7 +92,10 @@ def sample_type(found: Instance) -> np.dtype[Any]:
 
 
 def _from_native(data: bytes, found: Instance) -> NDArray[Any]:
-    return _arranged(np.frombuffer(data, sample_type(found)), found, planar=found.planar)
+    samples = np.frombuffer(data, sample_type(found))
+    if found.pixels.turned:
+        samples = samples.reshape(-1, 2)[:, ::-1].reshape(-1)
+    return _arranged(samples, found, planar=found.planar)
 
 
 def _from_rle(data: bytes, found: Instance) -> NDArray[Any]:

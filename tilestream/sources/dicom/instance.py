@@ -34,10 +34,11 @@ NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1
 """Transfer syntaxes of uncompressed pixels; all others encapsulate their frames."""
 
 FULL, SPARSE = "TILED_FULL", "TILED_SPARSE"
+SUBSAMPLED = "YBR_FULL_422"
 INVERTED = "MONOCHROME1"
 """Grey of which 0 is white."""
 
-COLOURS = {"RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_ICT": 3, "YBR_RCT": 3, INVERTED: 1, "MONOCHROME2": 1}
+COLOURS = {"RGB": 3, "YBR_FULL": 3, SUBSAMPLED: 3, "YBR_ICT": 3, "YBR_RCT": 3, INVERTED: 1, "MONOCHROME2": 1}
 """Colours that are read, with their samples a pixel."""
 
 WANTED = (
@@ -62,6 +63,8 @@ class PixelElement:
     """Byte at which the value begins."""
     length: int | None
     """Its bytes; None where frames are encapsulated, whose items say how long they are."""
+    turned: bool
+    """Whether they are words of two bytes of which the second is the first sample: OW of 8-bit samples in the order of big-endian machines (PS3.5 8.1.1)."""
     extended: tuple[NDArray[np.int64], NDArray[np.int64]] | None
     """Offsets and lengths of the frames by the extended offset table; None where there is none."""
 
@@ -146,7 +149,7 @@ def _instance(stored: ByteSource, file: Any) -> Instance:
     name = stored.name
     data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(WANTED))
     syntax = str(data.file_meta.TransferSyntaxUID)
-    at, length = _pixel_element(name, file, data)
+    at, length, words = _pixel_element(name, file, data)
     frames = _whole(name, data, "NumberOfFrames", 1)
     size = Size(_whole(name, data, "TotalPixelMatrixRows"), _whole(name, data, "TotalPixelMatrixColumns"))
     tile = Size(_whole(name, data, "Rows"), _whole(name, data, "Columns"))
@@ -167,7 +170,7 @@ def _instance(stored: ByteSource, file: Any) -> Instance:
         _whole(name, data, "ConcatenationFrameOffsetNumber", 0, least=0) if data.get("ConcatenationUID") else 0,
         str(data.get("ConcatenationUID", "") or ""), photometric, _whole(name, data, "SamplesPerPixel", 1), bool(data.get("PlanarConfiguration", 0) or 0),
         _whole(name, data, "BitsAllocated"), _whole(name, data, "BitsStored", 8), _whole(name, data, "TotalPixelMatrixFocalPlanes", 1),
-        paths, places, spacing, source, _icc_profile(data), PixelElement(at, length, _extended(data, frames)),
+        paths, places, spacing, source, _icc_profile(data), PixelElement(at, length, words and int(data.get("BitsAllocated") or 0) == 8, _extended(data, frames)),
     )  # fmt: skip
     _check(made, int(data.get("PixelRepresentation", 0) or 0))
     held = stored.size if length is None else length
@@ -189,6 +192,14 @@ def _check(found: Instance, signed: int) -> None:
     if found.bits not in (8, 16) or signed or not 0 < found.bits_stored <= found.bits:
         kind = "signed" if signed else "unsigned"
         raise InputError(f"{name}: samples are {kind}, {found.bits_stored} of {found.bits} bits; unsigned ones of 8 and 16 bits are read.")
+    if found.pixels.turned and found.frame_bytes % 2:
+        raise InputError(
+            f"{name}: frames of {found.frame_bytes} bytes in words of two, which begin within one (big-endian OW). Write it anew: dcmconv +te."
+        )
+    if found.photometric == SUBSAMPLED and found.pixels.length is not None and found.pixels.length < found.frames * found.frame_bytes:
+        raise InputError(
+            f"{name}: its frames are uncompressed {SUBSAMPLED}, which is not read. Convert its colours to RGB, or its frames to JPEG."
+        )
     if found.frame_bytes > MAX_PIECE_BYTES:
         raise InputError(
             f"{name}: a frame of {found.tile.height} x {found.tile.width} px decodes to {found.frame_bytes / 2**20:.0f} MiB, "
@@ -211,8 +222,8 @@ def _whole(name: str, data: Any, key: str, default: int | None = None, least: in
     return number
 
 
-def _pixel_element(name: str, file: Any, data: Any) -> tuple[int, int | None]:
-    """Byte at which the pixel data's value begins, and its length, from the element at which the header's reading stopped."""
+def _pixel_element(name: str, file: Any, data: Any) -> tuple[int, int | None, bool]:
+    """Byte at which the pixel data's value begins, its length, and whether it is words whose high byte comes first, from the element at which the header's reading stopped."""
     head = file.read(12)
     meta = data.file_meta.TransferSyntaxUID
     order, implicit = ("<" if meta.is_little_endian else ">"), meta.is_implicit_VR
@@ -222,7 +233,8 @@ def _pixel_element(name: str, file: Any, data: Any) -> tuple[int, int | None]:
     if (group << 16) | element != PIXEL_DATA:
         raise InputError(f"{name}: holds no pixel data of whole numbers ({group:04X},{element:04X} is there). It is no whole-slide image.")
     (length,) = struct.unpack_from(f"{order}I", head, 4 if implicit else 8)
-    return file.tell() - (4 if implicit else 0), None if length == UNDEFINED else int(length)
+    words = order == ">" and head[4:6] == b"OW"
+    return file.tell() - (4 if implicit else 0), None if length == UNDEFINED else int(length), words
 
 
 def _optical_paths(data: Any) -> tuple[tuple[str, str], ...]:

@@ -54,10 +54,19 @@ def files_beside(address: str) -> SeriesFiles:
         raise InputError(f"{address}: is an index of DICOM files in folders below it. Name the folder that holds those of the slide.")
     if own is None:
         raise NoGridError(f"{address}: its DICOM elements cannot be read")
+    _refuse_deflated(address, own)
     series = [header for header in headers_in(path.parent) if header.series == own.series] if own.series else [own]
     volumes, others = _levels_of(address, series)
     paths = tuple(str(header.path) for header in volumes)
     return SeriesFiles(tuple(LocalBytes(path) for path in paths), paths, others)
+
+
+def _refuse_deflated(address: str, header: DicomHeader) -> None:
+    if header.is_deflated:
+        raise InputError(
+            f"{address}: its elements are compressed as a whole (transfer syntax Deflated Explicit VR Little Endian, {header.syntax}), so frames cannot be "
+            "read one by one. Write it anew without that: dcmconv +te."
+        )
 
 
 def objects_beside(address: str, named: ByteSource | None) -> SeriesFiles:
@@ -75,6 +84,8 @@ def objects_beside(address: str, named: ByteSource | None) -> SeriesFiles:
     own = None if named is None else _header(named)
     if named is not None and own is None:
         raise InputError(f"{address}: its DICOM elements cannot be read. The object is damaged; copy it again from its origin.")
+    if own is not None:
+        _refuse_deflated(address, own)
     web = scheme_of(address) in ("http", "https")
     if web and named is None:
         raise NotThereError(f"{address}: no such file, and a web server gives no lists of what lies below it.")
