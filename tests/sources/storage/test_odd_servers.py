@@ -30,7 +30,16 @@ class OddServer(ThreadingHTTPServer):
     def __init__(self, folder: Path, **ways: str | bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
-        self.ways: dict[str, str | bool] = {"ranges": True, "length": True, "total": True, "coding": "", "head": True, "to": "", **ways}
+        self.ways: dict[str, str | bool] = {
+            "ranges": True,
+            "length": True,
+            "total": True,
+            "coding": "",
+            "head": True,
+            "to": "",
+            "only": "",
+            **ways,
+        }
         self.asked: list[tuple[str, str]] = []
         """Method, and what stood in Authorization."""
 
@@ -57,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _give(self, *, body: bool) -> None:
         ways = self.server.ways
         self.server.asked.append((self.command, self.headers.get("Authorization", "")))
-        file = self.server.folder / self.path.partition("?")[0].lstrip("/")
+        file = self.server.folder / str(ways["only"] or self.path.partition("?")[0].lstrip("/"))
         if ways["to"] or not file.is_file() or not (body or ways["head"]):
             self.send_response(302 if ways["to"] else 404 if ways["head"] or body else 405)
             self.send_header("Location", str(ways["to"]))
@@ -166,3 +175,13 @@ def test_a_server_that_only_fails_is_an_outage_still(tmp_path: Path, monkeypatch
         address = server.url("a.tif")
     with pytest.raises(OutageError, match="its storage does not answer"):
         open_source(address, SourceOptions())
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_server_that_gives_one_file_whatever_it_is_asked_for_gives_no_mask(tmp_path: Path, staged: bool) -> None:
+    picture = PICTURE.copy()
+    picture[20:60, 30:90] = 0  # what such a mask would hide
+    write_raster(tmp_path / "a.tif", picture)
+    options = SourceOptions(stage=str(tmp_path / "stage"), stage_limit=10**9) if staged else SourceOptions()
+    with serving(tmp_path, only="a.tif") as server, open_source(server.url("download?id=7"), options) as source:
+        np.testing.assert_array_equal(source.read_region(0, Region(0, 0, *PICTURE.shape[:2])), picture)
