@@ -33,6 +33,9 @@ USER_DEFINED = 32767
 PLACE_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 """ModelPixelScale, ModelTiepoint, ModelTransformation, and the three tags of GeoKeys."""
 
+RPC = 50844
+"""The tag RPCCoefficient."""
+
 LINEAR_METRES = {9001: 1.0, 9002: 0.3048, 9003: 1200 / 3937}
 """Metres per linear unit, by EPSG code: metre, foot, US survey foot."""
 
@@ -170,7 +173,13 @@ def place_warnings(page: Any, *, known: bool = False) -> tuple[str, ...]:
         words = f"the GeoTIFF tags say that pixels are {scale[1]:g} high, which is negative; row 0 is taken for the northern edge, as GDAL has it."
         return (f"{words} gdal_edit -a_ullr states where it lies.",)
     count = len(tuple(_flat(ties))) // 6
-    if scale or page.tags.valueof(34264) or count < 2:
+    if scale or page.tags.valueof(34264):
+        return ()
+    if RPC in page.tags and count == 0:
+        return (
+            "rational polynomial coefficients (RPC) say where it lies on a map, and they are not read: its place is unknown. gdalwarp makes a GeoTIFF that states it.",
+        )
+    if count < 2:
         return ()
     return (
         f"{count} ground control points say where it lies on a map, and they are not read: its place is unknown. gdalwarp makes a GeoTIFF that states it.",

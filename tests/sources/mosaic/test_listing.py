@@ -254,3 +254,17 @@ def test_an_href_is_a_uri_or_a_path_and_what_else_is_odd_is_passed_over(tmp_path
     path.write_text(json.dumps({"assets": {"data": {"href": href, "type": "image/tiff", **more}}}))
     with open_source(str(path), SourceOptions()) as found:
         np.testing.assert_array_equal(whole(found), PICTURE)
+
+
+def test_what_signs_an_href_is_no_part_of_a_files_name_and_stays_hidden(tmp_path: Path) -> None:
+    write_raster(tmp_path / "a b.tif", PICTURE)
+    path = tmp_path / "item.json"
+    for name, there in (("a%20b.tif", True), ("a b.tif", True), ("c.tif", False)):
+        path.write_text(json.dumps({"assets": {"data": {"href": f"./{name}?sig=hush&x=1#hush", "type": "image/tiff"}}}))
+        if there:
+            with open_source(str(path), SourceOptions()) as found:
+                np.testing.assert_array_equal(whole(found), PICTURE)
+        else:
+            with pytest.raises(InputError, match=r"c\.tif: no such file") as raised:
+                open_source(str(path), SourceOptions())
+            assert "hush" not in str(raised.value)

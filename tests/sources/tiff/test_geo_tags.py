@@ -78,3 +78,23 @@ def test_a_crs_without_a_code_is_the_same_on_a_server(tmp_path: Path, name: str)
         assert here.info.geo is not None
         assert pyproj.CRS.from_user_input(here.info.geo.crs).equals(pyproj.CRS.from_user_input(judge.crs), ignore_axis_order=True)
         assert (there.info.geo, there.info.mpp) == (here.info.geo, here.info.mpp)
+
+
+RPC = (
+    50844,
+    "d",
+    92,
+    (-1.0, -1.0, 2000.0, 3000.0, 45.0, 12.0, 100.0, 2000.0, 3000.0, 0.1, 0.1, 500.0, *((0.0, 0.0, 1.0, *(0.0,) * 17) * 4)),
+    True,
+)
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_coefficients_that_are_not_read_are_told_where_nothing_else_places_it(tmp_path: Path, placed: bool) -> None:
+    path = tmp_path / "a.tif"
+    tags = [RPC, *([SCALE, TIE, keys(UTM)] if placed else [])]
+    tifffile.imwrite(path, PICTURE, photometric="rgb", tile=(64, 64), metadata=None, extratags=tags)
+    with rasterio.open(path) as judge, open_source(str(path), SourceOptions()) as source:
+        assert judge.rpcs is not None
+        assert (source.info.geo is not None) == placed
+        assert [words[:34] for words in source.info.warnings] == ([] if placed else ["rational polynomial coefficients (R"[:34]])

@@ -110,4 +110,7 @@ def _place(asset: Mapping[str, Any], folder: str, path: str) -> str:
     if "://" in href or href.startswith("/vsi"):
         raise InputError(f"{path}: an asset lies at {href}, where nothing is read. Copy it, and give its path as href.")
     place = os.path.normpath(os.path.join(folder, href))  # noqa: PTH118
-    return place if os.path.exists(place) else os.path.normpath(os.path.join(folder, unquote(href)))  # noqa: PTH110, PTH118  # an href is a URI
+    if os.path.exists(place):  # noqa: PTH110
+        return place
+    bare = href.partition("?")[0].partition("#")[0]  # an href is a URI, and what signs it is no part of a file's name
+    return os.path.normpath(os.path.join(folder, unquote(bare)))  # noqa: PTH118
