@@ -126,7 +126,7 @@ def _open_staged(address: str, options: SourceOptions, folder: str, open_local: 
 
 def _stage_mask(address: str, source: Source, stage: Stage) -> list[tuple[Staged, str, bool]]:
     """A copy of the mask that lies beside an object, which the source takes up; none where there is none."""
-    from tilestream.sources.tiff.index import GDALS
+    from tilestream.sources.tiff.beside import GDALS
     from tilestream.sources.tiff.source import TiffSource, mask_of_file
 
     if not isinstance(source, TiffSource) or source.mask is not None or source.info.vendor not in GDALS:

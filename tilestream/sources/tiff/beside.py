@@ -22,6 +22,9 @@ from tilestream.errors import ConfigError
 from tilestream.sources.bands import sample_of
 from tilestream.sources.geo import Affine, GeoReference, crs_words, geo_from_crs, has_place, read_geo, read_nodata
 
+GDALS = ("geotiff", "generic-tiff")
+"""What GDAL may have written: of others nothing beside them is asked for."""
+
 AUX = ".aux.xml"
 LARGEST_AUX = 16 * 1024**2
 """Bytes: histograms of hundreds of bands."""

@@ -28,7 +28,7 @@ from tilestream.sources.geo import GeoReference, place_warnings
 from tilestream.sources.resolution import Resolution
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.storage.pieces import MAX_PIECE_BYTES
-from tilestream.sources.tiff.beside import NOTHING, read_beside
+from tilestream.sources.tiff.beside import GDALS, NOTHING, read_beside
 from tilestream.sources.tiff.channel_names import read_bands
 from tilestream.sources.tiff.coding import JPEG, RGB, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
@@ -42,9 +42,6 @@ TIFFFILE_ERRORS = (
     *(AssertionError, RuntimeError, OSError, EOFError, MemoryError, SyntaxError),  # SyntaxError: ElementTree's ParseError
 )
 """What tifffile raises on damaged files: its parsers trust what they read and fail in whatever way the numbers lead to."""
-
-GDALS = ("geotiff", "generic-tiff")
-"""What GDAL may have written: of others nothing beside them is asked for."""
 
 LISTS = (324, 325, 273, 279)
 """Tags with a number for each piece: TileOffsets, TileByteCounts, StripOffsets, StripByteCounts."""
