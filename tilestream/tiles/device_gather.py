@@ -90,7 +90,8 @@ class _Kernels:
             begun = (device, block) in self._made
             kernel = self._made.setdefault((device, block), None)
         if not begun:
-            threading.Thread(target=self._compile, args=[device, block], name="gather", daemon=True).start()
+            # No daemon, as the thread that asks is: an interpreter that ends would cut it off inside the compiler, whose C++ then aborts the process.
+            threading.Thread(target=self._compile, args=[device, block], name="gather", daemon=False).start()
         return kernel
 
     def _compile(self, device: torch.device, block: int) -> None:
