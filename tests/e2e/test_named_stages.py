@@ -168,14 +168,14 @@ def test_a_list_of_pools_makes_in_one_run_what_each_makes_alone(image, tmp_path)
     ("pool", "words"),
     [
         ([], "pool: an empty list"),
-        (["mean", "none"], r"pool\.beside: none stands among other pools\. Leave it out"),
+        (["mean", "none"], r"pool: none stands among other pools\. Leave it out"),
         (
             ["mean", "max", {"name": "gated_attention", "as": "max"}],
-            r"pool\.beside: two pools are kept as max\. Give one of them another name by `as`",
+            r"pool: two pools are kept as max\. Give one of them another name by `as`",
         ),
-        (["mean", {"nam": "max"}], r"pool\.beside\[0\]\.nam: unknown key; did you mean pool\.beside\.name\?"),
+        (["mean", {"nam": "max"}], r"pool\[1\]\.nam: unknown key; did you mean pool\.name\?"),
         (["mean", {"name": "gigapath", "weights": "a.tif"}], r"pool\.name: gigapath takes vectors of 1536 features"),
-        (["mean", "maximum"], r"pool\.beside\[0\]\.name: 'maximum' is not one of .*did you mean max\?"),
+        (["mean", "maximum"], r"pool\[1\]\.name: 'maximum' is not one of .*did you mean max\?"),
     ],
 )
 def test_lists_of_pools_that_cannot_be_are_refused(image, tmp_path, pool, words):

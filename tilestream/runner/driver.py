@@ -126,7 +126,8 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float, held:
 
             setup = set_up_on(engine, config, len(cohort.refs), recipes, stored_encoder(cohort, recipes, todo), summary.wall)
             setup = replace(setup, held=held if engine.in_process else 0)
-            engine.settle()
+            if setup.facts.device.startswith("cuda"):
+                engine.settle()
             work = Run(cohort, setup, engine, summary, reporter, recipes.knowing(setup.facts, setup.heads), claims, looked)
             work.execute()
     finally:

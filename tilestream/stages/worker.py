@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -337,10 +338,14 @@ def worker_for(settings: WorkerSettings) -> Worker:
             if _worker is not None:
                 if _worker.processes is not None:
                     _worker.processes.close()
+                encoder = weakref.ref(_worker.encoder)
                 _worker = None  # let go of the old encoder before the new one is built
                 _unsettle()
-                gc.collect()  # it holds cycles
+                if encoder() is not None:  # it refers to itself
+                    gc.collect()
             _worker = Worker(settings)
-            if worker_address():  # a process that does nothing else; in one of the user's, it is the run's to say
+            if (
+                worker_address() and _worker.graphs is not None
+            ):  # a process that does nothing else; in one of the user's, it is the run's to say
                 _unsettle = settle()
         return _worker
