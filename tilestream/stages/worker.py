@@ -338,8 +338,7 @@ def worker_for(settings: WorkerSettings) -> Worker:
             if _worker is not None:
                 if _worker.processes is not None:
                     _worker.processes.close()
-                encoder = weakref.ref(_worker.encoder)
-                _worker = None  # let go of the old encoder before the new one is built
+                encoder, _worker = weakref.ref(_worker.encoder), None  # let go of the old encoder before the new one is built
                 _unsettle()
                 if encoder() is not None:  # it refers to itself
                     gc.collect()
