@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -65,6 +66,7 @@ class Interrupts:
         if self.count > 1:
             self._leave("interrupted twice: leaving at once")
         self._first = time.monotonic()
+        logging.getLogger("distributed.nanny").setLevel(logging.ERROR)  # workers that hear of it as well are no news
         timer = threading.Timer(GRACE, self._leave, [f"work did not end within {GRACE:g} s: leaving now"])
         timer.daemon = True
         timer.start()

@@ -27,6 +27,7 @@ from tilestream.config.load import secret_texts
 from tilestream.config.local_files import read_small_file
 from tilestream.errors import HIDDEN, LONGEST_REASON, ConfigError
 from tilestream.runner.engines.fork_server import begin_server
+from tilestream.runner.engines.interrupts import interrupts_held
 from tilestream.stages.worker_settings import TASKS, worker_count
 
 ANSWER = 5.0
@@ -51,17 +52,21 @@ class Cluster:
     def close(self) -> None:
         """Let go of it; what was started here ends."""
         try:
-            self.client.close()
+            with interrupts_held():  # distributed would leave a coroutine behind, and say so
+                self.client.close()
+            if self.started is not None:
+                self._end_started()
         finally:
             _hush(on=False)
-        if self.started is not None:
-            nannies = logging.getLogger("distributed.nanny")
-            level = nannies.level
-            nannies.setLevel(logging.ERROR)  # that a worker in the middle of a batch had to be killed is no news any more
-            try:
-                self.started.close()
-            finally:
-                nannies.setLevel(level)
+
+    def _end_started(self) -> None:
+        nannies = logging.getLogger("distributed.nanny")
+        level = nannies.level
+        nannies.setLevel(logging.ERROR)  # that a worker in the middle of a batch had to be killed is no news any more
+        try:
+            self.started.close()
+        finally:
+            nannies.setLevel(level)
 
 
 CONNECTIONS = ("distributed.client", "distributed.batched")
