@@ -154,21 +154,21 @@ def test_work_in_flight_follows_the_workers_that_come_and_go(tmp_path):
     gate, ended = tmp_path / "gate", []
     with processes(tmp_path, 1) as cluster, open_engine(compute_section(scheduler=f"file:{cluster.file}")) as engine:
         assert engine.call_all(double, 21) == [42]
-        assert engine.record[-1] == (1, 4)
-        for number in range(4):
+        assert engine.record[-1] == (1, 5)
+        for number in range(5):
             engine.submit(number, hold, (number, str(gate)))
         cluster.join(2)
         follow(engine, 3, ended)
-        assert engine.record[-1] == (3, 12)
-        for number in range(4, engine.capacity):
+        assert engine.record[-1] == (3, 15)
+        for number in range(5, engine.capacity):
             engine.submit(number, hold, (number, str(gate)))
         cluster.leave(1)
         follow(engine, 2, ended)
-        assert engine.record[-1] == (2, 8)
+        assert engine.record[-1] == (2, 10)
         gate.touch()
-        while len(done := [pair for pair in ended if pair is not None]) < 12:
+        while len(done := [pair for pair in ended if pair is not None]) < 15:
             ended.append(engine.wait_next(60))
-        assert sorted((key, outcome.value) for key, outcome in done) == [(number, number) for number in range(12)]
+        assert sorted((key, outcome.value) for key, outcome in done) == [(number, number) for number in range(15)]
 
 
 class Heard(logging.Handler):
@@ -240,7 +240,7 @@ def test_a_run_takes_six_late_workers_and_loses_nothing_as_two_leave(tmp_path, m
         summary = tilestream.run(config(image, tmp_path / "out", **sections, compute=compute))
         around.join()
     record = engines[0].record
-    assert (5, 20) in record[record.index((7, 28)) :]
+    assert (5, 25) in record[record.index((7, 35)) :]
     assert (summary.exit_code, summary.tiles) == (0, 80)
     tilestream.run(config(image, tmp_path / "alone", **sections, compute={"batch_size": 2, "shard_tiles": 2}))
     assert same_store(opened(tmp_path / "alone", "a"), opened(tmp_path / "out", "a"))

@@ -112,8 +112,8 @@ class DaskEngine(Engine):
 
     @property
     def capacity(self) -> int:  # type: ignore[override]
-        """Tasks in flight: what keeps the workers busy that are ready; where more come by themselves once there is work, as many as that takes."""
-        return (self._cluster.most or len(self._ready)) * max(TASKS, self._threads if self._cluster.most else 0)
+        """Tasks in flight: what the workers that are ready have in hand, and one more for each that waits there; where more come by themselves once there is work, as many as that takes."""
+        return (self._cluster.most or len(self._ready)) * max(TASKS + 1, self._threads if self._cluster.most else 0)
 
     # -- tasks ------------------------------------------------------------------------------------------------------
 
