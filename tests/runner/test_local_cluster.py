@@ -89,6 +89,15 @@ def test_workers_that_do_not_start_are_told_with_where_they_put_their_files(tmp_
             open_engine(compute_section(scheduler="local", workers=2))
 
 
+def test_workers_that_lack_a_package_are_told_to_have_it_installed(monkeypatch):
+    def lacking():
+        raise ImportError("needs cryptography")
+
+    monkeypatch.setattr(distributed.Security, "temporary", lacking)
+    with pytest.raises(ConfigError, match=r"do not start: needs cryptography\. Install what is missing, or set it to inline"):
+        open_engine(compute_section(scheduler="local", workers=2))
+
+
 def test_a_schedulers_file_that_is_not_there_is_refused_at_once(tmp_path):
     with pytest.raises(ConfigError, match=r"compute.scheduler: there is no file .*/gone.json. Start the scheduler first"):
         open_engine(compute_section(scheduler=f"file:{tmp_path}/gone.json"))

@@ -102,9 +102,12 @@ def open_cluster(compute: Compute) -> Cluster:
         try:
             started = _start_local_cluster(worker_count(compute))
         except Exception as error:  # whatever keeps processes of a library's from starting
+            room = (
+                f"Make room in memory and in {dask.config.get('temporary-directory') or tempfile.gettempdir()}, where they put their files"
+            )
+            way = "Install what is missing" if isinstance(error, ImportError) else room
             raise ConfigError(
-                f"compute.scheduler: the {worker_count(compute)} worker processes of this machine do not start: {first_line(error)}. Make room in memory and "
-                f"in {dask.config.get('temporary-directory') or tempfile.gettempdir()}, where they put their files, or set it to inline."
+                f"compute.scheduler: the {worker_count(compute)} worker processes of this machine do not start: {first_line(error)}. {way}, or set it to inline."
             ) from error
     else:
         started = _start_class(spec, None if compute.workers == "auto" else int(compute.workers))

@@ -17,7 +17,7 @@ class Turns:
     """Has this process, a decoder, leave its core at once to whoever wakes up, and watches what that costs it.
 
     Threads that feed a device work for microseconds at a time and sleep in between. Where all cores decode, each of their turns begins up to
-    3 ms late, a turn of the scheduler's; an H100 waited for an eighth of its time. A process of the idle policy (sched(7)) is left at
+    3 ms late, a turn of the scheduler's; an H100 waited a tenth of its time for them. A process of the idle policy (sched(7)) is left at
     once, and takes what cores have left: next to programs of others that may be nothing, and an ordinary user cannot take the policy
     back. `starved` says so, for a process of its own turn to be put in its place.
 
