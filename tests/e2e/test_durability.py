@@ -1,6 +1,7 @@
 """Nothing lost: kills, full disks, damaged and missing objects; the same command again ends with the same output."""
 
 import errno
+import itertools
 import os
 import random
 import signal
@@ -48,19 +49,17 @@ def undisturbed(path, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_a_write_that_fails_ends_with_5_and_resumes_wherever_it_was(path, undisturbed, tmp_path, monkeypatch, kind):
-    flush, written = Folder.flush, 0
+    flush = Folder.flush
 
     def fail(self, key):
-        nonlocal written
-        written += 1
-        if written == at:
+        if next(calls) == at:
             raise OSError(kind, os.strerror(kind), key)
         flush(self, key)
 
     monkeypatch.setattr(Folder, "flush", fail)
     at, step, words = 1, 1 if kind == errno.ENOSPC else 5, []
     for _ in range(200):
-        written = 0
+        calls = itertools.count(1)
         try:
             embed(path, tmp_path / "out", compute={"shard_tiles": 10}, **SECTIONS)
         except InterruptedRunError as error:

@@ -1,6 +1,7 @@
 """The faults of a run with a head that segments and one that detects: nothing lost, nothing invented, and the same bytes in the end."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -81,19 +82,17 @@ def ends_as_calm(output, calm):
 )
 @pytest.mark.slow
 def test_a_disk_that_fails_anywhere_ends_with_5_and_resumes(image, calm, tmp_path, monkeypatch, kind):
-    flush, written, at = Folder.flush, 0, 4
+    flush, at = Folder.flush, 4
 
     def fail(self, key):
-        nonlocal written
-        written += 1
-        if written == at:
+        if next(calls) == at:
             raise OSError(kind, os.strerror(kind), key)
         flush(self, key)
 
     monkeypatch.setattr(Folder, "flush", fail)
     ended = []
     for _ in range(30):
-        written = 0
+        calls = itertools.count(1)
         try:
             assert tilestream.run(given(image, tmp_path / "out")).exit_code == 0
         except InterruptedRunError as error:

@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import itertools
 import os
 import pathlib
 
@@ -111,13 +112,12 @@ class LostHandle:
 def test_a_file_that_vanishes_while_it_is_read_is_an_outage(image, tmp_path, monkeypatch, no_pauses, backend):
     """Its share was unmounted: nothing is known to be damaged."""
     aside = tmp_path / "aside"
-    seen = []
+    calls = itertools.count()
 
     def vanish(source, *place, real=OpenSlideSource._read):
-        if len(seen) == 70:
+        if next(calls) == 70:
             image.rename(aside)
             source._handle = LostHandle()
-        seen.append(place)
         return real(source, *place)
 
     given = line("tiles", image, tmp_path / "out")

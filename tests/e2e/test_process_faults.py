@@ -1,6 +1,7 @@
 """Processes that are killed, disks that fail, workers that end: the same command goes on. More moments, kinds and places are in test_durability.py."""
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -28,12 +29,10 @@ def test_kill_9_and_the_same_command_again(tmp_path, undisturbed, say):
 
 @pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_a_disk_that_fails_ends_with_5_and_resumes(capsys, tmp_path, undisturbed, monkeypatch, say, kind):
-    flush, written = Folder.flush, 0
+    flush, calls = Folder.flush, itertools.count(1)
 
     def fail(self, key):
-        nonlocal written
-        written += 1
-        if written == 6:
+        if next(calls) == 6:
             raise OSError(kind, os.strerror(kind), key)
         flush(self, key)
 

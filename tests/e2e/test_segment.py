@@ -1,5 +1,7 @@
 """Heads that segment, in whole runs: the same bytes whatever the cuts; and what was not computed is no class."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -82,10 +84,10 @@ def test_patches_meet_as_the_config_says(image, tmp_path, blend):
 def test_a_run_that_was_cut_short_ends_with_the_same_bytes(image, tmp_path, monkeypatch):
     monkeypatch.setattr(patch_grid, "BLOCK_SIDE", 200)
     segment(image, tmp_path / "whole", UNET)
-    written = []
+    calls, written = itertools.count(1), []
 
     def dying(*args):
-        if len(written) == 2:
+        if next(calls) > 2:
             raise KeyboardInterrupt
         written.append(args[2])
         return labels.write_unit(*args)

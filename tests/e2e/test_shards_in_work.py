@@ -1,5 +1,7 @@
 """A run that ends in the middle of a shard keeps what it embedded; the next one embeds the rest, and ends with the bytes of one that nobody disturbed."""
 
+import threading
+
 import numpy as np
 import pytest
 import tifffile
@@ -17,6 +19,7 @@ from tilestream.store.slide_store import ASIDE, SlideStore
 
 TILES = 8 * 10
 BATCH = 4
+LOCK = threading.Lock()
 
 
 class Stopping(Corners):
@@ -25,10 +28,12 @@ class Stopping(Corners):
     stop_after, fail_after, seen = None, None, 0
 
     def forward(self, tiles):
-        type(self).seen += 1
-        if type(self).seen == self.stop_after:
+        with LOCK:
+            type(self).seen += 1
+            seen = self.seen
+        if seen == self.stop_after:
             slide_task.STOP.set()
-        if type(self).seen == self.fail_after:
+        if seen == self.fail_after:
             raise RuntimeError("no more")
         return super().forward(tiles)
 

@@ -1,5 +1,6 @@
 """The command, but the process dies at the Nth step of a commit: `python -m tests.support.dying run CONFIG`, N from TILESTREAM_TEST_DIE_AT."""
 
+import itertools
 import os
 import signal
 import sys
@@ -7,16 +8,14 @@ import sys
 from tilestream.cli import main
 from tilestream.store.folder import Folder
 
-steps = 0
+steps = itertools.count(1)
 
 
 def dying(step):
     """The same method, except that the process dies before its Nth call."""
 
     def count(self, *arguments):
-        global steps  # noqa: PLW0603
-        steps += 1
-        if steps == int(os.environ["TILESTREAM_TEST_DIE_AT"]):
+        if next(steps) == int(os.environ["TILESTREAM_TEST_DIE_AT"]):
             os.kill(os.getpid(), signal.SIGKILL)
         return step(self, *arguments)
 

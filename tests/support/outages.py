@@ -1,6 +1,7 @@
 """Storage that goes away: reads of image files fail from some read on, for a while or for good."""
 
 import errno
+import itertools
 import os
 from pathlib import Path
 
@@ -12,13 +13,12 @@ class Outage:
     """In place of `os.pread`: after `after` reads of an image, the next `count` of them fail as `kind` says; none before `begun` says so."""
 
     def __init__(self, after, count, kind, begun=lambda: True):
-        self.after, self.count, self.kind, self.reads, self.read, self.begun = after, count, kind, 0, os.pread, begun
+        self.failing, self.reads = range(after + 1, after + count + 1), itertools.count(1)
+        self.kind, self.read, self.begun = kind, os.pread, begun
 
     def __call__(self, number, size, offset):
-        if Path(f"/proc/self/fd/{number}").readlink().suffix == ".tif":
-            self.reads += self.begun()
-            if self.after < self.reads <= self.after + self.count:
-                raise OSError(self.kind, os.strerror(self.kind))
+        if Path(f"/proc/self/fd/{number}").readlink().suffix == ".tif" and self.begun() and next(self.reads) in self.failing:
+            raise OSError(self.kind, os.strerror(self.kind))
         return self.read(number, size, offset)
 
 
