@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+ROOT = Path(__file__).parents[2]
+
 _HEAR = """
 import os, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -53,8 +55,8 @@ def unheard(pid):
 
 
 def shell(command, folder, **environment):
-    """A line of bash, and what it said on the streams that it leaves open."""
+    """A line of bash, and what it said on the streams that it leaves open; encoders of the tests are found from any folder."""
     return subprocess.run(
         [*HEARING, "bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False, timeout=300,
-        env=os.environ | {"PYTHON": sys.executable} | environment,
+        env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)} | environment,
     )  # fmt: skip
