@@ -164,6 +164,19 @@ def nodata_of(values: Sequence[float | None]) -> Nodata:
     return values[0] if len({repr(value) for value in values}) == 1 else tuple(values)
 
 
+def nodata_in(nodata: Nodata, chosen: Sequence[int]) -> Nodata:
+    """What stands for nothing in chosen bands, of what is said of all."""
+    if not isinstance(nodata, tuple):
+        return nodata
+    return nodata_of([nodata[band] if band < len(nodata) else None for band in chosen])
+
+
+def nodata_words(nodata: Nodata) -> str:
+    """What stands for nothing, as people read it."""
+    said = nodata if isinstance(nodata, tuple) else (nodata,)
+    return ", ".join("none" if value is None else f"{value:g}" for value in said)
+
+
 def sample_of(value: float | None, kind: np.dtype[Any]) -> Any:
     """A value as samples of a kind have it; None where none of them can be it."""
     if value is None or (kind.kind != "f" and not (float(value).is_integer() and np.iinfo(kind).min <= value <= np.iinfo(kind).max)):

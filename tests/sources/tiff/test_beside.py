@@ -140,12 +140,60 @@ def test_nodata_is_what_rasterio_takes_for_it(tmp_path: Path, name: str) -> None
         assert not source.info.warnings
 
 
-def test_nodata_that_differs_between_bands_is_told(tmp_path: Path) -> None:
-    path = write_raster(tmp_path / "a.tif", PICTURE, nodata=3)
-    (tmp_path / "a.tif.aux.xml").write_text(aux(band(2, "<NoDataValue>7</NoDataValue>")))
-    with open_source(str(path), SourceOptions()) as source:
-        assert [words for words in source.info.warnings if "(3, 7, 3), which are not read; gdal_edit -a_nodata" in words]
-        assert source.info.properties["geo.nodata"] == "3"
+OF_BANDS = [(3, {2: 7}), (None, {1: 7, 2: 0}), (None, {3: 5}), (4, {1: 300}), (None, {1: 1, 2: 2, 3: 3}), (2, {1: 7, 2: 7, 3: 7})]
+"""The file's own value, and of bands by number."""
+
+
+@pytest.mark.parametrize("own", [None, "alpha", "separate"])
+@pytest.mark.parametrize(("nodata", "said"), OF_BANDS)
+def test_nodata_of_each_band_is_what_rasterio_takes_for_it(tmp_path: Path, nodata: Any, said: dict[int, int], own: Any) -> None:
+    samples = np.random.default_rng(1).integers(0, 8, (130, 150, 4 if own == "alpha" else 3)).astype(np.uint8)
+    if own == "alpha":
+        samples[..., 3] = 255 * (samples[..., 3] > 2)
+    path = write_raster(
+        tmp_path / "a.tif", samples, nodata=nodata, **({"alpha": "yes"} if own == "alpha" else {"interleave": "band"} if own else {})
+    )
+    (tmp_path / "a.tif.aux.xml").write_text(aux(*(band(k, f"<NoDataValue>{value}</NoDataValue>") for k, value in said.items())))
+    with rasterio.open(path) as file:
+        known = file.nodatavals
+        judge = (
+            None if own == "alpha" else np.moveaxis(file.read_masks() > 0, 0, -1)
+        )  # GDAL has alpha shadowed by nodata, and here both count
+    outside = samples[..., 3] == 0 if own == "alpha" else np.zeros(samples.shape[:2], bool)
+    valid = np.stack([np.ones(outside.shape, bool) if value is None else samples[..., k] != value for k, value in enumerate(known[:3])], -1)
+    if judge is not None:
+        np.testing.assert_array_equal(valid, judge)
+    for channels in ((0, 1, 2), (2, 0), (1,)):
+        with open_source(str(path), SourceOptions(channels=channels, normalise="none")) as source:
+            wanted = np.where(valid & ~outside[..., np.newaxis], samples[..., :3].astype(np.float32), np.nan)[..., list(channels)]
+            np.testing.assert_array_equal(source.read_region(0, Region(0, 0, 130, 150)), wanted)
+    for choice in (None, (2, 0, 1), (1,)):
+        with open_source(str(path), SourceOptions(channels=choice)) as source:
+            taken = list(choice or (0, 1, 2))
+            hidden = outside | ~valid[..., taken].any(axis=-1)
+            wanted = np.where(hidden[..., np.newaxis], 255, samples[..., taken])
+            np.testing.assert_array_equal(source.read_region(0, Region(0, 0, 130, 150)), np.broadcast_to(wanted, (130, 150, 3)))
+            assert not source.info.warnings
+
+
+def test_blocks_that_a_file_leaves_out_are_what_each_band_says(tmp_path: Path) -> None:
+    samples = np.full((128, 128, 3), 9, np.uint8)
+    samples[:64, :64, 1], samples[:64, :64, 2] = 5, 0
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.moveaxis(samples, -1, 0), photometric="rgb", planarconfig="separate", tile=(64, 64), metadata=None
+    )
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        counts, offsets = tif.pages[0].tags[325], tif.pages[0].tags[324]
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as tif:
+        page = tif.pages[0].aspage()
+        for name, tag in (("TileByteCounts", counts), ("TileOffsets", offsets)):
+            page.tags[name].overwrite([0 if k in (4, 8) else value for k, value in enumerate(tag.value)])
+    (tmp_path / "a.tif.aux.xml").write_text(aux(band(2, "<NoDataValue>5</NoDataValue>")))
+    with open_source(str(tmp_path / "a.tif"), SourceOptions(channels=(0, 1, 2), normalise="none")) as source, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(tmp_path / "a.tif") as file:
+            judge = np.moveaxis(np.where(file.read_masks() > 0, file.read().astype(np.float32), np.nan), 0, -1)
+        np.testing.assert_array_equal(source.read_region(0, Region(0, 0, 128, 128)), judge)
 
 
 def test_bands_are_called_and_scaled_as_rasterio_says(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from tilestream.config.bands.band import Band
 from tilestream.config.urls.objects import is_url
 from tilestream.errors import InputError
-from tilestream.sources.bands import Nodata, nodata_of
+from tilestream.sources.bands import Nodata, nodata_in
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.files import NoGridError
 from tilestream.sources.mosaic.parts import Listed, Part
@@ -32,7 +31,8 @@ class Taken:
     """Of the file."""
     columns: tuple[int, ...]
     """Where they go among the bands that come out; of an alpha that is only looked at, none."""
-    nodata: float | None
+    nodata: Nodata
+    """Of all `columns`, or of each."""
     alpha: bool = False
     """Whether the last of `bands` says where the image is."""
     own: bool = False
@@ -115,16 +115,21 @@ def _side_by_side(listed: Listed, opened: dict[str, TiffSource], options: Source
         first = first or index
         _refuse_other_samples((listed.parts[0].path, first), (part.path, index))
         bands = index.rule.channels or tuple(range(_samples(index)))
-        nodata = index.rule.nodata if part.own_nodata else part.nodata
-        assert not isinstance(nodata, tuple), "a file says one for all of its bands"
-        own = (part.own_nodata and listed.nodata is None) or (nodata == index.rule.nodata == listed.nodata)
+        nodata, itself = nodata_in(_said(part, index), bands), index.nodata is not None or part.stated is None
+        own = (part.own_nodata and itself and listed.nodata is None) or (nodata == index.rule.nodata == listed.nodata)
         taken[id(part)] = Taken(bands, tuple(range(len(bands))), nodata, part.masked and index.rule.alpha != "none", own)
     assert first is not None, "a mosaic has a file"
     assert first.kind is not None, "a rule is made for known samples"
     bands = taken[id(listed.parts[0])].bands
     colours, count = bands if first.rule.alpha == "none" else bands[:-1], len(bands)
     return ChosenBands(
-        listed, taken, replace(first.rule, channels=None, nodata=_nodata(listed, colours)), first.kind, count, first.bands, first.chosen
+        listed,
+        taken,
+        replace(first.rule, channels=None, nodata=nodata_in(listed.nodata, colours)),
+        first.kind,
+        count,
+        first.bands,
+        first.chosen,
     )
 
 
@@ -148,9 +153,11 @@ def _colours(rule: SampleRule) -> str:
     return f"{alpha}{', 0 is white' if rule.invert else ''}{window}{values}"
 
 
-def _nodata(listed: Listed, chosen: Sequence[int]) -> Nodata:
-    """What stands for nothing in chosen bands."""
-    return nodata_of([listed.nodata[band] for band in chosen]) if isinstance(listed.nodata, tuple) else listed.nodata
+def _said(part: Part, index: TiffIndex) -> Nodata:
+    """What stands for nothing in the bands of a file."""
+    if not part.own_nodata:
+        return part.nodata
+    return part.stated if index.nodata is None else index.nodata
 
 
 def _band_by_band(listed: Listed, opened: dict[str, TiffSource], address: str, options: SourceOptions) -> ChosenBands:
@@ -178,13 +185,12 @@ def _band_by_band(listed: Listed, opened: dict[str, TiffSource], address: str, o
             )
         if max(band for band, _ in pairs) >= _samples(index):
             raise InputError(f"{address}: takes band {max(band for band, _ in pairs) + 1} of {part.path}, which has {_samples(index)}.")
-        nodata = index.rule.nodata if part.own_nodata else part.nodata
-        assert not isinstance(nodata, tuple), "a file says one for all of its bands"
         own = _alpha_of(index)
         looked_at = () if own is None or not part.masked or pairs[-1][0] == own else (own,)
         if over and pairs[-1] == (own, len(chosen)):
             alpha = index.rule.alpha
         bands, columns = (tuple(numbers) for numbers in zip(*pairs, strict=True))
+        nodata = nodata_in(_said(part, index), bands)
         taken[id(part)] = Taken((*bands, *looked_at), columns, nodata, own is not None and part.masked)
         wanted.append(part)
     if first is None:
@@ -194,6 +200,8 @@ def _band_by_band(listed: Listed, opened: dict[str, TiffSource], address: str, o
     choices.values(kind, kind.itemsize * 8)
     choices.settle()
     values = choices.band_values(chosen, kind, kind.itemsize * 8)
-    rule = SampleRule(None, choices.window(chosen) if values is None else None, alpha, nodata=_nodata(listed, chosen), values=values)
+    rule = SampleRule(
+        None, choices.window(chosen) if values is None else None, alpha, nodata=nodata_in(listed.nodata, chosen), values=values
+    )
     valued = () if values is None else tuple(choices.bands[number] for number in chosen)
     return ChosenBands(replace(listed, parts=tuple(wanted)), taken, rule, kind, len(chosen) + len(over), choices.bands, valued)

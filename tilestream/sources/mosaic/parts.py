@@ -30,6 +30,8 @@ class Part:
     """Whether what the file itself calls nodata lets others show through."""
     nodata: float | None = None
     """The value that does, where `own_nodata` is not asked; None where nothing does."""
+    stated: Nodata = None
+    """What stands for nothing in the file's bands, where `own_nodata` is asked and the file itself does not say."""
     masked: bool = True
     """Whether the file's alpha and its mask let others show through."""
 

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.geometry import Region
+from tilestream.sources.bands import Nodata
 from tilestream.sources.base import Pixels
+from tilestream.sources.sample_values import is_value
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.sources.wrapped.masked import MaskedSource
 
@@ -31,7 +33,8 @@ class Piece:
     """Of the file, to be read."""
     columns: tuple[int, ...]
     """Where they go among the bands that come out; of an alpha that is only looked at, none."""
-    nodata: float | None
+    nodata: Nodata
+    """Of all columns, or of each."""
     mask: MaskedSource | None
     alpha: bool
     """Whether the last of `bands` says where the image is."""
@@ -118,7 +121,7 @@ def _put(piece: Piece, found: NDArray[Any], region: Region, into: tuple[NDArray[
     valid: NDArray[np.bool_] | None = None
     looked_at, found = len(piece.bands) > len(piece.columns), found[..., : len(piece.columns)]
     if piece.nodata is not None:
-        valid = ~np.isnan(found) if np.isnan(piece.nodata) else found != piece.nodata
+        valid = ~_is_nodata(found, piece.nodata)
         if piece.alpha and not looked_at:
             valid[..., -1] = True
     for where in inside:
@@ -137,6 +140,13 @@ def _put(piece: Piece, found: NDArray[Any], region: Region, into: tuple[NDArray[
     for number, column in enumerate(columns):
         np.copyto(samples[..., column], found[..., number], where=new[..., number])
         held[..., column] |= new[..., number]
+
+
+def _is_nodata(found: NDArray[Any], nodata: Nodata) -> NDArray[np.bool_]:
+    """(h, w, b): which samples are what stands for nothing."""
+    if not isinstance(nodata, tuple):
+        return is_value(found, nodata)
+    return np.stack([is_value(found[..., band], value) for band, value in enumerate(nodata)], axis=-1)
 
 
 def _inside(piece: Piece, found: NDArray[Any], region: Region) -> list[NDArray[np.bool_]]:

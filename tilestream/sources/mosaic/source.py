@@ -15,7 +15,7 @@ import numpy as np
 from tilestream.config.bands.band import Band
 from tilestream.errors import ConfigError
 from tilestream.geometry import Level, Region, Size, downsample_from_sizes
-from tilestream.sources.bands import Nodata, sample_of
+from tilestream.sources.bands import Nodata, nodata_words, sample_of
 from tilestream.sources.base import RGB, WHITE, Pixels, SegmentGrid, SlideInfo, Source, SourceOptions
 from tilestream.sources.channel_names import list_channels
 from tilestream.sources.geo import GeoReference
@@ -269,7 +269,9 @@ def _about(
     opened: dict[str, TiffSource], placed: tuple[Placed, ...], geo: GeoReference | None, grid: SegmentGrid, bands: ChosenBands
 ) -> _About:
     listed = bands.listed
-    nodata = sorted({source.info.properties["geo.nodata"] for source in opened.values() if "geo.nodata" in source.info.properties})
+    own = [opened[each.part.path].index.nodata for each in placed]
+    said = {nodata_words(each.part.stated if of_file is None else of_file) for each, of_file in zip(placed, own, strict=True)}
+    nodata = sorted(said - {"none"})
     properties = {
         "mosaic.files": str(len(opened)),
         "mosaic.order": listed.order,
@@ -294,6 +296,7 @@ def _fingerprint(listed: Listed, opened: dict[str, TiffSource], placed: tuple[Pl
             each.part.masked,
             astuple(each.taken),
             astuple(each.place),
+            *([each.part.stated] if each.part.stated is not None and opened[each.part.path].index.nodata is None else []),
         ]
         for each in placed
     ]

@@ -7,6 +7,7 @@ called by the asset's key, or by its band's common name.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,11 @@ from tilestream.config.bands.band import Band
 from tilestream.config.local_files import read_small_file
 from tilestream.config.urls.objects import is_url
 from tilestream.errors import ConfigError, InputError
+from tilestream.sources.bands import Nodata, nodata_of
 from tilestream.sources.mosaic.parts import Listed, Part
+
+WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+"""What STAC writes for values that JSON has no numbers for."""
 
 LARGEST_LIST = 64 * 1024**2
 """Bytes: some ten thousand items."""
@@ -44,13 +49,14 @@ def read_stac(path: str) -> Listed:
     folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120  # addresses are strings
     rasters = [_rasters(item, path) for item in items]
     order = "the first item of the list on top"
+    pairs = list(zip(items, rasters, strict=True))
     if all(len(found) == 1 for found in rasters):
-        parts = tuple(Part(_place(asset, folder, path)) for found in rasters for asset in found.values())
+        parts = tuple(Part(_place(asset, folder, path), stated=_nodata(item, asset)) for item, found in pairs for asset in found.values())
         return Listed("STAC items", parts, order)
     keys = list(dict.fromkeys(key for found in rasters for key in found))
     made = [
-        Part(_place(asset, folder, path), tuple(0 if each == key else None for each in keys))
-        for found in rasters
+        Part(_place(asset, folder, path), tuple(0 if each == key else None for each in keys), stated=_nodata(item, asset))
+        for item, found in pairs
         for key, asset in found.items()
     ]
     assets = {key: asset for found in reversed(rasters) for key, asset in found.items()}
@@ -95,6 +101,23 @@ def _band(key: str, asset: Mapping[str, Any]) -> Band:
     )
     common = str(said.get("eo:common_name") or said.get("common_name") or said.get("name") or "")
     return Band(key, common, light, scale or 1.0, offset or 0.0)
+
+
+def _nodata(item: Mapping[str, Any], asset: Mapping[str, Any]) -> Nodata:
+    """What an asset says that stands for nothing in its bands: of each, else of all of them, else as its item says of all assets."""
+    properties = item.get("properties")
+    for_all = [each.get("nodata") for each in (asset, properties) if isinstance(each, Mapping)]
+    listed = [_listed(asset, key) for key in ("bands", "raster:bands")]
+    of_bands = [[each[k] for each in listed if k < len(each) and isinstance(each[k], Mapping)] for k in range(max(map(len, listed)))]
+    said = [[*(each.get("nodata") for each in words), *for_all] for words in of_bands or [[]]]
+    return nodata_of([next((value for each in values if (value := _value(each)) is not None), None) for values in said])
+
+
+def _value(said: Any) -> float | None:
+    """A value of samples, which JSON writes as a number or as one of three words; None of anything else."""
+    if isinstance(said, str):
+        return WORDS.get(said.casefold())
+    return float(said) if isinstance(said, int | float) and not isinstance(said, bool) else None
 
 
 def _place(asset: Mapping[str, Any], folder: str, path: str) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from tilestream.config.bands.band import Band
 from tilestream.config.local_files import read_small_file
 from tilestream.errors import ConfigError
-from tilestream.sources.bands import sample_of
+from tilestream.sources.bands import Nodata, nodata_of, sample_of
 from tilestream.sources.geo import Affine, GeoReference, crs_words, geo_from_crs, has_place, read_geo, read_nodata
 
 GDALS = ("geotiff", "generic-tiff")
@@ -57,8 +57,8 @@ class Beside:
     bands: dict[int, BandWords] = field(default_factory=dict)
     """By number, the first 0; counts before the raster's own as well."""
     says_nodata: bool = False
-    nodata: float | None = None
-    """The value that stands for nothing in all bands, where `says_nodata`."""
+    nodata: Nodata = None
+    """The value that stands for nothing in all bands, or in each sample of a pixel, where `says_nodata`."""
     world: Affine | None = None
     """Counts where nothing else says it."""
     warnings: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ def read_beside(address: str, page: Any = None) -> Beside:
 
 
 def _with_nodata(found: Beside, page: Any) -> Beside:
-    """With what is said of nodata, where that is the same in all bands that are no alpha."""
+    """With what is said of nodata in bands that are no alpha."""
     extra, kind, own = list(page.extrasamples), np.dtype(page.dtype or np.uint8), read_nodata(page)
     count = int(page.samplesperpixel)
     values = [number for number in range(count) if number < count - len(extra) or int(extra[number - count]) not in ALPHA_CODES]
@@ -121,11 +121,11 @@ def _with_nodata(found: Beside, page: Any) -> Beside:
     if all(value is None for value in told):
         return found
     said = [own if value is None else value if sample_of(value, kind) is not None else None for value in told]
-    if len({repr(value) for value in said}) == 1:
-        return replace(found, says_nodata=True, nodata=said[0])
-    listed = ", ".join("none" if value is None else f"{value:g}" for value in said)
-    told_apart = f"{found.files[0]} gives bands values of their own that stand for nothing ({listed}), which are not read; gdal_edit -a_nodata gives all the same."
-    return replace(found, warnings=(*found.warnings, told_apart))
+    nodata = nodata_of(said)
+    if isinstance(nodata, tuple):
+        of_values = dict(zip(values, said, strict=True))
+        nodata = tuple(of_values.get(number) for number in range(count))
+    return replace(found, says_nodata=True, nodata=nodata)
 
 
 def _with_world(found: Beside, path: str) -> Beside:

@@ -8,10 +8,9 @@ import numpy as np
 import tifffile
 
 from tilestream.errors import InputError
+from tilestream.sources.bands import Nodata, nodata_in
 from tilestream.sources.files import NoGridError
-from tilestream.sources.geo import read_nodata
 from tilestream.sources.sample_values import Alpha, Choices, SampleRule
-from tilestream.sources.tiff.beside import NOTHING, Beside
 
 JPEG, JPEG_2000_YCBCR = 7, 33003
 JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
@@ -43,10 +42,9 @@ def check_coding(page: Any, address: str) -> None:
         raise InputError(f"{address}: colours are {name}; grey, RGB and YCbCr are read. Convert the file to RGB first.")
 
 
-def sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices, beside: Beside = NOTHING) -> SampleRule:
-    """How this page's samples become RGB; what cannot be known is noted in `choices`."""
+def sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices, nodata: Nodata = None) -> SampleRule:
+    """How this page's samples, in all or each of which `nodata` stands for nothing, become RGB; what cannot be known is noted in `choices`."""
     samples, window = int(page.samplesperpixel), None if choices.options.normalise is not None else choices.window(choices.numbers)
-    nodata = beside.nodata if beside.says_nodata else read_nodata(page)
     invert = int(page.photometric) == WHITE_IS_ZERO
     dtype, bits = np.dtype(page.dtype) if page.dtype is not None else np.dtype("V"), bits_of(page)
     choices.values(dtype, bits)
@@ -58,12 +56,13 @@ def sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices, b
     extra = tuple(int(code) for code in page.extrasamples)
     if choices.options.channels is not None or choices.options.normalise is not None:
         chosen = choices.channels(samples, "axis S")
-        values = choices.band_values(chosen, dtype, bits)
+        values, nodata = choices.band_values(chosen, dtype, bits), nodata_in(nodata, chosen)
         place = next((k for k, code in enumerate(extra) if (code,) in ALPHA), None)
         if place is None:
             return SampleRule(chosen, window, invert=invert, nodata=nodata, values=values)
         alpha = ALPHA[extra[place : place + 1]]
         return SampleRule.of_chosen(chosen, window, alpha, colours + place, invert=invert, nodata=nodata, values=values)
+    nodata = nodata_in(nodata, range(colours))
     if samples == colours + 1 and extra in ALPHA:
         return SampleRule(None, window, ALPHA[extra], invert, nodata)
     if samples != colours:

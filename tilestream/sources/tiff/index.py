@@ -20,11 +20,12 @@ from tilestream.buffers import ThreadBuffers
 from tilestream.config.bands.band import Band
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Level, Size, downsample_from_sizes
+from tilestream.sources.bands import Nodata, nodata_words
 from tilestream.sources.base import LARGEST_PROFILE, SegmentGrid, SourceOptions
 from tilestream.sources.channel_names import list_channels
 from tilestream.sources.containers import refuse_olympus
 from tilestream.sources.files import NoGridError, NotTiffError
-from tilestream.sources.geo import GeoReference, place_warnings
+from tilestream.sources.geo import GeoReference, place_warnings, read_nodata
 from tilestream.sources.resolution import Resolution
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.storage.pieces import MAX_PIECE_BYTES
@@ -114,6 +115,8 @@ class TiffIndex:
     """What is known of the channels."""
     chosen: tuple[Band, ...] = ()
     """Of those whose values are read; empty where pixels are colours."""
+    nodata: Nodata = None
+    """What stands for nothing in all samples of a pixel as they are stored, or in each."""
     beside: str = ""
     """A digest of what files beside it say of place and bands; "" where they say nothing."""
 
@@ -149,7 +152,8 @@ def _index(tif: tifffile.TiffFile, choices: Choices, *, here: bool) -> TiffIndex
     beside = read_beside(address, page) if here and vendor in GDALS else NOTHING
     choices.know_bands(beside.known(read_bands(tif, number, series)))
     leading, channels = _choose_pages(series, choices)
-    rule = sample_rule(page, channels, choices, beside)
+    nodata = beside.nodata if beside.says_nodata else read_nodata(page)
+    rule = sample_rule(page, channels, choices, nodata)
     if choices.problems:
         choices.problems.extend(name_files(tif, address))
     choices.settle()
@@ -166,8 +170,8 @@ def _index(tif: tifffile.TiffFile, choices: Choices, *, here: bool) -> TiffIndex
     facts = _facts(page, series) | (geo.facts() if geo is not None else {}) | beside.facts()
     if listed := list_channels(choices.names):
         facts["channels"] = listed
-    if rule.nodata is not None:
-        facts["geo.nodata"] = f"{rule.nodata:g}"
+    if nodata is not None:
+        facts["geo.nodata"] = nodata_words(nodata)
     if len(files) > 1:
         facts["tiff.files"] = ", ".join(os.path.basename(file) for file in files)  # noqa: PTH119  # addresses are strings
     profile = _icc_profile(page)
@@ -187,6 +191,7 @@ def _index(tif: tifffile.TiffFile, choices: Choices, *, here: bool) -> TiffIndex
         None if page.dtype is None else np.dtype(page.dtype).newbyteorder("="),
         choices.bands,
         () if rule.values is None else tuple(choices.bands[number] for number in choices.numbers or ()),
+        nodata,
         beside.digest,
     )
 

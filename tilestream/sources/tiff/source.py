@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilestream.errors import ReadError
-from tilestream.sources.bands import sample_of
+from tilestream.sources.bands import nodata_in, sample_of
 from tilestream.sources.base import RGB, Pixels, SegmentGrid, SlideInfo, SourceOptions
 from tilestream.sources.files import MASK_BESIDE, TIFF_STARTS, checked_file, fingerprint_file, join_fingerprints
 from tilestream.sources.storage.contract import ByteSource
@@ -198,9 +198,13 @@ class TiffSource(FileTileSource[TiffLevel]):
             return None
         # Of separately stored samples, those without bytes are nodata or else 0 (GDAL leaves out blocks that are all that).
         first = next(part for part in parts if part is not None)
-        assert not isinstance(self._rule.nodata, tuple), "a file says one for all of its bands"
-        hole = sample_of(self._rule.nodata, first.dtype) or 0
-        samples = [np.full_like(first, hole) if part is None else part for part in parts]
+        nodata = self._index.nodata
+        each = nodata_in(nodata, bands if separate and bands is not None else range(len(parts)))
+        holes = each if isinstance(each, tuple) else (each,) * len(parts)
+        samples = [
+            np.full_like(first, sample_of(hole, first.dtype) or 0) if part is None else part
+            for part, hole in zip(parts, holes, strict=True)
+        ]
         joined = samples[0] if len(samples) == 1 else np.concatenate(samples, axis=-1)
         return joined if bands is None or separate else joined[..., list(bands)]
 
