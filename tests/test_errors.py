@@ -27,7 +27,13 @@ from tilestream.errors import ConfigError, InputError, TilestreamError, without_
         ("https://h/a?abcdef==", "https://h/a?***"),
         ("https://h/my slide.zarr?sig=abc", "https://h/my slide.zarr?sig=***"),
         ("simplecache::https://u:p@h/a?sig=b", "simplecache::https://***@h/a?sig=***"),
-        ("GET https://u:p@h/a?sig=b: refused, see http://x/y?k=v now", "GET https://***@h/a?sig=*** refused, see http://x/y?k=*** now"),
+        (
+            "https://h/a?sig=b: no. See http://h/b?t=c. Or (s3://b/a?x=y), https://h/#frag: gone",
+            "https://h/a?sig=***: no. See http://h/b?t=***. Or (s3://b/a?x=***), https://h/#***: gone",
+        ),
+        ("https://h/a?c2VjcmV0Og==: no", "https://h/a?***: no"),
+        ("https://h/a?sig=a:b&t=c: no", "https://h/a?sig=***&t=***: no"),
+        ("GET https://u:p@h/a?sig=b: refused, see http://x/y?k=v now", "GET https://***@h/a?sig=***: refused, see http://x/y?k=*** now"),
     ],
 )
 def test_an_address_is_said_without_what_lets_somebody_in(address, said):

@@ -22,6 +22,9 @@ _URL = re.compile(r"(?<![\w+.-])(?=[A-Za-z][\w+.-]*://)")
 _USER = re.compile(r"(?<=://)(?:[^\s/?#\"'<>]*@|[^\s/?#\[\"'<>@:]*:(?!\d+(?:[/?#\s]|$))[^\s\"'<>]*@)")
 _QUERY = re.compile(r"([?&])([^\s=&#\"'<>]+)(=[^\s&#\"'<>]*)?|(#)[^\s\"'<>]+")
 
+_SENTENCE = re.compile(r"[.,:;)]+$")
+"""What follows an address in a sentence, and is none of its own."""
+
 
 def without_credentials(data: _T) -> _T:
     """Text, or plain data that holds text, in which addresses show neither user and password nor what their queries hold.
@@ -49,9 +52,13 @@ def _hide(part: str) -> str:
 
 def _hide_value(match: re.Match[str]) -> str:
     sign, key, value, fragment = match.groups()
-    if fragment or not (value or "").strip("="):  # the last of a bare secret may be padding: what stands before it is no name
-        return f"{fragment or sign}{HIDDEN}"
-    return match[0] if key.lower() in _HARMLESS else f"{sign}{key}={HIDDEN}"
+    end = _SENTENCE.search(match[0]) if match.string[match.end() : match.end() + 1] in ("", " ", "\n") else None
+    behind = end[0] if end is not None else ""
+    if fragment or not (value or "").removesuffix(behind).strip(
+        "="
+    ):  # the last of a bare secret may be padding: what stands before it is no name
+        return f"{fragment or sign}{HIDDEN}{behind}"
+    return match[0] if key.lower() in _HARMLESS else f"{sign}{key}={HIDDEN}{behind}"
 
 
 class TilestreamError(Exception):

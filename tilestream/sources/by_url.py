@@ -226,15 +226,15 @@ def _open_zarr(address: str, options: SourceOptions, zipped: ByteSource | None =
     try:
         return ZarrSource(address, options, zipped=zipped)
     except (OSError, TilestreamError) as error:
-        words = _unfit_store(address) if zipped is None and outage(error, address) is not None else ""
-        if not words:
+        unfit = _unfit_store(address) if zipped is None and outage(error, address) is not None else None
+        if unfit is None:
             raise
-    raise InputError(words)  # of its own: what came of an outage is taken for one
+    raise unfit  # of its own: what came of an outage is taken for one
 
 
-def _unfit_store(address: str) -> str:
-    """What is the matter with how a web server gives a Zarr's metadata; "" where nothing is."""
+def _unfit_store(address: str) -> InputError | None:
+    """What is the matter with how a web server gives a Zarr's metadata; None where nothing is."""
     from tilestream.sources.storage.web_answers import unfit_answer
 
     parts = (unfit_answer(beside_url(address.rstrip("/"), f"/{mark}")) for mark in ZARR_MARKS)
-    return next(filter(None, parts), "")
+    return next(filter(None, parts), None)

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from tilestream.config.bands.band import Band
-from tilestream.config.urls.objects import is_url
-from tilestream.errors import InputError
+from tilestream.config.urls.objects import is_url, lost_or_refused
+from tilestream.errors import InputError, OutageError
 from tilestream.sources.bands import Nodata, nodata_in
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.files import NoGridError
 from tilestream.sources.mosaic.parts import Listed, Part
 from tilestream.sources.sample_values import Alpha, Choices, SampleRule
+from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.storage.opened import open_bytes
 from tilestream.sources.tiff.index import TiffIndex
 from tilestream.sources.tiff.source import TiffSource
@@ -70,7 +71,7 @@ def choose_bands(listed: Listed, opened: dict[str, TiffSource], address: str, op
 
 def _open(path: str, opened: dict[str, TiffSource], options: SourceOptions) -> TiffSource:
     if path not in opened:
-        remote = open_bytes(path) if is_url(path) else None
+        remote = _bytes_at(path) if is_url(path) else None
         try:
             opened[path] = TiffSource(path, options, remote)
         except NoGridError as error:
@@ -78,6 +79,15 @@ def _open(path: str, opened: dict[str, TiffSource], options: SourceOptions) -> T
                 f"{str(error).rstrip('.')}; the files of a mosaic are tiled or striped TIFF. Convert it: gdal_translate -of COG."
             ) from error
     return opened[path]
+
+
+def _bytes_at(address: str) -> ByteSource:
+    """The bytes of an object; where access to it is refused, that is told as of a single image."""
+    try:
+        return open_bytes(address)
+    except OutageError as error:
+        told = lost_or_refused(error, address, error)
+    raise told  # of its own: what came of an outage is taken for one
 
 
 def _as_they_are(listed: Listed, opened: dict[str, TiffSource]) -> bool:

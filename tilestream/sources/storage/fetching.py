@@ -16,7 +16,7 @@ from typing import Any
 
 from tilestream.config.urls.objects import missing_credentials, open_object, refusal_words, server_words
 from tilestream.errors import InputError, NotThereError, OutageError, ReadError, outage
-from tilestream.sources.storage.web_answers import unfit_answer
+from tilestream.sources.storage.web_answers import NoRangesError, empty, no_ranges, unfit_answer
 
 PAUSES = (0.2, 0.6, 1.8, 4.0)
 """Seconds before the second request of a range and each one after it, about: a server that is asked less recovers sooner."""
@@ -37,10 +37,6 @@ COPY_PART = 8 * 1024**2
 """Bytes of a request where an object is copied whole."""
 
 COPY_AT_ONCE = 8
-
-
-class NoRangesError(InputError):
-    """The server gives files whole only."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +117,11 @@ class RangeFetcher:
                 raise NotThereError(f"{self.address}: there is no such object. Check the URL.") from None
             raise self._lost("the object is gone") from error
         except exceptions.PreconditionError:
+            self._refuse_unfit()
             raise self._changed() from None
         except exceptions.NotSupportedError:
             self._refuse_unfit()
-            raise NoRangesError(
-                f"{self.address}: the server does not give parts of a file (HTTP range requests), without which a slide cannot be read where it lies. "
-                "Copy it ahead: set source.stage to a folder."
-            ) from None
+            raise no_ranges(self.address) from None
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
             if self.version is not None:  # credentials that ran out: who gets new ones goes on
                 raise self._lost(f"access is refused now ({server_words(error)})") from None
@@ -145,8 +139,9 @@ class RangeFetcher:
         """Refuse a web server whose first answer can never be read, however often it is asked. Raises InputError."""
         if not self._answered and not self._asked_why:
             self._asked_why = True
-            if words := unfit_answer(self.address):
-                raise InputError(words)
+            found = unfit_answer(self.address)
+            if found is not None:
+                raise found
 
     def _check(self, meta: Any) -> None:
         stamp = meta["last_modified"].timestamp()
@@ -228,11 +223,6 @@ class RangeFetcher:
                 raise empty(self.address) from None
             raise
         return True
-
-
-def empty(address: str) -> InputError:
-    """The error of an object without bytes."""
-    return InputError(f"{address}: the object is empty (0 bytes). Copy it again from its origin.")
 
 
 def identity_of(size: int, mark: str) -> str:

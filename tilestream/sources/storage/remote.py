@@ -11,7 +11,8 @@ from tilestream.errors import OutageError, without_credentials
 from tilestream.sources.storage.ahead import MOST_BYTES, RangesAhead
 from tilestream.sources.storage.blocks import BlockFile
 from tilestream.sources.storage.contract import ByteSource
-from tilestream.sources.storage.fetching import RangeFetcher, beyond, empty, identity_of
+from tilestream.sources.storage.fetching import RangeFetcher, beyond, identity_of
+from tilestream.sources.storage.web_answers import empty, is_page, no_image
 
 HEAD_BYTES = 64 * 1024
 """Bytes that are asked for when an object is opened: the header and, of many files, the first directory."""
@@ -36,6 +37,8 @@ class RemoteBytes(ByteSource):
             if self._fetcher.is_empty():
                 raise empty(self.name) from None
             raise
+        if is_page(self.head):
+            raise no_image(address)
         version = self._fetcher.version
         assert version is not None, "the first answer pins it"
         self.size = version.size
