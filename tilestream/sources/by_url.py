@@ -107,6 +107,7 @@ def _open_staged(address: str, options: SourceOptions, folder: str, open_local: 
         plain = replace(options, stage=None)
         paths = [str(staged.path) for staged, _, _ in held]
         source = open_local(paths[0], plain) if series is None else _open_series(address, plain, paths, series)
+        source = _with_beside(address, source, plain)
         mask = _stage_mask(address, source, stage)
         held += mask
     except BaseException:
@@ -117,11 +118,32 @@ def _open_staged(address: str, options: SourceOptions, folder: str, open_local: 
         raise
     for staged, _, _ in held:
         weakref.finalize(source, staged.release)
-    own = source.info
-    identities = [identity for _, identity, marked in held if marked]
+    own, said = source.info, [_said_beside(source)]
+    identities = [join_fingerprints([identity, *said.pop()] if said else [identity]) for _, identity, marked in held if marked]
     fingerprint = join_fingerprints(identities if len(identities) == len(held) else [own.fingerprint, *(each for _, each, _ in mask)])
     source.info = replace(own, address=address, fingerprint=fingerprint, reason=f"{own.reason}, of a copy in source.stage")
     return source
+
+
+def _with_beside(address: str, source: Source, options: SourceOptions) -> Source:
+    """The source with what lies beside an object of which it reads a copy."""
+    from tilestream.sources.tiff.beside import read_beside
+    from tilestream.sources.tiff.source import TiffSource
+
+    if not isinstance(source, TiffSource) or not source.index.may_be_raster:
+        return source
+    told = read_beside(address, placed=source.info.geo is not None)
+    if not told.files and not told.warnings:
+        return source
+    source.close()
+    return TiffSource(source.info.address, options, beside=address)
+
+
+def _said_beside(source: Source) -> tuple[str, ...]:
+    """The digest of what others say of an image, as one or none."""
+    from tilestream.sources.tiff.source import TiffSource
+
+    return (source.index.beside,) if isinstance(source, TiffSource) and source.index.beside else ()
 
 
 def _stage_mask(address: str, source: Source, stage: Stage) -> list[tuple[Staged, str, bool]]:

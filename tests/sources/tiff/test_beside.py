@@ -16,10 +16,13 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 
 from tests.support.range_server import serving
-from tests.support.rasters import PICTURE, write_raster
+from tests.support.rasters import NORTH_UP, PICTURE, write_raster
+from tests.support.s3_server import leading_to
+from tilestream.errors import OutageError
 from tilestream.geometry import Region
 from tilestream.sources import open_source
 from tilestream.sources.base import Source, SourceOptions
+from tilestream.sources.storage import fetching
 
 WORLD = "10\n0\n0\n-10\n500005\n4999995\n"
 PLACE = "<GeoTransform>500000, 10, 0, 5000000, 0, -10</GeoTransform>"
@@ -246,9 +249,105 @@ def test_files_of_a_mosaic_lie_where_their_world_files_say(tmp_path: Path) -> No
         assert source.info.geo.transform == (10, 0, 500000, 0, -10, 5000000)
 
 
-def test_over_a_network_nothing_beside_it_is_asked_for(tmp_path: Path) -> None:
+NODATA_7 = every("<NoDataValue>7</NoDataValue>")
+OVER = {
+    "place": {"a.tif.aux.xml": aux(PLACE, WKT)},
+    "bands": {"a.tif.aux.xml": aux(band(2, "<Description>nir</Description>"), NODATA_7)},
+    "world": {"a.tfw": WORLD},
+    "crs and world": {"a.tif.aux.xml": '<?xml version="1.0"?>\n' + aux("<SRS>EPSG:32633</SRS>"), "a.tfw": WORLD},
+    "both places": {"a.tif.aux.xml": aux(PLACE), "a.tfw": "8\n6\n6\n-8\n5e5\n5e6\n"},
+    "no xml": {"a.tif.aux.xml": "<html>not there</html>", "a.tfw": "<html>not there</html>"},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("way", ["http", "signed", "staged", "s3"])
+@pytest.mark.parametrize("name", OVER)
+def test_what_lies_beside_an_object_counts_as_beside_a_file(tmp_path: Path, name: str, way: str) -> None:
+    (tmp_path / "web").mkdir()
+    make_plain(tmp_path / "web" / "a.tif")
+    options = SourceOptions(stage=str(tmp_path / "stage")) if way == "staged" else SourceOptions()
+
+    def look(address: str) -> Any:
+        with open_source(address, options) as source:
+            size = source.info.size
+            return source.info, source.read_region(0, Region(0, 0, size.height, size.width))
+
+    with serving(tmp_path / "web") as server, leading_to(server.url("")):
+        address = "s3://web/a.tif" if way == "s3" else server.url("a.tif", "?sig=hush" if way == "signed" else "")
+        if way == "s3":
+            server.folder = tmp_path
+        before, _ = look(address)
+        for file, text in OVER[name].items():
+            (tmp_path / "web" / file).write_text(text)
+        asked: list[str] = []
+        server.fault = lambda _, path: asked.append(path.rpartition("/")[2]) or ""
+        found, pixels = look(address)
+        assert set(asked) <= {"a.tif", "a.tif.msk", "a.tif.aux.xml", "a.tfw"}
+        assert max(asked.count(file) for file in set(asked) - {"a.tif"}) == (
+            2 if way == "staged" and found.fingerprint != before.fingerprint else 1
+        )
+        with open_source(str(tmp_path / "web" / "a.tif"), SourceOptions()) as source:
+            assert found.geo == source.info.geo
+            assert found.channels == source.info.channels
+            told = [key for key in source.info.properties if key.startswith("geo.")]
+            assert {key: found.properties.get(key) for key in told} == {key: source.info.properties[key] for key in told}
+            np.testing.assert_array_equal(pixels, source.read_region(0, Region(0, 0, *PICTURE.shape[:2])))
+        assert (found.fingerprint == before.fingerprint) == (name in ("nothing", "no xml"))
+        assert found.warnings == ()
+        assert "hush" not in str(found.properties)
+
+
+@pytest.mark.parametrize("way", ["http", "staged"])
+def test_a_raster_that_has_a_place_is_not_asked_for_another(tmp_path: Path, way: str) -> None:
+    (tmp_path / "web").mkdir()
+    write_raster(tmp_path / "web" / "a.tif", PICTURE)
+    (tmp_path / "web" / "a.tfw").write_text(WORLD)
+    asked: list[str] = []
+    options = SourceOptions(stage=str(tmp_path / "stage")) if way == "staged" else SourceOptions()
+    with serving(tmp_path / "web") as server:
+        server.fault = lambda _, path: asked.append(path) or ""
+        with open_source(server.url("a.tif"), options) as source:
+            assert source.info.geo is not None
+            assert source.info.geo.transform == tuple(NORTH_UP)[:6]
+    assert set(asked) == {"a.tif", "a.tif.aux.xml", "a.tif.msk"}
+    assert max(asked.count(name) for name in ("a.tif.aux.xml", "a.tif.msk")) == 1
+
+
+def test_a_copy_has_one_fingerprint_with_the_object_whatever_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "web").mkdir()
+    write_raster(tmp_path / "web" / "a.tif", PICTURE)
+    (tmp_path / "web" / "a.tif.aux.xml").write_text(aux(NODATA_7))
+    write_raster(tmp_path / "web" / "a.tif.msk", np.full((*PICTURE.shape[:2], 1), 255, np.uint8))
+    with serving(tmp_path / "web") as server:
+        there, copied = (open_source(server.url("a.tif"), SourceOptions(stage=stage)) for stage in (None, str(tmp_path / "stage")))
+        with there, copied:
+            assert there.info.fingerprint == copied.info.fingerprint
+            assert there.info.properties["geo.nodata"] == copied.info.properties["geo.nodata"] == "7"
+
+
+def test_an_outage_beside_an_object_is_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "PAUSES", (0.01,))
     make_plain(tmp_path / "a.tif")
-    (tmp_path / "a.tfw").write_text(WORLD)
-    with serving(tmp_path) as server, open_source(server.url("a.tif"), SourceOptions()) as source:
-        assert source.info.geo is None
-        assert {path for path, _, _ in server.asked} == {"a.tif"}
+    with serving(tmp_path) as server:
+        server.fault = lambda _, path: "500" if path.endswith(".aux.xml") else ""
+        with pytest.raises(OutageError, match=r"a\.tif\.aux\.xml: its storage does not answer"):
+            open_source(server.url("a.tif"), SourceOptions())
+
+
+@pytest.mark.parametrize("way", ["http", "staged"])
+@pytest.mark.parametrize("sides", [(20000, 20000), (20000, 10000)])
+def test_a_slide_that_states_its_pixels_size_is_asked_for_a_mask_alone(tmp_path: Path, sides: tuple[int, int], way: str) -> None:
+    (tmp_path / "web").mkdir()
+    tifffile.imwrite(
+        tmp_path / "web" / "a.tif", PICTURE, tile=(64, 64), photometric="rgb", resolution=sides, resolutionunit=3, metadata=None
+    )
+    (tmp_path / "web" / "a.tfw").write_text(WORLD)
+    asked: list[str] = []
+    options = SourceOptions(mpp=0.25, stage=str(tmp_path / "stage") if way == "staged" else None)
+    with serving(tmp_path / "web") as server:
+        server.fault = lambda _, path: asked.append(path) or ""
+        with open_source(server.url("a.tif"), options) as source:
+            assert source.info.geo is None
+            assert source.info.mpp == 0.25
+    assert set(asked) == {"a.tif", "a.tif.msk"}

@@ -190,10 +190,15 @@ def path_of(address: str) -> str:
 
 def beside_url(address: str, suffix: str) -> str:
     """The address of what lies beside an object under its name and a suffix; what is signed stays behind it, though it is for the object alone."""
-    if scheme_of(address) not in ("http", "https"):
-        return address + suffix
-    parts = _split(address)
-    return parts._replace(path=parts.path + suffix).geturl()
+    return url_with_path(address, path_of(address) + suffix)
+
+
+def url_with_path(address: str, path: str) -> str:
+    """The same address with another path, in the form of `path_of`."""
+    if scheme_of(address) in ("http", "https"):
+        return _split(address)._replace(path=path).geturl()
+    scheme, _, rest = address.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}/{path}"
 
 
 def server_words(error: Exception) -> str:

@@ -22,6 +22,18 @@ def open_bytes(address: str) -> ByteSource:
         raise InputError(f"{address}: reading a URL needs the extra `s3`: pip install 'tilestream[s3]' ({error})") from error
 
 
+def read_small_object(address: str, limit: int) -> bytes | None:
+    """All bytes of an object; None where there is none, it is refused, or is larger than `limit`. Raises OutageError."""
+    try:
+        stored = open_bytes(address)
+    except InputError:
+        return None
+    try:
+        return stored.read(0, stored.size) if stored.size <= limit else None
+    finally:
+        stored.close()
+
+
 def open_beside(address: str, suffix: str, starts: tuple[bytes, ...]) -> ByteSource | None:
     """The bytes of what lies beside an object under its name and a suffix, and begins with one of `starts`; None where there is none. Raises OutageError.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,17 +19,24 @@ import numpy as np
 
 from tilestream.config.bands.band import Band
 from tilestream.config.local_files import read_small_file
-from tilestream.errors import ConfigError
+from tilestream.config.urls.objects import beside_url, is_url, path_of, url_with_path
+from tilestream.errors import ConfigError, without_credentials
 from tilestream.sources.bands import Nodata, nodata_of, sample_of
 from tilestream.sources.geo import Affine, GeoReference, crs_words, geo_from_crs, has_place, read_geo, read_nodata
+from tilestream.sources.storage.opened import read_small_object
 
-GDALS = ("geotiff", "generic-tiff")
+GEOTIFF = "geotiff"
+GDALS = (GEOTIFF, "generic-tiff")
 """What GDAL may have written: of others nothing beside them is asked for."""
 
 AUX = ".aux.xml"
 LARGEST_AUX = 16 * 1024**2
 """Bytes: histograms of hundreds of bands."""
 LARGEST_WORLD = 4096
+
+LIKE_AUX = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<PAMDataset")
+LIKE_WORLD = re.compile(rb"\s*[-+]?\.?\d")
+"""How what counts begins, where servers may give something else in its place."""
 
 ALPHA_CODES = (1, 2)
 """Of the tag ExtraSamples."""
@@ -75,7 +83,8 @@ class Beside:
 
     def facts(self) -> dict[str, str]:
         """Free facts for `inspect`."""
-        return {"geo.beside": ", ".join(os.path.basename(file) for file in self.files)} if self.files else {}  # noqa: PTH119  # addresses are strings
+        names = [posixpath.basename(file.partition("?")[0] if is_url(file) else file) for file in self.files]
+        return {"geo.beside": ", ".join(names)} if names else {}
 
     @property
     def unread_nodata(self) -> tuple[str, ...]:
@@ -100,20 +109,36 @@ def _known(band: Band, words: BandWords | None) -> Band:
     return replace(band, name=words.name or band.name, scale=scale, offset=band.offset if words.offset is None else words.offset)
 
 
-def read_beside(address: str, page: Any = None) -> Beside:
-    """What lies beside a local file, of a tifffile page or without tags of its own. What cannot be read is left out and told: GDAL does the same, in silence."""
-    found, path = NOTHING, f"{address}{AUX}"
-    if os.path.isfile(path):  # noqa: PTH113  # addresses are strings
-        found = _read_aux(path)
-        found = found if page is None else _with_nodata(found, page)
-    if found.transform is not None or (page is not None and has_place(page)):
+def read_beside(address: str, page: Any = None, *, placed: bool = False) -> Beside:
+    """What lies beside a file, of a tifffile page or without tags of its own; `placed` where those place it.
+
+    What cannot be read is left out and told: GDAL does the same, in silence. Beside an object at most two others are asked for, and what comes in the
+    place of what is not there is left out in silence. Raises OutageError.
+    """
+    found = _read_aux(address)
+    found = found if page is None else _with_nodata(found, page)
+    if found.transform is not None or placed or (page is not None and has_place(page)):
         return found
-    world = next((name for name in _world_names(address) if os.path.isfile(name)), None)  # noqa: PTH113
-    return found if world is None else _with_world(found, world)
+    return _with_world(found, address)
+
+
+def _look(address: str, path: str, limit: int, like: re.Pattern[bytes]) -> tuple[str, bytes | None] | None:
+    """What lies at a path beside a file: how it is called, and its bytes, None where they cannot be read. None where nothing is."""
+    if not is_url(address):
+        if not os.path.isfile(path):  # noqa: PTH113  # addresses are strings
+            return None
+        try:
+            return path, read_small_file(path, "", "", limit)
+        except ConfigError:
+            return path, None
+    data = read_small_object(path, limit)
+    return (without_credentials(path), data) if data is not None and like.match(data) else None
 
 
 def _with_nodata(found: Beside, page: Any) -> Beside:
     """With what is said of nodata in bands that are no alpha."""
+    if not found.bands:
+        return found
     extra, kind, own = list(page.extrasamples), np.dtype(page.dtype or np.uint8), read_nodata(page)
     count = int(page.samplesperpixel)
     values = [number for number in range(count) if number < count - len(extra) or int(extra[number - count]) not in ALPHA_CODES]
@@ -128,27 +153,33 @@ def _with_nodata(found: Beside, page: Any) -> Beside:
     return replace(found, says_nodata=True, nodata=nodata)
 
 
-def _with_world(found: Beside, path: str) -> Beside:
+def _with_world(found: Beside, address: str) -> Beside:
+    looked_at = (_look(address, path, LARGEST_WORLD, LIKE_WORLD) for path in _world_paths(address))
+    there = next((each for each in looked_at if each is not None), None)
+    if there is None:
+        return found
+    path, data = there
     try:
-        transform = _read_world(path)
-    except (ValueError, ConfigError):
+        transform = _world(data or b"")
+    except ValueError:
         words = f"{path} is no world file of six numbers, a line each; it is not read."
         return replace(found, warnings=(*found.warnings, words))
     return replace(found, world=transform, files=(*found.files, path))
 
 
-def _world_names(address: str) -> list[str]:
-    """What the world file of a raster may be called: a.tfw, a.tifw or a.wld of a.tif, in small letters or large."""
-    stem, dot, suffix = address.rpartition(".")
+def _world_paths(address: str) -> list[str]:
+    """What the world file of a raster may be called: a.tfw, a.tifw or a.wld of a.tif, in small letters or large; of an object the first of these, which is what programs write."""
+    stem, dot, suffix = (path_of(address) if is_url(address) else address).rpartition(".")
     if not dot or not suffix or "/" in suffix:
         return []
     suffix = suffix.lower()
     endings = dict.fromkeys((f"{suffix[0]}{suffix[-1]}w", f"{suffix}w", "wld"))
-    return [f"{stem}.{ending}" for each in endings for ending in (each, each.upper())]
+    names = [f"{stem}.{ending}" for each in endings for ending in (each, each.upper())]
+    return [url_with_path(address, names[0])] if is_url(address) else names
 
 
-def _read_world(path: str) -> Affine:
-    text = read_small_file(path, "", "", LARGEST_WORLD).decode("ascii", "strict")
+def _world(data: bytes) -> Affine:
+    text = data.decode("ascii", "strict")
     lines = [line.strip().replace(",", ".") for line in text.splitlines() if line.strip()]
     a, d, b, e, x, y = (float(line) for line in lines[:6])
     if not all(map(math.isfinite, (a, b, d, e, x, y))) or a * e - b * d == 0:
@@ -156,12 +187,15 @@ def _read_world(path: str) -> Affine:
     return a, b, x - (a + b) / 2, d, e, y - (d + e) / 2
 
 
-def _read_aux(path: str) -> Beside:
+def _read_aux(address: str) -> Beside:
+    there = _look(address, beside_url(address, AUX) if is_url(address) else f"{address}{AUX}", LARGEST_AUX, LIKE_AUX)
+    if there is None:
+        return NOTHING
+    path, data = there[0], there[1] or b""
     try:
-        data = read_small_file(path, "", "", LARGEST_AUX)
         typed = re.search(rb"<!\s*(DOCTYPE|ENTITY)", data, re.IGNORECASE)
         root = ET.fromstring(b"" if typed else data)  # noqa: S314  # without a document type there are no entities
-    except (ET.ParseError, ValueError, LookupError, ConfigError):
+    except (ET.ParseError, ValueError, LookupError):
         return Beside(warnings=(f"{path} is no XML of GDAL's; it is not read.",))
     transform = _transform(root.findtext("GeoTransform"))
     crs = crs_words(root.findtext("SRS") or "")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tilestream.buffers import ThreadBuffers
 from tilestream.config.bands.band import Band
+from tilestream.config.urls.objects import is_url
 from tilestream.errors import InputError, ReadError
 from tilestream.geometry import Level, Size, downsample_from_sizes
 from tilestream.sources.bands import Nodata, nodata_words
@@ -29,13 +30,14 @@ from tilestream.sources.geo import GeoReference, place_warnings, read_nodata
 from tilestream.sources.resolution import Resolution
 from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.storage.pieces import MAX_PIECE_BYTES
-from tilestream.sources.tiff.beside import GDALS, NOTHING, read_beside
+from tilestream.sources.tiff.beside import GDALS, GEOTIFF, NOTHING, read_beside
 from tilestream.sources.tiff.channel_names import read_bands
 from tilestream.sources.tiff.coding import JPEG, RGB, bits_of, check_coding, sample_rule
+from tilestream.sources.tiff.facts import page_facts
 from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
 from tilestream.sources.tiff.multi_file import check_files, name_files, refuse_companion, refuse_several_files, refuse_special_files
 from tilestream.sources.tiff.pages import mask_levels, pick_levels, pick_series, vendor_of
-from tilestream.sources.tiff.stated_mpp import is_aperio, read_resolution
+from tilestream.sources.tiff.stated_mpp import read_resolution, states_resolution
 from tilestream.sources.tiff.strips import cut_strips, rows_at_once, sample_type
 
 TIFFFILE_ERRORS = (
@@ -119,10 +121,12 @@ class TiffIndex:
     """What stands for nothing in all samples of a pixel as they are stored, or in each."""
     beside: str = ""
     """A digest of what files beside it say of place and bands; "" where they say nothing."""
+    may_be_raster: bool = False
+    """Whether it lies on a map, or may, as far as its own tags say: of others nothing beside an object is asked for, but for a mask."""
 
 
-def index_tiff(address: str, options: SourceOptions, remote: BinaryIO | None = None) -> TiffIndex:
-    """The index of the image in a TIFF file, by the choices of `options`; `remote` is the file where it is no local one.
+def index_tiff(address: str, options: SourceOptions, remote: BinaryIO | None = None, beside: str | None = None) -> TiffIndex:
+    """The index of the image in a TIFF file, by the choices of `options`; `remote` is the file where it is no local one, `beside` the address by which other files lie that speak of it.
 
     Raises
     ------
@@ -135,12 +139,12 @@ def index_tiff(address: str, options: SourceOptions, remote: BinaryIO | None = N
         with tifffile.TiffFile(address if remote is None else remote, name=None if remote is None else posixpath.basename(address)) as tif:
             if remote is not None:
                 refuse_several_files(tif, address)
-            return _index(tif, Choices(address, options), here=remote is None)
+            return _index(tif, Choices(address, options), beside=beside)
     except TIFFFILE_ERRORS as error:
         raise NotTiffError(f"{address}: cannot be read as TIFF: {str(error) or type(error).__name__}") from error
 
 
-def _index(tif: tifffile.TiffFile, choices: Choices, *, here: bool) -> TiffIndex:
+def _index(tif: tifffile.TiffFile, choices: Choices, *, beside: str | None) -> TiffIndex:
     address = choices.address
     refuse_special_files(tif, address)
     refuse_companion(tif, address)
@@ -149,10 +153,12 @@ def _index(tif: tifffile.TiffFile, choices: Choices, *, here: bool) -> TiffIndex
     refuse_olympus(page, address)
     check_coding(page, address)
     vendor = vendor_of(tif, series)
-    beside = read_beside(address, page) if here and vendor in GDALS else NOTHING
-    choices.know_bands(beside.known(read_bands(tif, number, series)))
+    may_be_raster = vendor == GEOTIFF or (vendor in GDALS and not states_resolution(tif, number, series, address))
+    look = beside is not None and (may_be_raster if is_url(beside) else vendor in GDALS)
+    told = read_beside(beside, page) if beside is not None and look else NOTHING
+    choices.know_bands(told.known(read_bands(tif, number, series)))
     leading, channels = _choose_pages(series, choices)
-    nodata = beside.nodata if beside.says_nodata else read_nodata(page)
+    nodata = told.nodata if told.says_nodata else read_nodata(page)
     rule = sample_rule(page, channels, choices, nodata)
     if choices.problems:
         choices.problems.extend(name_files(tif, address))
@@ -163,11 +169,11 @@ def _index(tif: tifffile.TiffFile, choices: Choices, *, here: bool) -> TiffIndex
     masks = tuple(_level(level, found, (0,), files, address) for level, found in mask_levels(series))
     if choices.options.reduced:
         levels = reduced_levels(levels, _can_reduce)
-    geo = beside.place(page)
+    geo = told.place(page)
     stated = read_resolution(tif, number, series, address, choices.options, geo)
     turned = f"the Orientation tag is {page.tags.valueof(274)}; pixels are read in stored order."
     warnings = (turned,) if int(page.tags.valueof(274, default=1)) != 1 else ()
-    facts = _facts(page, series) | (geo.facts() if geo is not None else {}) | beside.facts()
+    facts = page_facts(page, series) | (geo.facts() if geo is not None else {}) | told.facts()
     if listed := list_channels(choices.names):
         facts["channels"] = listed
     if nodata is not None:
@@ -183,7 +189,7 @@ def _index(tif: tifffile.TiffFile, choices: Choices, *, here: bool) -> TiffIndex
         vendor,
         tifffile.COMPRESSION(page.compression).name.lower(),
         facts,
-        warnings + stated.warnings + beside.warnings + place_warnings(page, known=bool(beside.transform or beside.world)),
+        warnings + stated.warnings + told.warnings + place_warnings(page, known=bool(told.transform or told.world)),
         profile,
         tuple(files),
         masks,
@@ -192,7 +198,8 @@ def _index(tif: tifffile.TiffFile, choices: Choices, *, here: bool) -> TiffIndex
         choices.bands,
         () if rule.values is None else tuple(choices.bands[number] for number in choices.numbers or ()),
         nodata,
-        beside.digest,
+        told.digest,
+        may_be_raster,
     )
 
 
@@ -327,24 +334,3 @@ def _jpeg_decoder(page: Any, grid: SegmentGrid, buffers: ThreadBuffers, address:
         return JpegDecoder.from_tables(page.jpegtables, rgb=rgb, height=grid.height, width=grid.width, buffers=buffers)
     except ReadError as error:
         raise InputError(f"{address}: {error}. The file is damaged; export it again.") from error
-
-
-def _facts(page: Any, series: Any) -> dict[str, str]:
-    """Free facts for `inspect`."""
-    facts = {
-        "tiff.series": str(series.kind),
-        "tiff.axes": str(series.axes),
-        "tiff.photometric": getattr(page.photometric, "name", str(page.photometric)).lower(),
-    }
-    for name in ("software", "datetime", "description"):
-        text = str(getattr(page, name) or "").strip()
-        if text:
-            facts[f"tiff.{name}"] = text[:1000]
-    if is_aperio(page.description):
-        facts.update(_aperio_facts(page.description))
-    return facts
-
-
-def _aperio_facts(description: str) -> dict[str, str]:
-    pairs = (part.split("=", 1) for part in description.split("|")[1:] if "=" in part)
-    return {f"aperio.{key.strip()}": value.strip() for key, value in pairs}

@@ -52,16 +52,17 @@ class TiffSource(FileTileSource[TiffLevel]):
         The image is refused; the message says what to choose or to repair.
     """
 
-    def __init__(self, address: str, options: SourceOptions, remote: ByteSource | None = None) -> None:
-        self.opened_with = options
+    def __init__(self, address: str, options: SourceOptions, remote: ByteSource | None = None, beside: str = "") -> None:
+        """`beside` is the address by which other files lie that speak of the image, where it is a copy."""
+        self.opened_with, beside = options, beside or address
         if remote is None:
             checked_file(address)
-            self._open(address, index_tiff(address, options), None)
+            self._open(address, index_tiff(address, options, beside=beside), None)
         else:
             with remote.open_file() as file:
                 walk_chain(file, remote.size, address)
                 file.seek(0)  # where tifffile takes the beginning to be
-                self._open(address, index_tiff(address, options, file), remote)
+                self._open(address, index_tiff(address, options, file, beside), remote)
         self.mask = _mask_of(address, self._index, remote)
         if self.mask is not None and self.mask.fetched and self.mask.info.fingerprint != self.info.fingerprint:  # of an object of its own
             self.info = replace(self.info, fingerprint=join_fingerprints([self.info.fingerprint, self.mask.info.fingerprint]))
@@ -72,7 +73,9 @@ class TiffSource(FileTileSource[TiffLevel]):
         self.icc_profile = index.icc_profile
         self._files: list[ByteSource] = [remote] if remote is not None else [LocalBytes(file) for file in index.files]
         self.fetched = remote is not None
-        self.info = _info(address, index, _fingerprint(address, index.files, index.beside) if remote is None else remote.identity)
+        self.info = _info(
+            address, index, _fingerprint(address, index.files, index.beside) if remote is None else _identity(remote, index.beside)
+        )
 
     def pictured(self) -> TiffSource:
         if not self.pixel.bands:
@@ -311,6 +314,11 @@ def _info(address: str, index: TiffIndex, fingerprint: str) -> SlideInfo:
         channels=tuple(band.name for band in index.bands),
         bands=index.chosen,
     )
+
+
+def _identity(remote: ByteSource, beside: str) -> str:
+    """Digest of an object, and of what others say of it."""
+    return join_fingerprints([remote.identity, beside] if beside else [remote.identity])
 
 
 def _fingerprint(address: str, files: tuple[str, ...], beside: str) -> str:

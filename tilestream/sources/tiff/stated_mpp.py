@@ -7,6 +7,7 @@ from typing import Any
 
 import tifffile
 
+from tilestream.errors import InputError
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.geo import GeoReference
 from tilestream.sources.resolution import (
@@ -45,6 +46,14 @@ def read_resolution(
         return stated
     limit = float("inf") if vendor == "hamamatsu" else PLACEHOLDER_MPP
     return _from_tags(page, address, limit)
+
+
+def states_resolution(tif: tifffile.TiffFile, number: int, series: Any, address: str) -> bool:
+    """Whether a file itself says how large its pixels are, as slides do."""
+    try:
+        return read_resolution(tif, number, series, address, SourceOptions(), None).mpp is not None
+    except InputError:  # pixels that are not square
+        return True
 
 
 def is_aperio(description: str) -> bool:
