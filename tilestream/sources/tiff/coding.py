@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,12 @@ from tilestream.errors import InputError
 from tilestream.sources.bands import Nodata, nodata_in
 from tilestream.sources.files import NoGridError
 from tilestream.sources.sample_values import Alpha, Choices, SampleRule
+
+TIFFFILE_ERRORS = (
+    *(tifffile.TiffFileError, struct.error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(AssertionError, RuntimeError, OSError, EOFError, MemoryError, SyntaxError),  # SyntaxError: ElementTree's ParseError
+)
+"""What tifffile raises on damaged files: its parsers trust what they read and fail in whatever way the numbers lead to."""
 
 JPEG, JPEG_2000_YCBCR = 7, 33003
 JPEG_2000 = frozenset({33003, 33004, 33005, 34712})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
@@ -32,19 +31,14 @@ from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.storage.pieces import MAX_PIECE_BYTES
 from tilestream.sources.tiff.beside import GDALS, GEOTIFF, NOTHING, read_beside
 from tilestream.sources.tiff.channel_names import read_bands
-from tilestream.sources.tiff.coding import JPEG, RGB, bits_of, check_coding, sample_rule
+from tilestream.sources.tiff.coding import JPEG, RGB, TIFFFILE_ERRORS, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.facts import page_facts
 from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
 from tilestream.sources.tiff.multi_file import check_files, name_files, refuse_companion, refuse_several_files, refuse_special_files
+from tilestream.sources.tiff.overviews import overviews_beside
 from tilestream.sources.tiff.pages import mask_levels, pick_levels, pick_series, vendor_of
 from tilestream.sources.tiff.stated_mpp import read_resolution, states_resolution
 from tilestream.sources.tiff.strips import cut_strips, rows_at_once, sample_type
-
-TIFFFILE_ERRORS = (
-    *(tifffile.TiffFileError, struct.error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(AssertionError, RuntimeError, OSError, EOFError, MemoryError, SyntaxError),  # SyntaxError: ElementTree's ParseError
-)
-"""What tifffile raises on damaged files: its parsers trust what they read and fail in whatever way the numbers lead to."""
 
 LISTS = (324, 325, 273, 279)
 """Tags with a number for each piece: TileOffsets, TileByteCounts, StripOffsets, StripByteCounts."""
@@ -166,6 +160,10 @@ def _index(tif: tifffile.TiffFile, choices: Choices, *, beside: str | None) -> T
     check_files(tif, series, leading, address)
     files: list[str] = []
     levels = tuple(_level(level, found, leading, files, address) for level, found in pick_levels(tif, series, leading))
+    unused: tuple[str, ...] = ()
+    if look and beside is not None and not is_url(beside) and len(levels) == len(series.pages) == 1:
+        overviews, unused = overviews_beside(beside, page, lambda level, found, path: _level(level, found, (0,), files, path))
+        levels, files = levels + overviews, files if overviews else files[:1]
     masks = tuple(_level(level, found, (0,), files, address) for level, found in mask_levels(series))
     if choices.options.reduced:
         levels = reduced_levels(levels, _can_reduce)
@@ -189,7 +187,7 @@ def _index(tif: tifffile.TiffFile, choices: Choices, *, beside: str | None) -> T
         vendor,
         tifffile.COMPRESSION(page.compression).name.lower(),
         facts,
-        warnings + stated.warnings + told.warnings + place_warnings(page, known=bool(told.transform or told.world)),
+        warnings + stated.warnings + told.warnings + unused + place_warnings(page, known=bool(told.transform or told.world)),
         profile,
         tuple(files),
         masks,

@@ -185,10 +185,15 @@ def pick_levels(tif: tifffile.TiffFile, series: Any, wanted: Sequence[int] = (0,
             continue
         size = Size(int(page.imagelength), int(page.imagewidth))
         axes = base.axes if isinstance(candidate, Pages) else series.axes
-        if same_aspect(l0_size, size) and candidate.axes == axes:
+        if same_aspect(l0_size, size) and _same_axes(candidate.axes, axes):
             found.append((Level(size, downsample_from_sizes(l0_size, size)), candidate))
     found.sort(key=lambda pair: pair[0].downsample)
     return [pair for k, pair in enumerate(found) if k == 0 or pair[0].downsample > found[k - 1][0].downsample]
+
+
+def _same_axes(axes: str, others: str) -> bool:
+    """Whether axes are the same but for where a page stores its samples, by pixels or by planes: GDAL makes overviews in planes."""
+    return axes == others or {axes, others} == {"YXS", "SYX"}
 
 
 def _aperio_pages(tif: tifffile.TiffFile, base: Any) -> list[Pages]:
