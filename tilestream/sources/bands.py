@@ -179,8 +179,12 @@ def nodata_words(nodata: Nodata) -> str:
 
 def sample_of(value: float | None, kind: np.dtype[Any]) -> Any:
     """A value as samples of a kind have it; None where none of them can be it."""
-    if value is None or (kind.kind != "f" and not (float(value).is_integer() and np.iinfo(kind).min <= value <= np.iinfo(kind).max)):
+    if value is None:
         return None
+    if kind.kind != "f":
+        low, high = (0, 1) if kind.kind == "b" else (np.iinfo(kind).min, np.iinfo(kind).max)
+        if not (float(value).is_integer() and low <= value <= high):
+            return None
     with np.errstate(over="ignore"):  # the largest double stands for nothing in files of singles
         return kind.type(value)
 

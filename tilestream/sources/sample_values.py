@@ -46,6 +46,8 @@ class SampleRule:
     """Whether 0 is white (TIFF photometric WhiteIsZero)."""
     nodata: Nodata = None
     """The value that all colour samples of a pixel have where there is no image, or that each of those that are taken has; such pixels are white, as under alpha 0. Of values, each band counts by itself."""
+    palette: bytes = b""
+    """Red, green and blue of each number that a sample can be, where samples are numbers of colours; window and inversion are of those colours then."""
     values: BandValues | None = None
     """What becomes of samples where pixels are values of bands, not colours."""
 
@@ -57,7 +59,7 @@ class SampleRule:
     @property
     def trivial(self) -> bool:
         """Whether one or three uint8 samples are already the pixel."""
-        plain = self.channels is None and self.window is None and self.values is None
+        plain = self.channels is None and self.window is None and self.values is None and not self.palette
         return plain and self.alpha == "none" and not self.invert and self.nodata is None
 
     @property
@@ -81,7 +83,9 @@ class SampleRule:
         """What mapping `BLOCK_PIXELS` at once takes: their samples in float64, and three copies on the way."""
         if self.values is not None:
             return self.values.mapping_bytes
-        return 0 if self.window is None else BLOCK_PIXELS * 3 * 8 * 4
+        if self.window is not None:
+            return BLOCK_PIXELS * 3 * 8 * 4
+        return BLOCK_PIXELS * (8 + 3 * 3) + len(self.palette) if self.palette else 0
 
     def pixels(self, samples: NDArray[Any]) -> Pixels:
         """(h, w, 3) uint8, or (h, w, bands) float32, from (h, w, s) samples; possibly a read-only view."""
@@ -97,9 +101,9 @@ class SampleRule:
     def rgb(self, samples: NDArray[Any]) -> Pixels:
         """(h, w, 3) uint8 from (h, w, s) samples; possibly a read-only view.
 
-        Samples of other types are mapped some rows at a time: in float64, as they are on the way, all of them are many times the pixels.
+        Samples of other types are mapped some rows at a time: in float64, as they are on the way, all of them are many times the pixels; so are numbers of colours as numpy looks them up.
         """
-        if self.window is None:
+        if self.window is None and not self.palette:
             return self._rgb(samples)
         height, width = samples.shape[:2]
         out, step = np.empty((height, width, 3), np.uint8), max(1, BLOCK_PIXELS // max(1, width))
@@ -112,9 +116,12 @@ class SampleRule:
             samples = samples[..., list(self.channels)]
         absent = None if self.nodata is None else is_nodata(samples if self.alpha == "none" else samples[..., :-1], self.nodata)
         colour, alpha = (samples[..., :-1], samples[..., -1:]) if self.alpha != "none" else (samples, None)
+        if self.palette:
+            colour = np.frombuffer(self.palette, np.uint8).reshape(-1, 3)[colour[..., 0].astype(np.intp)]
         if self.window is not None:
             colour = map_window(colour, self.window)
-            alpha = None if alpha is None else map_window(alpha, _opaque(alpha.dtype))
+        if alpha is not None and (self.window is not None or self.palette):
+            alpha = map_window(alpha, _opaque(alpha.dtype))
         assert colour.dtype == np.uint8, "a rule without a window is made for uint8 only"
         if self.invert:
             colour = 255 - colour

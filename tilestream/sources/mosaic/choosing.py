@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,7 +161,8 @@ def _colours(rule: SampleRule) -> str:
     alpha = "without alpha" if rule.alpha == "none" else f"{rule.alpha} alpha"
     window = "" if rule.window is None else f", samples {rule.window} from black to white"
     values = "" if rule.values is None else f", values of samples {rule.values.linear}"
-    return f"{alpha}{', 0 is white' if rule.invert else ''}{window}{values}"
+    palette = f", numbers of {len(rule.palette) // 3} colours ({hashlib.sha256(rule.palette).hexdigest()[:8]})" if rule.palette else ""
+    return f"{alpha}{', 0 is white' if rule.invert else ''}{window}{values}{palette}"
 
 
 def _said(part: Part, index: TiffIndex) -> Nodata:
@@ -209,6 +211,11 @@ def _band_by_band(listed: Listed, opened: dict[str, TiffSource], address: str, o
     kind = first[1].kind
     choices.values(kind, kind.itemsize * 8)
     choices.settle()
+    if not said and first[1].properties["tiff.photometric"] == "palette":
+        raise InputError(
+            f"{first[0]}: its samples are numbers of colours, of which bands of a VRT with a scale or in another order make no picture. "
+            "Make a VRT of the colours: gdalbuildvrt, of files that gdal_translate -expand rgb made."
+        )
     values = choices.band_values(chosen, kind, kind.itemsize * 8)
     rule = SampleRule(
         None, choices.window(chosen) if values is None else None, alpha, nodata=nodata_in(listed.nodata, chosen), values=values

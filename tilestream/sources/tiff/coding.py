@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import struct
 from typing import Any
 
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 
 from tilestream.errors import InputError
 from tilestream.sources.bands import Nodata, nodata_in
@@ -22,9 +24,13 @@ TIFFFILE_ERRORS = (
 JPEG, JPEG_2000_YCBCR = 7, 33003
 JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
 JPEG_XR = frozenset({22610, 34934})
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 INTERLEAVED, SEPARATE = 1, 2
 """PlanarConfiguration."""
+COLOR_MAP = 320
+"""The tag."""
+CALLED = {5: "CMYK", 8: "CIELAB"}
+"""Colours that are not read and that libvips converts."""
 ALPHA: dict[tuple[int, ...], Alpha] = {(1,): "premultiplied", (2,): "straight"}
 """Meaning of the ExtraSamples tag where there is one extra sample (TIFF 6.0 section 18)."""
 
@@ -44,9 +50,33 @@ def check_coding(page: Any, address: str) -> None:
         raise NoGridError(f"{address}: JPEG 2000 in YCbCr (compression {codec}) is converted to RGB by OpenSlide only")
     if photometric == YCBCR and codec not in (6, JPEG):
         raise NoGridError(f"{address}: YCbCr colours without JPEG compression (compression {codec})")
-    if photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR):
+    if photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR):
         name = getattr(page.photometric, "name", str(photometric))
-        raise InputError(f"{address}: colours are {name}; grey, RGB and YCbCr are read. Convert the file to RGB first.")
+        known = CALLED.get(photometric, f"{name} (PhotometricInterpretation {photometric})")
+        converts = f"Convert it to RGB: vips colourspace {shlex.quote(address)} 'rgb.tif[tile,pyramid,compression=deflate,bigtiff]' srgb"
+        way_out = converts if photometric in CALLED else "Export it again as RGB from what made it."
+        raise InputError(f"{address}: colours are {known}; grey, palettes, RGB and YCbCr are read. {way_out}")
+    if photometric == PALETTE:
+        palette_of(page, address)
+
+
+def palette_of(page: Any, address: str) -> bytes:
+    """Red, green and blue of each number that a sample can be, by the ColorMap tag, as libtiff has them. Raises InputError."""
+    numbers, levels = 2 ** bits_of(page), color_map(page)
+    if len(levels) != 3 * numbers or np.dtype(page.dtype).kind not in "ub":
+        told = f"a ColorMap of {len(levels)} values" if len(levels) else "no ColorMap"
+        raise InputError(
+            f"{address}: samples are numbers of {numbers} colours, but the file has {told} where {3 * numbers} belong. "
+            "The file is damaged; export it again."
+        )
+    # Entries have 16 bits; writers that put 8 there are told by no entry that needs more.
+    levels = levels >> 8 if (levels > 255).any() else levels
+    return levels.astype(np.uint8).reshape(3, numbers).T.tobytes()
+
+
+def color_map(page: Any) -> NDArray[np.uint16]:
+    """All reds, all greens and all blues of the ColorMap tag; empty where there is none."""
+    return np.asarray(page.tags.valueof(COLOR_MAP, default=()), np.uint16).ravel()
 
 
 def sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices, nodata: Nodata = None) -> SampleRule:
@@ -54,7 +84,13 @@ def sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices, n
     samples, window = int(page.samplesperpixel), None if choices.options.normalise is not None else choices.window(choices.numbers)
     invert = int(page.photometric) == WHITE_IS_ZERO
     dtype, bits = np.dtype(page.dtype) if page.dtype is not None else np.dtype("V"), bits_of(page)
-    choices.values(dtype, bits)
+    # Where channels or values are asked for, it is the numbers themselves that are meant.
+    numbered = (
+        int(page.photometric) == PALETTE and channels is None and choices.options.channels is None and choices.options.normalise is None
+    )
+    palette = palette_of(page, choices.address) if numbered else b""
+    if not numbered:
+        choices.values(dtype, bits)
     if channels is not None:
         if samples > 1:
             choices.refuse(f"each channel page has {samples} samples a pixel", "", "")
@@ -71,11 +107,11 @@ def sample_rule(page: Any, channels: tuple[int, ...] | None, choices: Choices, n
         return SampleRule.of_chosen(chosen, window, alpha, colours + place, invert=invert, nodata=nodata, values=values)
     nodata = nodata_in(nodata, range(colours))
     if samples == colours + 1 and extra in ALPHA:
-        return SampleRule(None, window, ALPHA[extra], invert, nodata)
+        return SampleRule(None, window, ALPHA[extra], invert, nodata, palette)
     if samples != colours:
         unsaid = {2: "second", 4: "fourth"}.get(samples)
         choices.channels(samples, f"axis S (samples of a pixel, the {unsaid} not said to be alpha)" if unsaid else "axis S")
-    return SampleRule(None, window, invert=invert, nodata=nodata)
+    return SampleRule(None, window, invert=invert, nodata=nodata, palette=palette)
 
 
 def bits_of(page: Any) -> int:

@@ -31,7 +31,7 @@ from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.storage.pieces import MAX_PIECE_BYTES
 from tilestream.sources.tiff.beside import GDALS, GEOTIFF, NOTHING, read_beside
 from tilestream.sources.tiff.channel_names import read_bands
-from tilestream.sources.tiff.coding import JPEG, RGB, TIFFFILE_ERRORS, bits_of, check_coding, sample_rule
+from tilestream.sources.tiff.coding import JPEG, PALETTE, RGB, TIFFFILE_ERRORS, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.facts import page_facts
 from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
 from tilestream.sources.tiff.multi_file import check_files, name_files, refuse_companion, refuse_several_files, refuse_special_files
@@ -322,7 +322,8 @@ def _forget_lists(frame: Any) -> None:
 def _jpeg_decoder(page: Any, grid: SegmentGrid, buffers: ThreadBuffers, address: str) -> JpegDecoder | None:
     """Our own decoder where it applies: 8-bit grey or colour with interleaved samples."""
     samples = int(page.samplesperpixel)
-    if int(page.compression) != JPEG or bits_of(page) != 8 or samples not in (1, 3) or (samples == 3 and int(page.planarconfig) == 2):
+    plain = int(page.compression) == JPEG and bits_of(page) == 8 and int(page.photometric) != PALETTE
+    if not plain or samples not in (1, 3) or (samples == 3 and int(page.planarconfig) == 2):
         return None
     header = getattr(page, "jpegheader", None)
     if header:

@@ -20,6 +20,7 @@ from tilestream.errors import InputError
 from tilestream.geometry import Level, Size, downsample_from_sizes
 from tilestream.sources.files import NoGridError
 from tilestream.sources.sample_values import Choices
+from tilestream.sources.tiff.coding import PALETTE, RGB, YCBCR, color_map
 
 OTHER_KINDS = {"scn": "Leica SCN", "bif": "Ventana BIF with overlapping tiles", "philips": "Philips TIFF with padded levels"}
 """Series kinds whose geometry lies in metadata that OpenSlide reads and tifffile does not apply."""
@@ -181,7 +182,7 @@ def pick_levels(tif: tifffile.TiffFile, series: Any, wanted: Sequence[int] = (0,
         page = candidate.keyframe
         if _is_mask(page) or _area(candidate) == 0 or is_associated(page.description):
             continue
-        if (page.dtype, page.samplesperpixel) != (base.dtype, base.samplesperpixel):
+        if (page.dtype, page.samplesperpixel) != (base.dtype, base.samplesperpixel) or _colours_of(page) != _colours_of(base):
             continue
         size = Size(int(page.imagelength), int(page.imagewidth))
         axes = base.axes if isinstance(candidate, Pages) else series.axes
@@ -194,6 +195,12 @@ def pick_levels(tif: tifffile.TiffFile, series: Any, wanted: Sequence[int] = (0,
 def _same_axes(axes: str, others: str) -> bool:
     """Whether axes are the same but for where a page stores its samples, by pixels or by planes: GDAL makes overviews in planes."""
     return axes == others or {axes, others} == {"YXS", "SYX"}
+
+
+def _colours_of(page: Any) -> tuple[Any, ...]:
+    """What samples of a page stand for, as far as a level may not differ in it: RGB and YCbCr are told apart page by page."""
+    kind = int(page.photometric)
+    return (RGB if kind == YCBCR else kind, color_map(page).tobytes() if kind == PALETTE else b"")
 
 
 def _aperio_pages(tif: tifffile.TiffFile, base: Any) -> list[Pages]:
