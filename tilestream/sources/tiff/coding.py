@@ -70,8 +70,8 @@ def palette_of(page: Any, address: str) -> bytes:
             "The file is damaged; export it again."
         )
     # Entries have 16 bits; writers that put 8 there are told by no entry that needs more.
-    levels = levels >> 8 if (levels > 255).any() else levels
-    return levels.astype(np.uint8).reshape(3, numbers).T.tobytes()
+    eight = (levels // 256 if (levels > 255).any() else levels).astype(np.uint8)
+    return eight.reshape(3, numbers).T.tobytes()
 
 
 def color_map(page: Any) -> NDArray[np.uint16]:

@@ -34,7 +34,14 @@ from tilestream.sources.tiff.channel_names import read_bands
 from tilestream.sources.tiff.coding import JPEG, PALETTE, RGB, TIFFFILE_ERRORS, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.facts import page_facts
 from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
-from tilestream.sources.tiff.multi_file import check_files, name_files, refuse_companion, refuse_several_files, refuse_special_files
+from tilestream.sources.tiff.multi_file import (
+    check_files,
+    name_files,
+    own_page,
+    refuse_companion,
+    refuse_several_files,
+    refuse_special_files,
+)
 from tilestream.sources.tiff.overviews import overviews_beside
 from tilestream.sources.tiff.pages import mask_levels, pick_levels, pick_series, vendor_of
 from tilestream.sources.tiff.stated_mpp import read_resolution, states_resolution
@@ -249,9 +256,10 @@ def _level(level: Level, series: Any, leading: tuple[int, ...], files: list[str]
     page = series.keyframe
     rows = rows_at_once(page)
     grid, buffers = _grid(page, address, rows), ThreadBuffers()
-    frames = [series.pages[k] for k in leading]
+    listed = [series.pages[k] for k in leading]
+    frames = [own_page(frame, page, address) for frame in listed]
     planes = tuple(_plane(frame, rows, grid, buffers, (files, address)) for frame in frames)
-    for frame in frames:
+    for frame in (*listed, *frames):
         _forget_lists(frame)
     return TiffLevel(level, grid, planes)
 

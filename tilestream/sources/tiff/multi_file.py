@@ -11,6 +11,7 @@ import tifffile
 from tilestream.config.local_files import refuse_special
 from tilestream.errors import InputError
 from tilestream.sources.files import NoGridError
+from tilestream.sources.tiff.strips import rows_at_once
 
 _FILE_NAME = re.compile(r'<UUID\b[^>]*\bFileName="([^"]+)"')
 _METADATA_FILE = re.compile(r'<BinaryOnly\b[^>]*\bMetadataFile="([^"]+)"')
@@ -102,6 +103,34 @@ def _is_tiff(path: Path) -> bool:
             return len(tif.pages) > 0
     except (OSError, ValueError):  # of which tifffile's own error is one
         return False
+
+
+def own_page(frame: Any, first: Any, address: str) -> Any:
+    """A plane of a stack with tags of its own: tifffile takes all to be coded as `first` is. Raises InputError where it is no such picture."""
+    if frame.keyframe is frame or frame.is_virtual:
+        page = frame
+    else:
+        file = frame.parent.filehandle
+        closed = bool(file.closed)
+        if closed:
+            file.open()
+        try:
+            page = frame.aspage()
+        finally:
+            if closed:
+                file.close()
+    if page.keyframe is page and _layout(page) != _layout(first):
+        raise InputError(
+            f"{address}: its planes are pictures of several kinds: page {page.index} is {_told(page)}, and the first {_told(first)}. "
+            "Export them alike, or convert the whole to OME-Zarr."
+        )
+    return page
+
+
+def _layout(page: Any) -> tuple[Any, ...]:
+    """What planes that are read together, each by its own codec, have in common."""
+    pieces = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, page.imagelength), rows_at_once(page))
+    return page.shape, page.dtype, page.bitspersample, page.photometric, page.planarconfig, bool(page.is_tiled), pieces
 
 
 def _check_alike(page: Any, first: Any, address: str) -> None:

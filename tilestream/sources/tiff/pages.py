@@ -20,7 +20,7 @@ from tilestream.errors import InputError
 from tilestream.geometry import Level, Size, downsample_from_sizes
 from tilestream.sources.files import NoGridError
 from tilestream.sources.sample_values import Choices
-from tilestream.sources.tiff.coding import PALETTE, RGB, YCBCR, color_map
+from tilestream.sources.tiff.coding import PALETTE, RGB, TIFFFILE_ERRORS, YCBCR, color_map
 
 OTHER_KINDS = {"scn": "Leica SCN", "bif": "Ventana BIF with overlapping tiles", "philips": "Philips TIFF with padded levels"}
 """Series kinds whose geometry lies in metadata that OpenSlide reads and tifffile does not apply."""
@@ -79,7 +79,7 @@ class Pages:
 def pick_series(tif: tifffile.TiffFile, choices: Choices) -> tuple[int, Any]:
     """Index and series (tifffile's, or `Pages`) of the scene to read; noted in `choices` where several could be meant. Raises InputError."""
     address = choices.address
-    images = _without_associated([(k, s) for k, s in enumerate(_all_series(tif)) if not _is_mask(s.keyframe)])
+    images = _without_associated([(k, s) for k, s in enumerate(_all_series(tif, address)) if not _is_mask(s.keyframe)])
     if not images:
         raise NoGridError(f"{address}: tifffile finds no image in the file")
     for _, series in images:
@@ -108,9 +108,9 @@ def _called(series: Any) -> str:
     return f"{series.name!r} " if series.name else ""
 
 
-def _all_series(tif: tifffile.TiffFile) -> list[Any]:
+def _all_series(tif: tifffile.TiffFile, address: str) -> list[Any]:
     """Tifffile's series; where those would join pages of several pyramids, one for each page that is no smaller copy of another."""
-    found = list(tif.series)
+    found = _series_of(tif, address)
     if not all(series.kind in PLAIN_KINDS for series in found):
         return found
     own: list[Pages] = []
@@ -127,6 +127,29 @@ def _all_series(tif: tifffile.TiffFile) -> list[Any]:
         else:
             own.append(Pages(page, found[0].kind))
     return list(own) if mixed and own else found
+
+
+def _series_of(tif: tifffile.TiffFile, address: str) -> list[Any]:
+    """Tifffile's series. It joins the SubIFDs of planes by their order, and fails where that differs: they are kept from it then, and joined by their shapes."""
+    try:
+        return list(tif.series)
+    except TIFFFILE_ERRORS as error:
+        first = {id(page.keyframe): page.keyframe for page in tif.pages if page.keyframe is not None} if tif.is_ome else {}
+        inner = {key: page.subifds for key, page in first.items() if page.subifds}
+        if not inner:
+            if tif.is_ome and isinstance(error, RuntimeError):  # of planes that it takes to be coded alike
+                raise InputError(
+                    f"{address}: its planes are pictures of several kinds, which make no image together ({error}). "
+                    "Export them alike, or convert the whole to OME-Zarr."
+                ) from error
+            raise
+    for key in inner:
+        first[key].subifds = None
+    try:
+        return list(tif.series)
+    finally:
+        for key, places in inner.items():
+            first[key].subifds = places
 
 
 def _owner(own: list[Pages], page: Any) -> Pages:
@@ -180,7 +203,7 @@ def pick_levels(tif: tifffile.TiffFile, series: Any, wanted: Sequence[int] = (0,
     candidates = _aperio_pages(tif, base) if series.kind == "svs" else [*series.levels[1:], *_inner_pages(tif, series, wanted)]
     for candidate in candidates:
         page = candidate.keyframe
-        if _is_mask(page) or _area(candidate) == 0 or is_associated(page.description):
+        if _is_mask(page) or _area(candidate) == 0 or is_associated(page.description) or any(candidate.pages[k] is None for k in wanted):
             continue
         if (page.dtype, page.samplesperpixel) != (base.dtype, base.samplesperpixel) or _colours_of(page) != _colours_of(base):
             continue
@@ -220,7 +243,8 @@ def _inner_pages(tif: tifffile.TiffFile, series: Any, wanted: Sequence[int]) -> 
 
 
 def _made_alike(page: Any, other: Any) -> bool:
-    return bool((page.shape, page.dtype, page.axes) == (other.shape, other.dtype, other.axes))
+    pieces = [(each.tilelength, each.tilewidth, each.rowsperstrip, each.photometric) for each in (page, other)]
+    return bool((page.shape, page.dtype, page.axes) == (other.shape, other.dtype, other.axes) and pieces[0] == pieces[1])
 
 
 def same_aspect(l0_size: Size, size: Size) -> bool:
