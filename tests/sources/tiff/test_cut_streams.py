@@ -15,7 +15,7 @@ from tilestream.errors import ReadError
 from tilestream.geometry import Region
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.tiff.source import TiffSource
-from tilestream.sources.tiff.streams import refuse_cut_jpeg_2000
+from tilestream.sources.tiff.streams import refuse_cut_jpeg_2000, refuse_cut_jpeg_xr
 
 CODECS: dict[str, dict[str, Any]] = {
     "jpeg2000": {}, "jpeg2000 lossy": {"level": 38}, "jpegxr": {}, "jpegxr lossy": {"level": 80}, "jpeg": {}, "webp": {}, "png": {}, "jpegxl": {},
@@ -87,6 +87,36 @@ def test_a_piece_whose_end_was_never_filled_is_unreadable(tmp_path: Path, codec:
     data[first : offset + count] = bytes(offset + count - first)
     path.write_bytes(data)
     with TiffSource(str(path), SourceOptions()) as source, pytest.raises(ReadError, match=r"a\.tif"):
+        source.read_region(0, LAST)
+
+
+FLAT_PICTURES = {
+    "black": np.zeros((512, 512, 3), np.uint8),
+    "white": np.full((512, 512, 3), 255, np.uint8),
+    "coloured": np.full((512, 512, 3), (12, 200, 31), np.uint8),
+    "half black": np.where(np.arange(512)[:, np.newaxis, np.newaxis] < 300, make_image(512, 512), 0).astype(np.uint8),
+    "a row": np.where(np.arange(512)[:, np.newaxis, np.newaxis] == 511, make_image(512, 512), 255).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("level", [None, 0.3, 0.7, 0.95])
+@pytest.mark.parametrize("picture", FLAT_PICTURES)
+def test_flat_jpeg_xr_is_believed(picture: str, level: float | None) -> None:
+    refuse_cut_jpeg_xr(imagecodecs.jpegxr_encode(FLAT_PICTURES[picture], level=level))
+
+
+@pytest.mark.parametrize("first", [0.1, 0.5, 0.7])
+def test_jpeg_xr_with_a_part_that_was_never_filled_is_unreadable(tmp_path: Path, first: float) -> None:
+    path = write(tmp_path / "a.tif", "jpegxr")
+    offset, count = piece(path)
+    data = bytearray(path.read_bytes())
+    at = offset + int(count * first)
+    data[at : at + 1500] = bytes(1500)
+    path.write_bytes(data)
+    with (
+        TiffSource(str(path), SourceOptions()) as source,
+        pytest.raises(ReadError, match="JPEG XR stream of which 1024 bytes or more together are 0"),
+    ):
         source.read_region(0, LAST)
 
 

@@ -43,6 +43,11 @@ class ByteSource(ABC):
         del starts, counts, again
         return nullcontext()
 
+    def holes(self, most: int) -> list[tuple[int, int]]:
+        """First byte, and that behind the last, of the first parts, `most` at most, that storage knows to hold nothing and gives zeros for."""
+        del most
+        return []
+
     @property
     def ahead_bytes(self) -> int:
         """Most bytes that one `ahead` holds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 
@@ -33,3 +34,20 @@ class LocalBytes(ByteSource):
         if len(data) != count:
             raise ReadError(f"the file gave {len(data)} of {count} bytes at {start}")
         return data
+
+    def holes(self, most: int) -> list[tuple[int, int]]:
+        """As far as the file system knows them. Moves the file position, which no reading depends on."""
+        found: list[tuple[int, int]] = []
+        place = 0
+        while hasattr(os, "SEEK_HOLE") and place < self.size and len(found) < most:
+            try:
+                start = os.lseek(self._file, place, os.SEEK_HOLE)
+                if start >= self.size:
+                    break
+                place = os.lseek(self._file, start, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # a file system that does not say
+                    break
+                place = self.size
+            found.append((start, place))
+        return found

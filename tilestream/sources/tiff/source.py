@@ -26,6 +26,7 @@ from tilestream.sources.storage.pieces import FileTileSource, can_be_read, part_
 from tilestream.sources.tiff.beside import GDALS
 from tilestream.sources.tiff.chain import walk_chain
 from tilestream.sources.tiff.coding import JPEG, JPEG_2000, JPEG_XR, TIFFFILE_ERRORS
+from tilestream.sources.tiff.holes import lost_parts, pieces_in, refuse_lost
 from tilestream.sources.tiff.index import TiffIndex, TiffLevel, TiffPlane, as_mask, index_tiff
 from tilestream.sources.tiff.jpeg import scan_markers
 from tilestream.sources.tiff.lzw import REVERSED, check_lzw
@@ -73,6 +74,7 @@ class TiffSource(FileTileSource[TiffLevel]):
         self.icc_profile = index.icc_profile
         self._files: list[ByteSource] = [remote] if remote is not None else [LocalBytes(file) for file in index.files]
         self.fetched = remote is not None
+        self._lost = [lost_parts(file, pieces_in(index.levels, number)) for number, file in enumerate(self._files)]
         self.info = _info(
             address, index, _fingerprint(address, index.files, index.beside) if remote is None else _identity(remote, index.beside)
         )
@@ -236,6 +238,8 @@ class TiffSource(FileTileSource[TiffLevel]):
         offset, count = page.offsets.item(index), page.counts.item(index)
         if count == 0:
             return None
+        if lost := self._lost[page.file]:
+            refuse_lost(lost, offset, count)
         return read_piece(self._files[page.file], offset, count)
 
 

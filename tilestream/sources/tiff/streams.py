@@ -14,6 +14,9 @@ JPEG_2000_START, END_OF_CODESTREAM = b"\xff\x4f", b"\xff\xd9"
 MOST_PADDING = 64
 """Zero bytes behind a JPEG 2000 stream without an end that are believed to be no lost bytes. Its coder writes no such runs."""
 
+LOST_RUN = bytes(1024)
+"""Zeros that no coder of JPEG XR writes: flat and black images have some 60 together."""
+
 JPEG_XR_START = b"II\xbc"
 
 IMAGE_OFFSET, IMAGE_BYTE_COUNT = 0xBCC0, 0xBCC1
@@ -41,5 +44,7 @@ def refuse_cut_jpeg_xr(data: bytes) -> None:
     except struct.error as error:
         raise ReadError(f"a JPEG XR stream whose directory at {directory} lies behind its {len(data)} bytes") from error
     end = told.get(IMAGE_OFFSET, 0) + told.get(IMAGE_BYTE_COUNT, 0)
+    if LOST_RUN in data:
+        raise ReadError(f"a JPEG XR stream of which {len(LOST_RUN)} bytes or more together are 0")
     if end > len(data):
         raise ReadError(f"a JPEG XR stream of {end} bytes, of which {len(data)} are there")
