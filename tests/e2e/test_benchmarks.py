@@ -258,12 +258,16 @@ def test_heads_on_stored_rows_stay_below_their_projection(tmp_path):
 
 
 @pytest.mark.slow
-def test_whole_commands_are_measured_beside_each_other(capsys):
-    arguments = ["--side", "1024", "--encoder", "vit_tiny_patch16_224", "--rounds", "1", "--plain", ""]
-    (row,) = bench_rivals.main([*arguments, "--json"])
-    assert json.loads(capsys.readouterr().out) == [row]
-    assert row["contestant"] == "tilestream"
-    assert 0 < row["wall_ratio"] == row["processor_ratio"] == 1
+def test_whole_commands_are_measured_beside_each_other(capsys, tmp_path):
+    stand_in = tmp_path / "python"  # takes the script for slide2vec and says that it embedded two tiles
+    stand_in.write_text("#!/bin/sh\necho some words\necho 2\n")
+    stand_in.chmod(0o755)
+    arguments = ["--side", "1024", "--encoder", "vit_tiny_patch16_224", "--rounds", "1", "--plain", "", "--slide2vec", str(stand_in)]
+    ours, theirs = rows = bench_rivals.main([*arguments, "--json"])
+    assert json.loads(capsys.readouterr().out) == rows
+    assert [(row["contestant"], row["tiles"]) for row in rows] == [("tilestream", 4), ("slide2vec", 2)]
+    assert 0 < ours["wall_ratio"] == ours["processor_ratio"] == 1
+    assert theirs["wall_ratio"] == pytest.approx(ours["tiles_per_second"] / theirs["tiles_per_second"])
 
 
 def test_fp16_is_nearer_to_fp32_than_bf16(tmp_path):
