@@ -11,7 +11,7 @@ import pytest
 import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.resuming import start, wait_for_shard, write_config
-from tilestream.cli.interrupts import Interrupts, raise_again
+from tilestream.cli.interrupts import Interrupts, raise_again, say_when_interrupted
 from tilestream.runner.engines.interrupts import interrupts_held
 
 
@@ -113,13 +113,42 @@ def test_an_interrupt_that_python_could_not_raise_comes_once_more_and_is_no_seco
     assert interrupts.count == 1
 
 
-def test_a_hang_up_that_is_ignored_stays_ignored(heard):
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_that_is_ignored_stays_ignored_and_the_others_are_heard(heard, monkeypatch, ignored):
+    monkeypatch.setattr("tilestream.cli.interrupts.AT_ONCE", 3600.0)
+    signal.signal(ignored, signal.SIG_IGN)
+    other = signal.SIGTERM if ignored != signal.SIGTERM else signal.SIGINT
     done = []
     with Interrupts() as handler:
-        os.kill(os.getpid(), signal.SIGHUP)
-        hold([signal.SIGHUP], done)
-    assert (done, handler.count, signal.getsignal(signal.SIGHUP)) == (["the block went on"], 0, signal.SIG_IGN)
+        say_when_interrupted(lambda: "all")
+        os.kill(os.getpid(), ignored)
+        hold([ignored], done)
+        assert (done, handler.count, handler.kept()) == (["the block went on"], 0, "all")
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), other)
+        raise_again(SimpleNamespace(exc_type=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            threading.Event().wait(60)
+        assert (handler.count, signal.getsignal(ignored)) == (1, signal.SIG_IGN)
+    for timer in threading.enumerate():
+        if isinstance(timer, threading.Timer):
+            timer.cancel()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compute", [{}, {"scheduler": "local", "workers": 2}], ids=["inline", "two workers"])
+def test_a_run_in_the_background_of_a_script_hears_no_ctrl_c_and_ends_in_order_when_told_to(tmp_path, compute):
+    image = write_pyramid(tmp_path / "a.tif", make_image(1200, 1100, 5), tile=128, levels=1)
+    write_config(image, tmp_path, "slow_corners", **compute)
+    run = start(tmp_path, through=["bash", "-c", "trap '' INT; exec \"$@\"", "bash"])
+    wait_for_shard(run, tmp_path)
+    os.killpg(run.pid, signal.SIGINT)
+    wait_for_shard(run, tmp_path)
+    assert run.poll() is None
+    run.terminate()
+    _, err = run.communicate(timeout=100)
+    assert run.returncode == 5, err
+    assert err.splitlines()[-1].endswith("of 156 planned tiles are kept, and the same command resumes.")
 
 
 @pytest.mark.parametrize("full", [True, False])

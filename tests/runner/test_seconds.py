@@ -10,6 +10,7 @@ import pytest
 import tilestream
 from tests.support.images import make_image, write_pyramid
 from tests.support.runs import config, newest_record
+from tilestream.runner.reporter import Reporter
 from tilestream.runner.summary import PARTS, SlideResult, Summary
 from tilestream.stages.clock import Wall, process_began
 
@@ -53,6 +54,24 @@ def test_the_summary_says_what_took_most_of_the_wall_clock(spent, given, words):
     assert Summary("out", {}, []).bound == ""
 
 
+@pytest.mark.parametrize(
+    ("workers", "computing"),
+    [([(30.0, 1)], 30.0), ([(30.0, 2)], 30.0), ([(20.0, 1), (10.0, 7)], 30.0), ([(5.0, 4), (20.0, 1)], 25.0), ([(10.0, 3), (10.0, 2)], 20.0)],
+)  # fmt: skip
+def test_what_workers_computed_is_shared_between_those_that_had_work_while_they_come_and_go(monkeypatch, workers, computing):
+    now = [100.0]
+    monkeypatch.setattr("tilestream.stages.clock.time.perf_counter", lambda: now[0])
+    wall, most, spent = Wall(), 0, 0.0
+    for seconds, count in workers:
+        wall.enter("embedding", count)
+        now[0] += seconds
+        most, spent = max(most, count), spent + seconds * count
+    wall.enter("ended")
+    told = Summary("out", {}, [SlideResult("a", "a.svs", seconds={"compute": spent})], new_tiles=5, workers=most, wall=wall)
+    assert told.parts["computing"] == pytest.approx(computing)
+    assert sum(told.parts.values()) == pytest.approx(now[0] - 100)
+
+
 def test_a_wall_clock_is_in_one_part_at_a_time():
     wall = Wall(began=time.perf_counter() - 5)
     for part in ("planning", "embedding", "planning", "ended"):
@@ -74,6 +93,21 @@ def test_what_a_shell_did_before_it_handed_its_process_over_is_not_counted():
     command = ["sh", "-c", 'sleep 2; exec "$@"', "sh", sys.executable, "-c", told]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 2
+
+
+def test_the_parts_of_a_run_that_is_interrupted_add_up_to_its_wall_clock(tmp_path):
+    class Stops(Reporter):
+        def shard_done(self, report):
+            raise KeyboardInterrupt
+
+    write_pyramid(tmp_path / "a.tif", make_image(500, 600, seed=1), compression="jpeg", levels=1, mpp=0.5)
+    began = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        tilestream.run(config(tmp_path / "a.tif", tmp_path / "out", compute={"shard_tiles": 2}), reporter=Stops())
+    wall, record = time.perf_counter() - began, newest_record(tmp_path / "out")
+    assert record["seconds"] <= wall
+    assert sum(record["seconds_by_part"].values()) == pytest.approx(record["seconds"], rel=0.02, abs=0.02)
+    assert record["seconds_by_part"]["computing"] > 0
 
 
 def test_the_parts_of_a_record_add_up_to_its_wall_clock(tmp_path):

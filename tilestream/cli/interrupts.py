@@ -26,7 +26,7 @@ what their terminal told them already. Nobody types Ctrl-C twice as fast."""
 
 
 class Interrupts:
-    """What SIGINT, SIGTERM and SIGHUP do: the first ends the run in order, within `GRACE` seconds; the second ends the process at once."""
+    """What SIGINT, SIGTERM and SIGHUP do, where they are not ignored: the first ends the run in order, within `GRACE` seconds; the second ends the process at once."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -98,22 +98,25 @@ def _say(words: str) -> None:
 
 def say_when_interrupted(kept: Callable[[], str]) -> None:
     """Have an interrupt say at once what is kept."""
-    handler = signal.getsignal(signal.SIGINT)
-    if isinstance(handler, Interrupts):
-        handler.kept = kept
+    for _, interrupts in _hearing():
+        interrupts.kept = kept
+
+
+def _hearing() -> list[tuple[signal.Signals, Interrupts]]:
+    """The signals that are heard, for some may be ignored, and by whom."""
+    return [(number, handler) for number in stopping() if isinstance(handler := signal.getsignal(number), Interrupts)]
 
 
 def raise_again(lost: Any) -> None:
     """As `sys.unraisablehook`: an interrupt that came where Python cannot raise it, as in what it calls when an object dies, comes once more."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not isinstance(handler, Interrupts) or not handler.count or not issubclass(lost.exc_type, KeyboardInterrupt):
+    number, interrupts = next(iter(_hearing()), (None, None))
+    if number is None or interrupts is None or not interrupts.count or not issubclass(lost.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(lost)
         return
-    handler.lost = True
+    interrupts.lost = True
     main = threading.main_thread().ident
     assert main is not None, "it runs"
-    timer = threading.Timer(
-        0.05, signal.pthread_kill, [main, signal.SIGINT]
-    )  # a signal of its own, which wakes a thread that waits for a lock
+    # A signal of its own, which wakes a thread that waits for a lock.
+    timer = threading.Timer(0.05, signal.pthread_kill, [main, number])
     timer.daemon = True
     timer.start()

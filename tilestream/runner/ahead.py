@@ -21,9 +21,10 @@ from tilestream.runner.heads.stored import StoredImage, lacks_answers_only
 from tilestream.runner.pipeline import Job, SlideRun, stages_of
 from tilestream.runner.prepare import PreparedSlide, Setup
 from tilestream.runner.recipe import Recipes
+from tilestream.runner.records.state import refusal_of, spent_on
 from tilestream.runner.resume import Looked, finished, refuse_other_code, take_up
 from tilestream.runner.slide_plan import Seen
-from tilestream.runner.summary import SlideResult, Summary, refusal_of
+from tilestream.runner.summary import SlideResult, Summary
 from tilestream.sources.base import Source
 from tilestream.stages.embed_tiles import compile_ahead
 from tilestream.stages.encoding.aside import tiles_aside
@@ -130,11 +131,8 @@ class Planner:
         """Take a slide and plan it; None where it is left to others."""
         if self._stop.is_set():
             return None
-        if not again:
-            if ref in self.cohort.others and not self.claims.abandoned(ref.id):
-                return None
-            if ref in self.cohort.spare and refusal_of(self.cohort.output, ref.id):
-                return None  # told by the job that tried it
+        if self._others_tell(ref, again=again):
+            return None
         result = self._results.get(ref.id) or SlideResult(ref.id, ref.address, listed=dict(ref.extra))
         nothing = Planned(ref, result, SlideStore(self.cohort.output / f"{ref.id}.zarr", self._token))
         if owner := self.claims.take(ref.id):
@@ -143,6 +141,15 @@ class Planner:
             return outlast_outages(partial(self._plan_ours, nothing), lambda: None, self._pause)
         except InputError as error:
             return replace(nothing, refused=error)
+
+    def _others_tell(self, ref: SlideRef, *, again: bool) -> bool:
+        """Whether a slide that is not of this job's share is left to the job that has it, or had it and tells why it was refused."""
+        cohort = self.cohort
+        if ref in cohort.others:
+            if self.claims.abandoned(ref.id):
+                return False
+            return not again or bool(refusal_of(cohort.output, ref.id).error)  # who had it in the first round let go of it
+        return ref in cohort.spare and refusal_of(cohort.output, ref.id).job not in (None, cohort.job)
 
     def _pause(self, seconds: float) -> None:
         """Wait because an image's storage does not answer."""
@@ -170,7 +177,9 @@ class Planner:
         task = prepared.task(setup, store)
         committed = store.ledger()
         aside = {} if prepared.passes else tiles_aside(store, committed)  # a pass makes tokens of all tiles again
-        run = SlideRun(task, store, planned.result, stages_of(prepared, setup, store, task, committed), prepared.passes, aside)
+        spent = spent_on(self.cohort.output, ref.id) if committed or aside else {}
+        stages = stages_of(prepared, setup, store, task, committed)
+        run = SlideRun(task, store, planned.result, stages, prepared.passes, aside, spent)
         return replace(planned, begun=Begun(run, prepared, committed, run.next_stage()))
 
     def _seen_of(self, ref: SlideRef, source: Source) -> Seen | None:

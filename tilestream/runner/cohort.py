@@ -47,6 +47,11 @@ class Cohort:
     retry_failed: bool = False
     """Whether shards with failed tiles are done again."""
 
+    @property
+    def job(self) -> int | None:
+        """Which job of an array it is of; None where it is none of an array."""
+        return None if self.shard is None else self.shard[0]
+
     def store(self, ref: SlideRef) -> SlideStore:
         """Where a slide goes."""
         return SlideStore(self.output / f"{ref.id}.zarr")

@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,13 @@ from tilestream.runner.engines.executors import open_engine
 from tilestream.runner.engines.hand_out import HandOut
 from tilestream.runner.heads.stored import stored_encoder
 from tilestream.runner.recipe import Recipes
+from tilestream.runner.records.state import STATE, mend_state, note_refusal, write_records
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.resume import Looked, book_finished, look_at_all, nothing_to_do, refuse_changed_stores
-from tilestream.runner.summary import EMBEDDING, STATE, SlideResult, Summary, note_refusal, same_image, write_records
+from tilestream.runner.summary import EMBEDDING, SlideResult, Summary, same_image
 from tilestream.stages.clock import Wall
 from tilestream.stages.hardware import held_memory
-from tilestream.stages.slide_task import Report, add_counts
+from tilestream.stages.slide_task import Report
 from tilestream.store.layout import nothing_kept
 from tilestream.store.lock import Claims
 from tilestream.store.ownership import refuse_foreign, refuse_unwritable
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from tilestream.runner.pipeline import Job, SlideRun
     from tilestream.runner.prepare import Setup
 
-TILE_ERRORS = 1000
-"""Tile errors kept for a slide in the summary."""
+NOTE_EVERY = 10.0
+"""Seconds between two notes of what was spent on a slide."""
 
 
 def run(
@@ -112,6 +113,7 @@ def _run(config: Config, cohort: Cohort, reporter: Reporter, began: float, held:
     looked = look_at_all(cohort, recipes, summary, reporter)
     todo = looked.todo
     if not todo and not is_object_name(config.encoder.name):  # an object of this process may be another one by now
+        mend_state(cohort.output, summary)
         reporter.message(nothing_to_do(summary, cohort, config.encoder.name))
         return summary
     refuse_unwritable(cohort.output)
@@ -188,6 +190,9 @@ class Run:
                 self._drive(planner)
             finally:
                 self.summary.wall.enter("shutting down")
+                for slide in self.in_work:
+                    with suppress(OSError):  # that ended the run, perhaps
+                        slide.note_spent(self.cohort.output)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -201,12 +206,13 @@ class Run:
                 self.engine.submit(job, job.stage.work, job.task, job.shards)
             if hand_out.in_flight == 0 and planner.over:
                 break
-            self.summary.wall.enter(EMBEDDING if hand_out.embedding else "finishing" if hand_out.in_flight else "planning")
+            part, ready = EMBEDDING if hand_out.embedding else "finishing" if hand_out.in_flight else "planning", self.engine.workers
+            self.summary.wall.enter(part if ready else "starting", min(hand_out.embedding, ready))
             ended = self.engine.wait_next(10.0)
             self._say_news()
             self.hear_progress()
-            self.summary.workers = max(self.summary.workers, self.engine.workers)
-            if ended is None:  # the engine or the planner has news, or time has passed
+            self.summary.workers = max(self.summary.workers, ready)
+            if ended is None:  # there is news, or time has passed
                 continue
             hand_out.ended(ended[0])
             hand_out.add(self._receive(*ended))
@@ -241,6 +247,7 @@ class Run:
             return []
         earlier = sum(slide.aside.get(shard, 0) for shard in job.shards) if outcome.value.counts else 0
         self._book(slide.result, replace(outcome.value, earlier=earlier))
+        slide.note_spent(self.cohort.output, NOTE_EVERY)
         slide.in_work -= 1
         if slide.in_work or slide.given_up:
             return []
@@ -255,14 +262,14 @@ class Run:
         for stage, seconds in report.seconds.items():
             result.seconds[stage] = result.seconds.get(stage, 0.0) + seconds
         if report.counts:
-            result.counts = add_counts(result.counts, report.counts)
-            result.tile_errors |= dict(list(report.errors.items())[: TILE_ERRORS - len(result.tile_errors)])
+            result.add(report.counts, report.errors)
             self.summary.new_tiles += report.fresh
             self.hand_out.task_seconds = report.seconds.get("compute", 0.0)
             self.reporter.shard_done(report)
 
     def _complete(self, slide: SlideRun) -> None:
         """All stages of a slide have ended."""
+        slide.note_spent(self.cohort.output)
         # As committed: a task that was done again after its worker died, or after an outage, told of a part of its shards only.
         mark = slide.store.complete({})
         slide.result.counts, slide.result.redone = mark["counts"], mark.get("redone", 0)
@@ -291,7 +298,7 @@ class Run:
 
     def _let_go(self, result: SlideResult) -> None:
         """A slide has ended: others may have it, and know why it was refused."""
-        self.summary.touched |= note_refusal(self.cohort.output, result.id, result.error) or result.status == "done"
+        self.summary.touched |= note_refusal(self.cohort.output, result, self.cohort.job) or result.status == "done"
         self.claims.release(result.id)
 
     def _begin(self, planned: Planned) -> list[Job]:
@@ -329,10 +336,7 @@ class Run:
         slide, committed = begun.prepared, begun.committed
         plan = slide.plan
         for entry in committed.values():
-            result.counts = add_counts(result.counts, entry["counts"])
-            result.tile_errors |= {
-                int(row): cause for row, cause in list(entry.get("errors", {}).items())[: TILE_ERRORS - len(result.tile_errors)]
-            }
+            result.add(entry["counts"], entry.get("errors", {}))
         result.tiles, result.candidates = len(plan), plan.candidates
         result.context = str(slide.context) if slide.context else ""
         result.note = "" if len(plan) else nothing_kept({"geo": plan.info.geo, "tissue_found": plan.mask.any()})

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tilestream.config.heads import NO_ENCODER
 from tilestream.models.context_spec import ContextSpec
 from tilestream.runner.heads.stages import Stage, head_stages, make_streamed
 from tilestream.runner.prepare import PreparedSlide, Setup, windows_of
+from tilestream.runner.records.state import note_spent
 from tilestream.runner.summary import SlideResult
 from tilestream.stages.embed_and_mix import embed_and_mix, segments
 from tilestream.stages.embed_tiles import embed_tiles, place_tiles
@@ -17,6 +20,7 @@ from tilestream.stages.heads.dense.token_blocks import open_blocks, streamed_hea
 from tilestream.stages.mix_context import mix_context
 from tilestream.stages.slide_task import SlideTask
 from tilestream.stages.token_grid import tokens_a_side
+from tilestream.store.folder import Folder
 from tilestream.store.layout import WindowGrid
 from tilestream.store.slide_store import SlideStore
 
@@ -37,6 +41,10 @@ class SlideRun:
     """Whether its tasks are many shards long."""
     aside: dict[int, int] = field(default_factory=dict)
     """Tiles that earlier runs embedded of shards that they did not finish, by shard."""
+    spent: dict[str, Any] = field(default_factory=dict)
+    """What earlier runs kept of what they spent on what is there of it."""
+    noted: float = field(default_factory=time.monotonic)
+    """When it was last kept what was spent on it."""
     in_work: int = 0
     """Tasks of the present stage that have not ended."""
     given_up: bool = False
@@ -50,6 +58,12 @@ class SlideRun:
                 break
         self.in_work = len(jobs)
         return jobs
+
+    def note_spent(self, output: Folder, every: float = 0.0) -> None:
+        """Keep in the output what was spent on it by now, where that was not done within the last `every` seconds."""
+        if time.monotonic() - self.noted >= every:
+            note_spent(output, self.result, self.spent)
+            self.noted = time.monotonic()
 
 
 @dataclass(frozen=True)

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tilestream import __version__
 from tilestream.errors import EXIT_DONE, EXIT_PARTIAL, EXIT_REFUSED, without_credentials
-from tilestream.geometry import Size, TileGrid
 from tilestream.stages.clock import Wall
-from tilestream.store.cohort import LOOKS_AT_ONCE
-from tilestream.store.folder import Folder
-from tilestream.store.layout import nothing_kept
-from tilestream.store.ownership import is_ours
-from tilestream.store.slide_store import SlideStore
+from tilestream.stages.slide_task import add_counts
 
 EMBEDDING = "embedding"
 """The time in which tiles were in work, which `Summary.parts` shares out."""
 
 PARTS = ("starting", "planning", "reading", "computing", "writing", "finishing", "shutting down")
 """What the wall clock of a run goes into, in order."""
+
+TILE_ERRORS = 1000
+"""Tile errors kept for a slide in the summary."""
 
 WAYS = {
     "starting": "a run of more slides would spread it",
@@ -75,6 +69,12 @@ class SlideResult:
     """What a person should know of it, e.g. that it has no tissue."""
     warnings: list[str] = field(default_factory=list)
     """What its file leaves in doubt or was taken for, each once."""
+
+    def add(self, counts: dict[str, int], errors: Mapping[Any, str]) -> None:
+        """Add tiles that are embedded, and why some of them failed; `TILE_ERRORS` causes are kept."""
+        self.counts = add_counts(self.counts, counts)
+        more = list(errors.items())[: TILE_ERRORS - len(self.tile_errors)]
+        self.tile_errors |= {int(row): cause for row, cause in more}
 
     @property
     def failed_tiles(self) -> int:
@@ -128,12 +128,13 @@ class Summary:
         """What the wall clock went into, in seconds that add up to it.
 
         While tiles are embedded, several things go on at once; the workers' clocks say what counts: what the encoder and the context took, then
-        what they waited for tiles, then what writing held them up. Finishing is what was left to do once no tile was in work.
+        what they waited for tiles, then what writing held them up, each over the workers that had work, for workers come and go. Finishing is what was left to do once no tile was in work.
         """
         parts = dict.fromkeys(PARTS, 0.0) | {part: seconds for part, seconds in self.wall.seconds.items() if part != EMBEDDING}
         left, spent = self.wall.seconds.get(EMBEDDING, 0.0), self.seconds_by_stage
+        workers = self.wall.at_work(EMBEDDING) or self.workers
         for part, stages in (("computing", ("compute", "context")), ("reading", ("wait",)), ("writing", ("write",))):
-            taken = min(left, sum(spent.get(stage, 0.0) for stage in stages) / self.workers)
+            taken = min(left, sum(spent.get(stage, 0.0) for stage in stages) / workers)
             parts[part] += taken
             left -= taken
         parts["reading"] += left  # of the first tiles, for which nobody waited yet
@@ -228,116 +229,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-STATE, RUNS, REFUSED = "run.json", "runs", ".tilestream/refused"
-
-
-TOLD = ("address", "listed")
-"""Fields of a slide that the last run knows which had it in its list."""
-
-DONE = ("seconds", "context")
-"""Fields of a slide that only a run knows which did something for it."""
-
-
-def write_records(output: Folder, summary: Summary) -> None:
-    """Add the record of a run, and write the state of the output: of its last run what that measured, of its slides what the stores say."""
-    record = json.loads(summary.to_json())
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}"
-    output.put(f"{RUNS}/{name}.json", json.dumps(record, indent=1).encode())
-    told: dict[str, dict[str, Any]] = {}
-    for slide in (_read(output, STATE) or {}).get("slides", []) + record["slides"]:
-        known = {key: value for key, value in slide.items() if key in TOLD or (key in DONE and value)}
-        told[slide["id"]] = told.get(slide["id"], {}) | known
-    state = output_state(output, [slide["id"] for slide in record["slides"]])
-    for slide in state["slides"]:
-        slide.update(told.get(slide["id"], {}))
-    output.put(STATE, json.dumps(without_credentials({**record, **state}), indent=1).encode())
-
-
-def output_state(output: Folder, listed: Sequence[str]) -> dict[str, Any]:
-    """The slides of an output, finished or not, with the causes of failed tiles; and those that were refused.
-
-    Of slides with the same image, the first of `listed`, else of the alphabet, counts as the one that the others repeat.
-    """
-    place = {slide: number for number, slide in enumerate(listed)}
-    names = [name.removesuffix(".zarr") for name in output.children() if name.endswith(".zarr")]
-    seen: dict[str, str] = {}
-    slides = []
-    with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
-        states = pool.map(partial(slide_state, output), sorted(names, key=lambda slide: (place.get(slide, len(place)), slide)))
-        for found, fingerprint in filter(None, states):
-            found.warnings += same_image(seen, found.id, fingerprint)
-            slides.append(found)
-    there = {slide.id for slide in slides}
-    refused = [key.rsplit("/", 1)[-1].removesuffix(".json") for key in output.names(REFUSED)]
-    slides += [SlideResult(slide, "", "refused", error=refusal_of(output, slide)) for slide in refused if slide not in there]
-    failed = sum(slide.failed_tiles for slide in slides)
-    lacking = [slide for slide in slides if slide.status != "done"]
-    short = lacking or failed or any(slide.unanswered for slide in slides)
-    code = EXIT_REFUSED if slides and len(lacking) == len(slides) else EXIT_PARTIAL if short else EXIT_DONE
-    return {
-        "exit_code": code,
-        "tiles": sum(slide.tiles for slide in slides),
-        "failed_tiles": failed,
-        "slides": [asdict(slide) for slide in sorted(slides, key=lambda slide: slide.id)],
-    }
-
-
-def slide_state(output: Folder, slide: str) -> tuple[SlideResult, str] | None:
-    """What the store of a slide says of it, and the fingerprint of its image; None where the store is none of ours."""
-    store = SlideStore(output / f"{slide}.zarr")
-    if not is_ours(store.folder):
-        return None
-    attributes = store.attributes or {}
-    source = attributes.get("source", {})
-    mark = store.completion
-    found = SlideResult(slide, source.get("address", ""), "done" if mark else "unfinished", attributes.get("layout", {}).get("tiles", 0))
-    for entry in [mark] if mark else store.ledger().values():
-        for status, count in entry["counts"].items():
-            found.counts[status] = found.counts.get(status, 0) + count
-        found.tile_errors |= {int(row): cause for row, cause in entry.get("errors", {}).items()}
-        found.redone += entry.get("redone", 0)
-    found.candidates = _candidates(attributes, found.tiles)
-    found.warnings = list(source.get("warnings", ()))
-    found.unanswered = store.unanswered
-    found.note = nothing_kept(source) if mark and found.tiles == 0 else ""
-    found.error = "" if mark else refusal_of(output, slide)
-    found.status = "refused" if found.error else found.status
-    return found, source.get("fingerprint", "")
-
-
-def _candidates(attributes: dict[str, Any], tiles: int) -> int:
-    """Tiles of the whole grid of a store; of places that somebody gave, those."""
-    source, recipe = attributes.get("source", {}), attributes.get("recipe", {})
-    if "scale" not in source or "grid" in source or "imported" in recipe:
-        return tiles
-    size, step = Size(source["height"], source["width"]), recipe["tiles"]
-    return TileGrid(size, step["size"], step["stride"] or step["size"], source["scale"], step.get("edge", "pad")).count
-
-
 def same_image(seen: dict[str, str], slide: str, fingerprint: str) -> tuple[str, ...]:
     """A warning where a slide before this one has the same bytes; `seen` holds the first slide of each fingerprint, of those that have one."""
     first = seen.setdefault(fingerprint, slide) if fingerprint else slide
     return () if first == slide else (f"holds the same image as {first} (equal fingerprints); it counts twice in the output.",)
-
-
-def note_refusal(output: Folder, slide: str, cause: str) -> bool:
-    """Keep why a slide was refused, for other jobs and for the state; empty where it was not. Whether that is news."""
-    key, before = f"{REFUSED}/{slide}.json", refusal_of(output, slide)
-    if cause and cause != before:
-        output.put(key, json.dumps(without_credentials({"error": cause})).encode())
-    elif before and not cause:
-        output.delete(key)
-    return cause != before
-
-
-def refusal_of(output: Folder, slide: str) -> str:
-    """Why a slide was refused when it was last tried; empty where it was not."""
-    return str((_read(output, f"{REFUSED}/{slide}.json") or {}).get("error", ""))
-
-
-def _read(output: Folder, key: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads(output.get(key) or b"null")
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

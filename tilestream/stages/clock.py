@@ -46,12 +46,20 @@ class Wall:
         self.marks: dict[str, float] = {}
         """Of some of what went on in them, in order."""
         self._marked = self._since
+        self._workers = 0
+        self._worked: dict[str, float] = {}
 
-    def enter(self, part: str) -> None:
-        """A part begins, and the one before it ends."""
+    def enter(self, part: str, workers: int = 0) -> None:
+        """A part begins, in which so many workers are at work, and the one before it ends."""
         now = time.perf_counter()
-        self.seconds[self._part] = self.seconds.get(self._part, 0.0) + now - self._since
-        self._since, self._part = now, part
+        spent = now - self._since
+        self.seconds[self._part] = self.seconds.get(self._part, 0.0) + spent
+        self._worked[self._part] = self._worked.get(self._part, 0.0) + spent * self._workers
+        self._since, self._part, self._workers = now, part, workers
+
+    def at_work(self, part: str) -> float:
+        """Workers that were at work in a part, on average; 0 where that was not told."""
+        return self._worked.get(part, 0.0) / spent if (spent := self.seconds.get(part, 0.0)) else 0.0
 
     def mark(self, what: str) -> None:
         """What went on since the last mark, or from the start, is over."""

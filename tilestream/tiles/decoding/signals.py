@@ -28,5 +28,5 @@ def kept_from_children(numbers: Collection[signal.Signals] = STOPPING) -> Iterat
 
 
 def stopping() -> list[signal.Signals]:
-    """Signals that end this process in order; a hang-up that is ignored, as under nohup, stays ignored."""
-    return [number for number in STOPPING if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
+    """Signals that end this process in order; one that was ignored when it started stays ignored: a hang-up under nohup, Ctrl-C in what a script's shell starts with `&`."""
+    return [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]

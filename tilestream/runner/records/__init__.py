@@ -1,0 +1,1 @@
+"""Records of runs, and the state of an output."""
