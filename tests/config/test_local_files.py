@@ -1,14 +1,23 @@
 """Paths as people write them, and things with a path that are no files."""
 
 import os
+import re
 import socket
+from pathlib import Path
 
 import pytest
 
-from tilestream.config.load import load_config
-from tilestream.config.local_files import expand_path, read_small_file, refuse_special
+from tilestream.config.fit_schema import FitConfig
+from tilestream.config.load import load_config, load_section
+from tilestream.config.local_files import expand_path, named_url, read_small_file, refuse_special
+from tilestream.config.schema import Config
 from tilestream.config.slide_list import list_slides
 from tilestream.errors import ConfigError, InputError
+from tilestream.interop.exports import export_slides
+from tilestream.interop.importing import import_features
+from tilestream.sources.facts.first_config import write_first_config
+from tilestream.viewer.report import write_report
+from tilestream.viewer.server import serve
 
 PLACES = ("slides", "output", "tiles.tissue.mask", "tiles.from", "encoder.weights", "context.weights", "pool.weights", "compute.scheduler")
 
@@ -72,6 +81,62 @@ def test_every_path_of_a_config_is_expanded(key, monkeypatch):
 def test_what_cannot_be_filled_in_is_refused(path, words):
     with pytest.raises(ConfigError, match=f"output.path: .*{words}"):
         load_config({"slides": "a.svs", "output": path, "tiles": {"level": 0}, "encoder": "patch_embed"})
+
+
+URLS = {"s3://bucket/x": "s3://bucket/x", "s3:/bucket/x": "s3://bucket/x", "HTTPS://h/x": "HTTPS://h/x", "ftp://h/x": "ftp://h/x", "file:///x": "file:///x"}  # fmt: skip
+"""URLs as they are written, one by a Path, and as they are told."""
+
+RUN = {"slides": "a.svs", "output": "out", "tiles": {"level": 0}, "encoder": "patch_embed", "context": {}, "pool": "gated_attention"}
+FIT = {"embeddings": "out", "target": {"slides": "l.csv", "column": "c"}, "head": {"name": "t", "kind": "slide", "model": "mean"}, "save": "t.safetensors"}  # fmt: skip
+LOCAL_OF_RUN = [*PLACES[2:-1], "windows.weights", "source.stage", "heads.a.model"]
+LOCAL_OF_FIT = ["target.slides", "target.slide_table", "target.annotations", "save"]
+BY_CALL = {
+    "slides: .*list.csv, row 2, mask": lambda url: list_slides([_list_with_mask(url)]),
+    "config": load_config,
+    "--out": lambda url: list(export_slides("out", "csv", out=url)),
+    "--to": lambda url: write_report("out", url),
+    "features": lambda url: import_features(url, "a", "out"),
+}
+BY_PATH = {
+    "config": load_config,
+    "--out": lambda path: list(write_first_config(["a.svs"], path, "out")),
+    "--annotations": lambda path: serve(["out"], print, annotations=path),
+}
+
+
+def _list_with_mask(url):
+    Path("list.csv").write_text(f"path,mask\na.svs,{url}\n")
+    return "list.csv"
+
+
+@pytest.mark.parametrize(("written", "told"), URLS.items())
+def test_a_url_is_refused_where_only_the_local_disk_is_read_or_written(written, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = f"{re.escape(told)}'? is a URL, but this (key )?takes a path of this machine"
+    for kind, base, keys in ((Config, RUN, LOCAL_OF_RUN), (FitConfig, FIT, LOCAL_OF_FIT)):
+        for key in keys:
+            with pytest.raises(ConfigError, match=f"{re.escape(key)}: '{words}"):
+                load_section(kind, base, [f"{key}={written}"])
+    for where, call in BY_CALL.items():
+        with pytest.raises(ConfigError, match=f"^{where}: {words}"):
+            call(written)
+    assert {path.name for path in tmp_path.iterdir()} <= {"list.csv"}
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "https", "file"])
+def test_a_url_that_came_through_a_path_is_refused_too(scheme, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for where, call in BY_PATH.items():
+        with pytest.raises(ConfigError, match=f"^{where}: {scheme}:///?bucket/x is a URL"):
+            call(Path(f"{scheme}://bucket/x"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_only_looks_like_a_url_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s3:" / "bucket").mkdir(parents=True)
+    for path in ("s3://bucket", "instanseg:/models/a.pt", "c:lean", "module:factory", "a:/b", "hub/name", "~/s3:"):
+        assert named_url(path) == ""
 
 
 def test_a_name_that_only_looks_like_a_variable_is_that_file(tmp_path, monkeypatch):

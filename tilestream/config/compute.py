@@ -15,7 +15,7 @@ from tilestream.config.types import (
     Bytes,
     Count,
     Device,
-    PathText,
+    LocalPath,
     Positive,
     Section,
     Switch,
@@ -42,7 +42,7 @@ class SchedulerSpec(Section):
 
     address: str | None = None
     """URL of a running scheduler."""
-    path: PathText | None = None
+    path: LocalPath | None = None
     """The file that `dask scheduler --scheduler-file` wrote."""
     cls: Annotated[str, Field(pattern=r"^\w+(\.\w+)+$")] | None = Field(default=None, alias="class")
     """Dotted name of a cluster class, e.g. `dask_jobqueue.SLURMCluster`."""

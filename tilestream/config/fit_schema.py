@@ -13,9 +13,9 @@ from tilestream.config.types import (
     Device,
     Fraction,
     Index,
+    LocalPath,
     Names,
     Paths,
-    PathText,
     Section,
     Switch,
     Text,
@@ -73,7 +73,7 @@ class Target(Section):
 
     section: ClassVar[str] = "target."
 
-    slides: PathText | None = None
+    slides: LocalPath | None = None
     """CSV, TSV or XLSX with a row for each slide (column slide, slide_id or filename) or each patient (patient, patient_id or case_id)."""
     column: Text | None = None
     """Column of `slides` that is learned."""
@@ -85,9 +85,9 @@ class Target(Section):
     """In place of a column: `{time: months, event: died}`."""
     regression: bool = False
     """Whether the column holds numbers to be predicted, not classes."""
-    slide_table: PathText | None = None
+    slide_table: LocalPath | None = None
     """Table of patients and their slides, where `slides` has patients only and the list of slides had no column of them, as STAMP keeps it."""
-    annotations: PathText | None = None
+    annotations: LocalPath | None = None
     """Drawn regions with classes for each slide: a folder with `<slide id>.geojson`, or a pattern such as `annotations/{slide}.geojson`."""
     min_fraction: Fraction = 0.5
     """Part of a tile that one class must cover for the tile to have it; tiles of which no class covers as much are left out."""
@@ -185,7 +185,7 @@ class FitConfig(Section):
     """What is trained; left out with `target.masked`."""
     split: Split = Split()
     """What is held out."""
-    save: PathText
+    save: LocalPath
     """File of the head or context, `.safetensors`. Its report, metrics and predictions lie beside it under the same name."""
     device: Device = "auto"
     """Where heads of several layers are trained: auto (the first CUDA device where there is one), cpu, cuda, or cuda:N."""

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from tilestream.config.restart import NAME
-from tilestream.config.types import Count, Index, Names, PathText, Positive, Section, ValueRefusedError, yaml_word
+from tilestream.config.types import Count, Index, LocalPath, Names, Positive, Section, ValueRefusedError, yaml_word
 
 TAKEN = frozenset({"row", "col", "y", "x", "tissue", "status", "slide", "spatial", "context", "attention", "tokens"})
 """Columns of the tables that are there already."""
@@ -48,7 +48,7 @@ class Head(Section):
     """What it reads: tiles (their embeddings), context (the same behind the context), pixels; a head of kind slide also vector, the pooled one. The default is
     tiles. A head of kind segment reads pixels, or patch tokens: tokens, or context for the same behind the context; those that output.save keeps, else as they
     come from the encoder."""
-    model: PathText
+    model: LocalPath
     """A `.safetensors` of `tilestream fit`; a folder or repository of the hub with config.json and safetensors (timm, transformers, WSInfer); an `.onnx`
     file; `module:factory`; `instanseg:FILE.pt`, a TorchScript program of InstanSeg, which runs code of whoever made it; or one of those in the package: tilestream-sample-tissue, tilestream-sample-blood, tilestream-sample-segment."""
     classes: Names = ()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 
 from tilestream.config.fit_schema import FitConfig
+from tilestream.config.local_files import refuse_url
 from tilestream.config.schema import Config
 from tilestream.config.types import Section, ValueRefusedError, yaml_word
 from tilestream.config.yaml_reader import Draft, Key, dotted_key, parse_yaml, read_yaml
@@ -36,6 +37,8 @@ def load_section(root: type[S], config: str | os.PathLike[str] | Mapping[str, An
         The file cannot be read, or the config is wrong; the message has a line for each problem.
     """
     given = config.model_dump(mode="json", by_alias=True) if isinstance(config, Section) else config
+    if not isinstance(given, Mapping):
+        refuse_url(given, "config")
     draft = Draft(_copied(given)) if isinstance(given, Mapping) else read_yaml(Path(given))
     if not isinstance(draft.raw, dict):
         found = "is empty" if draft.raw is None else f"holds {yaml_word(draft.raw)}"

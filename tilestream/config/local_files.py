@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from tilestream.config.urls.objects import STORE_SCHEMES
 from tilestream.errors import ConfigError, InputError, TilestreamError
 
 ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
@@ -94,6 +95,26 @@ def refuse_special(path: str | os.PathLike[str], key: str = "", error: type[Tile
     if kind in _KINDS:
         where = f"{key}: " if key else ""
         raise error(f"{where}{os.fspath(path)} is {_KINDS[kind]}, not a file. Write the data to a regular file and name that.")
+
+
+COPY_FIRST = "Copy the file here first, or from here afterwards"
+"""The way out where a URL cannot be read or written."""
+
+
+def named_url(path: str | os.PathLike[str]) -> str:
+    """The URL that is written where a local path belongs, with the slash that a Path takes away; "" of a local path."""
+    words = os.fspath(path)
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)", words)
+    if found is None or os.path.lexists(words) or (found[2] == "/" and found[1].lower() not in STORE_SCHEMES):
+        return ""
+    slashes = "///" if found[1].lower() == "file" and found[2] == "/" else "//"
+    return f"{found[1]}:{slashes}{words[found.end() :]}"
+
+
+def refuse_url(path: str | os.PathLike[str], where: str) -> None:
+    """Refuse a URL where only the local disk is read or written; raises ConfigError, whose words begin with `where`."""
+    if url := named_url(path):
+        raise ConfigError(f"{where}: {url} is a URL, but this takes a path of this machine. {COPY_FIRST}.")
 
 
 class NoFileError(OSError):

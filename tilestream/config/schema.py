@@ -22,6 +22,7 @@ from tilestream.config.types import (
     Fraction,
     Index,
     Kept,
+    LocalPath,
     Paths,
     PathText,
     Positive,
@@ -70,7 +71,7 @@ class Tiles(Section):
 
     size: Count = 224
     """Side of a tile as the encoder gets it, in px at the target resolution."""
-    chosen: PathText | None = Field(default=None, alias="from")
+    chosen: LocalPath | None = Field(default=None, alias="from")
     """HDF5 with `coords` of TRIDENT or CLAM: exactly those tiles are embedded, each averaged to `size` px, whatever the tissue says. One file for one
     slide, a folder with `<slide id>_patches.h5` or `<slide id>.h5`, or a pattern such as `features/{slide}.h5`. Takes the place of `level`, `mpp`,
     `stride` and `edge`. Relative to the working directory."""
@@ -139,7 +140,7 @@ class Encoder(Section):
 
     name: Text
     """One of our own, a preset, or `module:factory`; from Python also a torch.nn.Module, or a function that returns one."""
-    weights: PathText | None = None
+    weights: LocalPath | None = None
     """File of weights, relative to the working directory; None for seeded random ones."""
     args: Arguments = Field(default_factory=dict)
     """Keyword arguments of the factory."""
@@ -178,7 +179,7 @@ class Context(Kept):
     """How a token's place enters: absolute in µm or learned, at the input; rotary or as a bias of logits, inside windows; not at all."""
     width: Count | None = None
     """Numbers of a token between the layers; None for those of the encoder. With a width, tokens are standardised, brought to it and back."""
-    weights: PathText | None = None
+    weights: LocalPath | None = None
     """File of weights, relative to the working directory, or the name of a context in the box (tilestream-lite-context); None for seeded random
     ones. A file that `fit` wrote says its own window, depth, heads, shift, position and width."""
     seed: Index = 0
@@ -205,7 +206,7 @@ class Windows(Section):
     The first pools tokens, each further one the vectors of the one before."""
     pool: Literal["mean", "max", "gated_attention", "queries"] = "mean"
     """The rule."""
-    weights: PathText | None = None
+    weights: LocalPath | None = None
     """File of weights of a rule that learns; None for seeded random ones."""
 
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, urlsplit
 
 from tilestream.config.dicom_series import holds_dicom, is_dicom
-from tilestream.config.local_files import MOSAIC, ZARR_MARKS, expand_path, read_small_file, table_rows
+from tilestream.config.local_files import MOSAIC, ZARR_MARKS, expand_path, read_small_file, refuse_url, table_rows
 from tilestream.config.same_slide import NEVER_DICOM, merge_files
 from tilestream.config.urls.objects import is_url
 from tilestream.errors import ConfigError
@@ -243,6 +243,8 @@ def _slide_from_row(path: Path, number: int, header: list[str], row: list[str]) 
         address = _path_from_cell(address, path, where)
     if _is_plain_folder(Path(address)):
         raise ConfigError(f"{where}: {address!r} is a folder, not a slide.")
+    if cells.get("mask"):
+        refuse_url(cells["mask"], f"{where}, mask")
     mask = _path_from_cell(cells["mask"], path, where) if cells.get("mask") else None
     extra = tuple((name, cells.get(name, "")) for name in header if name and name not in COLUMNS)
     return SlideRef(cells.get("id") or id_from_address(address), address, _mpp_from_cell(cells.get("mpp", ""), where), mask, extra)

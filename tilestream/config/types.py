@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )  # fmt: skip
 
-from tilestream.config.local_files import expand_path
+from tilestream.config.local_files import COPY_FIRST, expand_path, named_url
 from tilestream.config.restart import NAME, stage_called
 
 LARGEST = 2**31 - 1
@@ -111,6 +111,12 @@ def _expand(path: str) -> str:
         raise ValueRefusedError(str(error)) from error
 
 
+def _refuse_url(path: str) -> str:
+    if url := named_url(path):
+        raise ValueRefusedError(f"{url!r} is a URL, but this key takes a path of this machine. {COPY_FIRST}")
+    return path
+
+
 def _not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
     if not value or not all(value):
         raise ValueRefusedError("empty; write a path, a glob such as slides/*.svs, a list of them, or a CSV with a column path")
@@ -152,6 +158,7 @@ def _check_plain(value: dict[str, Any]) -> dict[str, Any]:
 
 Text = Annotated[str, Field(min_length=1)]
 PathText = Annotated[str, BeforeValidator(_text_from_path), Field(min_length=1), AfterValidator(_expand)]
+LocalPath = Annotated[PathText, AfterValidator(_refuse_url)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_tuple_from_one), AfterValidator(_not_empty)]
 Switch = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1, le=LARGEST)]
@@ -219,7 +226,7 @@ class Tissue(Section):
 
     section: ClassVar[str] = "tiles.tissue."
 
-    mask: PathText | None = None
+    mask: LocalPath | None = None
     """Drawn polygons in level-0 px (GeoJSON, also .gz; XML of ASAP or ImageScope) or a PNG of the whole image (any scale; not black is tissue): one
     file, a folder with `<slide id>.geojson` and the like, or a pattern such as `masks/{slide}.geojson`. The column `mask` of a slide list goes before it.
     Relative to the working directory."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tilestream.config.local_files import refuse_url
 from tilestream.errors import ConfigError, IncompleteError, InputError
 from tilestream.interop.columns import write_csv, write_parquet
 from tilestream.interop.geo.embedding_tiff import write_embedding_tiff
@@ -115,6 +116,8 @@ def export_slides(
     write: Callable[..., Written] = _writer(name, what)
     if in_bounds:
         write = partial(write_geojson if vectors_place(what) else write, in_bounds=True)
+    if out is not None:
+        refuse_url(out, "--out")
     stores = find_stores(output)
     is_store = is_ours(Folder(output, read_only=True))
     if slide is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilestream.config.local_files import refuse_url
 from tilestream.config.slide_list import SlideRef, id_from_address, id_problem
 from tilestream.errors import ConfigError, InputError, OutputError, without_credentials
 from tilestream.geometry import Size
@@ -58,6 +59,7 @@ def import_features(path: str, slide: str, output: str, *, patch_size_level0: fl
     OutputError
         The output holds this slide already.
     """
+    refuse_url(path, "features")
     if not Path(path).exists():
         raise InputError(f"{path}: no such file. Give the HDF5 file that holds features and coords.")
     info = _find_image(slide)

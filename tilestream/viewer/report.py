@@ -16,6 +16,7 @@ import numpy as np
 
 from tilestream import __version__
 from tilestream.buffers import counted
+from tilestream.config.local_files import refuse_url
 from tilestream.errors import ConfigError, IncompleteError, InputError, without_credentials
 from tilestream.interop.target import Target
 from tilestream.store.cohort import find_stores
@@ -73,6 +74,8 @@ def write_report(output: str, to: str | None = None, *, force: bool = False) -> 
     ConfigError
         The file cannot be written there.
     """
+    if to is not None:
+        refuse_url(to, "--to")
     folder = Folder(output, read_only=True)
     if is_zarr(folder):
         raise ConfigError(f"report: {output} is one slide's store. Give the output folder that holds it.")

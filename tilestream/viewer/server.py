@@ -17,6 +17,7 @@ from tornado.httputil import HTTPServerRequest
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from tilestream.config.local_files import refuse_url
 from tilestream.errors import ConfigError
 from tilestream.tiles.decoding.signals import stopping
 from tilestream.viewer.catalogue import Catalogue
@@ -133,6 +134,8 @@ def serve(
     ConfigError
         No output has the slide, the host or the port cannot be had, several outputs are to be drawn on, or a file is where drawings belong.
     """
+    if annotations is not None:
+        refuse_url(annotations, "--annotations")
     if annotations is not None and len(outputs) > 1:
         raise ConfigError(f"--annotations: {len(outputs)} outputs are shown, but regions are drawn on the slides of one. Name one output.")
     if annotations is not None and annotations.exists() and not annotations.is_dir():

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from tilestream.config.bands.band import PRESETS
 from tilestream.config.bands.given import Bands
 from tilestream.config.bands.statistics import STATISTICS, Normalise, channels_of, unsaid
-from tilestream.config.types import Bytes, Channels, Index, PathText, Positive, Section, Switch, ValueRefusedError, Window
+from tilestream.config.types import Bytes, Channels, Index, LocalPath, Positive, Section, Switch, ValueRefusedError, Window
 
 
 class SourceChoices(Section):
@@ -49,7 +49,7 @@ class SourceChoices(Section):
     icc: Switch = False
     """Whether colours are converted to sRGB by the file's profile, by its own rendering intent. A file without a profile, or with a broken
     one, is taken as it is, with a warning. A core converts about 25 MPix/s, a tenth of what it decodes."""
-    stage: PathText | None = None
+    stage: LocalPath | None = None
     """Folder on a local disk to which slides given by URL are copied whole before they are read: for formats that are read from a disk only, and where
     a slide is read several times. Copies are removed when the run ends."""
     stage_limit: Bytes = 200 * 2**30

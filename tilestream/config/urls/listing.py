@@ -11,7 +11,7 @@ from typing import Any
 
 from tilestream.config.same_slide import NEVER_DICOM
 from tilestream.config.urls.objects import answers_anyone, missing_credentials, open_store, scheme_of, server_words
-from tilestream.errors import ConfigError, OutageError
+from tilestream.errors import ConfigError, OutageError, load_needed
 
 MAGIC = re.compile(r"[*?[]")
 PATIENCE: dict[str, Any] = {"retry_config": {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}}
@@ -67,8 +67,7 @@ def _matches(scheme: str, path: str, *, below: bool) -> Iterator[str]:
     if first == 0:
         raise ConfigError(f"slides: {scheme}://{path}: the bucket itself cannot be a pattern. Name it.")
     base = f"{scheme}://{'/'.join(parts[:first])}"
-    from obstore import exceptions
-
+    exceptions = load_needed(f"slides: listing {base}", "s3", "obstore", "obstore.exceptions")[1]
     lacking = missing_credentials(base)
     try:
         store = open_store(base, **PATIENCE)

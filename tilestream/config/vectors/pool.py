@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from tilestream.config.types import Arguments, Kept, PathText, Switch, ValueRefusedError, yaml_word
+from tilestream.config.types import Arguments, Kept, LocalPath, Switch, ValueRefusedError, yaml_word
 
 LEARNED = ("gated_attention", "queries")
 """Rules that learn."""
@@ -45,7 +45,7 @@ class OnePool(Kept):
 
     name: PoolName = "mean"
     """The rule, or a slide encoder; `none` makes no slide vector. `tilestream encoders` says of slide encoders which tiles they take."""
-    weights: PathText | None = None
+    weights: LocalPath | None = None
     """File of weights of a rule that learns or of a slide encoder, relative to the working directory; None for seeded random ones of a rule, and for
     those of the authors' repository of a slide encoder."""
     args: Arguments = Field(default_factory=dict)

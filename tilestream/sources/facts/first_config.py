@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tilestream.buffers import counted
 from tilestream.config.json_schema import config_schema
+from tilestream.config.local_files import refuse_url
 from tilestream.config.slide_list import SlideRef, list_slides
 from tilestream.errors import ConfigError, InputError
 from tilestream.sources import open_source
@@ -54,6 +55,7 @@ def write_first_config(slides: Sequence[str], path: Path, output: str, *, force:
     ConfigError
         A file is in the way, nothing is listed, or none of it can be read.
     """
+    refuse_url(path, "--out")
     if path.exists() and not force:
         raise ConfigError(f"{path} is there already. Give another name with --out, or replace it with --force.")
     seen = look_at(list_slides(slides))
