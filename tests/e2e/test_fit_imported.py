@@ -9,7 +9,7 @@ import pytest
 
 import tilestream
 from tests.support.images import make_image, write_pyramid
-from tests.support.runs import CORNERS, config
+from tests.support.runs import CORNERS, config, newest_record
 from tilestream.encoders.contexts.context_file import read_context_about
 from tilestream.encoders.heads.head_file import Fitted, read_about
 from tilestream.errors import ConfigError
@@ -131,15 +131,37 @@ def test_names_of_trident_are_ours_where_we_have_the_encoder(imported, ours):
     assert our_name(imported) == ours
 
 
+def fitted_context(folder, encoder, stated=None):
+    """The file of a context of eight imports."""
+    masked = {"window": 2, "depth": 1, "width": 12, "heads": 2, "passes": 1}
+    for i in range(8):
+        write_features(folder / f"s{i}.h5", i, encoder)
+        import_features(str(folder / f"s{i}.h5"), f"s{i}", str(folder / "in"), encoder=stated)
+    save = folder / "context.safetensors"
+    fit({"embeddings": str(folder / "in"), "split": {"folds": 2}, "target": {"masked": masked}, "save": str(save)})
+    return save
+
+
 @pytest.mark.slow
 def test_a_context_of_imports_is_held_to_their_encoder(image, tmp_path):
-    masked = {"window": 2, "depth": 1, "width": 12, "heads": 2, "passes": 1}
-    given = {"target": {"masked": masked}, "save": str(tmp_path / "context.safetensors")}
-    for i in range(8):
-        write_features(tmp_path / f"s{i}.h5", i, "uni_v1")
-        import_features(str(tmp_path / f"s{i}.h5"), f"s{i}", str(tmp_path / "in"))
-    fit({"embeddings": str(tmp_path / "in"), "split": {"folds": 2}, **given})
-    about = read_context_about(tmp_path / "context.safetensors")
+    save = fitted_context(tmp_path, "uni_v1")
+    about = read_context_about(save)
     assert (about.fitted.encoder, about.fitted.encoder_sha256, about.fitted.tile, about.fitted.mpp) == ("uni_v1", None, 64, None)
     with pytest.raises(ConfigError, match=r"context.weights: .* was fitted on imported embeddings of uni_v1, but encoder.name is"):
-        tilestream.run(config(image, tmp_path / "out", **CORNERS, context={"weights": str(tmp_path / "context.safetensors")}))
+        tilestream.run(config(image, tmp_path / "out", **CORNERS, context={"weights": str(save)}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stated", "note"),
+    [
+        (CORNERS_NAME, "that their encoder is .* is taken from its name"),
+        (None, "whose file names no encoder: nothing tells whether it is .*fit the context anew"),
+    ],
+)
+def test_what_a_context_of_imports_cannot_be_held_to_is_told_and_recorded(image, tmp_path, stated, note):
+    save, heard = fitted_context(tmp_path, None, stated), Heard()
+    summary = tilestream.run(config(image, tmp_path / "out", **CORNERS, context={"weights": str(save)}), reporter=heard)
+    assert summary.exit_code == 0
+    for told in (heard.said, newest_record(tmp_path / "out")["notes"]):
+        assert len([words for words in told if re.search(f"context was fitted on imported embeddings.*{note}", words)]) == 1

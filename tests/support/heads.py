@@ -137,3 +137,27 @@ def shares_of_pixels():
 
 def logarithms():
     return Shares(12, logarithms=True)
+
+
+class RedIsNaN(Redness):
+    """No answer for any patch."""
+
+    def forward(self, patches):
+        return super().forward(patches) * torch.nan
+
+
+def red_is_nan():
+    return RedIsNaN()
+
+
+class NothingFinite(nn.Module):
+    """An encoder of tiles that gives no number."""
+
+    dim = 12
+
+    def forward(self, tiles):
+        return torch.full((len(tiles), self.dim), torch.nan, device=tiles.device)
+
+
+def nothing_finite():
+    return NothingFinite()

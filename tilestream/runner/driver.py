@@ -166,7 +166,7 @@ class Run:
         self.in_work: list[SlideRun] = []
         self.images = looked.images
         """The first slide of each fingerprint."""
-        summary.encoder = vars(setup.facts) | {}
+        summary.encoder, summary.notes = vars(setup.facts) | {}, setup.notes
         summary.workers, summary.device = engine.workers, setup.facts.device
 
     def execute(self) -> None:

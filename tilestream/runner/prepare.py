@@ -9,7 +9,7 @@ from typing import Any
 from tilestream.config.schema import Config
 from tilestream.config.slide_list import SlideRef
 from tilestream.runner.cohort import source_options
-from tilestream.runner.contexts.fitted_context import check_context_resolution, check_fitted_context
+from tilestream.runner.contexts.fitted_context import check_context_resolution, check_fitted_context, context_notes
 from tilestream.runner.engines.engine import Engine
 from tilestream.runner.heads.fitting import check_head_resolution, check_heads, precision_notes
 from tilestream.runner.memory import ContextPlan, Projection, check_memory, passes_tokens, project_memory
@@ -50,7 +50,7 @@ class Setup:
     def notes(self) -> list[str]:
         """What a person should know of how models run."""
         own = [f"head {head.name}: {note}" for head in self.heads for note in head.notes]
-        return [*self.facts.notes, *own, *precision_notes(self.heads, self.facts)]
+        return [*self.facts.notes, *own, *context_notes(self.facts, self.config), *precision_notes(self.heads, self.facts)]
 
     @property
     def untrained(self) -> list[str]:

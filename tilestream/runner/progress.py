@@ -18,6 +18,7 @@ from tilestream.buffers import counted, gib
 from tilestream.errors import without_credentials
 from tilestream.runner.engines.patience import duration
 from tilestream.runner.reporter import Reporter
+from tilestream.store.ledger import SLIDE_VECTOR
 
 if TYPE_CHECKING:
     from tilestream.runner.memory import Projection
@@ -39,8 +40,19 @@ def slide_words(result: SlideResult) -> str:
     failed = f", {result.failed_tiles} failed" if result.failed_tiles else ""
     note = f" ({result.note})" if result.note else ""
     note += f"; {result.redone} left the range of fp16 and were computed in fp32" if result.redone else ""
-    lacking = "".join(f", {count} not read by head {head}" for head, count in result.unanswered.items())
+    lacking = "".join(f", {_lacking(what, count)}" for what, count in result.unanswered.items())
     return f"{result.id}: done, {result.tiles} of {result.candidates} tiles{failed}{lacking}{note}"
+
+
+def _lacking(what: str, count: int) -> str:
+    """What is missing of a stage, in words."""
+    if what.startswith(SLIDE_VECTOR):
+        return f"{what} is not finite"
+    return (
+        f"{what} of {counted(count, 'tile')} is not finite"
+        if what.startswith("context")
+        else f"head {what} lacks {counted(count, 'answer')}"
+    )
 
 
 class _Counter(Reporter):

@@ -60,7 +60,7 @@ class SlideResult:
     tile_errors: dict[int, str] = field(default_factory=dict)
     """Why tiles failed, by row of the output; the first 20 of each shard."""
     unanswered: dict[str, int] = field(default_factory=dict)
-    """Tiles that a head could not read, by head."""
+    """Answers that are missing though their tiles are not, by head; also of `context` and of `slide vector`, each with `-name` where it has one."""
     context: str = ""
     """How its context was computed, e.g. `row_bands in one pass`."""
     listed: dict[str, str] = field(default_factory=dict)
@@ -90,6 +90,8 @@ class Summary:
     config: dict[str, Any]
     slides: list[SlideResult]
     encoder: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of how models ran."""
     seconds: float = 0.0
     """Wall clock of the run; of a command, from the start of its process."""
     wall: Wall = field(default_factory=Wall, repr=False)
@@ -187,6 +189,7 @@ class Summary:
                     "versions": versions(),
                     "config": self.config,
                     "encoder": self.encoder,
+                    "notes": self.notes,
                     "exit_code": self.exit_code,
                     "seconds": round(self.seconds, 3),
                     "seconds_by_part": {k: round(v, 3) for k, v in self.parts.items()} if self.wall.seconds else {},

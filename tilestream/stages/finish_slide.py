@@ -53,7 +53,7 @@ def _pool(task: SlideTask, shards: range, device: torch.device) -> Report:
         for pool in unmade_pools(task.line.pool, store):
             if pool.encodes:
                 made = encode_slide(task, pool, store, device)
-                store.write_pool(made.vector, task.slide, None, pool.stage, made.tokens)
+                store.write_pool(made.vector, task.slide, None, pool.stage, made.tokens, asked=made.tiles > 0)
             else:
                 _pool_rows(task, pool, store, _pooled(task))
     return Report(task.slide, shards, clock.seconds)
@@ -121,9 +121,10 @@ def _pool_rows(task: SlideTask, chosen: OnePool, store: SlideStore, rows: str) -
     """The slide's vector, and with learned pools the share that each tile has in it."""
     weights = load_pinned(chosen.weights, "pool.weights", task.line.weights) if chosen.weights is not None else None
     pool = make_pool(chosen.name, store.layout.dim, weights)
-    state, logits = pool.identity(), []
+    state, logits, some = pool.identity(), [], False
     for block in store.blocks(rows):
         keep = torch.from_numpy(np.isfinite(block).all(axis=1))
+        some = some or bool(keep.any())
         state = pool.merge(state, pool.state(torch.from_numpy(block), keep))
         if isinstance(pool, SoftmaxPool):
             logits.append(pool.logits(torch.from_numpy(block).double()))  # NaN where a tile failed
@@ -131,7 +132,7 @@ def _pool_rows(task: SlideTask, chosen: OnePool, store: SlideStore, rows: str) -
     if isinstance(pool, SoftmaxPool):
         found = torch.cat([torch.empty(0, pool.heads, dtype=torch.float64), *logits])
         shares = pool.attention(found, state).float().numpy()
-    store.write_pool(pool.result(state).float().numpy(), task.slide, shares, chosen.stage)
+    store.write_pool(pool.result(state).float().numpy(), task.slide, shares, chosen.stage, asked=some)
 
 
 def _window_vectors(task: SlideTask, store: SlideStore, rows: str) -> None:

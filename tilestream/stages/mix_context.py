@@ -24,8 +24,8 @@ from tilestream.stages.region_vectors import WindowWriter
 from tilestream.stages.slide_task import LineSettings, Report, SlideTask, check_stopped
 from tilestream.stages.token_grid import TileMeans, TokenGrid, tokens_a_side
 from tilestream.stages.worker_settings import Digests
-from tilestream.store.layout import context_place
-from tilestream.store.slide_store import SlideStore
+from tilestream.store.layout import OK, PADDED, context_place
+from tilestream.store.slide_store import CODES, SlideStore
 
 
 def build_context(context: Context, dim: int, precision: str = "fp32", pinned: Digests = ()) -> ContextTransformer:
@@ -110,7 +110,18 @@ class StoredTokens:
 
     def write(self, shard: int, means: NDArray[np.float32]) -> None:
         """Commit the context of a shard."""
-        self.store.write_shard(shard, {context_place(self.stage): means.astype(self.layout.dtype)}, {}, stage=self.stage)
+        write_context(self.store, self.stage, shard, means)
+
+
+def write_context(store: SlideStore, stage: str, shard: int, means: NDArray[np.float32]) -> None:
+    """Commit (rows, dim) context of a shard, with the number of tiles that have an embedding and get a context that is not finite."""
+    with np.errstate(over="ignore"):  # out of fp16's range
+        values = means.astype(store.layout.dtype)
+    bad, failed = ~np.isfinite(values).all(axis=1), 0
+    if bad.any():
+        values[bad] = np.nan
+        failed = int(np.isin(np.asarray(store.array(CODES)[store.layout.rows(shard)])[bad], (OK, PADDED)).sum())
+    store.write_shard(shard, {context_place(stage): values}, {"failed": failed}, stage=stage)
 
 
 def row_groups(places: TokenGrid, dim: int, first_row: int, end_row: int) -> Iterator[tuple[int, int]]:
@@ -181,7 +192,7 @@ class Sink:
             self._windows.finish()
 
     def _write(self, shard: int, means: NDArray[np.float32]) -> None:
-        self._store.write_shard(shard, {context_place(self._stage): means.astype(self._layout.dtype)}, {}, stage=self._stage)
+        write_context(self._store, self._stage, shard, means)
 
 
 def input_top(model: ContextTransformer, row: int) -> int:

@@ -14,6 +14,8 @@ from tilestream.store.ownership import MARK, claim, is_ours, mark_harm
 from tilestream.store.records import Sums, pack, sums_of, unpack
 
 HOME = ".tilestream"
+SLIDE_VECTOR = "slide vector"
+"""What pools are called where what is missing is told: no head can have that name."""
 LEDGER, BASE, COMPLETE, FENCE = f"{HOME}/shards", f"{HOME}/base.json", f"{HOME}/complete.json", f"{HOME}/fence.json"
 
 WRITERS = f"{HOME}/writers"
@@ -151,8 +153,13 @@ class Ledger:
 
     @property
     def unanswered(self) -> dict[str, int]:
-        """Tiles that heads could not read themselves, by head; of those where there are any."""
-        entries = {name: self.ledger(head_stage(name)).values() for name in self.heads}
+        """Answers that are missing though their tiles have an embedding, by head; and what is not finite of contexts and of the slide's vectors, by stage.
+
+        Heads that read pixels lack what they could not read too.
+        """
+        others = [stage for stage in self.stage_recipes if stage.partition("-")[0] in ("context", "pool")]
+        stages = {**{stage.replace("pool", SLIDE_VECTOR, 1): stage for stage in others}, **{name: head_stage(name) for name in self.heads}}
+        entries = {name: self.ledger(stage).values() for name, stage in stages.items()}
         return {name: failed for name, found in entries.items() if (failed := sum(entry.get("failed", 0) for entry in found))}
 
     def forget(self, kinds: set[str]) -> None:
@@ -171,9 +178,12 @@ class Ledger:
             self.forget({kind for kind, above in self.upstream.items() if "tiles" in above})
         for number in shards:
             self.folder.delete(entry_key("tiles", number))
-        for stage in filter(head_of_stage, self.stages):  # what a head could not read itself
+        for stage in self.stages:
             for number in [number for number, entry in self.ledger(stage).items() if entry.get("failed")]:
-                self.folder.delete(entry_key(stage, number))
+                if head_of_stage(stage):  # what a head could not read itself
+                    self.folder.delete(entry_key(stage, number))
+                else:
+                    self.forget({kind_of(stage)})
         return sum(shards.values())
 
     def forget_damaged(self) -> int:

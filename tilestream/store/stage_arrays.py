@@ -195,11 +195,13 @@ class LaterStages(Ledger):
         shares: NDArray[np.float32] | None,
         stage: str = "pool",
         tokens: TokenRows | None = None,
+        *,
+        asked: bool = True,
     ) -> None:
         """Write a vector of the slide, (1, d) float32, and with learned pools the shares of tiles in it, (n, heads) float32; then their entry.
 
         They are tables/slide/X and tables/tiles/obsm/attention, and of a named pool arrays of its own in both `obsm`. Tokens of tiles, (n, w) float32,
-        go beside the shares, shard by shard.
+        go beside the shares, shard by shard. The entry says where a vector is not finite though it was `asked` for: there are tiles with an embedding.
         """
         places = pool_places(stage)
         with self.committing():
@@ -216,7 +218,8 @@ class LaterStages(Ledger):
                     array[self.layout.rows(shard)] = tokens.read(self.layout.rows(shard))
             beside = [key for place in places[1:] for key in self.folder.names(place)] if shares is not None or tokens is not None else []
             self.folder.flush_all([*made, *beside])
-            self.record(stage, 0, {**sums_of(made), **self.sums(beside)}, {})
+            failed = asked and not bool(np.isfinite(vector).all())
+            self.record(stage, 0, {**sums_of(made), **self.sums(beside)}, {"failed": int(failed)})
 
     def write_picture(self, data: bytes) -> None:
         """Write the overview, and its entry."""

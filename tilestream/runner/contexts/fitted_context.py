@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tilestream.config.schema import Config
 from tilestream.encoders.contexts.context_file import about_of, settle_context
 from tilestream.errors import ConfigError, InputError
-from tilestream.runner.heads.fitting import check_fitted_encoder, check_mpp
+from tilestream.runner.heads.fitting import check_fitted_encoder, check_mpp, fitted_notes
 from tilestream.stages.worker_settings import EncoderFacts
 
 OTHERWISE = "fit a context of your own"
@@ -41,6 +43,13 @@ def check_fitted_context(facts: EncoderFacts, config: Config) -> None:
             )
     if fitted.mpp is not None and tiles.mpp is not None:
         check_mpp(head, fitted.mpp, tiles.mpp, "tiles.mpp is", ConfigError, OTHERWISE)
+
+
+def context_notes(facts: EncoderFacts, config: Config) -> Iterator[str]:
+    """What could not be compared of the encoder and the one that the context was fitted on."""
+    about = None if config.context is None else about_of(config.context)
+    if about is not None and about.fitted is not None:
+        yield from fitted_notes("context", about.fitted, facts)
 
 
 def check_context_resolution(config: Config, mpp: float, what: str) -> None:

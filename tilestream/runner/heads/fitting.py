@@ -66,21 +66,24 @@ def wanted_mpp(head: HeadFacts) -> float | None:
 def precision_notes(heads: Iterable[HeadFacts], facts: EncoderFacts) -> Iterator[str]:
     """What cannot be compared: weights in one number format and in another have other digests."""
     for head in heads:
-        fitted = head.fitted
-        if fitted is None or head.head.input == "pixels":
-            continue
-        if fitted.encoder_sha256 is None and fitted.encoder == UNKNOWN:
-            yield (
-                f"head {head.name} was fitted on imported embeddings whose file names no encoder: nothing tells whether it is {facts.name}. "
-                "Import them with --encoder and fit the head anew to have it compared."
-            )
-        elif fitted.encoder_sha256 is None:
-            yield f"head {head.name} was fitted on imported embeddings: that their encoder is {facts.name} is taken from its name, {fitted.encoder}."
-        elif fitted.precision != facts.precision:
-            yield (
-                f"head {head.name} was fitted on embeddings in {fitted.precision}, and these are in {facts.precision}: that the encoder's weights are "
-                f"the same is taken from its name, {facts.name}. Set encoder.precision to {fitted.precision} to compare them."
-            )
+        if head.fitted is not None and head.head.input != "pixels":
+            yield from fitted_notes(f"head {head.name}", head.fitted, facts)
+
+
+def fitted_notes(what: str, fitted: Fitted | FittedOn, facts: EncoderFacts) -> Iterator[str]:
+    """What `check_fitted_encoder` could not compare of a head or a context."""
+    if fitted.encoder_sha256 is None and fitted.encoder == UNKNOWN:
+        yield (
+            f"{what} was fitted on imported embeddings whose file names no encoder: nothing tells whether it is {facts.name}. "
+            f"Import them with --encoder and fit the {what.partition(' ')[0]} anew to have it compared."
+        )
+    elif fitted.encoder_sha256 is None:
+        yield f"{what} was fitted on imported embeddings: that their encoder is {facts.name} is taken from its name, {fitted.encoder}."
+    elif fitted.precision != facts.precision:
+        yield (
+            f"{what} was fitted on embeddings in {fitted.precision}, and these are in {facts.precision}: that the encoder's weights are "
+            f"the same is taken from its name, {facts.name}. Set encoder.precision to {fitted.precision} to compare them."
+        )
 
 
 def check_fitted_encoder(whose: str, fitted: Fitted | FittedOn, facts: EncoderFacts, otherwise: str) -> None:

@@ -6,10 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tilestream.stages.embed_tiles import ERRORS_A_SHARD
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.store.heads.columns import Answer, code_type, head_stage
 from tilestream.store.layout import TILES
 from tilestream.store.slide_store import SlideStore
+
+NOT_FINITE = "the head's output is not finite"
+"""Why a tile that is there has no answer."""
 
 
 def activate(logits: torch.Tensor, answer: Answer) -> NDArray[np.float32]:
@@ -25,10 +29,8 @@ def activate(logits: torch.Tensor, answer: Answer) -> NDArray[np.float32]:
     return values
 
 
-def write_answers(
-    store: SlideStore, facts: HeadFacts, unit: int, rows: slice, values: NDArray[np.float32], failed: dict[int, str] | None = None
-) -> None:
-    """Commit the answers of a unit; `failed` says why tiles failed that the head read itself, by row."""
+def write_answers(store: SlideStore, facts: HeadFacts, unit: int, rows: slice, values: NDArray[np.float32], failed: dict[int, str]) -> None:
+    """Commit the answers of a unit; `failed` says by row why tiles that are not NaN already have none, and the store keeps the first of these causes."""
     answer, name = facts.answer, facts.name
     arrays: dict[str, NDArray[np.generic]] = {}
     if "probabilities" in facts.head.save or answer.task != "classification":
@@ -37,5 +39,5 @@ def write_answers(
         there = np.asarray(np.isfinite(values).all(axis=1))
         codes = np.where(there, np.argmax(np.where(there[:, None], values, 0), axis=1) + 1, 0)
         arrays[f"{TILES}/obs/{name}/codes"] = codes.astype(code_type(answer))
-    told = {} if failed is None else {"failed": len(failed), "errors": failed}
-    store.write_rows(head_stage(name), unit, rows, arrays, told)
+    causes = {row: failed[row] for row in sorted(failed)[:ERRORS_A_SHARD]}
+    store.write_rows(head_stage(name), unit, rows, arrays, {"failed": len(failed), "errors": causes})

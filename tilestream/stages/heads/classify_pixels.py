@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from tilestream.stages.clock import Clock
-from tilestream.stages.embed_tiles import ERRORS_A_SHARD, refuse_tile
+from tilestream.stages.embed_tiles import refuse_tile
 from tilestream.stages.encoding.embedded import TileList
 from tilestream.stages.hardware import pick_device
-from tilestream.stages.heads.answers import activate, write_answers
+from tilestream.stages.heads.answers import NOT_FINITE, activate, write_answers
 from tilestream.stages.heads.describe import head_for
 from tilestream.stages.heads.facts import HeadFacts
 from tilestream.stages.slide_task import Report, SlideTask, check_stopped, outlast_outages
@@ -68,7 +68,7 @@ def head_settings(facts: HeadFacts, settings: WorkerSettings) -> WorkerSettings:
 
 
 def _classify(task: SlideTask, worker: Worker, store: SlideStore, rows: slice, clock: Clock) -> tuple[NDArray[np.float32], dict[int, str]]:
-    """(m, columns) answers of tiles, NaN where there is none, and why some could not be read, by row."""
+    """(m, columns) answers of tiles, NaN where there is none, and why there is none, by row."""
     answer = task.head_facts.answer
     tile_row, tile_col = task.read_places(store, rows)
     values = np.full((len(tile_row), answer.columns), np.nan, np.float32)
@@ -81,5 +81,7 @@ def _classify(task: SlideTask, worker: Worker, store: SlideStore, rows: slice, c
                 check_stopped()
                 good = np.array([tile not in part.failed for tile in part.index.tolist()], np.bool_)
                 values[part.index[good]] = activate(torch.from_numpy(part.out[good]), answer)
+                nothing = part.index[good][np.isnan(values[part.index[good]]).any(axis=1)]
+                failed |= dict.fromkeys((rows.start + nothing).tolist(), NOT_FINITE)
                 failed |= {rows.start + tile: failure.words for tile, failure in part.failed.items()}
-    return values, {row: failed[row] for row in sorted(failed)[:ERRORS_A_SHARD]}
+    return values, failed

@@ -14,6 +14,7 @@ from tilestream.errors import user_code
 from tilestream.models.heads.blending import Patch
 from tilestream.models.heads.reach import check_output
 from tilestream.stages.hardware import pick_precision
+from tilestream.stages.heads.answers import NOT_FINITE
 from tilestream.stages.worker import DEVICE_ERRORS
 from tilestream.store.heads.columns import Answer
 from tilestream.store.layout import NONFINITE
@@ -168,6 +169,6 @@ def _land(group: list[PixelPatch], values: Tensor | None, finite: _Flags | None,
             if next(good):
                 found = values[number]
             else:
-                failed[patch.row, patch.col] = Failure("the head's output is not finite", NONFINITE)
+                failed[patch.row, patch.col] = Failure(NOT_FINITE, NONFINITE)
             number += 1
         yield Patch(patch.row, patch.col, found)

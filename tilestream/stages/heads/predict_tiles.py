@@ -11,8 +11,9 @@ from torch import nn
 
 from tilestream.errors import user_code
 from tilestream.stages.clock import Clock
+from tilestream.stages.embed_tiles import refuse_tile
 from tilestream.stages.hardware import THREAD_BYTES, one_thread, pick_device
-from tilestream.stages.heads.answers import activate, write_answers
+from tilestream.stages.heads.answers import NOT_FINITE, activate, write_answers
 from tilestream.stages.heads.classify_pixels import classify_pixels
 from tilestream.stages.heads.describe import head_for
 from tilestream.stages.heads.facts import HeadFacts
@@ -70,16 +71,19 @@ def _predict_rows(task: SlideTask, units: range, device: torch.device) -> Report
         check_stopped()
         rows = rows_of_unit(store.layout, facts.head.input, unit)
         with clock.timed(f"head {facts.name}"):
-            values = row_answers(store.array(task.read_by_head), rows, loaded.module, facts, device, task.slide)
+            values, failed = row_answers(store.array(task.read_by_head), rows, loaded.module, facts, device, task.slide)
+        if failed and task.line.fail_tiles:
+            refuse_tile(task.slide, failed)
         with clock.timed("write"):
-            write_answers(store, facts, unit, rows, values)
+            write_answers(store, facts, unit, rows, values, failed)
     return Report(task.slide, units, clock.seconds)
 
 
 def row_answers(
     array: zarr.Array[Any], rows: slice, module: nn.Module, facts: HeadFacts, device: torch.device, slide: str
-) -> NDArray[np.float32]:
-    """(m, columns) answers of stored rows; NaN where a row is, or where the head gives none."""
+) -> tuple[NDArray[np.float32], dict[int, str]]:
+    """(m, columns) answers of stored rows, NaN where a row is, or where the head gives none; and why, by row, where it is the head."""
+    failed: dict[int, str] = {}
     values = np.full((rows.stop - rows.start, facts.answer.columns), np.nan, np.float32)
     step = SMALL_BATCH if facts.bytes <= SMALL and device.type == "cpu" else BATCH
     for start, batch, bad in map_blocks(array, _whole_batch, block_rows=BATCH, start=rows.start - rows.start % BATCH, stop=rows.stop):
@@ -87,9 +91,11 @@ def row_answers(
         with user_code(f"heads.{facts.name}.model: {facts.head.model}", f"{slide}: rows {first} to {end - 1}"):
             out = torch.cat([module(part.to(device)) for part in torch.from_numpy(batch).split(step)]).float().cpu()
         answers = activate(out, facts.answer)
+        nothing = np.isnan(answers).any(axis=1) & ~bad
         answers[bad] = np.nan
         values[first - rows.start : end - rows.start] = answers[first - start : end - start]
-    return values
+        failed |= dict.fromkeys((first + np.flatnonzero(nothing[first - start : end - start])).tolist(), NOT_FINITE)
+    return values, failed
 
 
 def _whole_batch(block: NDArray[np.float32], start: int) -> tuple[int, NDArray[np.float32], NDArray[np.bool_]]:

@@ -36,6 +36,8 @@ class EncodedSlide:
 
     vector: NDArray[np.float32]
     """(dim,), NaN where no tile has an embedding."""
+    tiles: int
+    """Tiles that have one."""
     tokens: TokenRows | None = None
     """Of its tiles, where they are asked for."""
 
@@ -63,11 +65,11 @@ def encode_slide(task: SlideTask, pool: OnePool, store: SlideStore, device: torc
     good = np.concatenate([np.empty(0, np.bool_), *store.map_blocks(ROWS, lambda rows, _: np.isfinite(rows).all(axis=1))])
     tiles = int(good.sum())
     if tiles == 0:
-        return EncodedSlide(np.full(encoder.dim, np.nan, np.float32))
+        return EncodedSlide(np.full(encoder.dim, np.nan, np.float32), 0)
     with _one_thread() if task.line.worker.exact else nullcontext():
         made = encoder.encode(_blocks(task, store, device), tiles, check_stopped)
     tokens = _token_rows(made.tokens, good) if pool.tokens and made.tokens is not None else None
-    return EncodedSlide(made.vector.float().cpu().numpy(), tokens)
+    return EncodedSlide(made.vector.float().cpu().numpy(), tiles, tokens)
 
 
 @contextmanager
