@@ -106,6 +106,7 @@ def test_a_value_of_the_wrong_kind_is_told_what_belongs_there(write, text, words
 
 
 POOLS = "is not a pool, as in pool: mean, pool: [mean, max] or pool: {name: mean}."
+NAMELESS = "in a list does not say which pool it is. Write its name, or leave it out."
 NO = "false is not taken; YAML reads no and off as false. Leave it out of the list."
 
 
@@ -120,6 +121,14 @@ NO = "false is not taken; YAML reads no and off as false. Leave it out of the li
         ("\n- mean\n- [max]\n", 7, f"pool[1]: ['max'] {POOLS}"),
         ("\n- {nam: max}\n- mean\n", 6, "pool[0].nam: unknown key; did you mean pool.name?"),
         ("\n- mean\n- as: a\n  nam: max\n", 8, "pool[1].nam: unknown key; did you mean pool.name?"),
+        ("[mean, {}]", 5, f"pool[1]: {{}} {NAMELESS}"),
+        ("[{}]", 5, f"pool[0]: {{}} {NAMELESS}"),
+        ("[{name: null}, max]", 5, f"pool[0]: {{name: null}} {NAMELESS}"),
+        ("\n- mean\n- max\n- as: b\n", 8, f"pool[2]: {{as: 'b'}} {NAMELESS}"),
+        ("{name: max, beside: [{}]}", 5, f"pool.beside[0]: {{}} {NAMELESS}"),
+        ("[mean, max, mean]", 5, "pool[0]: mean stands in the list twice. Leave one out, or give one a name by `as`."),
+        ("[max, max]", 5, "pool[0]: max stands in the list twice. Leave one out, or give one a name by `as`."),
+        ("[3, max, 3]", 5, f"pool[0]: 3 {POOLS}"),
         ("[mean, none]", 5, "pool: none stands among other pools. Leave it out."),
         ("yes", 5, f"pool: true {POOLS}"),
     ],

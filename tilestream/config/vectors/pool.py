@@ -98,10 +98,18 @@ def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _says_which(value: object) -> object:
+    """A pool of a list, which has a name: the mean, which a pool is without one, is meant where there is no other."""
+    known = {name for key, field in OnePool.model_fields.items() for name in (key, field.alias)}
+    if isinstance(value, Mapping) and value.get("name") is None and set(value) <= known:  # other keys are told of first
+        raise ValueRefusedError(f"{yaml_word(dict(value))} in a list does not say which pool it is. Write its name, or leave it out")
+    return value
+
+
 class Pool(OnePool):
     """How one vector is made of a slide's, and others beside it."""
 
-    beside: Annotated[tuple[OnePool, ...], BeforeValidator(_tuple)] = ()
+    beside: Annotated[tuple[Annotated[OnePool, BeforeValidator(_says_which)], ...], BeforeValidator(_tuple)] = ()
     """Further pools, each kept under its `as`, else under its name, in which all but letters and digits is _. A list of pools is the first with the others
     beside it: `pool: [mean, max, {name: gigapath, as: slides}]`. Heads that read a slide's vector read the first."""
 
@@ -117,7 +125,10 @@ class Pool(OnePool):
             return super().written_out(data)
         if not data:
             raise ValueRefusedError("an empty list. Write none, or a pool")
-        first = super().written_out(data[0])
+        _says_which(data[0])
+        first, *others = (super(Pool, cls).written_out(each) for each in data)
+        if isinstance(first, Mapping) and first in others and not {"as", "kept_as"} & set(first):
+            raise ValueRefusedError(f"{first['name']} stands in the list twice. Leave one out, or give one a name by `as`")
         return {**first, "beside": list(data[1:])} if isinstance(first, Mapping) and len(data) > 1 else first
 
     @field_validator("beside")
