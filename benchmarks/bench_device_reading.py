@@ -25,7 +25,7 @@ import torch
 from tilestream.buffers import PixelBuffers, ThreadBuffers
 from tilestream.errors import ConfigError
 from tilestream.sources.base import SourceOptions
-from tilestream.sources.tiff.jpeg import JpegDecoder
+from tilestream.sources.tiff.codecs.jpeg import JpegDecoder
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.tiles.device_decoding import CpuDecoder, HostDecoder, NvImageCodecDecoder, StreamDecoder
 from tilestream.tiles.device_reader import DeviceTileReader

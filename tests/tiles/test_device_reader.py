@@ -17,7 +17,7 @@ from benchmarks import bench_device_reading
 from tests.support.images import make_image, write_pyramid
 from tilestream.errors import ConfigError, ReadError
 from tilestream.sources.base import SourceOptions
-from tilestream.sources.tiff.jpeg import scan_markers
+from tilestream.sources.tiff.codecs.jpeg import scan_markers
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.tiles.device_decoding import CpuDecoder, HostDecoder, NvImageCodecDecoder
 from tilestream.tiles.device_reader import DeviceTileReader, can_decode_on_device

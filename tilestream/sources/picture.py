@@ -18,7 +18,7 @@ from tilestream.sources.files import checked_file, fingerprint_file, join_finger
 from tilestream.sources.resolution import INCH, PLACEHOLDER_MPP, UNKNOWN, Resolution, resolution_from_config, resolution_from_file
 from tilestream.sources.sample_values import Alpha, Choices, SampleRule
 from tilestream.sources.tiff.beside import read_beside
-from tilestream.sources.tiff.jpeg import decode_stream, scan_markers
+from tilestream.sources.tiff.codecs.jpeg import decode_stream, scan_markers
 
 LARGEST_BYTES = 256 * 1024**2
 """Bytes of a decoded picture that are held; a TIFF's strip may have as many."""

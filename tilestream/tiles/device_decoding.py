@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tilestream.errors import ConfigError, ReadError
 from tilestream.sources.base import Pixels
-from tilestream.sources.tiff.jpeg import EOI, decode_stream, scan_markers
+from tilestream.sources.tiff.codecs.jpeg import EOI, decode_stream, scan_markers
 from tilestream.tiles.decoding.processes import DecodeProcesses, SharedPixels
 from tilestream.tiles.read_spec import GROUPS_IN_WORK
 

@@ -14,8 +14,8 @@ from tests.support.images import make_image
 from tilestream.errors import ReadError
 from tilestream.geometry import Region
 from tilestream.sources.base import SourceOptions
+from tilestream.sources.tiff.codecs.cut_streams import refuse_cut_jpeg_2000, refuse_cut_jpeg_xr
 from tilestream.sources.tiff.source import TiffSource
-from tilestream.sources.tiff.streams import refuse_cut_jpeg_2000, refuse_cut_jpeg_xr
 
 CODECS: dict[str, dict[str, Any]] = {
     "jpeg2000": {}, "jpeg2000 lossy": {"level": 38}, "jpegxr": {}, "jpegxr lossy": {"level": 80}, "jpeg": {}, "webp": {}, "png": {}, "jpegxl": {},

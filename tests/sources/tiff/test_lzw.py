@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tilestream.errors import ReadError
 from tilestream.sources.base import SourceOptions
-from tilestream.sources.tiff.lzw import CLEAR, END, check_lzw
+from tilestream.sources.tiff.codecs.lzw import CLEAR, END, check_lzw
 from tilestream.sources.tiff.source import TiffSource
 
 

@@ -20,7 +20,7 @@ from tilestream.buffers import ThreadBuffers
 from tilestream.geometry import Region, Size
 from tilestream.sources.base import SourceOptions
 from tilestream.sources.files import NoGridError
-from tilestream.sources.tiff import jpeg
+from tilestream.sources.tiff.codecs import jpeg
 from tilestream.sources.tiff.source import TiffSource
 from tilestream.testing.sources import Image, SourceSuite, cut, random_regions
 

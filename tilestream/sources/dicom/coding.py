@@ -16,8 +16,8 @@ from tilestream.sources.dicom.instance import INVERTED, NATIVE, Instance
 from tilestream.sources.dicom.jfif import rgb_from_ycc
 from tilestream.sources.files import NoGridError
 from tilestream.sources.sample_values import Choices, SampleRule
-from tilestream.sources.tiff.jpeg import JpegDecoder
-from tilestream.sources.tiff.streams import refuse_cut_jpeg_2000
+from tilestream.sources.tiff.codecs.cut_streams import refuse_cut_jpeg_2000
+from tilestream.sources.tiff.codecs.jpeg import JpegDecoder
 
 JPEG = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
 JPEG_2000 = frozenset({"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"})

@@ -15,7 +15,7 @@ from tilestream.config.dicom_series import DicomHeader, headers_in, read_header
 from tilestream.config.same_slide import finest
 from tilestream.errors import ReadError
 from tilestream.sources.base import Pixels
-from tilestream.sources.tiff.jpeg import APP0, scan_markers
+from tilestream.sources.tiff.codecs.jpeg import APP0, scan_markers
 
 JPEG_SYNTAXES = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
 """Baseline and extended JPEG."""

@@ -24,7 +24,7 @@ from tilestream.sources.resolution import UNKNOWN, Resolution, resolution_from_c
 from tilestream.sources.sample_values import Choices
 from tilestream.sources.storage.contract import ByteSource
 from tilestream.sources.storage.pieces import FileTileSource, can_be_read, part_seen, read_piece, refuse_small
-from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
+from tilestream.sources.tiff.codecs.jpeg import JpegDecoder, reduced_levels
 
 LOOKED_AT = 64
 """Frames that are looked at for one that is a JPEG stream."""

@@ -31,9 +31,9 @@ from tilestream.sources.sample_values import Choices, SampleRule, axis_keys
 from tilestream.sources.storage.pieces import MAX_PIECE_BYTES
 from tilestream.sources.tiff.beside import GDALS, GEOTIFF, NOTHING, read_beside
 from tilestream.sources.tiff.channel_names import read_bands
+from tilestream.sources.tiff.codecs.jpeg import JpegDecoder, reduced_levels
 from tilestream.sources.tiff.coding import JPEG, PALETTE, RGB, TIFFFILE_ERRORS, bits_of, check_coding, sample_rule
 from tilestream.sources.tiff.facts import page_facts
-from tilestream.sources.tiff.jpeg import JpegDecoder, reduced_levels
 from tilestream.sources.tiff.multi_file import (
     check_files,
     name_files,

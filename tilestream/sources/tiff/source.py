@@ -25,12 +25,12 @@ from tilestream.sources.storage.opened import open_beside
 from tilestream.sources.storage.pieces import FileTileSource, can_be_read, part_seen, read_piece, refuse_small
 from tilestream.sources.tiff.beside import GDALS
 from tilestream.sources.tiff.chain import walk_chain
+from tilestream.sources.tiff.codecs.cut_streams import refuse_cut_jpeg_2000, refuse_cut_jpeg_xr
+from tilestream.sources.tiff.codecs.jpeg import scan_markers
+from tilestream.sources.tiff.codecs.lzw import REVERSED, check_lzw
 from tilestream.sources.tiff.coding import JPEG, JPEG_2000, JPEG_XR, TIFFFILE_ERRORS
 from tilestream.sources.tiff.holes import lost_parts, pieces_in, refuse_lost
 from tilestream.sources.tiff.index import TiffIndex, TiffLevel, TiffPlane, as_mask, index_tiff
-from tilestream.sources.tiff.jpeg import scan_markers
-from tilestream.sources.tiff.lzw import REVERSED, check_lzw
-from tilestream.sources.tiff.streams import refuse_cut_jpeg_2000, refuse_cut_jpeg_xr
 
 LZW = 5
 """In the Compression tag."""

@@ -43,8 +43,9 @@ def refuse_cut_jpeg_xr(data: bytes) -> None:
             told[tag] = value & 0xFFFF if kind == 3 else value  # SHORT
     except struct.error as error:
         raise ReadError(f"a JPEG XR stream whose directory at {directory} lies behind its {len(data)} bytes") from error
-    end = told.get(IMAGE_OFFSET, 0) + told.get(IMAGE_BYTE_COUNT, 0)
-    if LOST_RUN in data:
+    start = told.get(IMAGE_OFFSET, 0)
+    end = start + told.get(IMAGE_BYTE_COUNT, 0)
+    if LOST_RUN in data[start:end]:
         raise ReadError(f"a JPEG XR stream of which {len(LOST_RUN)} bytes or more together are 0")
     if end > len(data):
         raise ReadError(f"a JPEG XR stream of {end} bytes, of which {len(data)} are there")
