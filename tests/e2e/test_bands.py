@@ -117,6 +117,7 @@ def test_a_changed_deviation_is_another_recipe(tmp_path):
     assert_rows(tmp_path / "out", "a", dense(path, std=(*STD[:5], 1050)))
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
     path = write_raster(tmp_path / "a.tif", np.tile(DEEP, (1, 2, 1)), nodata=NODATA)
     slow = given(path, tmp_path / "out", encoder="tests.support.encoders:slow_band_corners", compute={"shard_tiles": 16, "batch_size": 2})

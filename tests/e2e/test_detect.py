@@ -161,6 +161,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path, wide, units):
     assert not (output / ".tilestream" / "parts" / "nuclei").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_is_lost_or_hurt_is_made_again(tmp_path, slide):
     path, _ = slide
     given = wanted(path, tmp_path / "out")

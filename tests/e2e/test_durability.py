@@ -73,6 +73,7 @@ def test_a_write_that_fails_ends_with_5_and_resumes_wherever_it_was(path, undist
 
 
 @pytest.mark.parametrize("seed", range(1))
+@pytest.mark.slow
 def test_kill_9_at_random_moments_ends_the_same(path, undisturbed, tmp_path, seed):
     chance = random.Random(seed)
     killed_at([chance.uniform(0, 0.5) for _ in range(2)], path, tmp_path)

@@ -108,6 +108,7 @@ def test_the_command_tells_what_is_wrong_and_what_came_out(cohort, tmp_path):
     assert "note: 12 patients are few" in done.output
 
 
+@pytest.mark.slow
 def test_a_head_answers_in_a_later_run_and_tiles_of_another_size_are_refused(tmp_path):
     slides = [f"sample://he?width=1792&height=1344&seed={seed}" for seed in range(4)]
     given = config(slides[0], tmp_path / "out", tiles={"size": 224, "level": 0, "tissue": "none"}, pool="mean")
@@ -143,6 +144,7 @@ def test_a_head_answers_in_a_later_run_and_tiles_of_another_size_are_refused(tmp
         tilestream.run(given)
 
 
+@pytest.mark.slow
 def test_a_head_of_each_of_several_columns(cohort, tmp_path):
     lines = [f"s{i},p{i},{'ab'[i % 2]},{'xyz'[i % 3]}" for i in range(SLIDES)]
     (tmp_path / "labels.csv").write_text("slide,patient,kind,Other grade\n" + "\n".join(lines) + "\n")

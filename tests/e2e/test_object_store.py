@@ -230,6 +230,7 @@ def test_one_process_at_a_time_has_a_slide_in_a_bucket(client, monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_an_image_in_a_bucket_is_read_as_a_local_one(client, tmp_path):
     image = write_ome_zarr(tmp_path / "a.zarr", IMAGE, levels=2)
     for file in image.rglob("*"):

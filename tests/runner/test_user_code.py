@@ -37,6 +37,7 @@ def command(tmp_path, image, **sections):
 
 
 @pytest.mark.parametrize("where", WHERE)
+@pytest.mark.slow
 def test_an_encoder_that_fails_on_a_tile_refuses_its_slide_by_name(image, tmp_path, where):
     compute = {**where, "batch_size": 2, "threads": 1, "shard_tiles": 4}
     code, words, heard = command(tmp_path, image, encoder="tests.support.encoders:picky", compute=compute)

@@ -144,6 +144,7 @@ def test_a_file_cut_off_behind_its_index_keeps_the_tiles_before_the_cut(tmp_path
     assert all("The file is cut off" in message for message in failed.values())
 
 
+@pytest.mark.slow
 def test_two_hundred_flipped_bytes_one_after_another(sound, damaged):
     """In pixels and headers of random file tiles: a flip fails all tiles over its file tile or changes nothing outside it."""
     rng = np.random.default_rng(0)
