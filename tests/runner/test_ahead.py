@@ -76,9 +76,9 @@ def test_plans_that_end_in_another_order_are_told_in_that_of_the_list(cohort, tm
     ended = {name: threading.Event() for name in SLIDES}
     plan = ahead.take_up
 
-    def backwards(store, ref, *arguments, seen):
-        prepared = plan(store, ref, *arguments, seen=seen)
-        arguments[-1](f"{ref.id}: said while it was planned")
+    def backwards(store, ref, *arguments):
+        prepared = plan(store, ref, *arguments)
+        arguments[4](f"{ref.id}: said while it was planned")
         after = chr(ord(ref.id) + 1)
         assert after not in "bcd" or ended[after].wait(60)
         ended[ref.id].set()

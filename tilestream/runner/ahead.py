@@ -22,7 +22,7 @@ from tilestream.runner.pipeline import Job, SlideRun, stages_of
 from tilestream.runner.prepare import PreparedSlide, Setup
 from tilestream.runner.recipe import Recipes
 from tilestream.runner.records.state import refusal_of, spent_on
-from tilestream.runner.resume import Looked, finished, refuse_other_code, take_up
+from tilestream.runner.resume import Looked, finished, plan_first, refuse_other_code, take_up
 from tilestream.runner.slide_plan import Seen
 from tilestream.runner.summary import SlideResult, Summary
 from tilestream.sources.base import Source
@@ -169,11 +169,10 @@ class Planner:
         with StoredImage(store, ref) if stored else open_slide(ref, self.setup.config) as source:
             if (mark := finished(store, ref, source, self.recipes, self.cohort)) is not None:
                 return replace(planned, mark=mark)
-            self.summary.touched = True
             setup = replace(self.setup, workers=self.engine.workers, begins_compiled=self._compiles)
-            prepared = take_up(
-                store, ref, source, setup, self.recipes, self.cohort, planned.messages.append, seen=self._seen_of(ref, source)
-            )
+            planning = plan_first(store, ref, source, setup, self.recipes, self.cohort, self._seen_of(ref, source))
+            self.summary.touched = True
+            prepared = take_up(store, ref, source, setup, self.recipes, self.cohort, planned.messages.append, planning)
         task = prepared.task(setup, store)
         committed = store.ledger()
         aside = {} if prepared.passes else tiles_aside(store, committed)  # a pass makes tokens of all tiles again

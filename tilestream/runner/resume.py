@@ -12,25 +12,22 @@ from typing import TYPE_CHECKING, Any
 from tilestream.config.restart import ALL, restarts
 from tilestream.config.slide_list import SlideRef
 from tilestream.encoders.factories import code_sha256, factory_file
-from tilestream.errors import InputError, OutputError, without_credentials
-from tilestream.geometry import PlacedGrid, TileGrid
+from tilestream.errors import InputError, OutputError
 from tilestream.runner.cohort import Cohort, check_source, open_slide
 from tilestream.runner.heads.stored import StoredImage, lacks_answers_only
 from tilestream.runner.recipe import NOT_SET, Recipes
 from tilestream.runner.reporter import Reporter
 from tilestream.runner.summary import SlideResult, Summary, same_image
-from tilestream.sources.base import SlideInfo, Source
+from tilestream.sources.base import Source
 from tilestream.stages.encoding.aside import tiles_aside
 from tilestream.store.heads.columns import refuse_taken
-from tilestream.store.layout import TILES
 from tilestream.store.ledger import COMPLETE, count_failed
-from tilestream.store.picture import png_bytes
-from tilestream.store.slide_store import ASIDE, THUMBNAIL, TISSUE, SlideStore
+from tilestream.store.slide_store import ASIDE, SlideStore
 from tilestream.tiles.annotations.mask_files import mask_file
 
 if TYPE_CHECKING:
     from tilestream.runner.prepare import PreparedSlide, Setup
-    from tilestream.runner.slide_plan import Seen, SlidePlan
+    from tilestream.runner.slide_plan import Seen
 
 OPEN_AT_ONCE = 8
 """Slides that are looked at at the same time."""
@@ -46,6 +43,16 @@ class Looked:
     """The first slide of each fingerprint, of those that are."""
     first: Future[Seen | None] | None = None
     """What is found out meanwhile of the first slide to be done."""
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What was planned of a slide before anything of it was written."""
+
+    anew: PreparedSlide | None = None
+    """All of it, where its store is made anew."""
+    seen: Seen | None = None
+    """What was found out of the image, where its store is sound."""
 
 
 def finished(store: SlideStore, ref: SlideRef, source: Source, recipes: Recipes, cohort: Cohort) -> dict[str, Any] | None:
@@ -103,15 +110,43 @@ def forget_asked(store: SlideStore, cohort: Cohort, recipes: Recipes) -> None:
         store.folder.delete_all(ASIDE)
 
 
+def plan_first(
+    store: SlideStore, ref: SlideRef, source: Source, setup: Setup, recipes: Recipes, cohort: Cohort, seen: Seen | None = None
+) -> Planning:
+    """Plan a slide before anything of it is written: one that is refused leaves no store, and a store that is there as it was.
+
+    What is damaged of a store is known later, and its plan is made then.
+
+    Raises
+    ------
+    InputError
+        The slide cannot serve this config.
+    ConfigError
+        Its tiles do not suit the config, or memory does not suffice for them.
+    """
+    refuse_taken(store.folder, setup.config.heads.keys() - store.heads.keys())
+    if store.attributes is None or cohort.restart == ALL:
+        return Planning(anew=begin(ref, source, setup, recipes, seen))
+    if not store.intact:
+        return Planning()
+    from tilestream.runner.prepare import prepare_slide
+    from tilestream.runner.slide_plan import see_slide
+
+    seen = see_slide(ref, source, setup.config, store.columns)
+    prepare_slide(ref, source, setup, store, seen)
+    return Planning(seen=seen)
+
+
 def take_up(
     store: SlideStore, ref: SlideRef, source: Source, setup: Setup, recipes: Recipes, cohort: Cohort, say: Callable[[str], None],
-    seen: Seen | None = None,
+    planning: Planning,
 ) -> PreparedSlide:  # fmt: skip
     """Make a store ready to be filled: anew, or as it is, with what is lost or damaged of it mended or forgotten.
 
     Of a finished one that stands for its image, not all bytes are read: a quick look was taken, and chunks of rows carry checksums of their own.
     """
     from tilestream.runner.prepare import prepare_slide, windows_of
+    from tilestream.runner.records.created import create_store
 
     was = store.attributes
 
@@ -124,12 +159,9 @@ def take_up(
         create_store(into, slide, setup, {**told, "compiled": compiled})
         return slide
 
-    # Before anything is written: a slide that is refused leaves no store.
-    first = begin(ref, source, setup, recipes, seen) if was is None else None
-    refuse_taken(store.folder, setup.config.heads.keys() - store.heads.keys())
     store.raise_fence()
-    if was is None or cohort.restart == ALL:
-        return anew(store, first)
+    if planning.anew is not None:
+        return anew(store, planning.anew)
     sound = isinstance(source, StoredImage) and store.completion is not None
     store.folder.delete(COMPLETE)
     store.folder.sweep()
@@ -143,7 +175,7 @@ def take_up(
     for warning in other_columns(store, dict(ref.extra)):
         say(f"{ref.id}: {warning}")
     forget_asked(store, cohort, recipes)
-    slide = prepare_slide(ref, source, setup, store)
+    slide = prepare_slide(ref, source, setup, store, planning.seen)
     there = store.attributes or {}
     kept = there["recipe"]["tiles"]["tissue"].get("kept_sha256")
     wanted = recipes.attributes(ref, there["recipe"], kept, store.holds)
@@ -265,68 +297,3 @@ def _code_words(cohort: Cohort, encoder: str) -> str:
         return ""
     kept = all((cohort.store(ref).attributes or {}).get("encoder_code_sha256") for ref in cohort.refs)
     return f"; {encoder} is known by its name{'; its file is the same, what that imports or loads was not looked at' if kept else ' only'}"
-
-
-def create_store(store: SlideStore, slide: PreparedSlide, setup: Setup, attributes: dict[str, Any]) -> None:
-    """Write everything of a slide's store that is known before a tile is embedded."""
-    from tilestream.runner.prepare import windows_of
-
-    plan, _config, _facts = slide.plan, setup.config, setup.facts
-    info = plan.info
-    source = {"address": without_credentials(plan.ref.address), "backend": info.backend, "fingerprint": info.fingerprint, "mpp": info.mpp, "mpp_source": info.mpp_source,
-              "height": info.size.height, "width": info.size.width, "level": plan.spec.level, "downsample": plan.spec.downsample,
-              "scale": plan.grid.scale, "resampled": plan.spec.resampled, "vendor": info.vendor, "warnings": list(plan.warnings), "tissue_found": bool(plan.mask.any()),
-              **_geo(info), "thumbnail_downsample": plan.thumbnail.downsample, "bounds": _bounds(info),
-              "icc_profile": info.properties.get("icc_profile", "none"), "icc": info.properties.get("icc", "ignored"), **_placed(plan.grid)}  # fmt: skip
-    uns: dict[str, Any] = {"spatial_unit": "px of level 0", "slide": plan.ref.id}
-    if info.mpp is not None:
-        uns["mpp"] = float(info.mpp)
-    pictures = {THUMBNAIL: plan.picture, TISSUE: png_bytes(plan.mask)}
-    store.create(
-        slide.layout,
-        plan.columns,
-        {**attributes, "source": source, "listed": dict(plan.ref.extra), **_code(setup.config.encoder.name)},
-        uns=uns,
-        objects=pictures,
-        windows=windows_of(slide, setup),
-        places=_places(plan),
-    )
-
-
-def _code(encoder: str) -> dict[str, str]:
-    """Digest of the code of an encoder's factory, where it has a file; no part of the recipe, for not all of it need change numbers."""
-    code = code_sha256(encoder)
-    return {} if code is None else {"encoder_code_sha256": code}
-
-
-def _geo(info: SlideInfo) -> dict[str, Any]:
-    """Where on a map level 0 lies, for those who read the store; nothing where the file does not say."""
-    geo = info.geo
-    return {} if geo is None else {"geo": {"crs": geo.crs, "name": geo.name, "transform": list(geo.transform), "metres": geo.metres}}
-
-
-def _places(plan: SlidePlan) -> dict[str, dict[str, Any]]:
-    """The conventions `proj` and `spatial`: at the root for level-0 pixels, at the table for rows and columns of tiles."""
-    geo, grid = plan.info.geo, plan.grid
-    if geo is None:
-        return {}
-    found = {"": geo.attributes((plan.info.size.height, plan.info.size.width))}
-    if grid.regular:
-        cells = geo.moved(*grid.l0_offset, grid.l0_step)
-        found[TILES] = cells.attributes((grid.rows, grid.cols), ("row", "col"))
-    return found
-
-
-def _bounds(info: SlideInfo) -> dict[str, str] | None:
-    """OpenSlide's bounds of the part that was scanned, level-0 px; empty where it has none, None where OpenSlide did not read it."""
-    if info.backend != "openslide":
-        return None
-    return {name: value for name, value in info.properties.items() if name.startswith("openslide.bounds-")}
-
-
-def _placed(grid: TileGrid) -> dict[str, Any]:
-    """What a reader must know of places that a file gave: the step between tiles, px at the target resolution, and where tile (0, 0) lies."""
-    if not isinstance(grid, PlacedGrid):
-        return {}
-    offset = list(grid.l0_offset)
-    return {"grid": {"regular": grid.regular, "stride": grid.stride, "l0_offset": offset, "rows": grid.rows, "cols": grid.cols}}

@@ -95,6 +95,12 @@ class Ledger:
             self._base.append(unpack(self.folder.get(BASE)))
         return self._base[0]
 
+    @property
+    def intact(self) -> bool:
+        """Whether all that was written at its creation lies there as it was; of rows this says nothing."""
+        base = self.base
+        return base is not None and self.sums(list(base["objects"])) == base["objects"]
+
     def put_base(self, record: dict[str, Any]) -> None:
         """Write that record."""
         self._base.clear()

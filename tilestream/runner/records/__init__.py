@@ -1,1 +1,1 @@
-"""Records of runs, and the state of an output."""
+"""Records of runs and of new slides, and the state of an output."""
