@@ -275,3 +275,35 @@ def test_what_shines_on_a_dark_ground_is_no_doubt():
     found = find_tissue(Thumbnail(grey.round().astype(np.uint8)[..., None].repeat(3, axis=2), 16.0), Tissue(method="otsu"), 16.0)
     assert (found.mask != mask).mean() < 0.05
     assert found.warnings == ()
+
+
+def two_greys(ground, thing, fraction, *, texture=0.0):
+    """An even grey ground and on it something grey; its pixels, and where that is."""
+    mask, rng = shape_of(fraction), np.random.default_rng(3)
+    there = thing * rng.uniform(1 - texture, 1 + texture, (H, W, 1))
+    pixels = np.where(mask[..., None], there, float(ground)) + rng.normal(0, 1, (H, W, 1))
+    return pixels.round().clip(0, 255).astype(np.uint8).repeat(3, axis=2), mask
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.6])
+@pytest.mark.parametrize(("ground", "thing"), [(100, 130), (140, 170), (140, 200), (180, 230), (140, 230)])
+def test_two_flat_greys_are_doubted_and_a_word_settles_it(ground, thing, fraction):
+    pixels, mask = two_greys(ground, thing, fraction)
+    _, warnings = overlap(pixels, mask)
+    assert any("ground: dark" in words for words in warnings)
+    assert overlap(pixels, mask, ground="dark")[0] > 0.9
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.6])
+def test_much_that_is_brighter_than_the_glass_is_doubted(fraction):
+    pixels, mask = two_greys(180, 225, fraction, texture=0.1)
+    assert overlap(pixels, mask)[1]
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.6])
+@pytest.mark.parametrize("level", [150, 200, 243])
+def test_grey_tissue_with_texture_on_glass_is_not_doubted(level, fraction):
+    mask = shape_of(fraction)
+    iou, warnings = overlap(bright_field(mask, level=level, grey=True), mask)
+    assert iou > 0.95
+    assert not any("ground: " in words for words in warnings)

@@ -46,6 +46,12 @@ LEAST_OTHER, LEAST_BESIDE_GLASS, LEAST_APART = 0.05, 0.25, 0.3
 """What else may be the ground: so large, as a part of what is taken for it, more beside clear glass, on which marks lie;
 and so much brighter or darker, as a part of the brighter."""
 
+MOST_GREY = 0.03
+"""Difference between channels, as a part of the brightest, that what has no colour has at most."""
+
+MOST_WRONG = 0.05
+"""Part of an image that may lie clearly on the other side of its ground than tissue, before the ground is doubted."""
+
 STIFFNESS = 0.005
 """How much a surface is held back from sloping, against squares spread over the whole image, whose variance is about 0.3."""
 
@@ -134,9 +140,12 @@ def find_background(pixels: Pixels, ignored: Mask, *, gaps: bool = True, ground:
     if len(seeds) == 2:  # a dark part beside glass is a gap or a mark, unless it is the larger and lies around what shines
         dark = bool(seeds[True].sum() > seeds[False].sum()) and not gap
     either = not gap and ((dark and len(seeds) == 2) or _is_other(parts, seeds[dark]))
-    background = replace(_fit(blocks, flat, seeds[dark], dark=dark), either=either)
+    background = _fit(blocks, flat, seeds[dark], dark=dark)
     darker, brighter = _sides(blocks, background)
     wrong, right = (darker, brighter) if dark else (brighter, darker)
+    background = replace(
+        background, either=either or _is_beside_flat(blocks, parts, background) or wrong > max(2 * right, MOST_WRONG * blocks.valid.sum())
+    )
     # Middling grey may be dim glass or a bright ground: what lies on it tells.
     if wrong > 2 * right and DIMMEST_GLASS / 2 <= background.bright <= 1.5 * BRIGHTEST_GROUND:
         return _fit(blocks, flat, seeds[dark], dark=not dark)
@@ -217,6 +226,18 @@ def _is_other(parts: _Parts, seed: Mask) -> bool:
     unlike = (low <= BRIGHTEST_GROUND) & (high - low > np.maximum(10, LEAST_APART * high))
     large = parts.area >= (LEAST_BESIDE_GLASS if own >= CLEAR_GLASS else LEAST_OTHER) * seed.sum()
     return bool((unlike & large).any())
+
+
+def _is_beside_flat(blocks: Blocks, parts: _Parts, glass: Background) -> bool:
+    """Whether a large part without colour, which counts as tissue on grey glass, is as flat as that: of an image without colours either may be the ground."""
+    if glass.dark or np.ptp(np.exp(glass.base)) > MOST_GREY * glass.bright:
+        return False
+    y, x = blocks.places
+    absorbed = (glass.surface(y, x) - np.log(np.maximum(blocks.mean, 1))).max(axis=2)
+    least = glass.share * blocks.valid.size * (LEAST_BESIDE_GLASS if glass.bright >= CLEAR_GLASS else LEAST_OTHER)
+    grey = np.ptp(parts.level, axis=1) <= MOST_GREY * parts.high
+    away = ndimage.median(absorbed, parts.number, parts.numbers) > 2 * max(LEAST_ABSORBED, 4 * glass.noise)
+    return bool((grey & (parts.bright > BLACK_TO) & (parts.area >= least) & away).any())
 
 
 def _sides(blocks: Blocks, background: Background) -> tuple[int, int]:
