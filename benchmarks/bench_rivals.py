@@ -99,7 +99,7 @@ preprocessing = PreprocessingConfig(
 execution = ExecutionOptions(output_dir=out, precision="fp32", num_gpus=1, num_workers_per_gpu=workers)
 slide = {"sample_id": "slide", "image_path": path, "mask_path": mask, "spacing_at_level_0": 0.25}
 Pipeline(Model(name="untrained", device="cpu"), preprocessing, execution=execution).run([slide])
-print(len(torch.load(out / "tile_embeddings" / "slide.pt")))
+print(len(torch.load(out / "tile_embeddings" / "slide.pt", weights_only=True)))
 """
 
 

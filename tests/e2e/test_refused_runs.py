@@ -44,7 +44,7 @@ def output(request, image, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(SlideStore, "write_shard", dies_in_the_second)
-        with pytest.raises(InterruptedRunError):
+        with pytest.raises(InterruptedRunError, match="killed"):
             tilestream.run(settings)
     return tmp_path / "out"
 

@@ -4,20 +4,20 @@ import re
 import threading
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from tests.support.quiet_server import QuietHandler, QuietServer, in_thread
 
 CHUNK = 1 << 18
 
 
-class RangeServer(ThreadingHTTPServer):
+class RangeServer(QuietServer):
     """Serves the files of a folder. `asked` holds (path, first byte, bytes) of each GET that was answered with data."""
 
-    daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, folder, latency=0.0):
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.folder, self.latency = Path(folder), latency
         """Seconds before each answer."""
         self.lock = threading.Lock()
@@ -31,38 +31,24 @@ class RangeServer(ThreadingHTTPServer):
     def forget(self):
         self.asked, self.requests = [], 0
 
-    def handle_error(self, *_):
-        """A client that goes away, as one does that has found an answer wrong, is no fault of the server."""
-
     @property
     def bytes_sent(self):
         return sum(count for _, _, count in self.asked)
-
-    def url(self, name, query=""):
-        return f"http://127.0.0.1:{self.server_address[1]}/{name}{query}"
 
 
 @contextmanager
 def serving(folder, latency=0.0):
     server = RangeServer(folder, latency)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stopped = True
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with in_thread(server):
+        try:
+            yield server
+        finally:
+            server.stopped = True
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(QuietHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
-
-    def log_message(self, *_):
-        pass
 
     def do_HEAD(self):
         self.answer(body=False)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import base64
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
+from tests.support.quiet_server import QuietHandler, QuietServer, in_thread
 from tests.support.rasters import PICTURE, write_raster
 from tilestream.errors import InputError, OutageError
 from tilestream.geometry import Region
@@ -22,13 +21,11 @@ from tilestream.sources.base import SourceOptions
 from tilestream.sources.storage import fetching
 
 
-class OddServer(ThreadingHTTPServer):
+class OddServer(QuietServer):
     """Serves the files of a folder: `ranges`, `length` and `total` say whether it gives parts, and says how long an answer and the file are."""
 
-    daemon_threads = True
-
     def __init__(self, folder: Path, **ways: str | bool) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.folder = folder
         self.ways: dict[str, str | bool] = {
             "ranges": True,
@@ -43,19 +40,9 @@ class OddServer(ThreadingHTTPServer):
         self.asked: list[tuple[str, str]] = []
         """Method, and what stood in Authorization."""
 
-    def handle_error(self, *_: object) -> None:
-        """A client that goes away is no fault of the server."""
 
-    def url(self, name: str, access: str = "") -> str:
-        return f"http://{access}127.0.0.1:{self.server_address[1]}/{name}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(QuietHandler):
     server: OddServer
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_HEAD(self) -> None:
         self._give(body=False)
@@ -100,14 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serving(folder: Path, **ways: str | bool) -> Iterator[OddServer]:
     server = OddServer(folder, **ways)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with in_thread(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 ODD = {
@@ -125,7 +106,7 @@ def test_an_answer_that_cannot_be_read_is_told_at_once_with_the_way_out(tmp_path
     write_raster(tmp_path / "a.tif", PICTURE)
     options = SourceOptions(stage=str(tmp_path / "stage"), stage_limit=10**9) if staged else SourceOptions()
     with serving(tmp_path, **ways) as server, pytest.raises(InputError, match=re.escape(words)) as raised:
-        open_source(server.url("a.tif?sig=hush", "me:secret@"), options)
+        open_source(server.url("a.tif?sig=hush", access="me:secret@"), options)
     assert "Download it, and name the copy." in str(raised.value)
     assert "hush" not in str(raised.value)
     assert "secret" not in str(raised.value)
@@ -165,7 +146,7 @@ def test_user_and_password_stay_with_the_host_that_they_are_for(tmp_path: Path) 
     write_raster(tmp_path / "a.tif", PICTURE)
     with serving(tmp_path, length=False) as other, serving(tmp_path, to=other.url("a.tif").replace("127.0.0.1", "localhost")) as server:
         with pytest.raises(InputError, match="does not say how much it sends"):
-            open_source(server.url("a.tif", "me:secret@"), SourceOptions())
+            open_source(server.url("a.tif", access="me:secret@"), SourceOptions())
         assert {access for _, access in other.asked} == {""}
 
 

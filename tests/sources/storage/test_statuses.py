@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.support.quiet_server import QuietHandler, QuietServer, in_thread
 from tests.support.rasters import PICTURE, write_raster
 from tilestream.errors import InputError, OutageError, TilestreamError
 from tilestream.sources import open_source
@@ -20,29 +19,17 @@ from tilestream.sources.storage import fetching
 PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body><form></form></body></html>"
 
 
-class StatusServer(ThreadingHTTPServer):
+class StatusServer(QuietServer):
     """Answers with one status and body; `whole` says with which where no part is asked for."""
 
-    daemon_threads = True
-
     def __init__(self, status: int, body: bytes = b"", kind: str = "text/plain", *, whole: int = 0, chunked: bool = False) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.status, self.body, self.kind, self.whole, self.chunked = status, body, kind, whole or status, chunked
         self.asked = 0
 
-    def handle_error(self, *_: object) -> None:
-        """A client that goes away is no fault of the server."""
 
-    def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/{name}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(QuietHandler):
     server: StatusServer
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -66,14 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def answering(status: int, body: bytes = b"", kind: str = "text/plain", *, whole: int = 0, chunked: bool = False) -> Iterator[StatusServer]:
     server = StatusServer(status, body, kind, whole=whole, chunked=chunked)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with in_thread(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 LASTING = {
